@@ -1,0 +1,50 @@
+# `make help` lists every target.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+EXTRAS := train,easy-vqa,minilm,hf,wandb,tensorboard,sweep,dev
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-slow lint format types bench docs clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make .venv with the pinned versions of constraints.txt (about 3 minutes, 7 GB)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+train: $(READY)  ## set up, prepare easy-VQA, train a model and its gates, and show the frontier
+	$(BIN)/python train.py experiment=easy_vqa
+
+test: $(READY)  ## all tests but the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+test-slow: $(READY)  ## the slow tests: several ranks, kills, a wheel installed elsewhere
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+lint: $(READY)  ## ruff, and import-linter for the layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(READY)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)  ## mypy, strict
+	$(BIN)/mypy
+
+bench: $(READY)  ## time what is claimed to be fast, as ratios from one run
+	$(BIN)/python benchmarks/run.py
+
+docs: $(READY)  ## run every command of the docs on small data
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'slow or not slow' tests/test_docs.py
+
+clean:  ## remove what tools left behind; runs/ and .venv stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

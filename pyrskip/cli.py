@@ -1,0 +1,214 @@
+"""The command line: `pyrskip train|eval|data key=value ...`; train.py and eval.py are its first two."""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pyrskip.errors import UserError
+
+USAGE = """usage: pyrskip <command> [key=value ...]
+
+commands
+  train   run the stages data, flex, rollouts, gate, frontier of an experiment, and skip those that are done
+  eval    draw the frontier of a finished run again: pyrskip eval run=runs/easy_vqa
+  data    run the data stage alone and count what it wrote
+
+examples
+  pyrskip train experiment=easy_vqa
+  pyrskip train experiment=easy_vqa rule=gumbel from=runs/easy_vqa name=easy_vqa_gumbel
+  pyrskip train -m experiment=easy_vqa from=runs/easy_vqa gate=joint,predictor seed=0,3
+
+keys
+  experiment=<name>      {experiments}
+  gate=<name>            {gates}
+  rule=<name>            {rules}
+  reward=<name>          {rewards}
+  trainer=<name>         {trainers}
+  logger=<name>          {loggers}
+  name=<run>  seed=<n>  seeds=<gates trained>  stages=[data,...]  from=<run to borrow stages from>
+  any other key of the config: pyrskip train experiment=<name> --cfg job  prints them all
+"""
+
+
+# advice of Lightning's that does not apply: loaders are told how many workers, checkpoints are resumed in their directory,
+# a frozen encoder is in eval mode on purpose; the last is of its own making
+QUIET = (
+    ".*does not have many workers.*",
+    ".*exists and is not empty.*",
+    ".*in eval mode at the start of training.*",
+    ".*treespec, LeafSpec.*",
+)
+
+
+def conf_directory() -> Path:
+    """conf/ inside of an installed wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "eval": evaluate, "data": data}
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return
+    command = commands.get(arguments[0])
+    if command is None:
+        _fail(UserError(f"{arguments[0]!r} is no command of pyrskip; allowed: {', '.join(commands)}"))
+    command(arguments[1:])
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Run an experiment's stages."""
+    _hydra("train", arguments, _train)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Draw a finished run's frontier again, with other evaluation keys if given."""
+    _hydra("eval", arguments, _evaluate)
+
+
+def data(arguments: Sequence[str]) -> None:
+    """Run the data stage, then print what there is."""
+    _hydra("train", [*arguments, "stages=[data]"], _data)
+
+
+def _train(cfg: Any) -> None:
+    from pyrskip.config import read
+    from pyrskip.stages import run_stages
+
+    config, nodes = read(cfg)
+    _refuse_rank_sweeps(config.trainer.strategy, config.trainer.devices * config.trainer.nodes)
+    run_stages(config, nodes)
+
+
+def _data(cfg: Any) -> None:
+    from pyrskip.config import read
+    from pyrskip.data.shards import read_index
+    from pyrskip.stages import run_stages
+
+    config, nodes = read(cfg)
+    directory = run_stages(config, nodes) / "data"
+    for split, shards in read_index(directory).splits.items():
+        images, questions = sum(s.samples for s in shards), sum(s.questions for s in shards)
+        print(f"{split:6} {images:7} images {questions:8} questions  {len(shards)} shards")
+
+
+def _evaluate(cfg: Any) -> None:
+    from omegaconf import OmegaConf
+
+    from pyrskip.config import read
+    from pyrskip.stages import evaluate_again
+
+    root = Path(str(cfg.run))
+    try:
+        saved = json.loads((root / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"run={root} is no run: it holds no config.json; allowed: a directory that train made") from error
+    saved |= {"evaluation": saved["evaluation"] | (OmegaConf.to_container(cfg.evaluation) or {})}
+    saved["root"], saved["name"] = str(root.parent), root.name
+    config, nodes = read(OmegaConf.create(saved))
+    evaluate_again(config, nodes)
+
+
+def _hydra(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> None:
+    """Check the whole config first, so that what is wrong is one sentence, then hand over to Hydra."""
+    if find_spec("hydra") is None or find_spec("pytorch_lightning") is None:
+        _fail(UserError("this command needs the training extra: pip install 'pyrskip[train]'"))
+    if any(a in ("-h", "--help") for a in arguments):
+        print(_usage())
+        return
+    import hydra
+
+    _quiet()
+    typed = sys.argv
+
+    def guarded(cfg: Any) -> None:
+        sys.argv = typed  # what Lightning starts other ranks with
+        try:
+            task(cfg)
+        except UserError as error:
+            _fail(error)
+
+    if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
+        _check(name, [a for a in arguments if not a.startswith("-")])
+    sys.argv = [typed[0], *arguments]
+    hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name=name)(guarded)()
+
+
+def _check(name: str, overrides: Sequence[str]) -> None:
+    """Compose and read the config; of a sweep its first job's."""
+    import hydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from pyrskip.config import read
+
+    try:
+        first = []
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            if override.is_sweep_override() and not override.is_hydra_override():
+                first.append(f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}")
+            elif not override.is_hydra_override():
+                first.append(override.input_line or "")
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_directory())):
+            cfg = hydra.compose(config_name=name, overrides=first)
+        if name == "train":
+            read(cfg)
+        elif "???" in str(cfg.get("run", "???")):
+            raise UserError("run= is missing; allowed: a directory that train made, such as run=runs/easy_vqa")
+    except UserError as error:
+        _fail(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(UserError(_sentence(error)))
+
+
+def _sentence(error: Exception) -> str:
+    """Hydra's message on one line, what is allowed included."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    noise = ("Config search path", "provider=", "See https", "full_key", "object_type")
+    kept = [line for line in lines if not line.startswith(noise)]
+    options = [i for i, line in enumerate(kept) if line.startswith("Available options")]
+    if options:
+        head, tail = kept[: options[0]], kept[options[0] + 1 :]
+        return f"{' '.join(head)}; allowed: {', '.join(tail)}"
+    return " ".join(kept)
+
+
+def _refuse_rank_sweeps(strategy: str, ranks: int) -> None:
+    """Lightning's subprocess launcher replays the command line, and with it the sweep, on every rank."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeping and ranks > 1 and strategy not in ("ddp_fork", "ddp_spawn", "ddp_notebook"):
+        raise UserError(
+            f"trainer.strategy={strategy} with {ranks} ranks in a sweep (-m) would sweep anew on every rank; "
+            "allowed: strategy=ddp_fork or ddp_spawn on one machine, or one job a run on a cluster"
+        )
+
+
+def _quiet() -> None:
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+
+
+def _usage() -> str:
+    def options(group: str) -> str:
+        return ", ".join(sorted(path.stem for path in (conf_directory() / group).glob("*.yaml")))
+
+    groups = ("experiment", "gate", "rule", "reward", "trainer", "logger")
+    return USAGE.format(**{f"{group}s": options(group) for group in groups})
+
+
+def _fail(error: UserError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)

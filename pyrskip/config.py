@@ -1,0 +1,158 @@
+"""Configuration: Hydra composes YAML from conf/, dataclasses say what is allowed.
+
+A wrong key or value is refused before any work with one sentence: the key, its value, what is allowed.
+"""
+
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pyrskip.budget import BudgetRule
+from pyrskip.data.datamodule import LoaderConfig
+from pyrskip.data.shards import DataConfig
+from pyrskip.errors import UserError, choose
+from pyrskip.evaluation.evaluate import EvaluationConfig
+from pyrskip.gates import GATES
+from pyrskip.gates.gate import GateConfig
+from pyrskip.models.language import LanguageConfig
+from pyrskip.models.native import CostConfig, ModelConfig, PyramidConfig
+from pyrskip.models.text import TextConfig
+from pyrskip.models.vision import VisionConfig
+from pyrskip.reward import RewardConfig
+from pyrskip.tracking.loggers import check_loggers
+from pyrskip.training import find_rule
+from pyrskip.training.flex import FlexConfig
+from pyrskip.training.gate import RuleConfig
+from pyrskip.training.trainer import TrainerConfig
+
+STAGES = ("data", "flex", "rollouts", "gate", "frontier")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is made from. `borrow` is the key `from`; seeds gates are trained, from `seed` on."""
+
+    name: str = "run"
+    root: str = "runs"
+    seed: int = 0
+    seeds: int = 3
+    stages: tuple[str, ...] = STAGES
+    borrow: str | None = None
+    ablations: tuple[str, ...] = ()
+    data: DataConfig = field(default_factory=DataConfig)
+    pyramid: PyramidConfig = field(default_factory=PyramidConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
+    budget: BudgetRule = field(default_factory=BudgetRule)
+    flex: FlexConfig = field(default_factory=FlexConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    rule: RuleConfig = field(default_factory=RuleConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+            raise UserError(f"name={self.name!r} is no directory below {self.root}; allowed: letters, digits, - and _")
+        if self.seeds < 1 or self.seed < 0:
+            raise UserError(f"seed={self.seed}, seeds={self.seeds}: allowed: at least 0 and at least 1")
+        for stage in self.stages:
+            if stage not in STAGES:
+                raise choose("stages", stage, STAGES)
+        for gate in (self.gate.name, *self.ablations):
+            if gate not in GATES:
+                raise choose("gate.name" if gate == self.gate.name else "ablations", gate, GATES)
+        policies = find_rule(self.rule.name).policies
+        if self.gate.policy not in policies:
+            raise UserError(
+                f"gate.policy={self.gate.policy!r} cannot be trained by rule.name={self.rule.name!r}; "
+                f"allowed: auto, {', '.join(policies)}"
+            )
+
+    @property
+    def model(self) -> ModelConfig:
+        return ModelConfig(self.pyramid, self.vision, self.text, self.language, self.cost)
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.root) / self.name
+
+
+def read(cfg: DictConfig) -> tuple[Config, dict[str, Any]]:
+    """A composed Hydra config -> the checked Config, and the nodes that loggers are made from.
+
+    Raises UserError for a key that does not exist, a value of the wrong type or out of range.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    plain.pop("experiment", None)
+    nodes = plain.pop("logger", None) or {}
+    check_loggers(nodes)
+    plain["borrow"] = plain.pop("from", None)
+    gate, rule = plain.get("gate"), plain.get("rule")
+    if isinstance(gate, dict) and isinstance(rule, dict) and gate.get("policy") == "auto":
+        gate["policy"] = find_rule(rule.get("name", "supervised")).policies[0]
+    return _build(Config, plain, ""), nodes
+
+
+def _build(cls: Any, values: Any, path: str) -> Any:
+    """A dataclass from plain values, checked key by key."""
+    known = {f.name: f for f in fields(cls)}
+    if not isinstance(values, dict):
+        raise UserError(f"{path.rstrip('.')}={values!r} is no group of keys; allowed: {', '.join(sorted(known))}")
+    nested = {name: f.default_factory for name, f in known.items() if isinstance(f.default_factory, type)}
+    arguments: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            shown = sorted({"borrow": "from"}.get(name, name) for name in known)
+            raise UserError(f"config key {path}{key} is unknown; allowed here: {', '.join(shown)}")
+        factory = nested.get(key)
+        if factory is not None and hasattr(factory, "__dataclass_fields__"):
+            arguments[key] = _build(factory, value, f"{path}{key}.")
+        else:
+            flat[key] = value
+    schema = OmegaConf.structured(_flat_schema(cls, flat))
+    try:
+        checked = OmegaConf.to_container(OmegaConf.merge(schema, {k: _listed(v) for k, v in flat.items()}))
+    except (OmegaConfBaseException, ValueError) as error:
+        key = getattr(error, "key", None) or next(iter(flat))
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}{key}={flat.get(key)!r} is not allowed: {reason}; wanted: {known[key].type}") from error
+    assert isinstance(checked, dict)
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in checked.items()}
+    return cls(**arguments, **{str(k): v for k, v in tuples.items()})
+
+
+def _flat_schema(cls: Any, flat: dict[str, Any]) -> Any:
+    """OmegaConf knows no `tuple[x, ...]`: a schema of the same fields with lists instead."""
+    hints = get_type_hints(cls)
+
+    def listed(hint: Any) -> Any:
+        if get_origin(hint) is tuple:
+            return list[get_args(hint)[0]]  # type: ignore[misc]
+        if type(None) in get_args(hint):
+            inner = next(a for a in get_args(hint) if a is not type(None))
+            return listed(inner) | None
+        return Any if get_origin(hint) is dict else hint
+
+    return make_dataclass(cls.__name__, [(name, listed(hints[name])) for name in flat])
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def to_plain(config: Any) -> Any:
+    """Dataclasses -> plain dicts, lists and scalars, for JSON."""
+    if hasattr(config, "__dataclass_fields__"):
+        return {f.name: to_plain(getattr(config, f.name)) for f in fields(config)}
+    if isinstance(config, dict):
+        return {k: to_plain(v) for k, v in config.items()}
+    return [to_plain(v) for v in config] if isinstance(config, list | tuple) else config

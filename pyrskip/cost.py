@@ -1,0 +1,161 @@
+"""What a decision costs: tokens, FLOPs, KV-cache bytes.
+
+Costs are computed, never quoted. One multiply-add is 2 FLOPs or 1 MAC; softmax, norms, activations and embedding
+look-ups are not counted. Attention over a prompt of n tokens counts either all n^2 pairs ("full": what papers quote and
+dense kernels do) or the n (n + 1) / 2 that a causal model needs ("causal"). A `Convention` says which; the default is
+full FLOPs.
+Counts are float64, exact for whole numbers up to 2^53.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pyrskip.errors import UserError, choose
+
+Attention = Literal["full", "causal"]
+Unit = Literal["flops", "macs"]
+Count = TypeVar("Count", float, Tensor)
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How to count. attention: the pairs of a prompt, full or causal; unit: flops or macs. Else raises UserError."""
+
+    attention: Attention = "full"
+    unit: Unit = "flops"
+
+    def __post_init__(self) -> None:
+        if self.attention not in get_args(Attention):
+            raise choose("convention.attention", self.attention, get_args(Attention))
+        if self.unit not in get_args(Unit):
+            raise choose("convention.unit", self.unit, get_args(Unit))
+
+    @property
+    def per_mac(self) -> int:
+        return 2 if self.unit == "flops" else 1
+
+
+FULL = Convention()
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """The sizes of a decoder that decide its cost.
+
+    heads divides width and kv_heads divides heads (fewer: grouped-query attention). mlp: hidden width; gated: three MLP
+    matrices instead of two. vocab: size of the output head, 0 for none. Raises UserError where sizes do not fit.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    gated: bool
+    vocab: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "kv_heads", "mlp"):
+            if getattr(self, name) < 1:
+                raise UserError(f"transformer.{name}={getattr(self, name)} must be at least 1")
+        if self.vocab < 0:
+            raise UserError(f"transformer.vocab={self.vocab} must be at least 0")
+        if self.width % self.heads or self.heads % self.kv_heads:
+            raise UserError(
+                f"transformer.heads={self.heads} must divide width={self.width} and be a multiple of kv_heads={self.kv_heads}"
+            )
+
+    @property
+    def kv_width(self) -> int:
+        """Width of a layer's keys, and of its values."""
+        return self.width // self.heads * self.kv_heads
+
+
+def prefill_flops(spec: Transformer, tokens: Count, *, convention: Convention = FULL) -> Count:
+    """FLOPs (or MACs) to read a prompt of `tokens` (a number, or any shape) and predict one token after it.
+
+    Per layer 2 n d (d + d_kv) + 2 d pairs + matrices n d m multiply-adds, then d vocab once for the output head.
+    """
+    n = _float64(tokens)
+    pairs = n * n if convention.attention == "full" else n * (n + 1) / 2
+    return convention.per_mac * (_layer_macs(spec, n, pairs) + spec.width * spec.vocab)
+
+
+def decode_flops(spec: Transformer, context: Count, steps: Count | int, *, convention: Convention = FULL) -> Count:
+    """FLOPs (or MACs) of `steps` tokens run one at a time behind a cache of `context` tokens, output head each.
+
+    The i-th attends to the context, to those before it and to itself: context + i pairs in either attention convention.
+    """
+    context = _float64(context)
+    rows = steps.double() if isinstance(steps, Tensor) else float(steps)
+    pairs = context * rows + rows * (rows + 1) / 2
+    return convention.per_mac * (_layer_macs(spec, rows, pairs) + rows * spec.width * spec.vocab)
+
+
+def kv_bytes(spec: Transformer, tokens: Count, bytes_per_value: float = 2) -> Count:
+    """Bytes of the keys and values of `tokens` (a number, or any shape) in all layers; in half precision 2 a value."""
+    return 2 * spec.layers * spec.kv_width * bytes_per_value * _float64(tokens)
+
+
+def measured_flops(module: Callable[..., object], *inputs: object) -> int:
+    """FLOPs of one forward pass on these inputs, counted from the matrix products and convolutions that really run.
+
+    Without gradients, in the mode (train or eval) that the module is in. Attention counts as full, whatever its mask.
+    """
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), _fused_kernels_off(), counter:
+        module(*inputs)
+    return int(counter.get_total_flops())
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of decisions: tokens, FLOPs and KV-cache bytes, all of one shape [...]."""
+
+    tokens: Tensor
+    flops: Tensor
+    kv_bytes: Tensor
+
+    def pick(self, action: Tensor) -> "Cost":
+        """The cost of one action a row: from [..., S], with action int64 [...] in 0..S-1, to [...]."""
+        index = action[..., None]
+        return Cost(*(x.gather(-1, index)[..., 0] for x in (self.tokens, self.flops, self.kv_bytes)))
+
+
+def _layer_macs(spec: Transformer, rows: Count | float, pairs: Count) -> Count:
+    """Multiply-adds of all layers: projections and MLP for each of `rows` tokens, scores and values for `pairs`."""
+    projections = 2 * spec.width * (spec.width + spec.kv_width)
+    mlp = (3 if spec.gated else 2) * spec.width * spec.mlp
+    return spec.layers * (rows * (projections + mlp) + pairs * (2 * spec.width))
+
+
+def _float64(count: Count) -> Count:
+    return count.double() if isinstance(count, Tensor) else float(count)
+
+
+@contextmanager
+def _fused_kernels_off() -> Iterator[None]:
+    """Run attention, transformer layers and recurrent layers as plain matrix products.
+
+    The counter silently counts 0 for their fused kernels on a CPU, and for fused recurrent layers on a GPU.
+    """
+    backends: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    enabled = [backend.enabled for backend in backends]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        for backend in backends:
+            backend.enabled = False
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for backend, value in zip(backends, enabled, strict=True):
+            backend.enabled = value
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -1,0 +1,83 @@
+"""Decisions: how many tokens are asked of each tile, and what they really give.
+
+Axes: B batch, T tiles, S actions. A decision is an int64 tensor [B, T]; 0 = skipped; where it is not 0 is the selection.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from pyrskip.budget import BudgetRule
+from pyrskip.errors import UserError
+from pyrskip.pyramid import Pyramid
+
+MAX_ACTIONS = 4096
+
+
+def realise(asked: Tensor, cells: Tensor) -> Tensor:
+    """Rows and columns that a tile's map is pooled to: the largest h x w <= asked that follows the map's aspect.
+
+    asked [..., T] int64 >= 0, cells [..., T, 2] int64 (rows, columns of each map) -> [..., T, 2] int64; (0, 0) where
+    nothing is asked or the tile is padding. realised tokens = h * w, never more than asked nor than the map's cells.
+    """
+    rows, columns = cells.unbind(-1)
+    on = (asked > 0) & (rows > 0) & (columns > 0)
+    rows, columns, asked = rows.clamp(min=1), columns.clamp(min=1), asked.clamp(min=1)
+
+    def side(of: Tensor, other: Tensor) -> Tensor:
+        ideal = (asked.double() * of / other).sqrt()
+        return torch.minimum((ideal + 1e-9).floor().long().clamp(min=1), torch.minimum(of, asked))
+
+    tall = side(rows, columns)
+    wide = side(columns, rows)
+    by_rows = torch.stack([tall, torch.minimum(columns, asked // tall)], dim=-1)
+    by_columns = torch.stack([torch.minimum(rows, asked // wide), wide], dim=-1)
+    better = by_columns.prod(-1) > by_rows.prod(-1)
+    return torch.where(better[..., None], by_columns, by_rows) * on[..., None]
+
+
+@dataclass(frozen=True)
+class ActionSet:
+    """The candidate selections, where they can be listed. selection [S, T] bool; names: the levels kept beside the glance."""
+
+    selection: Tensor
+    names: tuple[str, ...]
+
+    @classmethod
+    def by_level(cls, pyramid: Pyramid) -> "ActionSet":
+        """All 2^(L-1) sets of whole levels that hold the glance, cheapest names first: 'glance', '2', '1', '1,2', ..."""
+        finer = pyramid.levels - 1
+        if 2**finer > MAX_ACTIONS:
+            raise UserError(f"pyramid.levels={pyramid.levels} gives {2**finer} selections; at most {MAX_ACTIONS} can be listed")
+        keeps = sorted(product((False, True), repeat=finer), key=lambda keep: keep)
+        level = pyramid.tile_level
+        selection = torch.stack([torch.tensor([*keep, True])[level] for keep in keeps])
+        names = tuple(",".join(str(i) for i in range(finer) if keep[i]) or "glance" for keep in keeps)
+        return cls(selection, names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, name: str) -> int:
+        return self.names.index(name)
+
+    @property
+    def full(self) -> int:
+        """The action that keeps every tile."""
+        return int(self.selection.sum(-1).argmax())
+
+    def tokens(self, capacity: Tensor, budget: BudgetRule) -> Tensor:
+        """The decision of each action. capacity [B, T] -> [B, S, T] int64."""
+        return budget.tokens(self.selection.to(capacity.device)[None], capacity[:, None])
+
+
+def reference(pyramid: Pyramid) -> Tensor:
+    """Selection [T] of the model as used without pyrskip: level 0 alone, no glance."""
+    return pyramid.tile_level == 0
+
+
+def blind(pyramid: Pyramid) -> Tensor:
+    """Selection [T] of no image at all: what the question alone is worth."""
+    return torch.zeros(pyramid.tiles, dtype=torch.bool)

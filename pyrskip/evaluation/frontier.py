@@ -1,0 +1,481 @@
+"""The frontier: accuracy against cost, one curve a method, computed from rollout tables alone.
+
+Axes: N questions, M images, S listed actions, T tiles, P prices. What is chosen (a price, the hull, an oracle by type)
+is chosen on validation or the gate's training rollouts and only played on test. A method is a Play: the probability of
+each of the table's S + 2 columns for each question, so that random mixes are exact expectations and pay what they cost.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyrskip.budget import BudgetRule
+from pyrskip.decision import ActionSet
+from pyrskip.evaluation.bootstrap import Bootstrap, Interval
+from pyrskip.evaluation.timing import GATED, Clock, Timing
+from pyrskip.gates.gate import Gate
+from pyrskip.gates.heuristics import cosine_actions, keyword_actions
+from pyrskip.gates.policies import multilinear
+from pyrskip.pyramid import Pyramid
+from pyrskip.rollouts.environments import TableEnvironment
+from pyrskip.rollouts.oracles import by_sample, by_type
+from pyrskip.rollouts.table import OUTSIDE, RolloutTable
+
+SPLITS = ("val", "test")
+KEEP_PROBABILITIES = (0.1, 0.25, 0.5, 0.75, 0.9)
+PERMUTATIONS = 20
+CHUNK = 4096
+SHARED_MODEL = "All gate seeds decide for one flex model: their spread is that of the gates' training alone."
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on a split, as frontier.json lists it. Costs are means a question; times are milliseconds a question at
+    batch 1, and at batch 32 where the name says so, None where nothing was timed.
+
+    price and seed are None where the method has none. retention: accuracy over full's on the split, never clipped, None
+    where that is 0. relative: over the mean full pyramid on the gate's training split. by_type: accuracy,
+    accuracy_ci95, relative_flops and n of each question type.
+    """
+
+    method: str
+    price: float | None
+    seed: int | None
+    split: str
+    accuracy: float
+    accuracy_ci95: Interval
+    retention: float | None
+    retention_of_reference: float | None
+    tokens: float
+    relative_tokens: float
+    flops: float
+    relative_flops: float
+    flops_of_reference: float
+    kv_bytes: float
+    encode_ms: float | None
+    gate_ms: float | None
+    total_ms: float | None
+    encode_ms_b32: float | None
+    gate_ms_b32: float | None
+    total_ms_b32: float | None
+    by_type: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a frontier is computed from.
+
+    tables: 'gate' (the gate's training rollouts), 'val' and 'test'. gates: 'gate', 'gate:query_only' and
+    'gate:glance_only' -> one gate a seed, in the order of `seeds`. gate_flops: of one decision, by the same names.
+    tile_flops: split -> [M, T], FLOPs of encoding each tile of each image, counted as the table's are.
+    """
+
+    tables: Mapping[str, RolloutTable]
+    pyramid: Pyramid
+    budget: BudgetRule
+    gates: Mapping[str, Sequence[Gate]]
+    seeds: Sequence[int]
+    prices: Sequence[float]
+    gate_flops: Mapping[str, float]
+    tile_flops: Mapping[str, Tensor]
+    timing: Timing | None = None
+    resamples: int = 1000
+
+    @property
+    def unit(self) -> float:
+        """FLOPs of relative cost 1."""
+        return self.tables["gate"].mean_full_flops
+
+
+@dataclass(frozen=True)
+class Play:
+    """A method's decisions on a split. weight [N, S + 2] float64: probability of each column; rows sum to 1.
+
+    gate: the gate whose FLOPs and time it pays, if any. encodes_all: it looks at every tile before it decides.
+    """
+
+    method: str
+    weight: Tensor
+    price: float | None = None
+    seed: int | None = None
+    gate: str | None = None
+    encodes_all: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row with what it is the mean of: score [N] float64, and action [N] where the method decides for sure."""
+
+    row: Row
+    score: Tensor
+    action: Tensor | None
+
+
+@dataclass(frozen=True)
+class Frontier:
+    points: tuple[Point, ...]
+    inputs: Inputs
+    bootstrap: Mapping[str, Bootstrap] = field(repr=False)
+
+    @property
+    def rows(self) -> list[Row]:
+        return [point.row for point in self.points]
+
+    def select(self, method: str, split: str, price: float | None = None, seed: int | None = None) -> list[Point]:
+        """The points of a method; of every price or seed where none is given."""
+        return [
+            p
+            for p in self.points
+            if p.row.method == method
+            and p.row.split == split
+            and (price is None or p.row.price == price)
+            and (seed is None or p.row.seed == seed)
+        ]
+
+
+def frontier(inputs: Inputs) -> Frontier:
+    """Every method on validation and test."""
+    val = inputs.tables["val"]
+    vertices = upper_hull(val.cost.flops[:, : len(val.actions)].mean(0).tolist(), _means(val.score)[: len(val.actions)])
+    points: list[Point] = []
+    bootstraps = {}
+    for split in SPLITS:
+        bootstraps[split] = Bootstrap(inputs.tables[split].image_of, inputs.resamples)
+        ruler = _Ruler(inputs, split, bootstraps[split])
+        points += [ruler.point(play) for play in _plays(inputs, split, vertices)]
+    return Frontier(tuple(points), inputs, bootstraps)
+
+
+@torch.no_grad()
+def decide(
+    gate: Gate, table: RolloutTable, pyramid: Pyramid, budget: BudgetRule, unit: float, prices: Sequence[float]
+) -> Tensor:
+    """What inference runs, the mode, for every question of a table: listed actions [P, N]."""
+    gate.eval()
+    environment = TableEnvironment(table, pyramid, budget, unit)
+    chunks = []
+    for rows in torch.arange(len(table)).split(CHUNK):
+        seen = environment.observe(rows, torch.zeros(len(rows)))
+        # a utility gate predicts scores, which no price changes: one pass serves all
+        outputs = gate(seen) if gate.config.policy == "utility" else None
+        priced = [replace(seen, price=torch.full((len(rows),), float(price))) for price in prices]
+        chunks.append(torch.stack([environment.action(rows, gate.policy(s, outputs).mode()) for s in priced]))
+    return torch.cat(chunks, dim=1)
+
+
+def upper_hull(cost: Sequence[float], value: Sequence[float]) -> list[int]:
+    """Vertices of the concave, rising upper hull of points, cheapest first: mixing two neighbours beats all between."""
+    vertices: list[int] = []
+    for i in sorted(range(len(cost)), key=lambda i: (cost[i], -value[i])):
+        if vertices and value[i] <= value[vertices[-1]]:
+            continue
+        while len(vertices) > 1 and not _turns_down(*((cost[j], value[j]) for j in (*vertices[-2:], i))):
+            vertices.pop()
+        vertices.append(i)
+    return vertices
+
+
+def hull_at(rows: Sequence[Row], split: str, relative_flops: float) -> float | None:
+    """Accuracy of the random mix of two fixed selections of the hull that costs this much on average.
+
+    None below the cheapest; the dearest vertex's accuracy above it.
+    """
+    hull = sorted((r.relative_flops, r.accuracy) for r in rows if r.method == "hull" and r.split == split)
+    if not hull or relative_flops < hull[0][0]:
+        return None
+    for (low, below), (high, above) in pairwise(hull):
+        if relative_flops < high:
+            return below + (above - below) * (relative_flops - low) / (high - low)
+    return hull[-1][1]
+
+
+def summary(frontier: Frontier, targets: Sequence[float] = (0.98, 0.99, 0.995), lookup: float | None = None) -> dict[str, Any]:
+    """What the frontier says at each target retention, in words for a report's keys.
+
+    A seed's price is the cheapest on validation whose validation retention meets the target; everything else is
+    measured on test. lookup: test accuracy of the majority answer of each question text among the training questions.
+    """
+    result: dict[str, Any] = {"note": SHARED_MODEL, "unit_flops": frontier.inputs.unit, "lookup_accuracy": lookup}
+    for method in ("full", "reference", "question_only"):
+        result[method] = _figures(frontier, frontier.select(method, "test")[0])
+    result["targets"] = {
+        str(target): {"fixed": _fixed_at(frontier, target)}
+        | {method: _gate_at(frontier, method, target) for method in frontier.inputs.gates}
+        for target in targets
+    }
+    return result
+
+
+def health(action: Tensor, types: Sequence[str], actions: ActionSet, tile_level: Tensor) -> dict[str, Any]:
+    """Whether a gate decides at all. action [N]: its decisions; types: N; tile_level [T].
+
+    keep_rate of each level; entropy of its decisions over the questions and their mutual information with the question
+    type, in nats; how many distinct decisions it takes.
+    """
+    selection = actions.selection[action]
+    kinds = {kind: i for i, kind in enumerate(sorted(set(types)))}
+    kind = torch.tensor([kinds[t] for t in types])
+    decisions, types_entropy = _entropy(action), _entropy(kind)
+    together = _entropy(action * len(kinds) + kind)
+    return {
+        "keep_rate": {
+            str(level): float(selection[:, tile_level == level].any(-1).double().mean())
+            for level in range(int(tile_level.max()) + 1)
+        },
+        "entropy": decisions,
+        "distinct": len(action.unique()),
+        "mutual_information": max(decisions + types_entropy - together, 0.0),
+    }
+
+
+def _plays(inputs: Inputs, split: str, vertices: Sequence[int]) -> Iterator[Play]:
+    table = inputs.tables[split]
+    actions, columns = table.actions, len(table.actions) + len(OUTSIDE)
+
+    def always(column: int) -> Tensor:
+        return _one_hot(torch.full((len(table),), column), columns)
+
+    yield Play("full", always(actions.full))
+    for name in OUTSIDE:
+        yield Play(name, always(table.column(name)))
+    for action, name in enumerate(actions.names):
+        yield Play(f"fixed:{name}", always(action))
+    for action in vertices:
+        yield Play("hull", always(action))
+    yield from _gate_plays(inputs, table)
+    for keep in KEEP_PROBABILITIES:
+        weight = _bernoulli(keep, actions, inputs.pyramid.tile_level)
+        yield Play("random:bernoulli", F.pad(weight, (0, len(OUTSIDE))).expand(len(table), -1))
+    texts = [table.texts[i] for i in table.query_of.tolist()]
+    yield Play("heuristic", _one_hot(keyword_actions(texts, actions, inputs.pyramid.levels), columns))
+    padding = inputs.pyramid.capacity(table.size)[table.image_of] == 0
+    similarity = table.similarity.masked_fill(padding, float("-inf"))
+    for k in range(1, inputs.pyramid.levels - 1):
+        picked = cosine_actions(similarity, actions, inputs.pyramid.tile_level, k)
+        yield Play("cosine", _one_hot(picked, columns), encodes_all=True)
+    for price in inputs.prices:
+        best = by_type(inputs.tables["gate"], price, inputs.unit)
+        # a type that the training rollouts never saw gets everything
+        picked = torch.tensor([best.get(kind, actions.full) for kind in table.types])
+        yield Play("oracle:type", _one_hot(picked, columns), price)
+        yield Play("oracle:sample", _one_hot(by_sample(table, price, inputs.unit), columns), price)
+
+
+def _gate_plays(inputs: Inputs, table: RolloutTable) -> Iterator[Play]:
+    columns = len(table.actions) + len(OUTSIDE)
+    for method, gates in inputs.gates.items():
+        for seed, gate in zip(inputs.seeds, gates, strict=True):
+            rest = (inputs.pyramid, inputs.budget, inputs.unit, inputs.prices)
+            decided = decide(gate, table, *rest)
+            for price, action in zip(inputs.prices, decided, strict=True):
+                yield Play(method, _one_hot(action, columns), price, seed, method)
+            if method != "gate":
+                continue
+            generator = torch.Generator().manual_seed(seed)
+            for price, action in zip(inputs.prices, decided, strict=True):
+                yield Play("random", _permuted(action, columns, generator), price, seed, method)
+            order = torch.randperm(len(table), generator=generator)
+            # the others' questions are asked, but what is paid and answered stays the sample's own
+            shuffled = replace(table, query_of=table.query_of[order])
+            for price, action in zip(inputs.prices, decide(gate, shuffled, *rest), strict=True):
+                yield Play("gate:shuffled_query", _one_hot(action, columns), price, seed, method)
+
+
+def _permuted(action: Tensor, columns: int, generator: torch.Generator) -> Tensor:
+    """Mean over permutations of the one-hot of actions [N] dealt out to other questions, [N, columns]."""
+    weight = torch.zeros(len(action), columns, dtype=torch.float64)
+    for _ in range(PERMUTATIONS):
+        weight += _one_hot(action[torch.randperm(len(action), generator=generator)], columns)
+    return weight / PERMUTATIONS
+
+
+def _bernoulli(keep: float, actions: ActionSet, tile_level: Tensor) -> Tensor:
+    """Weight of each listed action where each level beside the glance is kept with this probability, [1, S]."""
+    finer = int(tile_level.max())
+    level = torch.stack([actions.selection[:, tile_level == i].any(-1) for i in range(finer)], dim=-1)
+    weight = multilinear(torch.full((1, finer), keep, dtype=torch.float64), level)
+    return weight / weight.sum(-1, keepdim=True)
+
+
+class _Ruler:
+    """Measures plays on one split."""
+
+    def __init__(self, inputs: Inputs, split: str, bootstrap: Bootstrap) -> None:
+        self.inputs, self.split, self.bootstrap = inputs, split, bootstrap
+        table = self.table = inputs.tables[split]
+        gate = inputs.tables["gate"]
+        self.full_tokens = float(gate.cost.tokens[:, gate.actions.full].double().mean())
+        self.full, self.reference = (_means(table.score)[c] for c in (table.actions.full, table.column("reference")))
+        self.reference_flops = float(table.cost.flops[:, table.column("reference")].mean())
+        tile_flops = inputs.tile_flops[split][table.image_of].double()
+        # [N, S]: what the encoder would still spend on the tiles that an action skips
+        self.unencoded = tile_flops @ (~table.actions.selection).double().T
+        self.masks = {k: torch.tensor([t == k for t in table.types]) for k in sorted(set(table.types))}
+
+    def point(self, play: Play) -> Point:
+        cost, unit = self.table.cost, self.inputs.unit
+        score = (play.weight * self.table.score).sum(-1)
+        flops = (play.weight * cost.flops).sum(-1)
+        if play.gate is not None:
+            flops = flops + self.inputs.gate_flops[play.gate]
+        if play.encodes_all:
+            flops = flops + (play.weight[:, : self.unencoded.shape[1]] * self.unencoded).sum(-1)
+        accuracy, mean_flops = float(score.mean()), float(flops.mean())
+        tokens, kv_bytes = (float((play.weight * of).sum(-1).mean()) for of in (cost.tokens, cost.kv_bytes))
+        timing = self.inputs.timing
+        encode, gate, total = self._times(play, timing.single if timing else None)
+        encode_b32, gate_b32, total_b32 = self._times(play, timing.batched if timing else None)
+        row = Row(
+            method=play.method,
+            price=play.price,
+            seed=play.seed,
+            split=self.split,
+            accuracy=accuracy,
+            accuracy_ci95=self.bootstrap.interval(score),
+            retention=_ratio(accuracy, self.full),
+            retention_of_reference=_ratio(accuracy, self.reference),
+            tokens=tokens,
+            relative_tokens=tokens / self.full_tokens,
+            flops=mean_flops,
+            relative_flops=mean_flops / unit,
+            flops_of_reference=mean_flops / self.reference_flops,
+            kv_bytes=kv_bytes,
+            encode_ms=encode,
+            gate_ms=gate,
+            total_ms=total,
+            encode_ms_b32=encode_b32,
+            gate_ms_b32=gate_b32,
+            total_ms_b32=total_b32,
+            by_type={
+                kind: {
+                    "accuracy": float(score[mask].mean()),
+                    "accuracy_ci95": self.bootstrap.interval_of_ratio(score * mask, mask),
+                    "relative_flops": float(flops[mask].mean()) / unit,
+                    "n": int(mask.sum()),
+                }
+                for kind, mask in self.masks.items()
+            },
+        )
+        certain = bool((play.weight.amax(-1) == 1).all())
+        return Point(row, score, play.weight.argmax(-1) if certain else None)
+
+    def _times(self, play: Play, clock: Clock | None) -> tuple[float | None, float | None, float | None]:
+        """Encode, gate and total milliseconds, the decisions' own averaged."""
+        if clock is None:
+            return None, None, None
+        names = [GATED * (play.gate is not None) + name for name in self.table.actions.names] + list(OUTSIDE)
+        share = play.weight.mean(0).tolist()
+        both = (clock.encode, clock.total)
+        encode, total = (sum(p * of[name] for p, name in zip(share, names, strict=True)) for of in both)
+        if play.encodes_all:
+            every = clock.encode[self.table.actions.names[self.table.actions.full]]
+            encode, total = every, total - encode + every
+        gate = clock.gate[play.gate] if play.gate is not None else 0.0
+        return encode, gate, total + gate
+
+
+def _figures(frontier: Frontier, point: Point) -> dict[str, Any]:
+    """A point's figures with the interval of its retention."""
+    row = point.row
+    full = frontier.select("full", row.split)[0]
+    return {
+        "accuracy": row.accuracy,
+        "accuracy_ci95": row.accuracy_ci95,
+        "retention": row.retention,
+        "retention_ci95": frontier.bootstrap[row.split].interval_of_ratio(point.score, full.score),
+        "relative_flops": row.relative_flops,
+        "flops_of_reference": row.flops_of_reference,
+    }
+
+
+def _cheapest(points: Sequence[Point], target: float) -> Row | None:
+    fit = [p.row for p in points if p.row.retention is not None and p.row.retention >= target]
+    return min(fit, key=lambda row: row.relative_flops, default=None)
+
+
+def _fixed_at(frontier: Frontier, target: float) -> dict[str, Any] | None:
+    names = frontier.inputs.tables["val"].actions.names
+    row = _cheapest([p for name in names for p in frontier.select(f"fixed:{name}", "val")], target)
+    if row is None:
+        return None
+    return {"method": row.method, **_figures(frontier, frontier.select(row.method, "test")[0])}
+
+
+def _gate_at(frontier: Frontier, method: str, target: float) -> dict[str, Any]:
+    """The seeds of a gate at the price that validation chose, and their mean and range.
+
+    Seeds that never meet the target on validation say price: None and count in no mean.
+    """
+    fixed = _fixed_at(frontier, target)
+    seeds = [_seed_at(frontier, method, seed, target, fixed) for seed in frontier.inputs.seeds]
+    keys = (
+        *("accuracy", "retention", "relative_flops", "flops_of_reference", "cost_over_fixed"),
+        *("gain_over_hull", "regret_to_oracle_type", "gain_over_random"),
+    )
+    spread = {key: _spread([s[key] for s in seeds if s.get(key) is not None]) for key in keys}
+    return {"seeds": seeds, **{key: value for key, value in spread.items() if value is not None}}
+
+
+def _seed_at(frontier: Frontier, method: str, seed: int, target: float, fixed: dict[str, Any] | None) -> dict[str, Any]:
+    chosen = _cheapest(frontier.select(method, "val", seed=seed), target)
+    if chosen is None:
+        return {"seed": seed, "price": None}
+    price = chosen.price
+    assert price is not None
+    point = frontier.select(method, "test", price, seed)[0]
+    assert point.action is not None
+    row, table = point.row, frontier.inputs.tables["test"]
+    oracle = frontier.select("oracle:type", "test", price)[0].row
+    hull = hull_at(frontier.rows, "test", row.relative_flops)
+    result = {"seed": seed, "price": price, "val_retention": chosen.retention, **_figures(frontier, point)}
+    result |= {
+        "cost_over_fixed": fixed and row.relative_flops / fixed["relative_flops"],
+        "gain_over_hull": None if hull is None else row.accuracy - hull,
+        "regret_to_oracle_type": _value(oracle, price) - _value(row, price),
+        "health": health(point.action, table.types, table.actions, frontier.inputs.pyramid.tile_level),
+    }
+    if method == "gate":
+        random = frontier.select("random", "test", price, seed)[0]
+        result["gain_over_random"] = row.accuracy - random.row.accuracy
+        result["gain_over_random_ci95"] = frontier.bootstrap["test"].interval_of_difference(point.score, random.score)
+        result["random_relative_flops"] = random.row.relative_flops
+    return result
+
+
+def _value(row: Row, price: float) -> float:
+    return row.accuracy - price * row.relative_flops
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    return {"mean": sum(values) / len(values), "min": min(values), "max": max(values), "seeds": len(values)}
+
+
+def _means(score: Tensor) -> list[float]:
+    means: list[float] = score.double().mean(0).tolist()
+    return means
+
+
+def _one_hot(action: Tensor, columns: int) -> Tensor:
+    return F.one_hot(action, columns).double()
+
+
+def _ratio(a: float, b: float) -> float | None:
+    return a / b if b else None
+
+
+def _turns_down(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    """The slope from b to c is less than that from a to b. Costs rise strictly from a to c."""
+    return (c[1] - b[1]) * (b[0] - a[0]) < (b[1] - a[1]) * (c[0] - b[0])
+
+
+def _entropy(label: Tensor) -> float:
+    """Of the distribution of labels [N] int64 >= 0, nats."""
+    share = label.unique(return_counts=True)[1].double() / len(label)
+    return float(-(share * share.log()).sum())

@@ -1,0 +1,57 @@
+"""Gates by name, and on disk."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from pyrskip.budget import BudgetRule
+from pyrskip.decision import ActionSet
+from pyrskip.errors import UserError, choose
+from pyrskip.gates.gate import Gate, GateConfig, Layout
+from pyrskip.gates.glance import GlanceGate
+from pyrskip.gates.joint import JointGate
+from pyrskip.gates.predictor import PredictorGate
+
+GATES: dict[str, type[Gate]] = {"predictor": PredictorGate, "glance": GlanceGate, "joint": JointGate}
+
+
+def build_gate(config: GateConfig, layout: Layout) -> Gate:
+    if config.name not in GATES:
+        raise choose("gate.name", config.name, GATES)
+    return GATES[config.name](config, layout)
+
+
+def save_gate(gate: Gate, directory: Path) -> None:
+    """gate.safetensors, and gate.json that says what it is by registered names."""
+    layout = gate.layout
+    described = {
+        "gate": asdict(gate.config),
+        "query_width": layout.query_width,
+        "channels": layout.channels,
+        "tiles": layout.tiles,
+        "actions": {"names": layout.actions.names, "selection": layout.actions.selection.int().tolist()},
+        "budget": asdict(layout.budget),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file({k: v.contiguous() for k, v in gate.state_dict().items()}, directory / "gate.safetensors")
+    (directory / "gate.json").write_text(json.dumps(described, indent=1))
+
+
+def load_gate(directory: Path) -> Gate:
+    """Raises UserError where the directory holds no whole gate."""
+    try:
+        plain = json.loads((directory / "gate.json").read_text())
+        state = safetensors.torch.load_file(directory / "gate.safetensors")
+        actions = ActionSet(torch.tensor(plain["actions"]["selection"], dtype=torch.bool), tuple(plain["actions"]["names"]))
+        weights = plain["budget"]["weights"]
+        budget = BudgetRule(**plain["budget"] | {"weights": tuple(weights) if weights else None})
+        layout = Layout(plain["query_width"], plain["channels"], plain["tiles"], actions, budget)
+        gate = build_gate(GateConfig(**plain["gate"]), layout)
+        gate.load_state_dict(state)
+    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        raise UserError(f"{directory} holds no gate that can be read ({error}); run the gate stage") from error
+    return gate.eval()

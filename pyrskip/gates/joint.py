@@ -1,0 +1,25 @@
+"""The default gate: the question asks the glance."""
+
+import torch
+from torch import Tensor, nn
+
+from pyrskip.gates.gate import Gate, GateConfig, Layout, Observation
+from pyrskip.gates.glance import GlancePool
+from pyrskip.gates.predictor import WordPool
+
+
+class JointGate(Gate):
+    """The pooled question attends over the glance's cells; both are read together."""
+
+    def __init__(self, config: GateConfig, layout: Layout) -> None:
+        super().__init__(config, layout)
+        self.words = WordPool(layout.query_width, config.width)
+        self.cells = GlancePool(layout.channels, config.width)
+        self.ask = nn.Linear(config.width, config.width)
+
+    def inputs(self) -> int:
+        return 4 * self.config.width
+
+    def look(self, seen: Observation) -> Tensor:
+        question = self.words(seen.query, seen.query_mask)
+        return torch.cat([question, self.cells(seen.glance, seen.glance_mask, self.ask(question))], dim=-1)

@@ -1,0 +1,276 @@
+"""The native model: vision encoder, projector and language model over the tiles of a pyramid.
+
+Axes: B questions, I images, T tiles, N visual tokens, A answer tokens, C channels, D width.
+
+Training under any decision and inference under one are the same function of (image, question, decision): a tile is encoded
+alone from its own pixels and only where it is asked for; its tokens know where they look; what is skipped is no key.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import cast
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from pyrskip.cost import Attention, Convention, Cost, Unit, decode_flops, kv_bytes, prefill_flops
+from pyrskip.decision import realise
+from pyrskip.errors import UserError
+from pyrskip.metrics import Metric, exact
+from pyrskip.models.language import Decoder, LanguageConfig
+from pyrskip.models.projector import Projector, pool
+from pyrskip.models.text import TextConfig, build_text
+from pyrskip.models.tiers import Features
+from pyrskip.models.vision import VisionConfig, VisionEncoder
+from pyrskip.pyramid import Pyramid, mipmaps
+from pyrskip.sample import Batch
+
+
+@dataclass(frozen=True)
+class PyramidConfig:
+    """size: canvas side, pixels. levels: L. grid: tiles a side of each level (one number: of all but the glance)."""
+
+    size: int = 64
+    levels: int = 3
+    grid: tuple[int, ...] = (1,)
+
+
+@dataclass(frozen=True)
+class CostConfig:
+    """attention: 'full' counts all n^2 pairs, 'causal' half of them. unit: 'flops' (2 a multiply-add) or 'macs'.
+
+    answer_tokens: decoded after the prefill, per answer. bytes_per_value: of the KV cache.
+    """
+
+    attention: str = "full"
+    unit: str = "flops"
+    answer_tokens: int = 1
+    bytes_per_value: int = 2
+
+    def __post_init__(self) -> None:
+        if self.answer_tokens < 0 or self.bytes_per_value < 1:
+            raise UserError(
+                f"cost.answer_tokens={self.answer_tokens}, bytes_per_value={self.bytes_per_value}: at least 0 and 1"
+            )
+        _ = self.convention
+
+    @property
+    def convention(self) -> Convention:
+        return Convention(cast(Attention, self.attention), cast(Unit, self.unit))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    pyramid: PyramidConfig
+    vision: VisionConfig
+    text: TextConfig
+    language: LanguageConfig
+    cost: CostConfig
+
+
+@dataclass(frozen=True)
+class Forced:
+    """Teacher-forced first accepted answers. loglik [B] <= 0; greedy [B] bool: greedy decoding writes just that answer."""
+
+    loglik: Tensor
+    greedy: Tensor
+
+
+class NativeModel(nn.Module):
+    """A white-box model (pyrskip.models.tiers)."""
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionEncoder(config.vision)
+        p = config.pyramid
+        self.pyramid = Pyramid(p.size, p.levels, self.vision.stride, tuple(p.grid))
+        self.language = Decoder(config.language, tokenizer)
+        self.projector = Projector(self.vision.channels, self.language.width, p.levels)
+        self.text = build_text(config.text, self.language)
+        self.convention = config.cost.convention
+
+    def save(self, directory: Path) -> None:
+        """Weights, config and tokenizer, as files that run no code. Frozen question encoders are named, not copied."""
+        state = {name: t.contiguous() for name, t in self.state_dict().items() if not name.startswith("text.")}
+        safetensors.torch.save_file(state, directory / "model.safetensors")
+        (directory / "tokenizer.json").write_text(self.language.tokenizer.to_str())
+        (directory / "model.json").write_text(json.dumps(asdict(self.config), indent=1))
+
+    @classmethod
+    def load(cls, directory: Path, cost: CostConfig | None = None) -> "NativeModel":
+        """A saved model, with another way to count costs if one is given. Raises UserError where there is no whole one."""
+        try:
+            plain = json.loads((directory / "model.json").read_text())
+            tokenizer = Tokenizer.from_str((directory / "tokenizer.json").read_text())
+            state = safetensors.torch.load_file(directory / "model.safetensors")
+        except (OSError, SafetensorError, ValueError) as error:
+            raise UserError(f"{directory} holds no model that can be read ({error}); run the flex stage") from error
+        plain["pyramid"]["grid"] = tuple(plain["pyramid"]["grid"])
+        plain["vision"]["weights"] = "none"
+        parts = (PyramidConfig, VisionConfig, TextConfig, LanguageConfig, CostConfig)
+        saved = ModelConfig(*(part(**plain[f.name]) for part, f in zip(parts, fields(ModelConfig), strict=True)))
+        model = cls(replace(saved, cost=cost or saved.cost), tokenizer)
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        if unexpected or any(not name.startswith("text.") for name in missing):
+            raise UserError(f"{directory}/model.safetensors is not the model that model.json describes")
+        return model.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.language.embed.weight.device
+
+    def encode(self, batch: Batch, keep: Tensor) -> Features:
+        """Encode the tiles that any question of an image keeps. keep [B, T] bool."""
+        images, tiles = len(batch.image), self.pyramid.tiles
+        wanted = torch.zeros(images, tiles, dtype=torch.int64, device=keep.device)
+        wanted = wanted.index_add(0, batch.image_of, keep.long()) > 0
+        pixels = self.pyramid.pixels(batch.size)
+        wanted &= pixels[..., 0] > 0
+        levels = mipmaps(batch.image.float() / 255, batch.size, self.pyramid.levels)
+        maps = [self._encode_tile(levels, tile, wanted[:, tile], pixels[:, tile]) for tile in range(tiles)]
+        return Features(tuple(maps), wanted)
+
+    def _encode_tile(self, levels: list[Tensor], tile: int, wanted: Tensor, pixels: Tensor) -> Tensor:
+        level, stride = int(self.pyramid.tile_level[tile]), self.vision.stride
+        crop = self.pyramid.crop(levels[level], tile)
+        side = crop.shape[-1] // stride
+        out = crop.new_zeros(len(crop), self.vision.channels, side, side)
+        extent = -(-pixels // stride)
+        for rows, columns in torch.unique(extent[wanted], dim=0).tolist():
+            images = (wanted & (extent == extent.new_tensor([rows, columns])).all(-1)).nonzero().squeeze(1)
+            features = self.vision(crop[images, :, : rows * stride, : columns * stride])
+            out = out.to(features.dtype)
+            out[images, :, :rows, :columns] = features
+        return out
+
+    def project(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens of a decision, packed: a row's real tokens come first, finest level first, glance last.
+
+        asked [B, T] -> tokens [B, N, D], real [B, N] bool, tile [B, N] int64. An image's map is pooled and projected once
+        for each size that its questions ask of it.
+        """
+        cells = self.pyramid.cells(batch.size)
+        size = realise(asked, cells[batch.image_of])
+        count = size.prod(-1)
+        start = count.cumsum(-1) - count
+        longest = int(count.sum(-1).amax()) if len(count) else 0
+        source = torch.zeros(len(count), longest, dtype=torch.int64, device=asked.device)
+        tile_of = torch.zeros_like(source)
+        flat = [features.maps[0].new_zeros(1, self.language.width, dtype=self.projector.down.weight.dtype)]
+        filled = 1
+        for tile in range(self.pyramid.tiles):
+            rows = count[:, tile].nonzero().squeeze(1)
+            if not len(rows):
+                continue
+            key = torch.cat([batch.image_of[rows, None], size[rows, tile]], dim=1)
+            key, of = torch.unique(key, dim=0, return_inverse=True)
+            image, sizes = key[:, 0], key[:, 1:]
+            pooled, valid = pool(features.maps[tile][image], cells[image, tile], sizes)
+            centre, extent = self._where(batch.size[image], tile, sizes, valid.shape[1:])
+            level = int(self.pyramid.tile_level[tile])
+            tokens = self.projector(pooled.flatten(2).transpose(1, 2), centre, extent, level)
+            valid = valid.flatten(1)
+            flat.append(tokens[valid])
+            number = (valid.flatten().cumsum(0) - 1).view_as(valid) + filled
+            rank = valid.long().cumsum(-1) - 1
+            b, n = valid[of].nonzero(as_tuple=True)
+            slot = start[rows[b], tile] + rank[of[b], n]
+            source[rows[b], slot] = number[of[b], n]
+            tile_of[rows[b], slot] = tile
+            filled += len(flat[-1])
+        tokens = F.embedding(source, torch.cat([f.to(flat[-1].dtype) for f in flat]))
+        real = torch.arange(longest, device=asked.device) < count.sum(-1, keepdim=True)
+        return tokens, real, tile_of
+
+    def _where(self, size: Tensor, tile: int, sizes: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Centre and extent [U, h * w, 2] of pooled cells, image coordinates with the longest side = 1."""
+        level = int(self.pyramid.tile_level[tile])
+        scale = 2.0**level / size.amax(-1).float()[:, None, None, None]
+        pixels = self.pyramid.pixels(size)[:, tile].float()
+        cell = (pixels / sizes)[:, None, None]
+        grid = torch.stack(torch.meshgrid(*(torch.arange(n, device=size.device) for n in shape), indexing="ij"), dim=-1)
+        corner = self.pyramid.tile_corner[tile].to(size.device)
+        centre = (corner + (grid + 0.5) * cell) * scale
+        return centre.flatten(1, 2), (cell * scale).expand_as(centre).flatten(1, 2)
+
+    def forced(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Forced:
+        """Teacher-force each question's first accepted answer. gates [B, T] in [0, 1] weigh each tile's tokens."""
+        tokens, real, tile = self.project(batch, features, asked)
+        weight = None if gates is None else gates.gather(1, tile)
+        ids, mask = self.language.tokenize_answers([q.answers[0] for q in batch.questions])
+        logits = self.language.logits(tokens, real, weight, self.language.tokenize(batch.texts), ids)
+        nll = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
+        greedy = ((logits.argmax(-1) == ids) | ~mask).all(-1)
+        return Forced(-(nll * mask).sum(-1), greedy)
+
+    def loss(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood of the first accepted answer, [B]."""
+        return -self.forced(batch, features, asked, gates).loglik
+
+    @torch.no_grad()
+    def loglik(self, batch: Batch, asked: Tensor) -> Tensor:
+        return self.forced(batch, self.encode(batch, asked > 0), asked).loglik
+
+    @torch.no_grad()
+    def answer(self, batch: Batch, asked: Tensor) -> list[str]:
+        """Greedy answers; only the tiles that are asked for are encoded."""
+        return self.write(batch, self.encode(batch, asked > 0), asked)
+
+    @torch.no_grad()
+    def write(self, batch: Batch, features: Features, asked: Tensor) -> list[str]:
+        """Greedy answers from features that are there already."""
+        tokens, real, _ = self.project(batch, features, asked)
+        return self.language.generate(tokens, real, self.language.tokenize(batch.texts))
+
+    @torch.no_grad()
+    def score(self, batch: Batch, features: Features, asked: Tensor, metric: Metric = exact) -> Tensor:
+        """The metric of each question's greedy answer, [B] in [0, 1].
+
+        Where one answer alone is right, one teacher-forced pass tells whether greedy decoding would write it.
+        """
+        if metric is exact and all(len(q.answers) == 1 for q in batch.questions):
+            return self.forced(batch, features, asked).greedy.float()
+        answers = self.write(batch, features, asked)
+        scores = [metric(answer, q.answers) for answer, q in zip(answers, batch.questions, strict=True)]
+        return torch.tensor(scores, device=asked.device)
+
+    def realise(self, asked: Tensor, size: Tensor) -> Tensor:
+        """asked [..., T], size [..., 2] image rows and columns -> realised tokens [..., T]."""
+        cells = self.pyramid.cells(size.reshape(-1, 2)).view(*size.shape[:-1], self.pyramid.tiles, 2)
+        return realise(asked, cells).prod(-1)
+
+    def prompt_tokens(self, batch: Batch) -> Tensor:
+        """Question words and the mark that starts the answer, [B]."""
+        return self.language.tokenize(batch.texts)[1].sum(-1) + 1
+
+    def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
+        """realised [B, T], size [B, 2], prompt_tokens [B] -> tokens, FLOPs and KV bytes, [B] each; without a gate's own."""
+        tokens = realised.sum(-1)
+        context = tokens + prompt_tokens
+        spec, c = self.language.transformer, self.config.cost
+        flops = (
+            prefill_flops(spec, context, convention=self.convention)
+            + decode_flops(spec, context, c.answer_tokens, convention=self.convention)
+            + self._share(self.projector.flops_per_token()) * tokens
+            + self._share(1) * self.text.flops(prompt_tokens - 1)
+            + self._share(1) * ((realised > 0) * self.encode_flops(size)).sum(-1)
+        )
+        return Cost(tokens, flops, kv_bytes(spec, context + c.answer_tokens, c.bytes_per_value))
+
+    def encode_flops(self, size: Tensor) -> Tensor:
+        """Measured FLOPs of encoding every tile. size [B, 2] -> [B, T] float64."""
+        stride = self.vision.stride
+        extent = -(-self.pyramid.pixels(size) // stride) * stride
+        unique, of = torch.unique(extent.flatten(0, 1), dim=0, return_inverse=True)
+        flops = [float(self.vision.flops(rows, columns)) if rows else 0.0 for rows, columns in unique.tolist()]
+        return torch.tensor(flops, dtype=torch.float64, device=size.device)[of].view(extent.shape[:2])
+
+    def _share(self, flops: int) -> float:
+        return flops / 2 if self.convention.unit == "macs" else float(flops)

@@ -1,0 +1,66 @@
+"""From feature maps to the language model's tokens: pool to the decided size, project, add where each token looks.
+
+Axes: U unique maps, C channels, R x K map rows x columns, h x w pooled rows x columns, D width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def pool(maps: Tensor, cells: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Adaptive average pooling, each map's valid cells to a size of its own.
+
+    maps [U, C, R, K], cells [U, 2] valid rows and columns, size [U, 2] with 1 <= size <= cells
+    -> pooled [U, C, h, w] with h, w the largest sizes, and valid [U, h, w] bool. Bins are those of
+    torch.nn.AdaptiveAvgPool2d: bin i of n over r cells covers floor(i r / n) .. ceil((i + 1) r / n).
+    """
+    height, width = (int(n) for n in size.amax(0))
+    on = [torch.arange(n, device=maps.device) < size[:, axis, None] for axis, n in enumerate((height, width))]  # [U, h], [U, w]
+    valid = on[0][:, :, None] & on[1][:, None, :]
+    if bool((size == cells).all()):
+        return maps[:, :, :height, :width], valid
+    rows = _bins(cells[:, 0], size[:, 0], height, maps.shape[2])
+    columns = _bins(cells[:, 1], size[:, 1], width, maps.shape[3])
+    pooled = torch.einsum("uhr,ucrk,uwk->uchw", rows.to(maps), maps, columns.to(maps))
+    return pooled, valid
+
+
+def _bins(cells: Tensor, size: Tensor, outputs: int, inputs: int) -> Tensor:
+    """[U, outputs, inputs]: the weight of every cell in every bin."""
+    i = torch.arange(outputs, device=cells.device)[None]
+    low = torch.div(i * cells[:, None], size[:, None], rounding_mode="floor")
+    high = -torch.div(-(i + 1) * cells[:, None], size[:, None], rounding_mode="floor")
+    k = torch.arange(inputs, device=cells.device)
+    weight = ((k >= low[..., None]) & (k < high[..., None]) & (i < size[:, None])[..., None]).float()
+    return weight / weight.sum(-1, keepdim=True).clamp(min=1)
+
+
+class Projector(nn.Module):
+    """Adaptive pooling is before it, then SwiGLU (TokenFLEX, arXiv:2504.03154), position and level."""
+
+    FREQUENCIES = 6
+
+    def __init__(self, channels: int, width: int, levels: int) -> None:
+        super().__init__()
+        hidden = 2 * width
+        self.norm = nn.LayerNorm(channels)
+        self.gate_up = nn.Linear(channels, 2 * hidden)
+        self.down = nn.Linear(hidden, width)
+        self.position = nn.Linear(4 * self.FREQUENCIES + 2, width)
+        self.level = nn.Embedding(levels, width)
+
+    def forward(self, features: Tensor, centre: Tensor, extent: Tensor, level: int) -> Tensor:
+        """features [U, n, C], centre and extent [U, n, 2] in image coordinates (longest side = 1) -> [U, n, D]."""
+        gate, up = self.gate_up(self.norm(features)).chunk(2, dim=-1)
+        frequency = math.pi * 2.0 ** torch.arange(self.FREQUENCIES, device=centre.device)
+        angle = (centre[..., None] * frequency).flatten(-2)
+        where = torch.cat([angle.sin(), angle.cos(), extent], dim=-1).to(features.dtype)
+        tokens: Tensor = self.down(F.silu(gate) * up) + self.position(where) + self.level.weight[level]
+        return tokens
+
+    def flops_per_token(self) -> int:
+        linears = (self.gate_up, self.down, self.position)
+        return sum(2 * linear.in_features * linear.out_features for linear in linears)

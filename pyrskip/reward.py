@@ -1,0 +1,67 @@
+"""Rewards: what a decision is worth, and the price of its cost.
+
+Axes: B batch. score [B] in [0, 1], cost [B] relative (1 = the mean full pyramid), price [B] >= 0, in score a unit of cost.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pyrskip.errors import UserError, choose
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """mode: 'fixed' trains at `price`; 'sampled' draws log-uniform from [low, high] and tells the gate, so that one gate
+    serves every price; 'target' starts at `price` and moves it until the sampled cost is `target`. rate: of that move."""
+
+    mode: str = "sampled"
+    price: float = 0.1
+    low: float = 0.003
+    high: float = 1.0
+    target: float | None = None
+    rate: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("fixed", "sampled", "target"):
+            raise choose("reward.mode", self.mode, ("fixed", "sampled", "target"))
+        if not 0 < self.low < self.high:
+            raise UserError(f"reward.low={self.low}, reward.high={self.high}: allowed: 0 < low < high")
+        if self.price < 0 or (self.mode == "target" and self.price == 0):
+            raise UserError(f"reward.price={self.price}: at least 0, and above 0 where reward.mode=target")
+        if (self.mode == "target") != (self.target is not None) or not 0 < (self.target or 1.0) <= 1:
+            raise UserError(
+                f"reward.target={self.target} with reward.mode={self.mode}: allowed: null, and with mode=target alone a "
+                "relative cost in (0, 1]"
+            )
+
+
+def linear(score: Tensor, cost: Tensor, price: Tensor) -> Tensor:
+    """score - price x cost, [B]."""
+    return score - price * cost
+
+
+class Price(nn.Module):
+    """The price of each training sample; in target mode a multiplier, kept in the checkpoint and alike on every rank."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.log_price: Tensor
+        self.register_buffer("log_price", torch.tensor(math.log(max(config.price, 1e-12))))
+
+    def sample(self, batch: int) -> Tensor:
+        """[B]"""
+        c = self.config
+        if c.mode == "sampled":
+            u = torch.rand(batch, device=self.log_price.device)
+            return (math.log(c.low) + u * math.log(c.high / c.low)).exp()
+        return (self.log_price.exp() if c.price else self.log_price.new_zeros(())).expand(batch)
+
+    def update(self, mean_cost: Tensor) -> None:
+        """Dual ascent on log price. mean_cost: relative, averaged over the batch and all ranks."""
+        if self.config.target is not None:
+            self.log_price += self.config.rate * (mean_cost - self.config.target) / self.config.target
+            self.log_price.clamp_(math.log(1e-4), math.log(1e2))

@@ -1,0 +1,191 @@
+"""Environments: what a learning rule talks to, online (a model answers) or offline (a rollout table does).
+
+Axes: B batch, S actions, T tiles. A batch is a Batch online and the rows of the table [B] int64 offline.
+"""
+
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from pyrskip.budget import BudgetRule
+from pyrskip.cost import Cost
+from pyrskip.decision import ActionSet
+from pyrskip.errors import UserError
+from pyrskip.gates.gate import Layout, Observation
+from pyrskip.gates.policies import Relaxed
+from pyrskip.models.native import NativeModel
+from pyrskip.models.tiers import Features
+from pyrskip.pyramid import Pyramid
+from pyrskip.rollouts.table import RolloutTable
+from pyrskip.sample import Batch
+
+Rows = TypeVar("Rows", contravariant=True)
+
+
+class Environment(Protocol, Generic[Rows]):
+    layout: Layout
+
+    def to(self, device: torch.device) -> None:
+        """Move what it holds to where the gate is trained."""
+        ...
+
+    def observe(self, rows: Rows, price: Tensor) -> Observation:
+        """What the gate may see. price [B]."""
+        ...
+
+    def score(self, rows: Rows, asked: Tensor) -> Tensor:
+        """The metric of the answers under a decision [B, T] -> [B] in [0, 1]."""
+        ...
+
+    def scores(self, rows: Rows) -> Tensor:
+        """The metric under every listed action, [B, S]."""
+        ...
+
+    def cost(self, rows: Rows, asked: Tensor) -> Tensor:
+        """Relative cost of a decision [B, T] -> [B]."""
+        ...
+
+    def relaxed(self, rows: Rows, sample: Relaxed) -> tuple[Tensor, Tensor]:
+        """Score and relative cost of a straight-through sample, [B] each, with gradients to it."""
+        ...
+
+
+class TableEnvironment:
+    """Plays a rollout table back. unit: FLOPs of relative cost 1, the mean full pyramid on the training split."""
+
+    def __init__(self, table: RolloutTable, pyramid: Pyramid, budget: BudgetRule, unit: float) -> None:
+        self.table = table
+        actions = table.actions
+        self.layout = Layout(table.query.shape[-1], table.glance.shape[1], pyramid.tiles, actions, budget)
+        self.capacity = pyramid.capacity(table.size)
+        self.relative = (table.cost.flops[:, : len(actions)] / unit).float()
+
+    def to(self, device: torch.device) -> None:
+        self.table = self.table.to(device)
+        self.capacity, self.relative = self.capacity.to(device), self.relative.to(device)
+
+    def observe(self, rows: Tensor, price: Tensor) -> Observation:
+        t = self.table
+        image, text = t.image_of[rows], t.query_of[rows]
+        return Observation(
+            query=t.query[text],
+            query_mask=t.query_mask[text],
+            glance=t.glance[image],
+            glance_mask=t.glance_mask[image],
+            capacity=self.capacity[image],
+            cost=self.relative[rows],
+            price=price,
+        )
+
+    def action(self, rows: Tensor, asked: Tensor) -> Tensor:
+        """The listed action that a decision is, [B]; tiles without capacity do not count."""
+        has = self.capacity[self.table.image_of[rows]] > 0
+        same = (((asked > 0)[:, None] == self.table.actions.selection) | ~has[:, None]).all(-1)
+        if not bool(same.any(-1).all()):
+            raise UserError("a decision is none of the rollout table's actions; roll out an action set that holds it")
+        return same.int().argmax(-1)
+
+    def score(self, rows: Tensor, asked: Tensor) -> Tensor:
+        return self.table.score[rows, self.action(rows, asked)]
+
+    def scores(self, rows: Tensor) -> Tensor:
+        return self.table.score[rows, : len(self.table.actions)]
+
+    def cost(self, rows: Tensor, asked: Tensor) -> Tensor:
+        return self.relative[rows, self.action(rows, asked)]
+
+    def relaxed(self, rows: Tensor, sample: Relaxed) -> tuple[Tensor, Tensor]:
+        """The table's multilinear extension: the expectation over actions, of their weights."""
+        if sample.weight is None:
+            raise UserError(
+                "gate.policy=bernoulli decides tile by tile, and the rollout table lists whole levels; "
+                "allowed: rule.online=true, gate.policy=categorical, or pyramid.grid=[1]"
+            )
+        return (sample.weight * self.scores(rows)).sum(-1), (sample.weight * self.relative[rows]).sum(-1)
+
+
+class ModelEnvironment:
+    """Asks the model. Scores are metrics where nothing is differentiated, the answer's probability where it is."""
+
+    def __init__(self, model: NativeModel, actions: ActionSet, budget: BudgetRule, unit: float) -> None:
+        self.model, self.unit = model, unit
+        tiles = model.pyramid.tiles
+        self.layout = Layout(model.text.width, model.vision.channels, tiles, actions, budget)
+        self.glance = torch.zeros(tiles, dtype=torch.bool)
+        self.glance[model.pyramid.glance] = True
+
+    def to(self, device: torch.device) -> None:
+        self.model.to(device)
+
+    def observe(self, rows: Batch, price: Tensor) -> Observation:
+        keep = self.glance.to(price.device).expand(len(rows), -1)
+        with torch.no_grad():
+            features = self.model.encode(rows, keep)
+        return observe(self.model, self.layout, rows, features, price, self.unit)
+
+    @torch.no_grad()
+    def score(self, rows: Batch, asked: Tensor) -> Tensor:
+        features = self.model.encode(rows, asked > 0)
+        return self.model.score(rows, features, asked)
+
+    @torch.no_grad()
+    def scores(self, rows: Batch) -> Tensor:
+        asked = self.layout.actions.tokens(self._capacity(rows), self.layout.budget)
+        features = self.model.encode(rows, (asked > 0).any(1))
+        return torch.stack([self.model.score(rows, features, asked[:, s]) for s in range(asked.shape[1])], dim=1)
+
+    def cost(self, rows: Batch, asked: Tensor) -> Tensor:
+        return self._flops(rows, asked) / self.unit
+
+    def relaxed(self, rows: Batch, sample: Relaxed) -> tuple[Tensor, Tensor]:
+        """Every tile is encoded, since a skipped one must tell its gradient; gates weigh their tokens. The cost is that of
+        the hard decision; its gradient is what each tile costs beside the glance."""
+        capacity = self._capacity(rows)
+        budget, keep = self.layout.budget, sample.keep
+        every = torch.ones_like(capacity, dtype=torch.bool)
+        with torch.no_grad():
+            features = self.model.encode(rows, every)
+            asked = budget.tokens(every, capacity)
+            hard = self.cost(rows, budget.tokens(keep > 0.5, capacity))
+            single = self.glance.to(keep.device) | torch.eye(len(self.glance), dtype=torch.bool, device=keep.device)
+            alone = [self.cost(rows, budget.tokens(one.expand_as(every), capacity)) for one in single]
+            extra = torch.stack(alone, dim=1) - alone[-1][:, None]
+        score = self.model.forced(rows, features, asked, gates=keep).loglik.exp()
+        return score, hard + ((keep - keep.detach()) * extra).sum(-1)
+
+    def _capacity(self, rows: Batch) -> Tensor:
+        return self.model.pyramid.capacity(rows.size)[rows.image_of]
+
+    def _flops(self, rows: Batch, asked: Tensor) -> Tensor:
+        size = rows.size[rows.image_of]
+        return self.model.cost(self.model.realise(asked, size), size, self.model.prompt_tokens(rows)).flops.float()
+
+
+def observe(model: NativeModel, layout: Layout, rows: Batch, features: Features, price: Tensor, unit: float) -> Observation:
+    """The observation of a batch whose glance is encoded."""
+    query, mask = model.text.encode(rows.texts)
+    capacity = model.pyramid.capacity(rows.size)[rows.image_of]
+    cost = action_costs(model, layout, rows)
+    cells = model.pyramid.cells(rows.size)[:, model.pyramid.glance]
+    glance = features.maps[model.pyramid.glance]
+    grid = [torch.arange(n, device=glance.device) for n in glance.shape[-2:]]
+    inside = (grid[0][None, :, None] < cells[:, 0, None, None]) & (grid[1][None, None, :] < cells[:, 1, None, None])
+    return Observation(
+        query=query,
+        query_mask=mask,
+        glance=glance.detach()[rows.image_of].float(),
+        glance_mask=inside[rows.image_of],
+        capacity=capacity,
+        cost=(cost.flops / unit).float(),
+        price=price,
+    )
+
+
+def action_costs(model: NativeModel, layout: Layout, rows: Batch) -> Cost:
+    """Cost of every listed action, [B, S] each."""
+    size = rows.size[rows.image_of]
+    asked = layout.actions.tokens(model.pyramid.capacity(rows.size)[rows.image_of], layout.budget)
+    words = model.prompt_tokens(rows)
+    costs = [model.cost(model.realise(asked[:, s], size), size, words) for s in range(asked.shape[1])]
+    return Cost(*(torch.stack([getattr(c, n) for c in costs], dim=1) for n in ("tokens", "flops", "kv_bytes")))

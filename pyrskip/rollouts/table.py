@@ -1,0 +1,147 @@
+"""The rollout table: the score of every action for every question, and what it cost.
+
+Axes: N questions, M images, U distinct question texts, S listed actions, T tiles, W words, Q query width, C channels.
+
+The columns of `score`, `probability` and `cost` are the listed actions in the action set's order, and after them the
+decisions outside of it (OUTSIDE): the model as used without pyrskip, and no image at all.
+"""
+
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pyrskip.cost import Cost
+from pyrskip.decision import ActionSet
+from pyrskip.errors import UserError
+
+OUTSIDE = ("reference", "question_only")
+
+
+@dataclass(frozen=True)
+class RolloutTable:
+    """score [N, S + 2] in [0, 1]; probability [N, S + 2] of the first accepted answer; cost [N, S + 2], without a gate's.
+
+    similarity [N, T]: cosine of the question with each tile's mean token; image_of [N] and query_of [N]: rows of the images
+    and texts; query [U, W, Q], query_mask [U, W]; glance [M, C, h, w], glance_mask [M, h, w]; size [M, 2] rows and columns
+    of the image; types, keys: N; texts: U; image_keys: M.
+    """
+
+    actions: ActionSet
+    score: Tensor
+    probability: Tensor
+    cost: Cost
+    similarity: Tensor
+    image_of: Tensor
+    query_of: Tensor
+    query: Tensor
+    query_mask: Tensor
+    glance: Tensor
+    glance_mask: Tensor
+    size: Tensor
+    types: tuple[str, ...]
+    keys: tuple[str, ...]
+    texts: tuple[str, ...]
+    image_keys: tuple[str, ...]
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def column(self, name: str) -> int:
+        """The column of a listed action or of a decision outside the set."""
+        return (*self.actions.names, *OUTSIDE).index(name)
+
+    @property
+    def mean_full_flops(self) -> float:
+        """What relative cost is relative to, on the training split."""
+        return float(self.cost.flops[:, self.actions.full].mean())
+
+    def to(self, device: torch.device) -> "RolloutTable":
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()}
+        moved["cost"] = Cost(*(getattr(self.cost, n).to(device) for n in ("tokens", "flops", "kv_bytes")))
+        moved["actions"] = ActionSet(self.actions.selection.to(device), self.actions.names)
+        return RolloutTable(**moved)
+
+    def save(self, directory: Path) -> None:
+        tensors = {name: getattr(self.cost, name) for name in ("tokens", "flops", "kv_bytes")}
+        tensors |= {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        tensors["selection"] = self.actions.selection
+        lists = {name: getattr(self, name) for name in ("types", "keys", "texts", "image_keys", "split")}
+        lists["actions"] = self.actions.names
+        directory.mkdir(parents=True, exist_ok=True)
+        _replace(directory / "table.safetensors", safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}))
+        _replace(directory / "table.json", json.dumps(lists).encode())
+
+    @classmethod
+    def load(cls, directory: Path) -> "RolloutTable":
+        """Raises UserError where the directory holds no whole table."""
+        try:
+            tensors = safetensors.torch.load_file(directory / "table.safetensors")
+            lists = json.loads((directory / "table.json").read_text())
+        except (OSError, SafetensorError, ValueError) as error:
+            raise UserError(f"{directory} holds no rollout table that can be read ({error}); run the rollouts stage") from error
+        cost = Cost(tensors.pop("tokens"), tensors.pop("flops"), tensors.pop("kv_bytes"))
+        actions = ActionSet(tensors.pop("selection"), tuple(lists.pop("actions")))
+        split = lists.pop("split")
+        members: dict[str, Any] = {**tensors, **{k: tuple(v) for k, v in lists.items()}}
+        return cls(actions=actions, cost=cost, split=split, **members)
+
+    @classmethod
+    def concatenate(cls, parts: "list[RolloutTable]") -> "RolloutTable":
+        """One table of parts that different ranks or batches made; rows keep the order of the parts."""
+        first = parts[0]
+        texts = tuple(dict.fromkeys(t for part in parts for t in part.texts))
+        where = {t: i for i, t in enumerate(texts)}
+        words = max(part.query.shape[1] for part in parts)
+        query = torch.zeros(len(texts), words, first.query.shape[2])
+        query_mask = torch.zeros(len(texts), words, dtype=torch.bool)
+        for part in parts:
+            rows = torch.tensor([where[t] for t in part.texts])
+            query[rows, : part.query.shape[1]] = part.query
+            query_mask[rows, : part.query.shape[1]] = part.query_mask
+        images = torch.tensor([0] + [len(part.image_keys) for part in parts]).cumsum(0).tolist()
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts])
+
+        return cls(
+            actions=first.actions,
+            score=joined("score"),
+            probability=joined("probability"),
+            cost=Cost(*(torch.cat([getattr(p.cost, n) for p in parts]) for n in ("tokens", "flops", "kv_bytes"))),
+            similarity=joined("similarity"),
+            image_of=torch.cat([part.image_of + start for part, start in zip(parts, images[:-1], strict=True)]),
+            query_of=torch.cat([torch.tensor([where[t] for t in part.texts])[part.query_of] for part in parts]),
+            query=query,
+            query_mask=query_mask,
+            glance=joined("glance"),
+            glance_mask=joined("glance_mask"),
+            size=joined("size"),
+            types=tuple(t for part in parts for t in part.types),
+            keys=tuple(k for part in parts for k in part.keys),
+            texts=texts,
+            image_keys=tuple(k for part in parts for k in part.image_keys),
+            split=first.split,
+        )
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write whole or not at all."""
+    part = path.with_suffix(path.suffix + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error}") from error

@@ -1,0 +1,316 @@
+"""The stages of a run: data -> flex -> rollouts -> gate -> frontier, each in a directory of its own.
+
+A stage's stage.json holds its fingerprint: the config keys that it depends on and the digests of the stages before it.
+Same fingerprint: a finished stage is skipped, an unfinished one resumed. Changed: refused, naming the key.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+
+from pyrskip.config import STAGES, Config, to_plain
+from pyrskip.data.datamodule import StepData
+from pyrskip.data.reader import ShardDataset, collate
+from pyrskip.data.shards import prepare, read_index
+from pyrskip.decision import ActionSet
+from pyrskip.errors import UserError
+from pyrskip.evaluation.evaluate import evaluate
+from pyrskip.gates import build_gate, save_gate
+from pyrskip.models.language import train_tokenizer
+from pyrskip.models.native import NativeModel
+from pyrskip.rollouts.environments import Environment, ModelEnvironment, TableEnvironment
+from pyrskip.rollouts.rollout import RolloutModule, roll_out
+from pyrskip.rollouts.table import RolloutTable
+from pyrskip.tracking.loggers import loggers
+from pyrskip.training import find_rule
+from pyrskip.training.flex import FlexModule
+from pyrskip.training.trainer import build_trainer, fit
+
+# what each stage depends on, beside the stages before it; `trainer` is where and how fast, not what
+KEYS: dict[str, tuple[str, ...]] = {
+    "data": ("data",),
+    "flex": ("pyramid", "vision", "text", "language", "flex", "loader.batch_images", "trainer.accumulate"),
+    "rollouts": ("budget", "cost"),
+    "gate": ("gate", "rule", "reward", "seed", "seeds", "ablations"),
+    "frontier": ("evaluation",),
+}
+# directories of gates: the config's own, and the ablations by the gate that they train
+METHODS = {"predictor": "query_only", "glance": "glance_only", "joint": "joint"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A config with its directories. nodes: what the loggers are instantiated from."""
+
+    config: Config
+    nodes: dict[str, Any]
+
+    @property
+    def root(self) -> Path:
+        return self.config.directory
+
+    @cached_property
+    def borrowed(self) -> Path | None:
+        if self.config.borrow is None:
+            return None
+        path = Path(self.config.borrow)
+        if not (path / "config.json").is_file():
+            raise UserError(f"from={self.config.borrow} is no run: it holds no config.json; allowed: a run's directory")
+        return path
+
+    def fingerprint(self, stage: str) -> dict[str, Any]:
+        """Flat: the stage's config keys, and the digest of the stage before it."""
+        plain = to_plain(self.config)
+        flat: dict[str, Any] = {}
+        for key in KEYS[stage]:
+            value = plain
+            for part in key.split("."):
+                value = value[part]
+            flat |= _flatten(value, key)
+        before = STAGES.index(stage) - 1
+        if before >= 0:
+            flat[f"the {STAGES[before]} stage"] = _digest(self.fingerprint(STAGES[before]))
+        return flat
+
+    def directory(self, stage: str) -> Path:
+        """Where a stage is: borrowed if another run has it and this one does not."""
+        own = self.root / stage
+        if self.borrowed is None or (own / "stage.json").exists():
+            return own
+        state = _read_state(self.borrowed / stage)
+        if state is None or not state["done"]:
+            return own
+        if stage in ("gate", "frontier"):
+            return own
+        self._check(stage, state, self.borrowed / stage)
+        return self.borrowed / stage
+
+    def done(self, stage: str) -> bool:
+        """Whether the stage is finished. Raises UserError where it was made from another config."""
+        directory = self.directory(stage)
+        state = _read_state(directory)
+        if state is None:
+            return False
+        self._check(stage, state, directory)
+        return bool(state["done"])
+
+    def mark(self, stage: str, done: bool) -> None:
+        if _first_rank():
+            directory = self.root / stage
+            directory.mkdir(parents=True, exist_ok=True)
+            state = {"fingerprint": self.fingerprint(stage), "done": done}
+            part = directory / "stage.json.part"
+            part.write_text(json.dumps(state, indent=1))
+            part.replace(directory / "stage.json")
+
+    def _check(self, stage: str, state: dict[str, Any], directory: Path) -> None:
+        now = json.loads(json.dumps(self.fingerprint(stage)))
+        for key in sorted(now.keys() | state["fingerprint"].keys(), key=lambda k: k.startswith("the ")):
+            old, new = state["fingerprint"].get(key), now.get(key)
+            if old != new:
+                raise UserError(
+                    f"{directory} was made with {key}={old}, this config has {key}={new}; "
+                    f"keep {old}, or start another run with name=<other>"
+                )
+
+
+def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
+    """Run the config's stages in order; returns the run's directory."""
+    run = Run(config, nodes)
+    console = Console(stderr=True, quiet=not _first_rank() or config.trainer.quiet)
+    for stage in STAGES:
+        run.done(stage)  # a changed config is refused before any work
+    _keep_config(run)
+    for stage in STAGES:
+        if stage not in config.stages:
+            continue
+        if run.done(stage):
+            console.print(f"[bold]{stage}[/bold]: done before, in {run.directory(stage)}")
+            continue
+        _check_before(run, stage)
+        console.print(f"[bold]{stage}[/bold]: to {run.root / stage}")
+        run.mark(stage, done=False)
+        RUNNERS[stage](run)
+        run.mark(stage, done=True)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+    return run.root
+
+
+def _check_before(run: Run, stage: str) -> None:
+    for before in STAGES[: STAGES.index(stage)]:
+        if not run.done(before):
+            raise UserError(
+                f"stage {stage} needs {run.root / before}, which is not finished; "
+                f"add {before} to stages, or borrow it with from=<run>"
+            )
+
+
+def prepare_data(run: Run) -> None:
+    if _first_rank():
+        prepare(run.config.data, run.root / "data")
+
+
+def train_flex(run: Run) -> None:
+    config, directory = run.config, run.root / "flex"
+    data = _split(run, "train")
+    tokenizer = train_tokenizer(_texts(data), config.language.vocabulary)
+    torch.manual_seed(config.flex.seed)
+    model = NativeModel(config.model, tokenizer)
+    module = FlexModule(config.flex, model, ActionSet.by_level(model.pyramid))
+    _fit(run, module, data, partial(collate, side=config.pyramid.size), config.loader.batch_images, directory, "flex")
+    if _first_rank():
+        model.save(directory)
+
+
+def roll_out_splits(run: Run) -> None:
+    config = run.config
+    model = _model(run)
+    actions = ActionSet.by_level(model.pyramid)
+    for split in ("gate", "val", "test"):
+        directory = run.root / "rollouts" / split
+        if (directory / "table.json").exists():
+            continue
+        trainer = build_trainer(config.trainer, directory, [])
+        module = RolloutModule(model, actions, config.budget, split)
+        roll_out(trainer, module, _split(run, split), config.loader.batch_images, directory)
+
+
+def train_gates(run: Run) -> None:
+    config = run.config
+    tables = load_tables(run.directory("rollouts"), ("gate", "val"))
+    unit = tables["gate"].mean_full_flops
+    methods = {"gate": config.gate.name} | {f"gate:{METHODS[name]}": name for name in config.ablations}
+    for method, name in methods.items():
+        for seed in range(config.seed, config.seed + config.seeds):
+            directory = gate_directory(run.root, method, seed)
+            if (directory / "gate.json").exists():
+                continue
+            environment = _environment(run, tables["gate"], unit)
+            torch.manual_seed(seed)
+            gate = build_gate(replace(config.gate, name=name), environment.layout)
+            module = find_rule(config.rule.name)(config.rule, gate, environment, config.reward, seed)
+            if config.rule.online:
+                side, data = config.pyramid.size, _split(run, "gate")
+                _fit(run, module, data, partial(collate, side=side), config.loader.batch_images, directory, method, seed)
+            else:
+                _fit(run, module, range(len(tables["gate"])), torch.tensor, config.rule.batch, directory, method, seed)
+            if config.reward.target is not None:
+                val = TableEnvironment(tables["val"], _model(run).pyramid, config.budget, unit)
+                module.calibrate(val, torch.arange(len(tables["val"])))
+            if _first_rank():
+                save_gate(gate.cpu(), directory)
+
+
+def show_frontier(run: Run) -> None:
+    if _first_rank():
+        gates = {
+            method: [gate_directory(run.root, method, run.config.seed + i) for i in range(run.config.seeds)]
+            for method in ("gate", *(f"gate:{METHODS[name]}" for name in run.config.ablations))
+        }
+        model = _model(run)
+        tables = load_tables(run.directory("rollouts"), ("gate", "val", "test"))
+        seeds = range(run.config.seed, run.config.seed + run.config.seeds)
+        evaluate(run.config.evaluation, model, tables, gates, list(seeds), run.directory("data"), run.root)
+
+
+RUNNERS: dict[str, Callable[[Run], None]] = {
+    "data": prepare_data,
+    "flex": train_flex,
+    "rollouts": roll_out_splits,
+    "gate": train_gates,
+    "frontier": show_frontier,
+}
+
+
+def load_tables(directory: Path, splits: tuple[str, ...]) -> dict[str, RolloutTable]:
+    return {split: RolloutTable.load(directory / split) for split in splits}
+
+
+def gate_directory(root: Path, method: str, seed: int) -> Path:
+    return root / "gate" / method.replace(":", "-") / f"seed-{seed}"
+
+
+def _fit(run: Run, module: Any, data: Any, gather: Any, batch: int, directory: Path, stage: str, seed: int = 0) -> None:
+    config = run.config
+    steps = module.optimizer_config.steps
+    name = stage if stage == "flex" else f"{stage}/seed-{seed}"
+    with loggers(run.nodes, directory, config.name, name) as built:
+        trainer = build_trainer(config.trainer, directory, built)
+        loader = StepData(data, gather, batch, steps, module.seed, config.loader.workers if stage == "flex" else 0)
+        fit(trainer, module, loader, directory)
+
+
+def _environment(run: Run, table: RolloutTable, unit: float) -> Environment[Any]:
+    model = _model(run)
+    if run.config.rule.online:
+        return ModelEnvironment(model, table.actions, run.config.budget, unit)
+    return TableEnvironment(table, model.pyramid, run.config.budget, unit)
+
+
+def _split(run: Run, split: str) -> ShardDataset:
+    directory = run.directory("data")
+    read_index(directory)
+    return ShardDataset(directory, split, run.config.pyramid.size)
+
+
+def _model(run: Run) -> NativeModel:
+    # costs may be counted anew without training anew
+    return NativeModel.load(run.directory("flex"), run.config.cost)
+
+
+def _texts(data: ShardDataset) -> list[str]:
+    samples = (data[i] for i in range(len(data)))
+    return [t for s in samples if s is not None for q in s.questions for t in (q.text, *q.answers)]
+
+
+def _keep_config(run: Run) -> None:
+    if _first_rank():
+        try:
+            run.root.mkdir(parents=True, exist_ok=True)
+            (run.root / "config.json").write_text(json.dumps(to_plain(run.config), indent=1))
+        except OSError as error:
+            raise UserError(f"root={run.config.root} cannot be written: {error}") from error
+
+
+def _read_state(directory: Path) -> dict[str, Any] | None:
+    path = directory / "stage.json"
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({error}); delete {directory} to run that stage again") from error
+    return state
+
+
+def _first_rank() -> bool:
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def _flatten(value: Any, key: str) -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for name, inner in value.items() for k, v in _flatten(inner, f"{key}.{name}").items()}
+    return {key: value}
+
+
+def _digest(fingerprint: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def evaluate_again(config: Config, nodes: dict[str, Any]) -> None:
+    """Draw the frontier of a run whose gates are trained, whatever its frontier was drawn with."""
+    run = Run(config, nodes)
+    _check_before(run, "frontier")
+    run.mark("frontier", done=False)
+    show_frontier(run)
+    run.mark("frontier", done=True)
+    _keep_config(run)

@@ -1,0 +1,73 @@
+"""Stage flex: train the model under random selections and stochastic budgets, so that any decision works afterwards.
+
+Axes: B questions, T tiles.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pyrskip.budget import StochasticBudget, scale
+from pyrskip.decision import ActionSet, reference
+from pyrskip.errors import UserError
+from pyrskip.models.native import NativeModel
+from pyrskip.sample import Batch
+from pyrskip.training.module import OptimizerConfig, StepModule
+
+
+@dataclass(frozen=True)
+class FlexConfig:
+    """budget: a stochastic budget (tokenflex, uniform, sandwich, fixed). Shares of steps: full_share keep everything,
+    reference_share level 0 alone; the rest a random selection, of random tiles half of the time where levels have several.
+    blind_share: of questions, asked without any image."""
+
+    budget: str = "tokenflex"
+    full_share: float = 0.3
+    reference_share: float = 0.1
+    blind_share: float = 0.05
+    seed: int = 0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        shares = (self.full_share, self.reference_share, self.blind_share)
+        if min(shares) < 0 or self.full_share + self.reference_share > 1 or self.blind_share >= 1:
+            raise UserError(
+                f"flex.full_share={self.full_share}, reference_share={self.reference_share}, blind_share={self.blind_share}: "
+                "allowed: at least 0, the first two at most 1 together, the last below 1"
+            )
+        StochasticBudget(self.budget, self.seed)
+
+
+class FlexModule(StepModule):
+    def __init__(self, config: FlexConfig, model: NativeModel, actions: ActionSet) -> None:
+        super().__init__(config.optimizer, config.seed)
+        self.config, self.model, self.actions = config, model, actions
+        self.budget = StochasticBudget(config.budget, config.seed)
+
+    def selection(self) -> Tensor:
+        """A random selection, [T] bool: one a step, so that its tokens are not padded to a larger one's."""
+        c, pyramid = self.config, self.model.pyramid
+        kind = float(torch.rand(()))
+        if kind < c.full_share:
+            return self.actions.selection[self.actions.full]
+        if kind < c.full_share + c.reference_share:
+            return reference(pyramid)
+        chosen = self.actions.selection[int(torch.randint(len(self.actions), ()))]
+        if pyramid.tiles > pyramid.levels and float(torch.rand(())) < 0.5:
+            some = torch.rand(pyramid.tiles) < 0.5
+            some[pyramid.glance] = True
+            chosen = chosen & some
+        return chosen
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        selection = self.selection().to(self.device)
+        capacity = self.model.pyramid.capacity(batch.size)[batch.image_of]
+        sighted = torch.rand(len(batch), 1, device=self.device) >= self.config.blind_share
+        fractions = self.budget.fractions(batch_idx)
+        features = self.model.encode(batch, selection & sighted & (capacity > 0))
+        results = [self.model.forced(batch, features, scale(capacity, f) * selection * sighted) for f in fractions]
+        loss = -torch.stack([r.loglik for r in results]).mean()
+        accuracy = torch.stack([r.greedy.float() for r in results]).mean()
+        self.log_dict({"train/loss": loss, "train/accuracy": accuracy}, prog_bar=True, batch_size=len(batch))
+        return loss

@@ -1,0 +1,113 @@
+"""The Lightning Trainer of every stage that trains, and its resumption."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import Logger
+
+from pyrskip.data.datamodule import StepData
+from pyrskip.errors import UserError
+
+CHECKPOINT = "last.ckpt"
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Lightning's own words. checkpoint_every: steps that a kill can cost at most. quiet: no progress."""
+
+    accelerator: str = "cpu"
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    accumulate: int = 1
+    gradient_clip: float | None = 1.0
+    checkpoint_every: int = 200
+    log_every: int = 20
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "nodes", "accumulate", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"trainer.{name}={getattr(self, name)}: at least 1 is needed")
+        if self.accelerator not in ("cpu", "gpu", "cuda", "mps", "tpu", "auto"):
+            raise UserError(f"trainer.accelerator={self.accelerator!r} is unknown; allowed: auto, cpu, cuda, gpu, mps, tpu")
+
+
+def build_trainer(
+    config: TrainerConfig, directory: Path, loggers: Sequence[Logger], callbacks: Sequence[Callback] = ()
+) -> pl.Trainer:
+    """A Trainer whose one epoch is the whole run and whose checkpoints go to `directory`/last.ckpt."""
+    terminal = sys.stderr.isatty() and not config.quiet
+    progress: list[Callback] = [TQDMProgressBar(refresh_rate=10)] if terminal else []
+    if not terminal and not config.quiet:
+        progress = [PlainProgress()]
+    checkpoint = ModelCheckpoint(
+        dirpath=directory,
+        filename=Path(CHECKPOINT).stem,
+        every_n_train_steps=config.checkpoint_every,
+        save_top_k=1,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+    try:
+        return pl.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            strategy=config.strategy,
+            precision=config.precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=config.accumulate,
+            gradient_clip_val=config.gradient_clip,
+            max_epochs=1,
+            max_steps=-1,
+            log_every_n_steps=config.log_every,
+            logger=list(loggers),
+            callbacks=[checkpoint, *progress, *callbacks],
+            enable_progress_bar=terminal,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise UserError(
+            f"trainer.accelerator={config.accelerator}, devices={config.devices}, strategy={config.strategy}, "
+            f"precision={config.precision} cannot run here: {error}"
+        ) from error
+
+
+def fit(trainer: pl.Trainer, module: pl.LightningModule, data: StepData, directory: Path) -> None:
+    """Train to the end, from the directory's checkpoint where there is one."""
+    path = directory / CHECKPOINT
+    if path.exists():
+        check_readable(path)
+    trainer.fit(module, data, ckpt_path=path if path.exists() else None, weights_only=True)
+
+
+def check_readable(path: Path) -> None:
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise UserError(
+            f"{path} is no whole checkpoint ({type(error).__name__}); delete it to train this stage from its start"
+        ) from error
+
+
+class PlainProgress(Callback):
+    """A line for each tenth of the run, where no terminal shows a bar."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        total = int(trainer.num_training_batches)
+        if trainer.is_global_zero and (batch_idx + 1) * 10 // total > batch_idx * 10 // total:
+            shown = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("gate/keep_rate")}
+            figures = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
+            print(f"  step {batch_idx + 1}/{total}  {figures}", file=sys.stderr, flush=True)

@@ -1,0 +1,18 @@
+"""What several tests share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyrskip.data.shards import DataConfig, prepare
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory of easy-VQA, 24 images a split. Not to be written to."""
+    directory = tmp_path_factory.mktemp("tiny_data")
+    prepare(DataConfig(limit=24), directory)
+    return directory

@@ -1,0 +1,272 @@
+"""The frontier: which methods it holds, what each pays, and what may be chosen where."""
+
+import json
+from dataclasses import asdict, fields, replace
+from functools import cache
+from io import StringIO
+from math import log
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from pyrskip.budget import BudgetRule
+from pyrskip.evaluation.frontier import Frontier, Inputs, Row, frontier, health, hull_at, summary, upper_hull
+from pyrskip.evaluation.report import Shown, plot_frontier, plot_selections, print_table
+from pyrskip.evaluation.timing import Clock, Timing
+from pyrskip.gates import build_gate
+from pyrskip.gates.gate import Gate, GateConfig, Layout, Observation
+from pyrskip.rollouts.table import RolloutTable
+from tests.tables import TYPES, synthetic_pyramid, synthetic_table, synthetic_tile_flops
+
+PRICES = (0.0, 0.05, 0.2, 1.0)
+FIELDS = (
+    *("method", "price", "seed", "split", "accuracy", "accuracy_ci95", "retention", "retention_of_reference"),
+    *("tokens", "relative_tokens", "flops", "relative_flops", "flops_of_reference", "kv_bytes"),
+    *("encode_ms", "gate_ms", "total_ms", "encode_ms_b32", "gate_ms_b32", "total_ms_b32", "by_type"),
+)
+
+
+class ByText(Gate):
+    """A utility gate that knows the expected score of every action, from the question's embedding alone."""
+
+    def __init__(self, layout: Layout, query: Tensor, utility: Tensor) -> None:
+        super().__init__(GateConfig("joint", "utility", 4), layout)
+        self.query, self.utility = query, utility
+
+    def inputs(self) -> int:
+        return 1
+
+    def look(self, seen: Observation) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, seen: Observation) -> Tensor:
+        return self.utility[torch.cdist(seen.query.flatten(1), self.query.flatten(1)).argmin(-1)]
+
+
+def tables(varied_cost: bool) -> dict[str, RolloutTable]:
+    return {s: synthetic_table(s, 60, seed=i, varied_cost=varied_cost) for i, s in enumerate(("gate", "val", "test"))}
+
+
+def inputs_of(splits: dict[str, RolloutTable], timing: Timing | None = None) -> Inputs:
+    table = splits["gate"]
+    layout = Layout(8, 6, 3, table.actions, BudgetRule())
+    utility = torch.stack([table.probability[i, :4] for i in range(3)])
+    torch.manual_seed(0)
+    ablations = GateConfig("predictor", "categorical", 8), GateConfig("glance", "bernoulli", 8)
+    query_only, glance_only = ([build_gate(config, layout) for _ in range(3)] for config in ablations)
+    gates: dict[str, list[Gate]] = {
+        "gate": [ByText(layout, table.query, utility) for _ in range(3)],
+        "gate:query_only": query_only,
+        "gate:glance_only": glance_only,
+    }
+    return Inputs(
+        tables=splits,
+        pyramid=synthetic_pyramid(),
+        budget=BudgetRule(),
+        gates=gates,
+        seeds=(0, 1, 2),
+        prices=PRICES,
+        gate_flops=dict.fromkeys(gates, 7_000.0),
+        tile_flops={split: synthetic_tile_flops(3, 60) for split in splits},
+        timing=timing,
+        resamples=200,
+    )
+
+
+@cache
+def computed(varied_cost: bool = False) -> Frontier:
+    return frontier(inputs_of(tables(varied_cost)))
+
+
+def row(method: str, split: str = "test", price: float | None = None, seed: int | None = None) -> Row:
+    return computed().select(method, split, price, seed)[0].row
+
+
+def test_every_method_is_there_with_exactly_the_fields() -> None:
+    rows = computed().rows
+    fixed = {f"fixed:{name}" for name in ("glance", "1", "0", "0,1")}
+    learned = {"gate", "gate:query_only", "gate:glance_only", "gate:shuffled_query", "random"}
+    others = {"full", "reference", "hull", "random:bernoulli", "heuristic", "cosine", "question_only"}
+    oracles = {"oracle:type", "oracle:sample"}
+    for split in ("val", "test"):
+        assert {r.method for r in rows if r.split == split} == fixed | learned | others | oracles
+    assert [f.name for f in fields(Row)] == list(FIELDS)
+    assert all(set(r.by_type) == set(TYPES) for r in rows)
+    json.dumps([asdict(r) for r in rows], allow_nan=False)
+    for method in learned:
+        assert {(r.price, r.seed) for r in rows if r.method == method} == {(p, s) for p in PRICES for s in (0, 1, 2)}
+
+
+def test_random_costs_what_the_gate_costs() -> None:
+    for price in PRICES:
+        gate, random = row("gate", price=price, seed=1), row("random", price=price, seed=1)
+        for name in ("tokens", "flops", "kv_bytes"):
+            assert getattr(random, name) == pytest.approx(getattr(gate, name), rel=1e-12)
+        varied = [computed(True).select(m, "test", price, 1)[0].row.flops for m in ("gate", "random")]
+        assert varied[0] == pytest.approx(varied[1], rel=0.03)
+
+
+def test_a_gate_that_knows_beats_chance_at_the_same_cost_and_a_shuffled_question_does_not() -> None:
+    gate, random, shuffled = (row(m, price=0.2, seed=0) for m in ("gate", "random", "gate:shuffled_query"))
+    assert gate.accuracy > random.accuracy + 0.05
+    assert gate.accuracy > shuffled.accuracy + 0.05
+
+
+def test_methods_that_run_a_gate_pay_for_it() -> None:
+    # at such a price the glance alone is kept
+    gate = computed().inputs.gate_flops["gate"]
+    dear = replace(computed().inputs, prices=(100.0,))
+    points = frontier(dear)
+    for method in ("gate", "random", "gate:shuffled_query"):
+        point = points.select(method, "test")[0].row
+        assert point.flops == pytest.approx(row("fixed:glance").flops + gate)
+    assert points.select("oracle:type", "test")[0].row.flops == pytest.approx(row("fixed:glance").flops)
+
+
+def test_cosine_pays_for_every_encoder() -> None:
+    table, tile_flops = computed().inputs.tables["test"], synthetic_tile_flops(3, 1)[0]
+    point = computed().select("cosine", "test")[0]
+    assert point.action is not None
+    mean = table.cost.flops[torch.arange(len(table)), point.action].mean()
+    skipped = (~table.actions.selection[point.action]).double() @ tile_flops
+    assert point.row.flops == pytest.approx(float(mean + skipped.mean()))
+    assert point.row.flops > row("fixed:0").flops - row("fixed:0").tokens * 5_000
+
+
+def test_bernoulli_is_the_exact_expectation() -> None:
+    half = computed().select("random:bernoulli", "test")[2].row
+    names = ("glance", "1", "0", "0,1")
+    assert half.accuracy == pytest.approx(sum(row(f"fixed:{n}").accuracy for n in names) / 4)
+    assert half.flops == pytest.approx(sum(row(f"fixed:{n}").flops for n in names) / 4)
+
+
+def test_oracle_by_sample_beats_every_listed_decision() -> None:
+    best = row("oracle:sample", price=0.0).accuracy
+    listed = (r for r in computed().rows if r.split == "test" and r.method not in ("reference", "question_only"))
+    assert all(r.accuracy <= best + 1e-12 for r in listed)
+
+
+def test_oracle_by_type_is_fitted_on_the_gates_rollouts_alone() -> None:
+    splits = tables(False)
+    flipped = splits | {"test": replace(splits["test"], score=1 - splits["test"].score)}
+    again = frontier(inputs_of(flipped)).select("oracle:type", "test", 0.05)[0]
+    before = computed().select("oracle:type", "test", 0.05)[0]
+    assert again.action is not None
+    assert before.action is not None
+    assert torch.equal(again.action, before.action)
+
+
+def test_the_hull_is_concave_rising_and_chosen_on_validation() -> None:
+    cost, value = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [0.2, 0.6, 0.65, 0.9, 0.8, 0.95]
+    assert upper_hull(cost, value) == [0, 1, 3, 5]
+    assert upper_hull([1.0, 1.0, 2.0], [0.5, 0.7, 0.6]) == [1]
+    splits = tables(False)
+    bad = splits | {"test": replace(splits["test"], score=torch.zeros_like(splits["test"].score))}
+    for split in ("val", "test"):
+        before = [r.tokens for r in computed().rows if r.method == "hull" and r.split == split]
+        after = [r.tokens for r in frontier(inputs_of(bad)).rows if r.method == "hull" and r.split == split]
+        assert before == after
+
+
+def test_the_hull_between_two_vertices_is_their_mix() -> None:
+    rows = computed().rows
+    a, b = [r for r in rows if r.method == "hull" and r.split == "test"][:2]
+    half = hull_at(rows, "test", (a.relative_flops + b.relative_flops) / 2)
+    assert half == pytest.approx((a.accuracy + b.accuracy) / 2)
+    assert hull_at(rows, "test", a.relative_flops * 0.9) is None
+    assert hull_at(rows, "test", 9.0) == max(r.accuracy for r in rows if r.method == "hull" and r.split == "test")
+
+
+def test_retention_is_not_clipped() -> None:
+    splits = tables(False)
+    score = splits["test"].score.clone()
+    score[:, splits["test"].actions.full] *= 0.5
+    rows = frontier(inputs_of(splits | {"test": replace(splits["test"], score=score)})).rows
+    oracle = next(r for r in rows if r.method == "fixed:0" and r.split == "test")
+    assert oracle.retention is not None
+    assert oracle.retention > 1.5
+
+
+def test_retention_of_nothing_is_none() -> None:
+    splits = tables(False)
+    nothing = replace(splits["test"], score=torch.zeros_like(splits["test"].score))
+    rows = frontier(inputs_of(splits | {"test": nothing})).rows
+    assert all(r.retention is None for r in rows if r.split == "test")
+
+
+def test_relative_cost_is_over_the_gate_splits_full_pyramid() -> None:
+    full = computed().select("full", "test")[0].row
+    unit = computed().inputs.tables["gate"].mean_full_flops
+    assert full.relative_flops == full.flops / unit
+    assert row("reference").flops_of_reference == pytest.approx(1.0)
+
+
+def test_times_follow_the_decisions() -> None:
+    names = ["glance", "1", "0", "0,1"]
+    encode = {name: 1.0 + i for i, name in enumerate(names)}
+    encode |= {"gated:" + name: ms + 0.5 for name, ms in encode.items()} | {"reference": 3.0, "question_only": 0.0}
+    clock = Clock(encode, {name: ms + 10 for name, ms in encode.items()}, dict.fromkeys(computed().inputs.gates, 0.25))
+    points = frontier(inputs_of(tables(False), Timing(clock, clock)))
+    full = points.select("full", "test")[0].row
+    assert (full.encode_ms, full.gate_ms, full.total_ms) == (4.0, 0.0, 14.0)
+    gate = points.select("gate", "test", 0.2, 0)[0]
+    assert gate.action is not None
+    assert gate.row.encode_ms is not None
+    assert gate.row.encode_ms == pytest.approx(1.5 + float(gate.action.double().mean()))
+    assert gate.row.gate_ms == 0.25
+    assert gate.row.total_ms_b32 == pytest.approx(gate.row.encode_ms + 10.25)
+    cosine = points.select("cosine", "test")[0].row
+    assert cosine.encode_ms == 4.0
+    assert cosine.total_ms == pytest.approx(14.0)
+
+
+def test_the_summary_takes_its_price_from_validation() -> None:
+    result = summary(computed(), lookup=0.4)
+    assert "one flex model" in result["note"]
+    assert result["lookup_accuracy"] == 0.4
+    at = result["targets"]["0.98"]
+    for entry in at["gate"]["seeds"]:
+        met = [p for p in PRICES if (row("gate", "val", p, entry["seed"]).retention or 0) >= 0.98]
+        cheapest = min(met, key=lambda p: row("gate", "val", p, entry["seed"]).relative_flops)
+        assert entry["price"] == cheapest
+        assert entry["accuracy"] == row("gate", "test", cheapest, entry["seed"]).accuracy
+        fixed = row(at["fixed"]["method"])
+        assert entry["cost_over_fixed"] == pytest.approx(entry["relative_flops"] / fixed.relative_flops)
+        assert entry["gain_over_random"] > 0
+    assert at["gate"]["cost_over_fixed"]["seeds"] == 3
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_target_that_no_price_meets_is_said_to_be_missed() -> None:
+    at = summary(computed(), targets=(1.5,))["targets"]["1.5"]
+    assert at["fixed"] is None
+    assert at["gate"]["seeds"] == [{"seed": seed, "price": None} for seed in (0, 1, 2)]
+
+
+def test_mutual_information_is_0_for_independent_and_the_types_entropy_for_determined_decisions() -> None:
+    actions, level = computed().inputs.tables["test"].actions, synthetic_pyramid().tile_level
+    types = ["a", "b"] * 40
+    independent = torch.tensor([0, 0, 3, 3] * 20)
+    assert health(independent, types, actions, level)["mutual_information"] == pytest.approx(0.0, abs=1e-12)
+    determined = health(torch.tensor([0, 3] * 40), types, actions, level)
+    assert determined["mutual_information"] == pytest.approx(log(2))
+    assert determined["keep_rate"] == {"0": 0.5, "1": 0.5, "2": 1.0}
+    assert (determined["distinct"], determined["entropy"]) == (2, pytest.approx(log(2)))
+
+
+def test_the_report_is_written(tmp_path: Path) -> None:
+    rows = computed().rows
+    console = Console(width=120, file=StringIO())
+    print_table(rows, console)
+    text = cast(StringIO, console.file).getvalue()
+    assert all(method in text for method in ("full", "gate:query_only", "oracle:type", "random:bernoulli"))
+    assert max(map(len, text.splitlines())) <= 120
+    plot_frontier(rows, tmp_path / "frontier.png")
+    image = torch.randint(0, 255, (3, 40, 64), dtype=torch.uint8)
+    shown = Shown(image, "what is it?", "a", "b", torch.tensor([False, True, True]), 0.4, "shape")
+    plot_selections([shown] * 3, synthetic_pyramid(), tmp_path / "selections.png")
+    assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("frontier.png", "selections.png"))

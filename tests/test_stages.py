@@ -1,0 +1,189 @@
+"""Claims about runs: stages are skipped, resumed, refused and borrowed as their fingerprints say."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hydra import compose, initialize_config_dir
+
+from pyrskip.cli import conf_directory
+from pyrskip.config import Config, read
+from pyrskip.errors import UserError
+from pyrskip.stages import STAGES, run_stages
+from pyrskip.training.flex import FlexModule
+
+EXPERIMENTS = sorted(path.stem for path in (conf_directory() / "experiment").glob("*.yaml"))
+TWO_STEPS = [
+    "data.limit=12",
+    "data.samples_per_shard=6",
+    "language.width=32",
+    "language.mlp=32",
+    "language.layers=1",
+    "gate.width=8",
+    "flex.optimizer.steps=2",
+    "rule.optimizer.steps=2",
+    "rule.batch=16",
+    "seeds=1",
+    "loader.batch_images=2",
+    "evaluation.resamples=20",
+    "evaluation.timing_repeats=1",
+    "evaluation.prices=[0.05,0.5]",
+    "evaluation.images=4",
+    "trainer.checkpoint_every=1",
+    "trainer.quiet=true",
+]
+
+
+def tiny(root: Path, *overrides: str, experiment: str = "easy_vqa") -> Config:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_directory())):
+        cfg = compose("train", overrides=[f"experiment={experiment}", f"root={root}", *TWO_STEPS, *overrides])
+    return read(cfg)[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run with every stage done."""
+    return run_stages(tiny(tmp_path_factory.mktemp("runs"), "name=done"), {})
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A root directory with a copy of that run."""
+    shutil.copytree(finished, tmp_path / "done")
+    return tmp_path
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(path)
+
+
+def same(a: Path, b: Path) -> bool:
+    first, second = weights(a), weights(b)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("rule", ["supervised", "gumbel"])
+def test_every_experiment_runs_two_steps_through_all_stages(experiment: str, rule: str, tmp_path: Path) -> None:
+    root = run_stages(tiny(tmp_path, f"rule={rule}", *TWO_STEPS, experiment=experiment), {})
+    assert [json.loads((root / stage / "stage.json").read_text())["done"] for stage in STAGES] == [True] * len(STAGES)
+    rows = json.loads((root / "frontier.json").read_text())
+    assert {"full", "reference", "gate", "gate:query_only", "random", "oracle:type"} <= {row["method"] for row in rows}
+    for picture in ("frontier.png", "selections.png"):
+        assert (root / picture).stat().st_size > 10_000
+    told = json.loads((root / "summary.json").read_text())["real_inference"]
+    assert told["scores_that_differ"] == told["decisions_that_differ"] == 0
+    assert told["tiles_encoded"] == told["tiles_asked_for"]
+
+
+@pytest.mark.parametrize("budget", ["budget=proportional", "pyramid.grid=[2,1,1]"])
+def test_gates_train_online_under_any_budget_and_grid(budget: str, tmp_path: Path) -> None:
+    config = tiny(tmp_path, "rule=gumbel", "rule.online=true", "ablations=[]", "data.limit=4", budget)
+    run_stages(replace(config, stages=("data", "flex", "rollouts", "gate")), {})
+    assert (config.directory / "gate" / "gate" / "seed-0" / "gate.safetensors").exists()
+
+
+def test_a_target_cost_is_trained_and_calibrated(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "rule=gumbel", "reward=target", "ablations=[]")
+    run_stages(replace(config, stages=("data", "flex", "rollouts", "gate")), {})
+    assert weights(config.directory / "gate" / "gate" / "seed-0" / "gate.safetensors")["tilt"].abs() > 0
+
+
+def test_a_finished_run_is_not_run_again(copied: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (copied / "done").rglob("*.safetensors")}
+    run_stages(tiny(copied, "name=done"), {})
+    assert before == {p: p.stat().st_mtime_ns for p in (copied / "done").rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("flex.optimizer.steps=3", r"done/flex was made with flex.optimizer.steps=2, this config has flex.optimizer.steps=3"),
+        ("data.seed=1", r"done/data was made with data.seed=0"),
+        ("gate.width=9", r"done/gate was made with gate.width=8.*name=<other>"),
+        ("evaluation.resamples=21", r"done/frontier was made with evaluation.resamples=20"),
+    ],
+)
+def test_a_changed_config_over_an_old_run_is_refused_with_the_key(override: str, said: str, copied: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        run_stages(tiny(copied, "name=done", override), {})
+
+
+def test_what_only_says_where_a_run_runs_may_change(copied: Path) -> None:
+    run_stages(tiny(copied, "name=done", "trainer.log_every=7", "loader.workers=1"), {})
+
+
+def test_earlier_stages_are_borrowed_and_never_written(copied: Path) -> None:
+    lender = copied / "done"
+    before = {p: p.stat().st_mtime_ns for p in lender.rglob("*")}
+    root = run_stages(tiny(copied, "name=other", f"from={lender}", "gate=predictor", "ablations=[]"), {})
+    assert before == {p: p.stat().st_mtime_ns for p in lender.rglob("*")}
+    assert sorted(p.name for p in root.iterdir() if p.is_dir()) == ["frontier", "gate"]
+    assert json.loads((root / "frontier.json").read_text())
+
+
+def test_a_borrowed_stage_of_another_config_is_refused(copied: Path) -> None:
+    with pytest.raises(UserError, match="done/flex was made with language.layers=1, this config has language.layers=2"):
+        run_stages(tiny(copied, "name=other", f"from={copied / 'done'}", "language.layers=2"), {})
+
+
+def test_borrowing_from_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no run: it holds no config.json"):
+        run_stages(tiny(tmp_path, f"from={tmp_path}"), {})
+
+
+def test_a_stage_whose_inputs_are_missing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="stage gate needs .*add data to stages, or borrow"):
+        run_stages(tiny(tmp_path, "stages=[gate]"), {})
+
+
+def test_a_missing_shard_is_named(copied: Path) -> None:
+    (copied / "done" / "data" / "train-000001.tar").unlink()
+    shutil.rmtree(copied / "done" / "flex")
+    with pytest.raises(UserError, match="train-000001.tar"):
+        run_stages(tiny(copied, "name=done"), {})
+
+
+@pytest.mark.parametrize("stage", ["flex", "gate"])
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
+    stage: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = {"flex": "flex.optimizer.steps=5", "gate": "rule.optimizer.steps=5"}[stage]
+    lender = [] if stage == "flex" else [f"from={copied / 'done'}"]
+    overrides = [steps, "ablations=[]", "seed=3", f"stages=[data,flex{',rollouts,gate' if stage == 'gate' else ''}]", *lender]
+    expected = run_stages(tiny(copied, "name=whole", *overrides), {})
+
+    from pyrskip.training.supervised import SupervisedModule
+
+    module: Any = FlexModule if stage == "flex" else SupervisedModule
+    step = module.training_step
+
+    def dies(self: Any, batch: Any, batch_idx: int) -> torch.Tensor:
+        if batch_idx == 3:
+            raise RuntimeError("killed")
+        result: torch.Tensor = step(self, batch, batch_idx)
+        return result
+
+    monkeypatch.setattr(module, "training_step", dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        run_stages(tiny(copied, "name=resumed", *overrides), {})
+    monkeypatch.setattr(module, "training_step", step)
+    resumed = run_stages(tiny(copied, "name=resumed", *overrides), {})
+    file = {"flex": "flex/model.safetensors", "gate": "gate/gate/seed-3/gate.safetensors"}[stage]
+    assert same(resumed / file, expected / file)
+    assert not same(resumed / file, copied / "done" / file.replace("seed-3", "seed-0"))
+
+
+def test_a_truncated_checkpoint_is_named(copied: Path) -> None:
+    run = copied / "done"
+    state = json.loads((run / "flex" / "stage.json").read_text())
+    (run / "flex" / "stage.json").write_text(json.dumps(state | {"done": False}))
+    checkpoint = run / "flex" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"last.ckpt is no whole checkpoint .*delete it"):
+        run_stages(tiny(copied, "name=done"), {})
