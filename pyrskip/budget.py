@@ -64,6 +64,8 @@ class BudgetRule:
         for name, value, least in (("total", self.total, 0), ("floor", self.floor, 0), ("cap", self.cap, 1)):
             if value is not None and value < least:
                 raise UserError(f"budget.{name}={value} must be at least {least}")
+        if self.total is not None and self.floor < 1:
+            raise UserError(f"budget.floor={self.floor} with a total may leave kept tiles without tokens; allowed: at least 1")
         if self.weights is not None and not all(math.isfinite(w) and w >= 0 for w in self.weights):
             raise UserError(f"budget.weights={list(self.weights)} must be finite and at least 0")
 

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,13 +37,17 @@ keys
 """
 
 
+# the command line of a sweep, for its jobs: they may run in other processes, on other machines
+SWEEP = "PYRSKIP_SWEEP"
 # advice of Lightning's that does not apply: loaders are told how many workers, checkpoints are resumed in their directory,
-# a frozen encoder is in eval mode on purpose; the last is of its own making
+# a frozen encoder is in eval mode on purpose, rollouts are kept by rank; LeafSpec is of its own making
 QUIET = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
     ".*in eval mode at the start of training.*",
     ".*treespec, LeafSpec.*",
+    ".*custom batch sampler `EvalSampler`.*",
+    ".*predict returned None.*",
 )
 
 
@@ -84,7 +90,9 @@ def _train(cfg: Any) -> None:
     from pyrskip.stages import run_stages
 
     config, nodes = read(cfg)
-    _refuse_rank_sweeps(config.trainer.strategy, config.trainer.devices * config.trainer.nodes)
+    if _sweeping():
+        _refuse_rank_sweeps(config.trainer.strategy, config.trainer.devices * config.trainer.nodes)
+        config = replace(config, name=f"{config.name}/{_job_name()}")
     run_stages(config, nodes)
 
 
@@ -124,6 +132,8 @@ def _hydra(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> 
     if any(a in ("-h", "--help") for a in arguments):
         print(_usage())
         return
+    # threads that wait without spinning: a busy machine is then slower by its share, not many times over. Before torch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import hydra
 
     _quiet()
@@ -139,6 +149,7 @@ def _hydra(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> 
     if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
         _check(name, [a for a in arguments if not a.startswith("-")])
     sys.argv = [typed[0], *arguments]
+    os.environ[SWEEP] = json.dumps(list(arguments))
     hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name=name)(guarded)()
 
 
@@ -182,13 +193,25 @@ def _sentence(error: Exception) -> str:
     return " ".join(kept)
 
 
-def _refuse_rank_sweeps(strategy: str, ranks: int) -> None:
-    """Lightning's subprocess launcher replays the command line, and with it the sweep, on every rank."""
+def _sweeping() -> bool:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeping and ranks > 1 and strategy not in ("ddp_fork", "ddp_spawn", "ddp_notebook"):
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _job_name() -> str:
+    """What the sweep varies, as a directory's name: a function of the overrides, never of the clock."""
+    from hydra.core.hydra_config import HydraConfig
+
+    typed = set(json.loads(os.environ.get(SWEEP, "[]")))
+    varied = [o for o in HydraConfig.get().overrides.task if o not in typed]
+    return ",".join(varied).replace("/", "-") or "0"
+
+
+def _refuse_rank_sweeps(strategy: str, ranks: int) -> None:
+    """Lightning's subprocess launcher replays the command line, and with it the sweep, on every rank."""
+    if ranks > 1 and strategy not in ("ddp_fork", "ddp_spawn", "ddp_notebook"):
         raise UserError(
             f"trainer.strategy={strategy} with {ranks} ranks in a sweep (-m) would sweep anew on every rank; "
             "allowed: strategy=ddp_fork or ddp_spawn on one machine, or one job a run on a cluster"

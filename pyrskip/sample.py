@@ -12,11 +12,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Question:
-    """A question on an image. answers: one or more accepted; type: the group it is reported under."""
+    """A question on an image. answers: one or more accepted; type: the group it is reported under.
+
+    level: the coarsest pyramid level of the stored image that shows the answer; boxes: what holds it, x0, y0, x1, y1 as shares
+    of the image's width and height. Ground truth where a source knows it, for evaluation alone: nothing learns from it.
+    """
 
     text: str
     answers: tuple[str, ...]
     type: str = "all"
+    level: int | None = None
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from pyrskip.evaluation.evaluate import evaluate
 from pyrskip.gates import build_gate, save_gate
 from pyrskip.models.language import train_tokenizer
 from pyrskip.models.native import NativeModel
+from pyrskip.models.vision import map_stride
+from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.environments import Environment, ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
 from pyrskip.rollouts.table import RolloutTable
@@ -75,6 +77,8 @@ class Run:
             for part in key.split("."):
                 value = value[part]
             flat |= _flatten(value, key)
+        # another source's keys change nothing
+        flat = {k: v for k, v in flat.items() if not k.startswith("data.scenes.") or self.config.data.source == "scenes"}
         before = STAGES.index(stage) - 1
         if before >= 0:
             flat[f"the {STAGES[before]} stage"] = _digest(self.fingerprint(STAGES[before]))
@@ -126,8 +130,11 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
     """Run the config's stages in order; returns the run's directory."""
     run = Run(config, nodes)
     console = Console(stderr=True, quiet=not _first_rank() or config.trainer.quiet)
+    # what cannot work is refused before any work
+    size, levels, grid = config.pyramid.size, config.pyramid.levels, tuple(config.pyramid.grid)
+    Pyramid(size, levels, map_stride(config.vision), grid)
     for stage in STAGES:
-        run.done(stage)  # a changed config is refused before any work
+        run.done(stage)
     _keep_config(run)
     for stage in STAGES:
         if stage not in config.stages:
@@ -181,7 +188,7 @@ def roll_out_splits(run: Run) -> None:
             continue
         trainer = build_trainer(config.trainer, directory, [])
         module = RolloutModule(model, actions, config.budget, split)
-        roll_out(trainer, module, _split(run, split), config.loader.batch_images, directory)
+        roll_out(trainer, module, _split(run, split), config.loader.rollout_images, directory)
 
 
 def train_gates(run: Run) -> None:

@@ -104,9 +104,7 @@ def test_a_row_does_not_depend_on_its_batch_mates(problem: Problem) -> None:
 def test_permuted_tiles_get_permuted_budgets_up_to_ties(problem: Problem, random) -> None:  # type: ignore[no-untyped-def]
     tiles = problem.weights.shape[1]
     order = random.sample(range(tiles), tiles)
-    permuted = Problem(
-        problem.weights[:, order], problem.total, problem.floor, problem.cap[:, order], problem.keep[:, order]
-    )
+    permuted = Problem(problem.weights[:, order], problem.total, problem.floor, problem.cap[:, order], problem.keep[:, order])
     difference = permuted.solve() - problem.solve()[:, order]
     assert int(difference.abs().max()) <= 1
     low, high = problem.bounds()
@@ -199,7 +197,7 @@ def test_a_rule_without_a_total_gives_every_kept_tile_what_it_can_hold() -> None
 
 
 def test_a_rule_divides_its_total_in_proportion_to_capacity_by_default() -> None:
-    assert BudgetRule(total=85).tokens(torch.ones(3, dtype=torch.bool), torch.tensor([256, 64, 20])).tolist() == [
+    assert BudgetRule(total=85, floor=1).tokens(torch.ones(3, dtype=torch.bool), torch.tensor([256, 64, 20])).tolist() == [
         64,
         16,
         5,
@@ -207,7 +205,7 @@ def test_a_rule_divides_its_total_in_proportion_to_capacity_by_default() -> None
 
 
 def test_a_rule_follows_its_weights() -> None:
-    rule = BudgetRule(total=100, weights=(1.0, 3.0))
+    rule = BudgetRule(total=100, floor=1, weights=(1.0, 3.0))
     assert rule.tokens(torch.ones(2, dtype=torch.bool), torch.tensor([256, 256])).tolist() == [25, 75]
 
 
@@ -215,7 +213,7 @@ def test_a_rule_follows_its_weights() -> None:
 @given(problems())
 def test_a_rules_total_is_clamped_to_what_the_kept_tiles_can_meet(problem: Problem) -> None:
     low, high = problem.bounds()
-    tokens = BudgetRule(total=300, floor=problem.floor).tokens(problem.keep, problem.cap)
+    tokens = BudgetRule(total=300, floor=max(problem.floor, 1)).tokens(problem.keep, problem.cap)
     expected = torch.full_like(problem.total, 300).clamp(low.sum(-1), high.sum(-1))
     assert torch.equal(tokens.sum(-1), expected)
     assert bool(((low <= tokens) & (tokens <= high)).all())
@@ -224,7 +222,7 @@ def test_a_rules_total_is_clamped_to_what_the_kept_tiles_can_meet(problem: Probl
 def test_a_rule_broadcasts_actions_against_samples() -> None:
     selection = torch.tensor([[True, True], [False, True]])
     capacity = torch.tensor([[16, 4], [64, 16], [256, 64]])
-    tokens = BudgetRule(total=20).tokens(selection, capacity[:, None])
+    tokens = BudgetRule(total=20, floor=1).tokens(selection, capacity[:, None])
     assert tokens.shape == (3, 2, 2)
     assert tokens.tolist() == [[[16, 4], [0, 4]], [[16, 4], [0, 16]], [[16, 4], [0, 20]]]
 
@@ -245,7 +243,7 @@ def test_a_wrong_rule_is_refused_by_key(fields: dict[str, object], message: str)
 
 def test_a_rule_with_weights_for_other_tiles_is_refused() -> None:
     with pytest.raises(UserError, match="has 2 numbers; allowed: one for each of 3 tiles"):
-        BudgetRule(total=9, weights=(1.0, 1.0)).tokens(torch.ones(3, dtype=torch.bool), torch.full((3,), 9))
+        BudgetRule(total=9, floor=1, weights=(1.0, 1.0)).tokens(torch.ones(3, dtype=torch.bool), torch.full((3,), 9))
 
 
 @pytest.mark.parametrize("kind", ["tokenflex", "uniform", "sandwich", "fixed"])
@@ -259,9 +257,7 @@ def test_stochastic_fractions_depend_on_seed_step_and_rank_alone(kind: str) -> N
     assert all(0 < fraction <= 1 for fractions in first for fraction in fractions)
     if kind != "fixed":
         assert first[::2] != first[1::2], "ranks draw alike"
-        assert first != [
-            StochasticBudget(kind, seed=4).fractions(step, rank) for step in range(20) for rank in range(2)
-        ]
+        assert first != [StochasticBudget(kind, seed=4).fractions(step, rank) for step in range(20) for rank in range(2)]
 
 
 def test_tokenflex_draws_its_three_counts_at_their_published_rates() -> None:
@@ -304,3 +300,8 @@ def test_a_tile_with_any_capacity_keeps_a_token_however_small_the_fraction() -> 
     assert scale(torch.tensor([[0, 1], [3, 400]]), 1e-9).tolist() == [[0, 1], [1, 1]]
     with pytest.raises(UserError, match="fraction=0"):
         scale(torch.tensor([4]), 0.0)
+
+
+def test_a_total_needs_a_floor_so_that_a_kept_tile_is_never_skipped() -> None:
+    with pytest.raises(UserError, match="budget.floor=0 with a total .* at least 1"):
+        BudgetRule(total=9)

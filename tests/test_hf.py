@@ -85,9 +85,7 @@ def vlm() -> HfVlm:
 def batch() -> Batch:
     """Three questions on a square image and one on an image that is 40 x 24: it leaves two finest tiles empty."""
     generator = torch.Generator().manual_seed(0)
-    images = [
-        torch.randint(0, 256, size, generator=generator, dtype=torch.uint8) for size in ((3, 64, 64), (3, 40, 24))
-    ]
+    images = [torch.randint(0, 256, size, generator=generator, dtype=torch.uint8) for size in ((3, 64, 64), (3, 40, 24))]
     questions = (
         Question("what colour is the car ?", ("red",)),
         Question("what is the dog ?", ("a b c", "d")),

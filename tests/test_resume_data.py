@@ -109,9 +109,7 @@ def check_resumed(path: Path, learnt: int, workers: int = 0, **options: Any) -> 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("killed", [2, 3, 5, 7])
-def test_a_run_that_raises_resumes_from_its_last_checkpoint(
-    tmp_path: Path, killed: int, accumulate: int, workers: int
-) -> None:
+def test_a_run_that_raises_resumes_from_its_last_checkpoint(tmp_path: Path, killed: int, accumulate: int, workers: int) -> None:
     saver = ModelCheckpoint(tmp_path, every_n_train_steps=1)
     with pytest.raises(Killed):
         trainer(saver, accumulate_grad_batches=accumulate).fit(Recorder(fail_at=killed), data(workers))
@@ -241,9 +239,7 @@ def test_a_run_that_ends_within_an_accumulated_batch_is_refused() -> None:
         trainer(accumulate_grad_batches=3).fit(Recorder(), data())
 
 
-@pytest.mark.parametrize(
-    ("bad", "says"), [({"batch_images": 0}, "loader.batch_images=0"), ({"workers": -1}, "workers=-1")]
-)
+@pytest.mark.parametrize(("bad", "says"), [({"batch_images": 0}, "loader.batch_images=0"), ({"workers": -1}, "workers=-1")])
 def test_a_wrong_loader_config_is_refused(bad: dict[str, int], says: str) -> None:
     with pytest.raises(UserError, match=says):
         LoaderConfig(**bad)

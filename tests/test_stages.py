@@ -150,9 +150,7 @@ def test_a_missing_shard_is_named(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["flex", "gate"])
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
-    stage: str, copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(stage: str, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {"flex": "flex.optimizer.steps=5", "gate": "rule.optimizer.steps=5"}[stage]
     lender = [] if stage == "flex" else [f"from={copied / 'done'}"]
     overrides = [steps, "ablations=[]", "seed=3", f"stages=[data,flex{',rollouts,gate' if stage == 'gate' else ''}]", *lender]

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.errors import UserError
-from pyrskip.evaluation.frontier import Frontier, Inputs, frontier, summary
-from pyrskip.evaluation.report import Shown, plot_frontier, plot_selections, print_table
+from pyrskip.evaluation.frontier import Frontier, Inputs, frontier
+from pyrskip.evaluation.report import Shown, plot_frontier, plot_selections, print_summary, print_table
+from pyrskip.evaluation.summary import summary
 from pyrskip.evaluation.timing import measure
 from pyrskip.gates import load_gate
 from pyrskip.gates.gate import Gate
@@ -66,6 +67,7 @@ def evaluate(
     samples = [s for s in (test[i] for i in range(min(len(test), max(32, config.images)))) if s is not None]
     batch = Batch.collate(samples, model.pyramid.size)
     unit, budget = tables["gate"].mean_full_flops, first.layout.budget
+    macs = model.convention.per_mac / 2
     one = {method: of[0] for method, of in trained.items()}
     timing = None
     if config.timing_repeats:
@@ -78,7 +80,7 @@ def evaluate(
         seeds=seeds,
         prices=config.prices,
         gate_flops={method: gate_flops(model, gate, batch, unit) for method, gate in one.items()},
-        tile_flops={split: model.encode_flops(table.size) for split, table in tables.items()},
+        tile_flops={split: model.encode_flops(table.size) * macs for split, table in tables.items()},
         timing=timing,
         resamples=config.resamples,
     )
@@ -90,7 +92,8 @@ def evaluate(
     write_json(out / "frontier.json", [asdict(row) for row in result.rows])
     write_json(out / "summary.json", told)
     plot_frontier(result.rows, out / "frontier.png")
-    plot_selections(shown(model, first, samples, unit, price, config.images), model.pyramid, out / "selections.png")
+    samples_shown = shown(model, first, samples[: config.images], unit, price, inputs.gate_flops["gate"])
+    plot_selections(samples_shown, model.pyramid, out / "selections.png")
     print_table(result.rows)
     print_summary(told)
     return result
@@ -169,10 +172,12 @@ def shown_price(told: Mapping[str, Any], config: EvaluationConfig) -> float:
     return sorted(config.prices)[len(config.prices) // 2]
 
 
-def shown(model: NativeModel, gate: Gate, samples: Sequence[Sample], unit: float, price: float, images: int) -> list[Shown]:
-    """One question of each of the first images, types in turn, answered as a server would."""
+def shown(
+    model: NativeModel, gate: Gate, samples: Sequence[Sample], unit: float, price: float, gate_flops: float
+) -> list[Shown]:
+    """One question of each sample, types in turn, answered as a server would."""
     result = []
-    for i, sample in enumerate(samples[:images]):
+    for i, sample in enumerate(samples):
         batch = Batch.collate([sample], model.pyramid.size)
         types = sorted(set(batch.types))
         row = batch.types.index(types[i % len(types)])
@@ -191,7 +196,7 @@ def shown(model: NativeModel, gate: Gate, samples: Sequence[Sample], unit: float
                 answer=model.answer(batch, asked)[0],
                 truth=question.answers[0],
                 kept=asked[0] > 0,
-                relative_cost=float(flops) / unit,
+                relative_cost=(float(flops) + gate_flops) / unit,
                 type=question.type,
             )
         )
@@ -212,27 +217,3 @@ def _questions(data: ShardDataset) -> Any:
         sample = data[i]
         if sample is not None:
             yield from ((sample, question) for question in sample.questions)
-
-
-def print_summary(told: Mapping[str, Any]) -> None:
-    """What was asked of validation and what test says, a line a target."""
-    print(f"floor: {told['lookup_accuracy']:.1%} by looking up the question alone; full pyramid {told['full']['accuracy']:.2%}")
-    for target, at in told["targets"].items():
-        gate, fixed = at["gate"], at["fixed"]
-        if fixed is None or "cost_over_fixed" not in gate:
-            print(f"{float(target):.1%} of full: not met on validation by {'the gate' if fixed else 'any fixed selection'}")
-            continue
-        ratio, kept, cost = gate["cost_over_fixed"], gate["retention"], gate["relative_flops"]
-        print(
-            f"{float(target):.1%} of full, price chosen on validation: the gate keeps {kept['mean']:.2%} at {cost['mean']:.3f} "
-            f"of full's FLOPs, {ratio['mean']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}, {ratio['seeds']} seeds) of the "
-            f"cheapest fixed selection's ({fixed['method']}, {fixed['retention']:.2%} at {fixed['relative_flops']:.3f})"
-        )
-    real = told["real_inference"]
-    print(
-        f"real inference on {real['questions']} test questions: accuracy {real['accuracy']:.2%}, from the table "
-        f"{real['accuracy_from_table']:.2%}; {real['decisions_that_differ']} decisions and {real['scores_that_differ']} scores "
-        f"differ; "
-        f"{real['tiles_encoded']} tiles encoded, {real['tiles_asked_for']} asked for"
-    )
-    print(told["note"])

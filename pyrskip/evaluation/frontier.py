@@ -30,7 +30,6 @@ SPLITS = ("val", "test")
 KEEP_PROBABILITIES = (0.1, 0.25, 0.5, 0.75, 0.9)
 PERMUTATIONS = 20
 CHUNK = 4096
-SHARED_MODEL = "All gate seeds decide for one flex model: their spread is that of the gates' training alone."
 
 
 @dataclass(frozen=True)
@@ -194,45 +193,6 @@ def hull_at(rows: Sequence[Row], split: str, relative_flops: float) -> float | N
     return hull[-1][1]
 
 
-def summary(frontier: Frontier, targets: Sequence[float] = (0.98, 0.99, 0.995), lookup: float | None = None) -> dict[str, Any]:
-    """What the frontier says at each target retention, in words for a report's keys.
-
-    A seed's price is the cheapest on validation whose validation retention meets the target; everything else is
-    measured on test. lookup: test accuracy of the majority answer of each question text among the training questions.
-    """
-    result: dict[str, Any] = {"note": SHARED_MODEL, "unit_flops": frontier.inputs.unit, "lookup_accuracy": lookup}
-    for method in ("full", "reference", "question_only"):
-        result[method] = _figures(frontier, frontier.select(method, "test")[0])
-    result["targets"] = {
-        str(target): {"fixed": _fixed_at(frontier, target)}
-        | {method: _gate_at(frontier, method, target) for method in frontier.inputs.gates}
-        for target in targets
-    }
-    return result
-
-
-def health(action: Tensor, types: Sequence[str], actions: ActionSet, tile_level: Tensor) -> dict[str, Any]:
-    """Whether a gate decides at all. action [N]: its decisions; types: N; tile_level [T].
-
-    keep_rate of each level; entropy of its decisions over the questions and their mutual information with the question
-    type, in nats; how many distinct decisions it takes.
-    """
-    selection = actions.selection[action]
-    kinds = {kind: i for i, kind in enumerate(sorted(set(types)))}
-    kind = torch.tensor([kinds[t] for t in types])
-    decisions, types_entropy = _entropy(action), _entropy(kind)
-    together = _entropy(action * len(kinds) + kind)
-    return {
-        "keep_rate": {
-            str(level): float(selection[:, tile_level == level].any(-1).double().mean())
-            for level in range(int(tile_level.max()) + 1)
-        },
-        "entropy": decisions,
-        "distinct": len(action.unique()),
-        "mutual_information": max(decisions + types_entropy - together, 0.0),
-    }
-
-
 def _plays(inputs: Inputs, split: str, vertices: Sequence[int]) -> Iterator[Play]:
     table = inputs.tables[split]
     actions, columns = table.actions, len(table.actions) + len(OUTSIDE)
@@ -379,84 +339,6 @@ class _Ruler:
         return encode, gate, total + gate
 
 
-def _figures(frontier: Frontier, point: Point) -> dict[str, Any]:
-    """A point's figures with the interval of its retention."""
-    row = point.row
-    full = frontier.select("full", row.split)[0]
-    return {
-        "accuracy": row.accuracy,
-        "accuracy_ci95": row.accuracy_ci95,
-        "retention": row.retention,
-        "retention_ci95": frontier.bootstrap[row.split].interval_of_ratio(point.score, full.score),
-        "relative_flops": row.relative_flops,
-        "flops_of_reference": row.flops_of_reference,
-    }
-
-
-def _cheapest(points: Sequence[Point], target: float) -> Row | None:
-    fit = [p.row for p in points if p.row.retention is not None and p.row.retention >= target]
-    return min(fit, key=lambda row: row.relative_flops, default=None)
-
-
-def _fixed_at(frontier: Frontier, target: float) -> dict[str, Any] | None:
-    names = frontier.inputs.tables["val"].actions.names
-    row = _cheapest([p for name in names for p in frontier.select(f"fixed:{name}", "val")], target)
-    if row is None:
-        return None
-    return {"method": row.method, **_figures(frontier, frontier.select(row.method, "test")[0])}
-
-
-def _gate_at(frontier: Frontier, method: str, target: float) -> dict[str, Any]:
-    """The seeds of a gate at the price that validation chose, and their mean and range.
-
-    Seeds that never meet the target on validation say price: None and count in no mean.
-    """
-    fixed = _fixed_at(frontier, target)
-    seeds = [_seed_at(frontier, method, seed, target, fixed) for seed in frontier.inputs.seeds]
-    keys = (
-        *("accuracy", "retention", "relative_flops", "flops_of_reference", "cost_over_fixed"),
-        *("gain_over_hull", "regret_to_oracle_type", "gain_over_random"),
-    )
-    spread = {key: _spread([s[key] for s in seeds if s.get(key) is not None]) for key in keys}
-    return {"seeds": seeds, **{key: value for key, value in spread.items() if value is not None}}
-
-
-def _seed_at(frontier: Frontier, method: str, seed: int, target: float, fixed: dict[str, Any] | None) -> dict[str, Any]:
-    chosen = _cheapest(frontier.select(method, "val", seed=seed), target)
-    if chosen is None:
-        return {"seed": seed, "price": None}
-    price = chosen.price
-    assert price is not None
-    point = frontier.select(method, "test", price, seed)[0]
-    assert point.action is not None
-    row, table = point.row, frontier.inputs.tables["test"]
-    oracle = frontier.select("oracle:type", "test", price)[0].row
-    hull = hull_at(frontier.rows, "test", row.relative_flops)
-    result = {"seed": seed, "price": price, "val_retention": chosen.retention, **_figures(frontier, point)}
-    result |= {
-        "cost_over_fixed": fixed and row.relative_flops / fixed["relative_flops"],
-        "gain_over_hull": None if hull is None else row.accuracy - hull,
-        "regret_to_oracle_type": _value(oracle, price) - _value(row, price),
-        "health": health(point.action, table.types, table.actions, frontier.inputs.pyramid.tile_level),
-    }
-    if method == "gate":
-        random = frontier.select("random", "test", price, seed)[0]
-        result["gain_over_random"] = row.accuracy - random.row.accuracy
-        result["gain_over_random_ci95"] = frontier.bootstrap["test"].interval_of_difference(point.score, random.score)
-        result["random_relative_flops"] = random.row.relative_flops
-    return result
-
-
-def _value(row: Row, price: float) -> float:
-    return row.accuracy - price * row.relative_flops
-
-
-def _spread(values: Sequence[float]) -> dict[str, float] | None:
-    if not values:
-        return None
-    return {"mean": sum(values) / len(values), "min": min(values), "max": max(values), "seeds": len(values)}
-
-
 def _means(score: Tensor) -> list[float]:
     means: list[float] = score.double().mean(0).tolist()
     return means
@@ -473,9 +355,3 @@ def _ratio(a: float, b: float) -> float | None:
 def _turns_down(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
     """The slope from b to c is less than that from a to b. Costs rise strictly from a to c."""
     return (c[1] - b[1]) * (b[0] - a[0]) < (b[1] - a[1]) * (c[0] - b[0])
-
-
-def _entropy(label: Tensor) -> float:
-    """Of the distribution of labels [N] int64 >= 0, nats."""
-    share = label.unique(return_counts=True)[1].double() / len(label)
-    return float(-(share * share.log()).sum())

@@ -1,12 +1,14 @@
 """The frontier for people: a table on the terminal, the curves, and sample images with what was kept."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, pstdev
+from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -57,6 +59,8 @@ ORDER = (
     *("gate:shuffled_query", "gate:glance_only", "gate:query_only", "gate", "oracle:type", "oracle:sample"),
 )
 DPI = 150
+# columns of a table that goes to a file
+WIDTH = 120
 
 # inches of a picture; in that unit: from one level to the next, around a sample, its upper and its lower edge
 UNIT, STEP, MARGIN, TOP, BOTTOM = 1.2, 1.08, 0.12, 1.2, -0.66
@@ -118,7 +122,35 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
             f"{_mean(group, lambda r: r.tokens):.1f}",
             "" if first.total_ms is None else f"{_mean(group, lambda r: r.total_ms or 0.0):.2f}",
         )
-    (console or Console()).print(table)
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=WIDTH)
+    console.print(table)
+
+
+def print_summary(told: Mapping[str, Any]) -> None:
+    """What was asked of validation and what test says, a line a target."""
+    print(f"floor: {told['lookup_accuracy']:.1%} by looking up the question alone; full pyramid {told['full']['accuracy']:.2%}")
+    for target, at in told["targets"].items():
+        gate, fixed = at["gate"], at["fixed"]
+        if fixed is None or "cost_over_fixed" not in gate:
+            print(f"{float(target):.1%} of full: not met on validation by {'the gate' if fixed else 'any fixed selection'}")
+            continue
+        ratio, kept, cost = gate["cost_over_fixed"], gate["retention"], gate["relative_flops"]
+        print(
+            f"{float(target):.1%} of full, price chosen on validation: the gate keeps {kept['mean']:.2%} at {cost['mean']:.3f} "
+            f"of full's FLOPs, {ratio['mean']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}, {ratio['seeds']} seeds) of the "
+            f"cheapest fixed selection's ({fixed['method']}, {fixed['retention']:.2%} at {fixed['relative_flops']:.3f})"
+        )
+    real = told["real_inference"]
+    print(
+        f"real inference on {real['questions']} test questions: accuracy {real['accuracy']:.2%}, from the table "
+        f"{real['accuracy_from_table']:.2%}; {real['decisions_that_differ']} decisions and {real['scores_that_differ']} scores "
+        f"differ; "
+        f"{real['tiles_encoded']} tiles encoded, {real['tiles_asked_for']} asked for"
+    )
+    print(told["note"])
 
 
 def plot_frontier(rows: Sequence[Row], path: Path) -> None:
@@ -145,7 +177,8 @@ def plot_frontier(rows: Sequence[Row], path: Path) -> None:
     handles = {label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=10)
     figure.canvas.draw()
-    _label_fixed(panels[0], [r for r in rows if r.method.startswith("fixed:")])
+    full = {r.flops for r in rows if r.method == "full"}
+    _label_fixed(panels[0], [r for r in rows if r.method.startswith("fixed:") and r.flops not in full])
     figure.savefig(path, dpi=DPI)
 
 
@@ -211,13 +244,7 @@ def _draw(axes: Axes, method: str, rows: Sequence[Row]) -> None:
     curve = _curve(rows)
     if method in POINTS:
         colour, marker, area = POINTS[method]
-        axes.scatter(
-            *(curve.x, curve.y, area, colour, marker),
-            edgecolors="white",
-            linewidths=0.8,
-            zorder=6,
-            label=method,
-        )
+        axes.scatter(curve.x, curve.y, s=area, c=colour, marker=marker, zorder=6, label=method, edgecolors="white")
         return
     colour, line, marker = LINES[method]
     main = method == "gate"
@@ -259,10 +286,10 @@ def _label_fixed(axes: Axes, fixed: Sequence[Row]) -> None:
     """The fixed selections as rings, each named where its name hides as little as can be. The figure must be drawn."""
     x, y = [r.relative_flops for r in fixed], [100 * r.accuracy for r in fixed]
     axes.scatter(x, y, s=42, facecolors="white", edgecolors=BLACK, linewidths=1.2, zorder=4)
-    corners = [axes.transData.transform(point) for points in axes.collections for point in points.get_offsets()]
+    corners = [axes.transData.transform(point) for points in axes.collections for point in np.asarray(points.get_offsets())]
     marks = [(float(a), float(b)) for a, b in corners]
     for line in axes.get_lines():
-        ends = [axes.transData.transform(point) for point in line.get_xydata()]
+        ends = [axes.transData.transform(point) for point in np.asarray(line.get_xydata())]
         marks += [tuple(a + (b - a) * i / 40) for a, b in pairwise(ends) for i in range(41)]
     taken = [(a - 7, b - 7, a + 7, b + 7) for a, b in marks]
     frame = axes.get_window_extent()
@@ -270,8 +297,10 @@ def _label_fixed(axes: Axes, fixed: Sequence[Row]) -> None:
         name = row.method.removeprefix("fixed:")
         left, bottom = axes.transData.transform((x[i], y[i]))
         wide, tall = 12.5 * len(name) + 4, 20
-        spots = [(left + dx, bottom + dy) for dx in (14, -14 - wide, -wide / 2) for dy in (-tall / 2, 14, -14 - tall)]
-        boxes = [(a, b, a + wide, b + tall) for a, b in spots if a > frame.x0 and a + wide < frame.x1]
+        above, below, across = 12, -12 - tall, -wide / 2
+        spots = ((14, -tall / 2), (across, above), (across, below), (-14 - wide, -tall / 2), (10, below), (-10 - wide, above))
+        boxes = [(left + dx, bottom + dy, left + dx + wide, bottom + dy + tall) for dx, dy in spots]
+        boxes = [box for box in boxes if frame.x0 < box[0] and box[2] < frame.x1]
         box = min(boxes, key=lambda box: sum(_overlap(box, other) for other in taken))
         taken.append(box)
         place = axes.transData.inverted().transform(box[:2])

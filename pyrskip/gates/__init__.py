@@ -46,12 +46,17 @@ def load_gate(directory: Path) -> Gate:
     try:
         plain = json.loads((directory / "gate.json").read_text())
         state = safetensors.torch.load_file(directory / "gate.safetensors")
-        actions = ActionSet(torch.tensor(plain["actions"]["selection"], dtype=torch.bool), tuple(plain["actions"]["names"]))
+        names, selection = plain["actions"]["names"], torch.tensor(plain["actions"]["selection"], dtype=torch.bool)
+        if selection.shape != (len(names), plain["tiles"]):
+            raise TypeError(f"actions.selection is {list(selection.shape)}, not {[len(names), plain['tiles']]}")
+        actions = ActionSet(selection, tuple(names))
         weights = plain["budget"]["weights"]
         budget = BudgetRule(**plain["budget"] | {"weights": tuple(weights) if weights else None})
         layout = Layout(plain["query_width"], plain["channels"], plain["tiles"], actions, budget)
         gate = build_gate(GateConfig(**plain["gate"]), layout)
         gate.load_state_dict(state)
-    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+    except UserError:
+        raise
+    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise UserError(f"{directory} holds no gate that can be read ({error}); run the gate stage") from error
     return gate.eval()

@@ -129,7 +129,7 @@ class CategoricalPolicy:
 
     def rsample(self, temperature: float) -> Relaxed:
         weight = gumbel_softmax(self.logit, temperature)
-        return Relaxed(weight @ self.actions.selection.to(weight), weight)
+        return Relaxed((weight[..., None] * self.actions.selection.to(weight)).sum(1), weight)
 
     def log_prob(self, asked: Tensor) -> Tensor:
         # actions that differ in padding alone are one and the same decision
@@ -137,8 +137,10 @@ class CategoricalPolicy:
         return self.logit.log_softmax(-1).masked_fill(~same, float("-inf")).logsumexp(-1)
 
     def entropy(self) -> Tensor:
-        log_probs = self.logit.log_softmax(-1)
-        return -(log_probs.exp() * log_probs).sum(-1)
+        kept = self.asked > 0
+        same = (kept[:, :, None] == kept[:, None]).all(-1)
+        of_decision = self.logit.log_softmax(-1)[:, None].masked_fill(~same, float("-inf")).logsumexp(-1)
+        return -(self.probs * of_decision).sum(-1)
 
     def marginals(self) -> Tensor:
         return (self.probs[..., None] * (self.asked > 0)).sum(1)
@@ -151,9 +153,9 @@ class CategoricalPolicy:
         if max_tokens is None:
             return self._pick(self.logit.argmax(-1))
         _check_max_tokens(max_tokens)
-        tokens = self.asked.sum(-1)
-        fits = tokens <= max_tokens
-        fits |= ~fits.any(-1, keepdim=True) & (tokens == tokens.amin(-1, keepdim=True))
+        beside = self.asked[..., :-1].sum(-1)
+        fits = self.asked.sum(-1) <= max_tokens
+        fits |= ~fits.any(-1, keepdim=True) & (beside == beside.amin(-1, keepdim=True))
         return _clip(self._pick(self.logit.masked_fill(~fits, float("-inf")).argmax(-1)), max_tokens)
 
 
@@ -162,7 +164,7 @@ def gumbel_sigmoid(logit: Tensor, temperature: float) -> Tensor:
     u = torch.rand_like(logit).clamp(1e-7, 1 - 1e-7)
     soft = ((logit + u.log() - (-u).log1p()) / temperature).sigmoid()
     hard = (soft > 0.5).float()
-    return hard + soft - soft.detach()
+    return hard + (soft - soft.detach())
 
 
 def gumbel_softmax(logit: Tensor, temperature: float) -> Tensor:
@@ -170,7 +172,7 @@ def gumbel_softmax(logit: Tensor, temperature: float) -> Tensor:
     noise = -torch.empty_like(logit).exponential_().clamp(min=1e-20).log()
     soft = ((logit + noise) / temperature).softmax(-1)
     hard = F.one_hot(soft.argmax(-1), logit.shape[-1]).float()
-    return hard + soft - soft.detach()
+    return hard + (soft - soft.detach())
 
 
 def multilinear(keep: Tensor, selection: Tensor) -> Tensor:

@@ -299,9 +299,7 @@ class HfVlm(nn.Module):
         except (RuntimeError, ValueError) as error:
             raise UserError(f"the vision tower cannot take what the processor gives: {error}") from error
         if given != tokens:
-            raise UserError(
-                f"an image has {tokens} tokens for the processor and {given} for the model; they must agree"
-            )
+            raise UserError(f"an image has {tokens} tokens for the processor and {given} for the model; they must agree")
         room = self.model.config.text_config.max_position_embeddings - self.config.max_answer
         if self.pyramid.tiles * tokens > room:
             raise UserError(

@@ -30,10 +30,10 @@ class LanguageConfig:
     """
 
     name: str = "decoder"
-    layers: int = 2
+    layers: int = 3
     width: int = 96
     heads: int = 4
-    mlp: int = 256
+    mlp: int = 192
     max_words: int = 48
     max_answer: int = 16
     vocabulary: int = 2048
@@ -83,12 +83,24 @@ class Block(nn.Module):
         self.down = nn.Linear(mlp, width, bias=False)
 
     def forward(
-        self, x: Tensor, allowed: Tensor, weight: Tensor | None, past: tuple[Tensor, Tensor] | None
+        self,
+        x: Tensor,
+        allowed: Tensor,
+        weight: Tensor | None = None,
+        past: tuple[Tensor, Tensor] | None = None,
+        wanted: int | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x [B, Q, D], allowed [B, Q, K] bool, weight [B, K] in [0, 1] or None (all 1), past keys and values or None."""
+        """x [B, Q, D], allowed [B, Q, K] bool, weight [B, K] in [0, 1] or None (all 1), past keys and values or None.
+
+        wanted: only so many last positions come out; the others are keys alone, which is all that the last layer needs.
+        """
         batch, queries, width = x.shape
-        qkv = self.qkv(self.norm1(x)).view(batch, queries, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        normal, heads = self.norm1(x), (self.heads, width // self.heads)
+        kv = F.linear(normal, self.qkv.weight[width:]).view(batch, queries, 2, *heads)
+        k, v = kv.permute(2, 0, 3, 1, 4)
+        if wanted is not None:
+            queries, x, normal, allowed = wanted, x[:, -wanted:], normal[:, -wanted:], allowed[:, -wanted:]
+        q = F.linear(normal, self.qkv.weight[:width]).view(batch, queries, *heads).transpose(1, 2)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         if weight is None:
@@ -131,12 +143,19 @@ class Decoder(nn.Module):
         blocks = [Block(config.width, config.heads, config.mlp, config.dropout) for _ in range(config.layers)]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(config.width)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02 if isinstance(module, nn.Linear) else 0.5 * config.width**-0.5)
+        self._initialise(blocks)
+
+    def _initialise(self, blocks: Sequence[Block]) -> None:
+        """Unit variance everywhere: with the usual 0.02 a model this narrow needs many times the steps to compare question
+        and image at all."""
+        nn.init.normal_(self.embed.weight, std=self.width**-0.5)
+        for position in (self.word_position, self.answer_position):
+            nn.init.normal_(position.weight, std=0.3)
         for block in blocks:
+            for linear in (block.qkv, block.gate_up, block.out, block.down):
+                nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             for linear in (block.out, block.down):
-                nn.init.normal_(linear.weight, std=0.02 / (2 * config.layers) ** 0.5)
+                linear.weight.data /= (2 * len(blocks)) ** 0.5
 
     @property
     def transformer(self) -> Transformer:
@@ -151,6 +170,10 @@ class Decoder(nn.Module):
         """Answers as ids [B, A], each ended by <end>, and mask [B, A] bool."""
         cut = self.config.max_answer - 1
         return self._pad([[*e.ids[:cut], END] for e in self.tokenizer.encode_batch(list(texts))])
+
+    def can_write(self, answer: str) -> bool:
+        """Whether an answer fits, its end included."""
+        return len(self.tokenizer.encode(answer).ids) < self.config.max_answer
 
     def _pad(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
         longest = max(map(len, ids), default=1)
@@ -177,9 +200,9 @@ class Decoder(nn.Module):
         if weight is not None:
             weight = F.pad(weight, (0, prompt + length - weight.shape[1]), value=1.0)
         x = torch.cat([x, asked], dim=1)
-        for block in self.blocks:
-            x, _ = block(x, allowed, weight, None)
-        return self._head(x[:, prompt:])
+        for i, block in enumerate(self.blocks):
+            x, _ = block(x, allowed, weight, wanted=length if i + 1 == len(self.blocks) else None)
+        return self._head(x)
 
     @torch.no_grad()
     def generate(self, visual: Tensor, visual_mask: Tensor, question: tuple[Tensor, Tensor]) -> list[str]:
@@ -195,7 +218,7 @@ class Decoder(nn.Module):
         done = torch.zeros(batch, dtype=torch.bool, device=x.device)
         for step in range(self.config.max_answer):
             for i, block in enumerate(self.blocks):
-                x, caches[i] = block(x, allowed, None, caches[i])
+                x, caches[i] = block(x, allowed, past=caches[i])
             token = self._head(x[:, -1]).argmax(-1)
             written.append(token.masked_fill(done, END))
             done = done | (token == END)
@@ -209,11 +232,15 @@ class Decoder(nn.Module):
 
     def _prompt(self, visual: Tensor, visual_mask: Tensor, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         ids, mask = question
-        words = self.embed(ids) + self.word_position.weight[: ids.shape[1]]
+        words = self._embed(ids) + self.word_position.weight[: ids.shape[1]]
         return torch.cat([visual, words], dim=1), torch.cat([visual_mask, mask], dim=1)
 
     def _answer(self, ids: Tensor, start: int) -> Tensor:
-        embedded: Tensor = self.embed(ids) + self.answer_position.weight[start : start + ids.shape[1]]
+        return self._embed(ids) + self.answer_position.weight[start : start + ids.shape[1]]
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """Of unit variance, while the same matrix gives logits of unit variance."""
+        embedded: Tensor = self.embed(ids) * self.width**0.5
         return embedded
 
     def _head(self, x: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from typing import cast
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -106,16 +105,16 @@ class NativeModel(nn.Module):
     @classmethod
     def load(cls, directory: Path, cost: CostConfig | None = None) -> "NativeModel":
         """A saved model, with another way to count costs if one is given. Raises UserError where there is no whole one."""
+        parts = (PyramidConfig, VisionConfig, TextConfig, LanguageConfig, CostConfig)
         try:
             plain = json.loads((directory / "model.json").read_text())
+            plain["pyramid"]["grid"] = tuple(plain["pyramid"]["grid"])
+            plain["vision"]["weights"] = "none"
+            saved = ModelConfig(*(part(**plain[f.name]) for part, f in zip(parts, fields(ModelConfig), strict=True)))
             tokenizer = Tokenizer.from_str((directory / "tokenizer.json").read_text())
             state = safetensors.torch.load_file(directory / "model.safetensors")
-        except (OSError, SafetensorError, ValueError) as error:
+        except Exception as error:  # the tokenizer's own errors are no narrower
             raise UserError(f"{directory} holds no model that can be read ({error}); run the flex stage") from error
-        plain["pyramid"]["grid"] = tuple(plain["pyramid"]["grid"])
-        plain["vision"]["weights"] = "none"
-        parts = (PyramidConfig, VisionConfig, TextConfig, LanguageConfig, CostConfig)
-        saved = ModelConfig(*(part(**plain[f.name]) for part, f in zip(parts, fields(ModelConfig), strict=True)))
         model = cls(replace(saved, cost=cost or saved.cost), tokenizer)
         missing, unexpected = model.load_state_dict(state, strict=False)
         if unexpected or any(not name.startswith("text.") for name in missing):
@@ -230,16 +229,23 @@ class NativeModel(nn.Module):
         return self.language.generate(tokens, real, self.language.tokenize(batch.texts))
 
     @torch.no_grad()
-    def score(self, batch: Batch, features: Features, asked: Tensor, metric: Metric = exact) -> Tensor:
+    def score(
+        self, batch: Batch, features: Features, asked: Tensor, metric: Metric = exact, forced: Forced | None = None
+    ) -> Tensor:
         """The metric of each question's greedy answer, [B] in [0, 1].
 
-        Where one answer alone is right, one teacher-forced pass tells whether greedy decoding would write it.
+        Where one answer alone is right, one teacher-forced pass (`forced`, if it has been run) tells whether greedy decoding
+        would write it.
         """
-        if metric is exact and all(len(q.answers) == 1 for q in batch.questions):
-            return self.forced(batch, features, asked).greedy.float()
+        if metric is exact and all(len(q.answers) == 1 and self._plain(q.answers[0]) for q in batch.questions):
+            return (forced or self.forced(batch, features, asked)).greedy.float()
         answers = self.write(batch, features, asked)
         scores = [metric(answer, q.answers) for answer, q in zip(answers, batch.questions, strict=True)]
         return torch.tensor(scores, device=asked.device)
+
+    def _plain(self, answer: str) -> bool:
+        """Whether the answer's tokens are the only ones that `exact` takes for it, and no longer than what is written."""
+        return answer == answer.strip().lower() and self.language.can_write(answer)
 
     def realise(self, asked: Tensor, size: Tensor) -> Tensor:
         """asked [..., T], size [..., 2] image rows and columns -> realised tokens [..., T]."""
@@ -251,16 +257,18 @@ class NativeModel(nn.Module):
         return self.language.tokenize(batch.texts)[1].sum(-1) + 1
 
     def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
-        """realised [B, T], size [B, 2], prompt_tokens [B] -> tokens, FLOPs and KV bytes, [B] each; without a gate's own."""
+        """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> tokens, FLOPs, KV bytes, [B, ...]; without a gate's own."""
         tokens = realised.sum(-1)
-        context = tokens + prompt_tokens
+        batch = (len(size), *[1] * (realised.ndim - 2))
+        words, encode = prompt_tokens.view(batch), self.encode_flops(size).view(*batch, -1)
+        context = tokens + words
         spec, c = self.language.transformer, self.config.cost
         flops = (
             prefill_flops(spec, context, convention=self.convention)
             + decode_flops(spec, context, c.answer_tokens, convention=self.convention)
             + self._share(self.projector.flops_per_token()) * tokens
-            + self._share(1) * self.text.flops(prompt_tokens - 1)
-            + self._share(1) * ((realised > 0) * self.encode_flops(size)).sum(-1)
+            + self._share(1) * self.text.flops(words - 1)
+            + self._share(1) * ((realised > 0) * encode).sum(-1)
         )
         return Cost(tokens, flops, kv_bytes(spec, context + c.answer_tokens, c.bytes_per_value))
 

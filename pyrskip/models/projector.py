@@ -51,6 +51,8 @@ class Projector(nn.Module):
         self.down = nn.Linear(hidden, width)
         self.position = nn.Linear(4 * self.FREQUENCIES + 2, width)
         self.level = nn.Embedding(levels, width)
+        self.out_norm = nn.RMSNorm(width)
+        nn.init.normal_(self.level.weight, std=0.3)
 
     def forward(self, features: Tensor, centre: Tensor, extent: Tensor, level: int) -> Tensor:
         """features [U, n, C], centre and extent [U, n, 2] in image coordinates (longest side = 1) -> [U, n, D]."""
@@ -58,7 +60,7 @@ class Projector(nn.Module):
         frequency = math.pi * 2.0 ** torch.arange(self.FREQUENCIES, device=centre.device)
         angle = (centre[..., None] * frequency).flatten(-2)
         where = torch.cat([angle.sin(), angle.cos(), extent], dim=-1).to(features.dtype)
-        tokens: Tensor = self.down(F.silu(gate) * up) + self.position(where) + self.level.weight[level]
+        tokens: Tensor = self.out_norm(self.down(F.silu(gate) * up) + self.position(where) + self.level.weight[level])
         return tokens
 
     def flops_per_token(self) -> int:

@@ -3,7 +3,7 @@
 Axes: I images, C channels, h x w cells.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,7 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        try:
-            self.backbone = timm.create_model(config.backbone, pretrained=config.weights == "hub", **config.kwargs)
-            info = self.backbone.feature_info[config.out_index]
-        except (RuntimeError, TypeError, IndexError) as error:
-            raise UserError(
-                f"vision.backbone={config.backbone!r} with out_index={config.out_index} cannot be built: {error}; "
-                "allowed: names of timm.list_models() and the number of one of their feature maps"
-            ) from error
+        self.backbone, info = build_backbone(config)
         if config.weights not in ("none", "hub"):
             load_weights(self.backbone, config.backbone, config.weights)
         self.backbone.prune_intermediate_layers([config.out_index], prune_norm=True, prune_head=True)
@@ -108,6 +101,24 @@ class VisionEncoder(nn.Module):
         return self._flops[rows, columns]
 
 
+def build_backbone(config: VisionConfig) -> tuple[nn.Module, dict[str, Any]]:
+    """A timm model, and what timm says of the wanted map: its channels and its stride."""
+    try:
+        backbone = timm.create_model(config.backbone, pretrained=config.weights == "hub", **config.kwargs)
+        return backbone, backbone.feature_info[config.out_index]
+    except (RuntimeError, TypeError, IndexError, OSError) as error:
+        raise UserError(
+            f"vision.backbone={config.backbone!r} with out_index={config.out_index} cannot be built: {error}; "
+            "allowed: names of timm.list_models() and the number of one of their feature maps"
+        ) from error
+
+
+def map_stride(config: VisionConfig) -> int:
+    """Pixels a side of one cell of the encoder's map, without weights or memory."""
+    with torch.device("meta"):
+        return int(build_backbone(replace(config, weights="none"))[1]["reduction"])
+
+
 def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
     """Fill the whole model's parameters strictly; other tensor names are fine where number, order and shapes agree."""
     state = read_weights(weights)
@@ -116,11 +127,10 @@ def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
         if name != expected:
             raise UserError(f"vision.weights={weights!r} are {expected}'s, not vision.backbone={name!r}'s")
     own = backbone.state_dict()
-    if own.keys() != state.keys():
-        if [v.shape for v in own.values()] != [v.shape for v in state.values()]:
-            raise UserError(f"vision.weights={weights!r} do not fit vision.backbone={name!r}: other tensors or shapes")
-        state = dict(zip(own, state.values(), strict=True))
-    backbone.load_state_dict(state)
+    names = own if own.keys() == state.keys() else state
+    if [v.shape for v in own.values()] != [state[n].shape for n in names]:
+        raise UserError(f"vision.weights={weights!r} do not fit vision.backbone={name!r}: other tensors or shapes")
+    backbone.load_state_dict({n: state[m] for n, m in zip(own, names, strict=True)})
 
 
 def read_weights(weights: str) -> dict[str, Tensor]:
@@ -140,7 +150,9 @@ def read_weights(weights: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"vision.weights={weights!r} cannot be read: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"vision.weights={weights!r} holds no tensors by name; allowed: a state_dict alone")
+    return state

@@ -109,7 +109,7 @@ class ModelEnvironment:
     """Asks the model. Scores are metrics where nothing is differentiated, the answer's probability where it is."""
 
     def __init__(self, model: NativeModel, actions: ActionSet, budget: BudgetRule, unit: float) -> None:
-        self.model, self.unit = model, unit
+        self.model, self.unit = model.requires_grad_(False), unit
         tiles = model.pyramid.tiles
         self.layout = Layout(model.text.width, model.vision.channels, tiles, actions, budget)
         self.glance = torch.zeros(tiles, dtype=torch.bool)
@@ -146,10 +146,14 @@ class ModelEnvironment:
         every = torch.ones_like(capacity, dtype=torch.bool)
         with torch.no_grad():
             features = self.model.encode(rows, every)
-            asked = budget.tokens(every, capacity)
-            hard = self.cost(rows, budget.tokens(keep > 0.5, capacity))
-            single = self.glance.to(keep.device) | torch.eye(len(self.glance), dtype=torch.bool, device=keep.device)
-            alone = [self.cost(rows, budget.tokens(one.expand_as(every), capacity)) for one in single]
+            chosen = keep > 0.5
+            # a kept tile has its tokens; a skipped one, which weighs nothing, those that it would get if it were kept as well
+            one = torch.eye(capacity.shape[1], dtype=torch.bool, device=keep.device)
+            asked = torch.stack([budget.tokens(chosen | one[t], capacity)[:, t] for t in range(len(one))], dim=1)
+            asked = torch.where(chosen, budget.tokens(chosen, capacity), asked)
+            hard = self.cost(rows, budget.tokens(chosen, capacity))
+            single = self.glance.to(keep.device) | one
+            alone = [self.cost(rows, budget.tokens(pair.expand_as(every), capacity)) for pair in single]
             extra = torch.stack(alone, dim=1) - alone[-1][:, None]
         score = self.model.forced(rows, features, asked, gates=keep).loglik.exp()
         return score, hard + ((keep - keep.detach()) * extra).sum(-1)
@@ -186,6 +190,5 @@ def action_costs(model: NativeModel, layout: Layout, rows: Batch) -> Cost:
     """Cost of every listed action, [B, S] each."""
     size = rows.size[rows.image_of]
     asked = layout.actions.tokens(model.pyramid.capacity(rows.size)[rows.image_of], layout.budget)
-    words = model.prompt_tokens(rows)
-    costs = [model.cost(model.realise(asked[:, s], size), size, words) for s in range(asked.shape[1])]
-    return Cost(*(torch.stack([getattr(c, n) for c in costs], dim=1) for n in ("tokens", "flops", "kv_bytes")))
+    realised = model.realise(asked, size[:, None].expand(-1, asked.shape[1], -1))
+    return model.cost(realised, size, model.prompt_tokens(rows))

@@ -4,6 +4,7 @@ Axes: B questions of a batch, S listed actions, T tiles.
 """
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from pyrskip.budget import BudgetRule
 from pyrskip.cost import Cost
-from pyrskip.data.reader import ShardDataset
+from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.data.sampler import EvalSampler
 from pyrskip.decision import ActionSet, blind, reference
 from pyrskip.gates.gate import Layout
@@ -48,7 +49,7 @@ class RolloutModule(pl.LightningModule):
         scores, chances, costs = [], [], []
         for asked in self.decisions(capacity).unbind(1):
             forced = model.forced(batch, features, asked)
-            scores.append(model.score(batch, features, asked))
+            scores.append(model.score(batch, features, asked, forced=forced))
             chances.append(forced.loglik.exp())
             costs.append(model.cost(model.realise(asked, size), size, words))
         seen = observe(model, layout, batch, features, torch.zeros(len(batch), device=self.device), 1.0)
@@ -92,10 +93,6 @@ class RolloutModule(pl.LightningModule):
 
 def roll_out(trainer: pl.Trainer, module: RolloutModule, data: ShardDataset, images: int, directory: Path) -> None:
     """Write `directory`/table.safetensors, each rank a part of it first."""
-    from functools import partial
-
-    from pyrskip.data.reader import collate
-
     sampler = EvalSampler(len(data), images, trainer.global_rank, trainer.world_size)
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=partial(collate, side=module.model.pyramid.size))
     module.parts.clear()

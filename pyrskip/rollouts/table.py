@@ -86,13 +86,13 @@ class RolloutTable:
         try:
             tensors = safetensors.torch.load_file(directory / "table.safetensors")
             lists = json.loads((directory / "table.json").read_text())
-        except (OSError, SafetensorError, ValueError) as error:
+            cost = Cost(tensors.pop("tokens"), tensors.pop("flops"), tensors.pop("kv_bytes"))
+            actions = ActionSet(tensors.pop("selection"), tuple(lists.pop("actions")))
+            split = lists.pop("split")
+            members: dict[str, Any] = {**tensors, **{k: tuple(v) for k, v in lists.items()}}
+            return cls(actions=actions, cost=cost, split=split, **members)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{directory} holds no rollout table that can be read ({error}); run the rollouts stage") from error
-        cost = Cost(tensors.pop("tokens"), tensors.pop("flops"), tensors.pop("kv_bytes"))
-        actions = ActionSet(tensors.pop("selection"), tuple(lists.pop("actions")))
-        split = lists.pop("split")
-        members: dict[str, Any] = {**tensors, **{k: tuple(v) for k, v in lists.items()}}
-        return cls(actions=actions, cost=cost, split=split, **members)
 
     @classmethod
     def concatenate(cls, parts: "list[RolloutTable]") -> "RolloutTable":

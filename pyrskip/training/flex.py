@@ -13,7 +13,7 @@ from pyrskip.decision import ActionSet, reference
 from pyrskip.errors import UserError
 from pyrskip.models.native import NativeModel
 from pyrskip.sample import Batch
-from pyrskip.training.module import OptimizerConfig, StepModule
+from pyrskip.training.module import OptimizerConfig, StepModule, step_seed
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,24 @@ class FlexModule(StepModule):
         self.config, self.model, self.actions = config, model, actions
         self.budget = StochasticBudget(config.budget, config.seed)
 
-    def selection(self) -> Tensor:
-        """A random selection, [T] bool: one a step, so that its tokens are not padded to a larger one's."""
+    def selection(self, step: int) -> Tensor:
+        """A random selection, [T] bool: one a step, on all ranks, so that none pads to or waits for a larger one's tokens."""
         c, pyramid = self.config, self.model.pyramid
-        kind = float(torch.rand(()))
+        generator = torch.Generator().manual_seed(step_seed(c.seed, step))
+        kind = float(torch.rand((), generator=generator))
         if kind < c.full_share:
             return self.actions.selection[self.actions.full]
         if kind < c.full_share + c.reference_share:
             return reference(pyramid)
-        chosen = self.actions.selection[int(torch.randint(len(self.actions), ()))]
-        if pyramid.tiles > pyramid.levels and float(torch.rand(())) < 0.5:
-            some = torch.rand(pyramid.tiles) < 0.5
+        chosen = self.actions.selection[int(torch.randint(len(self.actions), (), generator=generator))]
+        if pyramid.tiles > pyramid.levels and float(torch.rand((), generator=generator)) < 0.5:
+            some = torch.rand(pyramid.tiles, generator=generator) < 0.5
             some[pyramid.glance] = True
             chosen = chosen & some
         return chosen
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        selection = self.selection().to(self.device)
+        selection = self.selection(batch_idx).to(self.device)
         capacity = self.model.pyramid.capacity(batch.size)[batch.image_of]
         sighted = torch.rand(len(batch), 1, device=self.device) >= self.config.blind_share
         fractions = self.budget.fractions(batch_idx)

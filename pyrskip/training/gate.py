@@ -27,7 +27,7 @@ class RuleConfig:
     batch: int = 256
     temperature: float = 1.0
     entropy: float = 0.01
-    warmup: float = 0.1
+    warmup: float = 0.0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:

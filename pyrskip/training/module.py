@@ -18,13 +18,19 @@ class OptimizerConfig:
     lr: float = 2e-3
     weight_decay: float = 0.01
     warmup: int = 50
+    beta2: float = 0.98
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.lr <= 0 or self.warmup < 0 or self.weight_decay < 0:
+        if self.steps < 1 or self.lr <= 0 or min(self.warmup, self.weight_decay) < 0 or not 0 < self.beta2 < 1:
             raise UserError(
-                f"optimizer.steps={self.steps}, lr={self.lr}, warmup={self.warmup}, weight_decay={self.weight_decay}: "
-                "allowed: steps at least 1, lr above 0, the others at least 0"
+                f"optimizer.steps={self.steps}, lr={self.lr}, warmup={self.warmup}, weight_decay={self.weight_decay}, "
+                f"beta2={self.beta2}: allowed: steps at least 1, lr above 0, beta2 in (0, 1), the others at least 0"
             )
+
+
+def step_seed(seed: int, step: int, stream: int = 0) -> int:
+    """A seed for torch, a pure function of its arguments. stream 0 is the same on every rank."""
+    return int(np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class StepModule(pl.LightningModule):
@@ -35,15 +41,14 @@ class StepModule(pl.LightningModule):
         self.optimizer_config, self.seed = optimizer, seed
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        state = np.random.SeedSequence([self.seed, batch_idx, self.global_rank]).generate_state(1, np.uint64)
-        torch.manual_seed(int(state[0] >> np.uint64(1)))
+        torch.manual_seed(step_seed(self.seed, batch_idx, 1 + self.global_rank))
 
     def configure_optimizers(self) -> Any:
         c = self.optimizer_config
         decayed = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": c.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=c.lr)
+        optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, c.beta2))
         warmup = min(c.warmup, c.steps - 1)
 
         def factor(step: int) -> float:

@@ -1,0 +1,63 @@
+"""Claims about the command line: help helps, and bad input is one sentence on stderr with exit code 2, before any work."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pyrskip.cli import main
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What stderr says of a command line that is refused."""
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1, said
+    assert said[0].startswith("error: ")
+    return said[0]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("train", "--help")])
+def test_help_lists_commands_and_what_can_be_chosen(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    main(arguments)
+    said = capsys.readouterr().out
+    for word in ("train", "eval", "data", "easy_vqa", "joint", "gumbel", "wandb_offline", "from="):
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("fly",), "'fly' is no command of pyrskip; allowed: train, eval, data"),
+        (("train", "experiment=nope"), "experiment/nope.*allowed: .*easy_vqa"),
+        (("train", "gate=psychic"), "gate/psychic.*allowed: .*joint"),
+        (("train", "gaet=joint"), "gaet"),
+        (("train", "flex.budgte=fixed"), "flex.budgte"),
+        (("train", "flex.budget=lavish"), "'lavish'.*tokenflex"),
+        (("train", "trainer.precision"), "trainer.precision"),
+        (("train", "-m", "gate=joint,predictor", "seed=-1"), "seed=-1"),
+        (("eval",), "run= is missing"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert re.search(said, refused(capsys, *arguments))
+
+
+def test_a_directory_that_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"run={tmp_path} is no run" in refused(capsys, "eval", f"run={tmp_path}")
+
+
+def test_levels_that_do_not_fit_are_refused_before_any_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "train", "experiment=easy_vqa", f"root={tmp_path}", "pyramid.size=60", "data.limit=2")
+    assert "pyramid.size=60 cannot hold level" in said
+    assert "allowed: multiples of" in said
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_root_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert f"root={tmp_path}/file cannot be written" in refused(
+        capsys, "train", "experiment=easy_vqa", f"root={tmp_path}/file", "data.limit=2"
+    )

@@ -1,0 +1,116 @@
+"""Decisions: what is realised of the tokens asked, and the listed actions."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyrskip.budget import BudgetRule
+from pyrskip.decision import ActionSet, blind, realise, reference
+from pyrskip.errors import UserError
+from pyrskip.pyramid import Pyramid
+
+SIDES = st.integers(1, 32)
+ASKED = st.integers(1, 1100)
+
+
+def realised(asked: int, rows: int, columns: int) -> tuple[int, int]:
+    height, width = realise(torch.tensor(asked), torch.tensor([rows, columns])).tolist()
+    return height, width
+
+
+@given(asked=ASKED, rows=SIDES, columns=SIDES)
+def test_realised_tokens_exceed_neither_what_is_asked_nor_the_map(asked: int, rows: int, columns: int) -> None:
+    height, width = realised(asked, rows, columns)
+    assert 1 <= height <= rows and 1 <= width <= columns and height * width <= asked
+
+
+@given(asked=ASKED, rows=SIDES, columns=SIDES)
+def test_more_than_half_of_what_is_asked_is_realised_where_the_map_has_it(asked: int, rows: int, columns: int) -> None:
+    height, width = realised(asked, rows, columns)
+    assert 2 * height * width > min(asked, rows * columns)
+
+
+@given(extra=st.integers(0, 50), rows=SIDES, columns=SIDES)
+def test_a_map_is_realised_whole_where_its_capacity_is_asked(extra: int, rows: int, columns: int) -> None:
+    assert realised(rows * columns + extra, rows, columns) == (rows, columns)
+
+
+@given(asked=ASKED, rows=SIDES, columns=SIDES)
+def test_what_is_realised_follows_the_aspect_of_the_map(asked: int, rows: int, columns: int) -> None:
+    height, width = realised(asked, rows, columns)
+    ideal = (asked * rows / columns) ** 0.5, (asked * columns / rows) ** 0.5
+    # one side is the ideal one rounded down (as far as the map goes), the other takes the tokens that are left
+    tall = min(rows, asked, max(1, int(ideal[0] + 1e-9)))
+    wide = min(columns, asked, max(1, int(ideal[1] + 1e-9)))
+    assert height == tall or width == wide
+    assert height * width == max(tall * min(columns, asked // tall), wide * min(rows, asked // wide))
+    if rows == columns:
+        assert abs(height - width) <= 2
+
+
+@pytest.mark.parametrize("side", [4, 8, 16])
+def test_square_maps_never_give_fewer_tokens_for_more_asked(side: int) -> None:
+    asked = torch.arange(1, side * side + 2)
+    given_tokens = realise(asked, torch.tensor([side, side]).expand(len(asked), 2)).prod(-1)
+    assert given_tokens.diff().ge(0).all()
+
+
+def test_the_tokens_of_tokenflex_are_squares() -> None:
+    assert [realised(n, 16, 16) for n in (64, 144, 256)] == [(8, 8), (12, 12), (16, 16)]
+
+
+def test_nothing_is_realised_where_nothing_is_asked_or_the_tile_is_padding() -> None:
+    asked = torch.tensor([[0, 5, 5, 5]])
+    cells = torch.tensor([[[4, 4], [0, 0], [0, 3], [4, 4]]])
+    assert realise(asked, cells).tolist() == [[[0, 0], [0, 0], [0, 0], [2, 2]]]
+
+
+def test_the_actions_of_a_pyramid_are_all_sets_of_levels_that_hold_the_glance() -> None:
+    pyramid = Pyramid(64, 4, 8)
+    actions = ActionSet.by_level(pyramid)
+    assert actions.names == ("glance", "2", "1", "1,2", "0", "0,2", "0,1", "0,1,2")
+    for name, selection in zip(actions.names, actions.selection, strict=True):
+        kept = [] if name == "glance" else [int(level) for level in name.split(",")]
+        assert selection.nonzero().flatten().tolist() == [*kept, 3]
+        assert actions.index(name) == actions.names.index(name)
+    assert actions.selection.unique(dim=0).shape[0] == len(actions) == 2**3
+    assert actions.names[actions.full] == "0,1,2"
+
+
+def test_an_action_keeps_or_skips_all_tiles_of_a_level() -> None:
+    pyramid = Pyramid(64, 3, 8, (2, 2, 1))
+    actions = ActionSet.by_level(pyramid)
+    for name, selection in zip(actions.names, actions.selection, strict=True):
+        levels = {int(level) for level in name.split(",") if level != "glance"} | {2}
+        assert selection.tolist() == [int(level) in levels for level in pyramid.tile_level]
+
+
+def test_without_a_total_an_action_asks_for_all_that_its_tiles_can_give() -> None:
+    pyramid = Pyramid(64, 3, 8)
+    actions = ActionSet.by_level(pyramid)
+    capacity = pyramid.capacity(torch.tensor([[64, 64], [9, 40]]))
+    tokens = actions.tokens(capacity, BudgetRule())
+    assert tokens.shape == (2, len(actions), 3)
+    assert tokens.equal(actions.selection[None] * capacity[:, None])
+
+
+def test_under_a_total_every_action_spends_it_or_all_that_it_can() -> None:
+    pyramid = Pyramid(64, 3, 8, (2, 1, 1))
+    actions = ActionSet.by_level(pyramid)
+    capacity = pyramid.capacity(torch.tensor([[64, 64], [9, 40], [1, 1]]))
+    tokens = actions.tokens(capacity, BudgetRule(total=24, floor=2))
+    able = (actions.selection[None] * capacity[:, None]).sum(-1)
+    assert tokens.sum(-1).equal(able.clamp(max=24))
+    assert ((tokens > 0) == (actions.selection[None] & (capacity[:, None] > 0))).all()
+
+
+def test_more_levels_than_can_be_listed_are_refused() -> None:
+    with pytest.raises(UserError, match=r"pyramid\.levels=14 gives 8192 selections; at most 4096"):
+        ActionSet.by_level(Pyramid(1 << 13, 14, 1))
+
+
+def test_the_reference_is_the_finest_level_alone_and_the_blind_decision_nothing() -> None:
+    pyramid = Pyramid(64, 3, 8, (2, 1, 1))
+    assert reference(pyramid).tolist() == [True] * 4 + [False] * 2
+    assert not blind(pyramid).any()

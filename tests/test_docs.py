@@ -1,0 +1,57 @@
+"""Claims about the docs: every command in them runs, on small data, in the order it is read."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_stages import TWO_STEPS
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+# make targets are what continuous integration and people run; they build an environment of their own
+RUNNERS = ("python train.py", "python eval.py", "pyrskip ")
+
+
+def commands(page: Path) -> list[str]:
+    """The commands of a page's sh blocks, a line each."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_every_command_is_of_a_known_kind() -> None:
+    for page in PAGES:
+        for command in commands(page):
+            assert command.startswith((*RUNNERS, "make ", "pip install ", "git clone ", "cd ")), (page.name, command)
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = re.findall(r"(?m)^([a-z-]+):", (REPOSITORY / "Makefile").read_text())
+    for page in PAGES:
+        for command in commands(page):
+            if command.startswith("make "):
+                assert command.split()[1] in targets, (page.name, command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in PAGES if any(c.startswith(RUNNERS) for c in commands(p))], ids=lambda p: p.name)
+def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    small = [override for override in TWO_STEPS if not override.startswith(("seeds=", "evaluation.prices="))]
+    for name in ("train.py", "eval.py"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    # pages after the first command's stand on its run
+    lines = [c for c in commands(page) if c.startswith(RUNNERS)]
+    if any("runs/easy_vqa" in line for line in lines) and "train.py experiment=easy_vqa" not in lines[0]:
+        lines.insert(0, "python train.py experiment=easy_vqa")
+    for line in lines:
+        words = shlex.split(line)
+        given = {word.split("=")[0] for word in words}
+        if " train" in line or "train.py" in line or " data " in line:
+            words += [override for override in small if override.split("=")[0] not in given]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

@@ -1,0 +1,328 @@
+"""Policies: what they sample, what they say of it, and what inference runs, compared with enumeration and integration."""
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pyrskip.budget import BudgetRule
+from pyrskip.decision import ActionSet
+from pyrskip.errors import UserError
+from pyrskip.gates.policies import BernoulliPolicy, CategoricalPolicy, Policy, gumbel_sigmoid, gumbel_softmax, multilinear
+from pyrskip.pyramid import Pyramid
+
+TILES = 4
+ACTIONS = ActionSet.by_level(Pyramid(64, TILES, 8))
+FORCED = torch.tensor([False, False, False, True])
+WHOLE = BudgetRule()
+# the second row has a tile of padding: actions that differ there alone are the same decision
+CAPACITY = torch.tensor([[64, 16, 4, 1], [40, 0, 4, 2]])
+KINDS = ("bernoulli", "categorical")
+
+
+def policy_of(kind: str, logit: Tensor, capacity: Tensor = CAPACITY, budget: BudgetRule = WHOLE) -> Policy:
+    """logit [B, T] for bernoulli, [B, S] for categorical."""
+    if kind == "bernoulli":
+        return BernoulliPolicy(logit, capacity, ACTIONS, budget, FORCED)
+    return CategoricalPolicy(logit, ACTIONS.tokens(capacity, budget), ACTIONS)
+
+
+def random_logit(kind: str, rows: int = 2, seed: int = 0) -> Tensor:
+    width = TILES if kind == "bernoulli" else len(ACTIONS)
+    return 1.5 * torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+
+
+def decisions(capacity: Tensor) -> Tensor:
+    """The different decisions [D, T] of a row's capacity [T]."""
+    return ACTIONS.tokens(capacity[None], WHOLE)[0].unique(dim=0)
+
+
+def within_four_standard_errors(samples: Tensor, expected: Tensor) -> bool:
+    """samples [N, ...], whose mean is compared with expected [...]."""
+    error = samples.double().std(0) / len(samples) ** 0.5
+    return bool(((samples.double().mean(0) - expected).abs() <= 4 * error + 1e-9).all())
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 5.0])
+def test_the_keep_rate_of_gumbel_is_the_sigmoid_whatever_the_temperature(temperature: float) -> None:
+    torch.manual_seed(0)
+    logit = torch.tensor([-4.0, -1.0, 0.0, 0.5, 3.0])
+    keep = gumbel_sigmoid(logit.expand(40_000, -1), temperature)
+    assert within_four_standard_errors(keep, logit.double().sigmoid())
+    assert ((keep == 0) | (keep == 1)).all()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 5.0])
+def test_the_choice_of_gumbel_is_the_softmax_whatever_the_temperature(temperature: float) -> None:
+    torch.manual_seed(0)
+    logit = torch.tensor([-2.0, 0.0, 1.0, 2.5])
+    weight = gumbel_softmax(logit.expand(40_000, -1), temperature)
+    assert within_four_standard_errors(weight, logit.double().softmax(-1))
+    assert ((weight == 0) | (weight == 1)).all() and weight.sum(-1).eq(1).all()
+
+
+@pytest.mark.parametrize("relaxed", [False, True], ids=["sample", "rsample"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_decisions_are_sampled_as_often_as_log_prob_says(kind: str, relaxed: bool) -> None:
+    torch.manual_seed(1)
+    for row, capacity in enumerate(CAPACITY):
+        logit = random_logit(kind)[row].expand(20_000, -1)
+        policy = policy_of(kind, logit, capacity.expand(len(logit), -1))
+        keep = policy.rsample(0.7).keep > 0.5 if relaxed else policy.sample() > 0
+        for decision in decisions(capacity):
+            same = ((keep & (capacity > 0)) == (decision > 0)).all(-1)
+            chance = policy.log_prob(decision.expand(len(logit), -1))[0].double().exp()
+            assert within_four_standard_errors(same, chance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_relaxed_sample_holds_the_glance_no_padding_and_the_weight_of_its_own_action(kind: str) -> None:
+    torch.manual_seed(2)
+    logit = random_logit(kind).repeat(50, 1)
+    relaxed = policy_of(kind, logit, CAPACITY.repeat(50, 1)).rsample(1.0)
+    assert relaxed.weight is not None
+    assert relaxed.keep[:, -1].eq(1).all() and ((relaxed.keep == 0) | (relaxed.keep == 1)).all()
+    assert relaxed.weight.sum(-1).eq(1).all()
+    assert ACTIONS.selection[relaxed.weight.argmax(-1)].float().equal(relaxed.keep)
+    if kind == "bernoulli":
+        assert relaxed.keep[1::2, 1].eq(0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_chances_of_all_decisions_sum_to_one(kind: str) -> None:
+    for row, capacity in enumerate(CAPACITY):
+        policy = policy_of(kind, random_logit(kind)[[row]], capacity[None])
+        every = decisions(capacity)
+        assert len(every) == (8, 4)[row]
+        total = sum(float(policy.log_prob(d[None]).exp()) for d in every)
+        assert total == pytest.approx(1, abs=1e-5)
+        assert policy.probs is not None and float(policy.probs.sum()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_marginals_are_those_of_the_enumerated_decisions(kind: str) -> None:
+    policy = policy_of(kind, random_logit(kind))
+    for row, capacity in enumerate(CAPACITY):
+        alone = policy_of(kind, random_logit(kind)[[row]], capacity[None])
+        chances = torch.stack([alone.log_prob(d[None]).exp()[0] for d in decisions(capacity)])
+        expected = (chances[:, None] * (decisions(capacity) > 0)).sum(0)
+        assert torch.allclose(policy.marginals()[row], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("bernoulli", 0),
+        ("bernoulli", 1),
+        ("categorical", 0),
+        ("categorical", 1),
+    ],
+)
+def test_the_entropy_is_that_of_the_enumerated_decisions(kind: str, row: int) -> None:
+    policy = policy_of(kind, random_logit(kind)[[row]], CAPACITY[[row]])
+    log_probs = torch.stack([policy.log_prob(d[None])[0] for d in decisions(CAPACITY[row])])
+    assert float(policy.entropy()) == pytest.approx(-float((log_probs.exp() * log_probs).sum()), abs=1e-5)
+
+
+@given(keep=st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3))
+def test_multilinear_weights_are_the_chances_of_independent_tiles(keep: list[float]) -> None:
+    weight = multilinear(torch.tensor([[*keep, 1.0]]), ACTIONS.selection)[0]
+    assert float(weight.sum()) == pytest.approx(1, abs=1e-5)
+    for chance, selection in zip(weight.tolist(), ACTIONS.selection.tolist(), strict=True):
+        expected = 1.0
+        for k, on in zip(keep, selection[:-1], strict=True):
+            expected *= k if on else 1 - k
+        assert chance == pytest.approx(expected, abs=1e-6)
+
+
+def test_listed_probabilities_are_those_of_the_selections() -> None:
+    policy = policy_of("bernoulli", random_logit("bernoulli")[:1], CAPACITY[:1])
+    asked = ACTIONS.tokens(CAPACITY[:1], WHOLE)[0]
+    assert policy.probs is not None
+    assert torch.allclose(policy.probs[0].log(), torch.cat([policy.log_prob(d[None]) for d in asked]), atol=1e-5)
+
+
+def test_a_bernoulli_policy_over_more_tiles_than_levels_lists_no_probabilities() -> None:
+    pyramid = Pyramid(64, 3, 8, (2, 1, 1))
+    capacity = pyramid.capacity(torch.tensor([[64, 40]]))
+    forced = torch.arange(pyramid.tiles) == pyramid.glance
+    policy = BernoulliPolicy(torch.zeros(1, pyramid.tiles), capacity, ActionSet.by_level(pyramid), WHOLE, forced)
+    assert policy.probs is None and policy.rsample(1.0).weight is None
+
+
+def test_the_mode_is_the_likeliest_decision() -> None:
+    for kind, seed in product(KINDS, range(10)):
+        policy = policy_of(kind, random_logit(kind, seed=seed)[:1], CAPACITY[:1])
+        every = decisions(CAPACITY[0])
+        chances = torch.stack([policy.log_prob(d[None])[0] for d in every])
+        assert policy.mode()[0].equal(every[chances.argmax()])
+
+
+def test_the_mode_of_a_bernoulli_policy_keeps_the_positive_logits_and_the_glance() -> None:
+    logit = torch.tensor([[0.1, -0.1, 3.0, -9.0], [-1.0, 5.0, -1.0, -1.0]])
+    assert policy_of("bernoulli", logit).mode().tolist() == [[64, 0, 4, 1], [0, 0, 0, 2]]
+
+
+BUDGETS = (WHOLE, BudgetRule(cap=3), BudgetRule(total=12, floor=1), BudgetRule(total=4, floor=1), BudgetRule(total=1, floor=1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    capacity=st.lists(st.integers(0, 20), min_size=3, max_size=3),
+    glance=st.integers(1, 6),
+    seed=st.integers(0, 10_000),
+    max_tokens=st.integers(1, 20),
+    budget=st.sampled_from(BUDGETS),
+)
+def test_a_mode_under_a_limit_never_exceeds_it_and_keeps_the_glance(
+    kind: str, capacity: list[int], glance: int, seed: int, max_tokens: int, budget: BudgetRule
+) -> None:
+    has = torch.tensor([[*capacity, glance]])
+    policy = policy_of(kind, random_logit(kind, 1, seed), has, budget)
+    free, limited = policy.mode(), policy.mode(max_tokens)
+    assert limited.sum() <= max_tokens
+    assert (limited >= 0).all() and (limited <= has).all() and limited[0, -1] >= 1
+    if free.sum() <= max_tokens:
+        assert limited.equal(free)
+
+
+@given(logit=st.lists(st.floats(-3, 3), min_size=4, max_size=4, unique=True), max_tokens=st.integers(1, 90))
+def test_a_bernoulli_mode_under_a_limit_drops_the_least_likely_tiles(logit: list[float], max_tokens: int) -> None:
+    policy = policy_of("bernoulli", torch.tensor([logit], dtype=torch.float64), CAPACITY[:1])
+    wanted, kept = policy.mode()[0, :-1] > 0, policy.mode(max_tokens)[0, :-1] > 0
+    assert not (kept & ~wanted).any()
+    values = torch.tensor(logit[:-1])
+    if kept.any() and (wanted & ~kept).any():
+        assert values[wanted & ~kept].max() <= values[kept].min()
+
+
+def test_a_categorical_mode_under_a_limit_is_the_best_action_that_fits() -> None:
+    logit = torch.zeros(2, len(ACTIONS))
+    logit[:, ACTIONS.full], logit[:, ACTIONS.index("1,2")] = 3.0, 2.0
+    logit[:, ACTIONS.index("2")] = 1.0
+    policy = policy_of("categorical", logit)
+    assert policy.mode(21)[0].tolist() == [0, 16, 4, 1]
+    assert policy.mode(20)[0].tolist() == [0, 0, 4, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_no_decision_fits_the_limit_the_glance_is_pooled_to_it(kind: str) -> None:
+    # under a total every action asks for the same 4 tokens
+    logit = random_logit(kind, 1).abs()
+    logit[:, -1] += 9
+    policy = policy_of(kind, logit, torch.tensor([[64, 16, 9, 4]]), BudgetRule(total=4, floor=1))
+    assert policy.mode().tolist() == [[1, 1, 1, 1]]
+    assert policy.mode(2).tolist() == [[0, 0, 0, 2]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("max_tokens", [0, -3])
+def test_a_limit_without_room_for_the_glance_is_refused(kind: str, max_tokens: int) -> None:
+    with pytest.raises(UserError, match=f"max_tokens={max_tokens}: at least 1"):
+        policy_of(kind, random_logit(kind)).mode(max_tokens)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_policy_is_in_float32_under_autocast(kind: str) -> None:
+    logit = random_logit(kind)
+    plain = policy_of(kind, logit.bfloat16().float())
+    with torch.autocast("cpu", torch.bfloat16):
+        under = policy_of(kind, logit.bfloat16())
+        torch.manual_seed(0)
+        relaxed = under.rsample(0.5)
+        asked = under.mode()
+        found = [relaxed.keep, relaxed.weight, under.log_prob(asked), under.entropy(), under.marginals(), under.probs]
+    torch.manual_seed(0)
+    again = plain.rsample(0.5)
+    expected = [again.keep, again.weight, plain.log_prob(asked), plain.entropy(), plain.marginals(), plain.probs]
+    for a, b in zip(found, expected, strict=True):
+        assert a is not None and b is not None and a.dtype == torch.float32 and a.equal(b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_logits_give_finite_values_and_gradients(kind: str) -> None:
+    logit = random_logit(kind).sign().mul(200).requires_grad_()
+    policy = policy_of(kind, logit)
+    relaxed = policy.rsample(0.1)
+    (relaxed.keep.sum() + policy.entropy().sum() + policy.log_prob(policy.mode()).sum()).backward()
+    assert policy.entropy().isfinite().all() and logit.grad is not None and logit.grad.isfinite().all()
+
+
+def relaxed_bernoulli(logit: Tensor, temperature: float) -> Tensor:
+    u = torch.rand_like(logit)
+    return torch.sigmoid((logit + torch.log(u / (1 - u))) / temperature)
+
+
+def relaxed_categorical(logit: Tensor, temperature: float) -> Tensor:
+    return ((logit - torch.empty_like(logit).exponential_().log()) / temperature).softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("hard", "soft"), [(gumbel_sigmoid, relaxed_bernoulli), (gumbel_softmax, relaxed_categorical)], ids=KINDS
+)
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
+def test_a_straight_through_gradient_is_that_of_the_relaxation_at_the_same_noise(
+    hard: Callable[[Tensor, float], Tensor], soft: Callable[[Tensor, float], Tensor], temperature: float
+) -> None:
+    logit = torch.randn(200, 5, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    up = torch.randn(200, 5, generator=torch.Generator().manual_seed(4))
+    gradients = []
+    for sample in (hard, soft):
+        torch.manual_seed(5)
+        gradients.append(torch.autograd.grad((sample(logit, temperature) * up).sum(), logit)[0])
+    assert gradients[0].abs().max() > 0.01
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_the_straight_through_gradient_of_a_table_is_its_integrated_expectation(temperature: float) -> None:
+    """And its bias against the true gradient, which is printed, is not what is compared."""
+    torch.manual_seed(6)
+    actions = ActionSet.by_level(Pyramid(64, 3, 8))
+    table = torch.tensor([0.1, 0.9, 0.4, 0.2], dtype=torch.float64)
+    logit = torch.tensor([0.8, -0.5], dtype=torch.float64)
+    chance = logit.sigmoid()
+
+    # the midpoint rule over the noise: d soft / d logit = soft (1 - soft) / temperature
+    u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    soft = ((logit[:, None] + (u / (1 - u)).log()) / temperature).sigmoid()
+    slope = (soft * (1 - soft) / temperature).mean(-1)
+    # the table is linear in each tile, so the other tile's hard sample counts by its mean
+    keep = torch.cat([chance, torch.ones(1, dtype=torch.float64)]).requires_grad_()
+    mean = multilinear(keep[None], actions.selection)[0] @ table
+    toward = torch.autograd.grad(mean, keep)[0][:2]
+    expected, true = toward * slope, toward * chance * (1 - chance)
+
+    rows = torch.cat([logit, torch.zeros(1)]).float().expand(100_000, -1).clone().requires_grad_()
+    capacity = torch.tensor([64, 16, 4]).expand(100_000, -1)
+    sample = BernoulliPolicy(rows, capacity, actions, WHOLE, torch.tensor([False, False, True])).rsample(temperature)
+    assert sample.weight is not None
+    gradient = torch.autograd.grad((sample.weight * table.float()).sum(), rows)[0][:, :2]
+    print(f"straight-through at temperature {temperature}: bias {(expected - true).tolist()} of {true.tolist()}")
+    assert within_four_standard_errors(gradient, expected)
+
+
+def test_a_score_function_gradient_is_that_of_the_expectation() -> None:
+    torch.manual_seed(7)
+    for kind in KINDS:
+        table = torch.rand(len(ACTIONS), generator=torch.Generator().manual_seed(8))
+        logit = random_logit(kind)[:1].requires_grad_()
+        probs = policy_of(kind, logit, CAPACITY[:1]).probs
+        assert probs is not None
+        exact = torch.autograd.grad((probs[0] * table).sum(), logit)[0][0].double()
+        rows = logit.detach().expand(40_000, -1).clone().requires_grad_()
+        policy = policy_of(kind, rows, CAPACITY[:1].expand(40_000, -1))
+        asked = policy.sample()
+        action = ((asked > 0)[:, None] == ACTIONS.selection).all(-1).int().argmax(-1)
+        found = torch.autograd.grad((policy.log_prob(asked) * table[action]).sum(), rows)[0]
+        assert within_four_standard_errors(found, exact)
+
+
+def test_a_one_hot_choice_is_straight_through() -> None:
+    weight = gumbel_softmax(torch.zeros(4, 3, requires_grad=True), 1.0)
+    assert F.one_hot(weight.argmax(-1), 3).float().equal(weight) and weight.requires_grad

@@ -1,0 +1,316 @@
+"""Learning rules on a world of two kinds of question, one answerable at the glance and one from the full pyramid alone."""
+
+import math
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pyrskip.budget import BudgetRule
+from pyrskip.cost import Cost
+from pyrskip.decision import ActionSet, blind, reference
+from pyrskip.errors import UserError
+from pyrskip.gates import build_gate
+from pyrskip.gates.gate import Gate, GateConfig
+from pyrskip.pyramid import Pyramid
+from pyrskip.reward import Price, RewardConfig
+from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
+from pyrskip.rollouts.table import RolloutTable
+from pyrskip.training import RULES, find_rule
+from pyrskip.training.gate import GateModule, RuleConfig
+from pyrskip.training.module import OptimizerConfig
+from tests.models import tiny_batch, tiny_model
+
+PYRAMID = Pyramid(64, 3, 8)
+IMAGES = 100
+PAIRS = [(rule, policy) for rule, module in RULES.items() for policy in module.policies]
+pairs = pytest.mark.parametrize(("rule", "policy"), PAIRS)
+# without a trainer there is nowhere to log to
+untracked = pytest.mark.filterwarnings("ignore:.*self.log.*:UserWarning")
+
+
+def toy_table() -> RolloutTable:
+    """Two questions on every image: 'easy' is right whatever is kept, 'hard' where every level is."""
+    generator = torch.Generator().manual_seed(0)
+    actions = ActionSet.by_level(PYRAMID)
+    selection = torch.cat([actions.selection, reference(PYRAMID)[None], blind(PYRAMID)[None]])
+    kind = torch.arange(2).repeat(IMAGES)
+    right = torch.stack([torch.ones(len(selection)), selection.all(-1).float()])
+    tokens = (selection.double() @ torch.tensor([64.0, 16.0, 4.0], dtype=torch.float64)).expand(len(kind), -1)
+    words = torch.randint(1, 5, (len(kind), 1), generator=generator)
+    return RolloutTable(
+        actions=actions,
+        score=right[kind],
+        probability=right[kind],
+        cost=Cost(tokens, 1000 * (tokens + 0.1 * words), 64 * tokens),
+        similarity=torch.zeros(len(kind), PYRAMID.tiles),
+        image_of=torch.arange(IMAGES).repeat_interleave(2),
+        query_of=kind,
+        query=torch.randn(2, 3, 8, generator=generator),
+        query_mask=torch.ones(2, 3, dtype=torch.bool),
+        glance=torch.randn(IMAGES, 5, 2, 2, generator=generator),
+        glance_mask=torch.ones(IMAGES, 2, 2, dtype=torch.bool),
+        size=torch.full((IMAGES, 2), 64),
+        types=tuple(("easy", "hard")[k] for k in kind.tolist()),
+        keys=tuple(f"image-{i // 2}/{i % 2}" for i in range(len(kind))),
+        texts=("easy?", "hard?"),
+        image_keys=tuple(f"image-{i}" for i in range(IMAGES)),
+        split="gate",
+    )
+
+
+def toy_environment() -> TableEnvironment:
+    table = toy_table()
+    return TableEnvironment(table, PYRAMID, BudgetRule(), table.mean_full_flops)
+
+
+def toy_module(
+    rule: str, policy: str, reward: RewardConfig, steps: int = 250, name: str = "joint", seed: int = 0, **config: Any
+) -> GateModule:
+    environment = toy_environment()
+    torch.manual_seed(seed)
+    gate = build_gate(GateConfig(name, policy, width=16), environment.layout)
+    optimizer = OptimizerConfig(steps=steps, lr=3e-3, warmup=10)
+    return RULES[rule](RuleConfig(rule, optimizer=optimizer, **config), gate, environment, reward, seed)
+
+
+def batches(module: GateModule) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(module.seed)
+    return list(torch.randint(2 * IMAGES, (module.optimizer_config.steps, 64), generator=generator))
+
+
+def train(module: GateModule, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Run all steps of the module by hand, which is faster than a Trainer; returns what it logged last."""
+    logged: dict[str, Tensor] = {}
+    monkeypatch.setattr(module, "log_dict", lambda metrics, **_: logged.update(metrics))
+    built = module.configure_optimizers()
+    optimizer, schedule = built["optimizer"], built["lr_scheduler"]["scheduler"]
+    module.train()
+    for i, rows in enumerate(batches(module)):
+        torch.manual_seed(i)
+        optimizer.zero_grad()
+        module.training_step(rows, i).backward()
+        torch.nn.utils.clip_grad_norm_(module.gate.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return {name: v.item() for name, v in logged.items()}
+
+
+def train_by_lightning(module: GateModule) -> dict[str, float]:
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(batches(module), batch_size=None))  # type: ignore[arg-type]
+    return {name: float(v) for name, v in trainer.callback_metrics.items()}
+
+
+@torch.no_grad()
+def value(module: GateModule, price: float) -> tuple[float, float]:
+    """Mean reward of the gate's mode at a price, and of the best decisions that there are."""
+    environment, rows = module.environment, torch.arange(2 * IMAGES)
+    prices = torch.full((len(rows),), price)
+    asked = module.gate.eval().policy(environment.observe(rows, prices)).mode()
+    got = environment.score(rows, asked) - price * environment.cost(rows, asked)
+    assert isinstance(environment, TableEnvironment)
+    best = (environment.scores(rows) - price * environment.relative).amax(-1)
+    return float(got.mean()), float(best.mean())
+
+
+@pairs
+def test_every_rule_learns_which_question_needs_the_pyramid(rule: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = toy_module(rule, policy, RewardConfig("fixed", price=0.3))
+    logged = train(module, monkeypatch)
+    got, best = value(module, 0.3)
+    assert best == pytest.approx(1 - 0.3 * (1 + 4 / 84) / 2, abs=0.01)
+    assert got > 0.98 * best
+    # the mode that is logged is the mode that inference runs
+    assert logged["gate/accuracy"] > 0.95 and logged["reward/price"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("rule", "policy"), [("supervised", "utility"), ("gumbel", "categorical")])
+def test_one_gate_serves_every_price(rule: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = toy_module(rule, policy, RewardConfig("sampled", low=0.03, high=10.0), steps=400, warmup=0.0)
+    train(module, monkeypatch)
+    # at the first two the hard questions are worth the pyramid, at the last they are not
+    for price in (0.05, 0.3, 5.0):
+        got, best = value(module, price)
+        assert got > best - 0.05 * (1 + price), price
+
+
+def test_a_gate_that_cannot_see_the_question_cannot_tell_them_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = toy_module("supervised", "utility", RewardConfig("fixed", price=0.3), name="glance", steps=60)
+    train(module, monkeypatch)
+    got, best = value(module, 0.3)
+    assert got < best - 0.1
+
+
+def test_the_same_seed_trains_the_same_gate_and_another_seed_another() -> None:
+    def weights(seed: int) -> Tensor:
+        module = toy_module("gumbel", "bernoulli", RewardConfig(), steps=15)
+        module.seed = seed
+        torch.seed()
+        train_by_lightning(module)
+        return torch.cat([p.detach().flatten() for p in module.gate.parameters()])
+
+    assert weights(0).equal(weights(0))
+    assert not weights(0).equal(weights(1))
+
+
+def test_cost_does_not_count_during_warm_up() -> None:
+    module = toy_module("gumbel", "bernoulli", RewardConfig("fixed", price=100.0), steps=40, warmup=0.5)
+    assert [module.cost_weight(i) for i in (0, 19, 20, 39)] == [0, 0, 1, 1]
+    assert toy_module("gumbel", "bernoulli", RewardConfig(), warmup=0.0).cost_weight(0) == 1
+
+
+@pytest.mark.parametrize(("rule", "policy", "allowed"), [("supervised", "bernoulli", "utility"), ("gumbel", "utility", "bern")])
+def test_a_rule_refuses_a_policy_that_it_cannot_train(rule: str, policy: str, allowed: str) -> None:
+    with pytest.raises(UserError, match=rf"gate\.policy='{policy}' cannot be trained by rule={rule}; allowed: {allowed}"):
+        toy_module(rule, policy, RewardConfig())
+
+
+def test_an_unknown_rule_is_refused() -> None:
+    with pytest.raises(UserError, match=r"rule\.name='luck'.*allowed: gumbel, supervised"):
+        find_rule("luck")
+
+
+@pytest.mark.parametrize("config", [{"batch": 0}, {"temperature": 0.0}, {"entropy": -1.0}, {"warmup": 1.0}], ids=str)
+def test_an_impossible_rule_is_refused_with_what_is_allowed(config: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"{next(iter(config))}=.*allowed"):
+        RuleConfig(**config)
+
+
+def test_a_fixed_price_is_the_price() -> None:
+    assert Price(RewardConfig("fixed", price=0.25)).sample(3).sub(0.25).abs().max() < 1e-6
+    assert Price(RewardConfig("fixed", price=0.0)).sample(3).eq(0).all()
+
+
+def test_a_sampled_price_is_log_uniform_in_its_range() -> None:
+    torch.manual_seed(0)
+    price = Price(RewardConfig("sampled", low=0.01, high=1.0)).sample(20_000)
+    assert price.min() >= 0.01 * (1 - 1e-5) and price.max() <= 1 + 1e-5
+    share = (price.log() - math.log(0.01)) / math.log(100)
+    for bound in (0.1, 0.5, 0.9):
+        assert abs(float((share < bound).float().mean()) - bound) < 4 * (bound * (1 - bound) / 20_000) ** 0.5
+
+
+def test_the_multiplier_rises_above_the_target_and_falls_below_it() -> None:
+    price = Price(RewardConfig("target", price=0.1, target=0.4, rate=0.05))
+    steps = [float(price.sample(1))]
+    for cost in (0.8, 0.4, 0.2):
+        price.update(torch.tensor(cost))
+        steps.append(float(price.sample(1)))
+    assert steps[0] == pytest.approx(0.1) and steps[1] == pytest.approx(0.1 * math.exp(0.05))
+    assert steps[2] == pytest.approx(steps[1]) and steps[3] == pytest.approx(steps[2] * math.exp(-0.025))
+    again = Price(RewardConfig("target", price=0.1, target=0.4))
+    again.load_state_dict(price.state_dict())
+    assert float(again.sample(1)) == steps[3]
+    for cost in (1e9, -1e9):
+        price.update(torch.tensor(cost))
+        assert 1e-4 * 0.99 <= float(price.sample(1)) <= 1e2 * 1.01
+
+
+@pytest.mark.parametrize("mode", ["fixed", "sampled"])
+def test_a_price_without_a_target_does_not_move(mode: str) -> None:
+    price = Price(RewardConfig(mode))
+    before = price.log_price.clone()
+    price.update(torch.tensor(5.0))
+    assert price.log_price.equal(before)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"mode": "free"}, r"reward\.mode='free'.*allowed: fixed, sampled, target"),
+        ({"low": 1.0, "high": 0.5}, r"reward\.low=1\.0.*allowed: 0 < low < high"),
+        ({"mode": "fixed", "price": -0.1}, r"reward\.price=-0\.1"),
+        ({"mode": "target"}, r"reward\.target=None with reward\.mode=target.*allowed"),
+        ({"mode": "fixed", "target": 0.5}, r"reward\.target=0\.5 with reward\.mode=fixed.*allowed"),
+        ({"mode": "target", "target": 1.5}, r"reward\.target=1\.5.*\(0, 1\]"),
+        ({"mode": "target", "target": 0.5, "price": 0.0}, r"reward\.price=0\.0"),
+    ],
+    ids=str,
+)
+def test_an_impossible_reward_is_refused_with_what_is_allowed(config: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        RewardConfig(**config)
+
+
+def test_training_raises_the_price_of_a_gate_that_costs_too_much_and_lowers_that_of_one_that_costs_too_little() -> None:
+    for target, open_bias, dearer in ((0.1, 3.0, True), (0.9, -3.0, False)):
+        module = toy_module("gumbel", "bernoulli", RewardConfig("target", price=0.1, target=target, rate=0.2), steps=10)
+        torch.nn.init.constant_(module.gate.head.bias, open_bias)
+        logged = train_by_lightning(module)
+        assert (logged["cost/relative_sampled"] > target) is dearer
+        assert (float(module.price.sample(1)) > 0.1) is dearer
+
+
+def random_gate(module: GateModule) -> Gate:
+    torch.manual_seed(1)
+    torch.nn.init.normal_(module.gate.head.weight)
+    return module.gate
+
+
+@pairs
+@pytest.mark.parametrize("target", [0.2, 0.5, 0.9, 1.0])
+def test_calibration_meets_the_target_as_closely_as_actions_allow(rule: str, policy: str, target: float) -> None:
+    module = toy_module(rule, policy, RewardConfig("target", target=target))
+    gate, environment = random_gate(module), module.environment
+    rows = torch.arange(2 * IMAGES)
+    reached = module.calibrate(environment, rows)
+    # one question more at the full pyramid would be too much
+    assert target - 1.05 * 2 / len(rows) <= reached <= target
+    asked = gate.policy(environment.observe(rows, module.price.sample(len(rows)))).mode()
+    assert float(environment.cost(rows, asked).mean()) == reached
+
+
+def test_calibration_to_less_than_the_glance_costs_gives_the_glance() -> None:
+    module = toy_module("gumbel", "bernoulli", RewardConfig("target", target=0.001))
+    random_gate(module)
+    rows = torch.arange(2 * IMAGES)
+    reached = module.calibrate(module.environment, rows)
+    assert isinstance(module.environment, TableEnvironment)
+    assert reached == pytest.approx(float(module.environment.relative[:, 0].mean()), rel=1e-5)
+
+
+ONLINE = [("gumbel", "bernoulli", (1,)), ("gumbel", "bernoulli", (2, 1, 1)), ("gumbel", "categorical", (1,))]
+
+
+def online_module(rule: str, policy: str, grid: tuple[int, ...]) -> GateModule:
+    model, batch = tiny_model(grid), tiny_batch()
+    size, capacity = batch.size[batch.image_of], model.pyramid.capacity(batch.size)[batch.image_of]
+    unit = float(model.cost(capacity, size, model.prompt_tokens(batch)).flops.mean())
+    environment = ModelEnvironment(model, ActionSet.by_level(model.pyramid), BudgetRule(), unit)
+    gate = build_gate(GateConfig("joint", policy, width=16), environment.layout)
+    torch.nn.init.normal_(gate.head.weight, std=0.1)
+    reward = RewardConfig("fixed", price=0.3)
+    return RULES[rule](RuleConfig(rule, online=True, warmup=0.0, entropy=0.0), gate, environment, reward, 0)
+
+
+@untracked
+@pytest.mark.parametrize(("rule", "policy", "grid"), [*ONLINE, ("supervised", "utility", (1,))], ids=str)
+def test_a_step_online_gives_the_gate_gradients(rule: str, policy: str, grid: tuple[int, ...]) -> None:
+    module = online_module(rule, policy, grid)
+    module.training_step(tiny_batch(), 0).backward()
+    for parameter in module.gate.parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.ne(0).any()
+
+
+@untracked
+def test_a_step_online_leaves_the_model_that_answers_alone() -> None:
+    module = online_module("gumbel", "bernoulli", (1,))
+    module.training_step(tiny_batch(), 0).backward()
+    assert isinstance(module.environment, ModelEnvironment)
+    assert all(p.grad is None for p in module.environment.model.parameters())
+
+
+def test_the_model_that_answers_is_no_part_of_what_is_trained() -> None:
+    module = online_module("gumbel", "bernoulli", (1,))
+    assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"gate"}
