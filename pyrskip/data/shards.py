@@ -1,0 +1,239 @@
+"""Data as tar shards: written once from a source, divided into splits by image, and listed in an index.
+
+A shard is a plain webdataset tar: `<key>.png` or `<key>.jpg` holds an image file's own bytes and `<key>.json` its questions,
+{"questions": [{"text": ..., "answers": [...], "type": ...}]}, with "level" and "boxes" where the source knows them.
+`index.json`, written last, lists the shards of each split.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+from rich.console import Console
+from rich.progress import Progress
+from webdataset import TarWriter
+
+from pyrskip.data.record import Record
+from pyrskip.data.scenes.config import SceneConfig
+from pyrskip.data.sources import SOURCES, ListedSource, Source
+from pyrskip.errors import UserError, choose
+from pyrskip.sample import Question
+
+SPLITS = ("train", "gate", "val", "test")
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data to prepare, and how to divide it. The source's own test split is never divided.
+
+    gate_fraction, val_fraction: shares of the source's training images that train gates, and that choose between them;
+    flex trains on what is left. seed: of the division. limit: at most so many images of each split, for quick runs.
+    scenes: read where the source is scenes.
+    """
+
+    source: str = "easy_vqa"
+    gate_fraction: float = 0.25
+    val_fraction: float = 0.1
+    seed: int = 0
+    limit: int | None = None
+    samples_per_shard: int = 500
+    scenes: SceneConfig = field(default_factory=SceneConfig)
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise choose("data.source", self.source, SOURCES)
+        for name in ("gate_fraction", "val_fraction"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f"data.{name}={getattr(self, name)} is no fraction; allowed: 0 <= {name} < 1")
+        if self.gate_fraction + self.val_fraction >= 1.0:
+            raise UserError(
+                f"data.gate_fraction={self.gate_fraction} and data.val_fraction={self.val_fraction} leave no image for "
+                "flex; allowed: a sum below 1"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"data.limit={self.limit} is too small; allowed: null, or at least 1 image per split")
+        if self.samples_per_shard < 1:
+            raise UserError(f"data.samples_per_shard={self.samples_per_shard} is too small; allowed: at least 1")
+        if self.source == "scenes":
+            self.scenes.check()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One line of the index. shard: file name; samples: images; questions: of all of them; bytes: size of the file."""
+
+    shard: str
+    samples: int
+    questions: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """The shards of every split of a data directory."""
+
+    directory: Path
+    source: str
+    splits: dict[str, tuple[Shard, ...]]
+
+
+def prepare(config: DataConfig, directory: Path) -> Index:
+    """Write the source's images and questions as shards, then their index. The same config gives the same bytes.
+
+    Files are written whole or not at all, and the index last, so a directory with an index is complete. Raises UserError
+    where the source cannot be used or a file cannot be written (a full disk, say); what was being written is removed.
+    """
+    source = _open(config)
+    split_of = _divide(source.keys("train"), source.keys("test"), config)
+    with _writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / INDEX).unlink(missing_ok=True)
+    console = Console(stderr=True)
+    waiting: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    written: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+
+    def write(split: str) -> None:
+        name = f"{split}-{len(written[split]):06d}.tar"
+        written[split].append(_write_shard(directory / name, waiting[split]))
+        waiting[split].clear()
+
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"writing {config.source}", total=len(split_of))
+        for part in ("train", "test"):
+            with closing(source.records(part, split_of)) as records:
+                for record in records:
+                    split = split_of[record.key]
+                    waiting[split].append(record)
+                    if len(waiting[split]) == config.samples_per_shard:
+                        write(split)
+                    progress.advance(task)
+        for split in SPLITS:
+            if waiting[split]:
+                write(split)
+    if not console.is_terminal:
+        for split in SPLITS:
+            images, questions = (sum(getattr(s, count) for s in written[split]) for count in ("samples", "questions"))
+            console.print(f"{split}: {images} images, {questions} questions in {len(written[split])} shards")
+
+    content = {
+        "format": 1,
+        "source": config.source,
+        "splits": {split: [asdict(shard) for shard in shards] for split, shards in written.items()},
+    }
+    with _whole_file(directory / INDEX) as file:
+        file.write(json.dumps(content, indent=2).encode())
+    return read_index(directory)
+
+
+def parse_index(directory: Path) -> Index:
+    """The index as it was written, its shards unseen. Raises UserError where there is none that can be read."""
+    path = directory / INDEX
+    if not path.is_file():
+        raise UserError(f"{directory} holds no {INDEX}, so it is no data directory, or was not written to the end")
+    try:
+        content = json.loads(path.read_bytes())
+        if content["format"] != 1:
+            raise UserError(f"{path} has format {content['format']}; this version reads format 1")
+        splits = {split: tuple(Shard(**shard) for shard in content["splits"][split]) for split in SPLITS}
+        index = Index(directory, content["source"], splits)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read as an index of shards ({type(error).__name__}: {error})") from error
+    for shard in chain(*splits.values()):
+        if (
+            not isinstance(shard.shard, str)
+            or shard.shard != os.path.basename(shard.shard)
+            or shard.shard in ("", "..")
+        ):
+            raise UserError(f"{path} names the shard {shard.shard!r}; allowed: file names in the same directory")
+    return index
+
+
+def read_index(directory: Path) -> Index:
+    """The index of a data directory whose shards are all there. Raises UserError naming the one that is not."""
+    index = parse_index(directory)
+    for shard in chain(*index.splits.values()):
+        path = directory / shard.shard
+        if not path.is_file():
+            raise UserError(f"{path} is missing, though {INDEX} lists it")
+        if path.stat().st_size != shard.bytes:
+            raise UserError(f"{path} has {path.stat().st_size} bytes, but {INDEX} says {shard.bytes}")
+    return index
+
+
+def _open(config: DataConfig) -> Source:
+    source = SOURCES[config.source]
+    return source(config.scenes) if isinstance(source, type) else ListedSource(source)
+
+
+def _divide(train: list[str], test: list[str], config: DataConfig) -> dict[str, str]:
+    """Key -> split, for the keys that are kept: a function of the set of keys and of the seed, not of their order."""
+    twice = [key for key, count in Counter([*train, *test]).items() if count > 1]
+    if twice:
+        raise UserError(f"data.source={config.source} holds the image {twice[0]!r} twice, so splits would overlap")
+    train, test = _shuffled(train, config.seed), _shuffled(test, config.seed)
+    gate, val = round(config.gate_fraction * len(train)), round(config.val_fraction * len(train))
+    splits = {"gate": train[:gate], "val": train[gate : gate + val], "train": train[gate + val :], "test": test}
+    return {key: split for split, members in splits.items() for key in members[: config.limit]}
+
+
+def _shuffled(keys: list[str], seed: int) -> list[str]:
+    return sorted(keys, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
+
+
+def _write_shard(path: Path, records: list[Record]) -> Shard:
+    # owner, mode and time are fixed, so that the same records are the same bytes
+    with (
+        _whole_file(path) as file,
+        TarWriter(file, user="", group="", mode=0o444, encoder=False, mtime=0) as tar,
+    ):
+        for record in records:
+            questions = {"questions": [_plain(question) for question in record.questions]}
+            text = json.dumps(questions, ensure_ascii=False).encode()
+            tar.write({"__key__": record.key, record.extension: record.image, "json": text})
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Shard(path.name, len(records), sum(len(r.questions) for r in records), path.stat().st_size, sha256)
+
+
+def _plain(question: Question) -> dict[str, object]:
+    """Without the ground truth that the source does not know."""
+    plain = asdict(question)
+    if question.level is None:
+        del plain["level"]
+    if not question.boxes:
+        del plain["boxes"]
+    return plain
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes its name once all of it is on the disk, and leaves nothing behind otherwise."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with _writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
