@@ -18,7 +18,8 @@ USAGE = """usage: pyrskip <command> [key=value ...]
 commands
   train   run the stages data, flex, rollouts, gate, frontier of an experiment, and skip those that are done
   eval    draw the frontier of a finished run again: pyrskip eval run=runs/easy_vqa
-  data    run the data stage alone and count what it wrote
+  data    run the data stage alone and count what it wrote; or look into it:
+          pyrskip data inspect runs/easy_vqa/data [sheet=contact.png]
 
 examples
   pyrskip train experiment=easy_vqa
@@ -81,8 +82,28 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def data(arguments: Sequence[str]) -> None:
-    """Run the data stage, then print what there is."""
-    _hydra("train", [*arguments, "stages=[data]"], _data)
+    """Run the data stage, then print what there is; or look into a data directory."""
+    if arguments and arguments[0] == "inspect":
+        try:
+            _inspect(arguments[1:])
+        except UserError as error:
+            _fail(error)
+    else:
+        _hydra("train", [*arguments, "stages=[data]"], _data)
+
+
+def _inspect(arguments: Sequence[str]) -> None:
+    from pyrskip.data.inspect import contact_sheet, inspect
+
+    places = [a for a in arguments if "=" not in a]
+    given = dict(a.split("=", 1) for a in arguments if "=" in a)
+    if len(places) != 1 or given.keys() - {"sheet", "split"}:
+        raise UserError("pyrskip data inspect takes one directory; allowed beside it: sheet=<file.png>, split=<name>")
+    directory = Path(places[0])
+    print(inspect(directory))
+    if "sheet" in given:
+        contact_sheet(directory, Path(given["sheet"]), split=given.get("split", "train"))
+        print(f"contact sheet: {given['sheet']}")
 
 
 def _train(cfg: Any) -> None:

@@ -77,8 +77,9 @@ class Run:
             for part in key.split("."):
                 value = value[part]
             flat |= _flatten(value, key)
-        # another source's keys change nothing
-        flat = {k: v for k, v in flat.items() if not k.startswith("data.scenes.") or self.config.data.source == "scenes"}
+        # another source's keys change nothing, nor does the number of processes that render
+        ours = self.config.data.source == "scenes"
+        flat = {k: v for k, v in flat.items() if not k.startswith("data.scenes.") or (ours and not k.endswith(".workers"))}
         before = STAGES.index(stage) - 1
         if before >= 0:
             flat[f"the {STAGES[before]} stage"] = _digest(self.fingerprint(STAGES[before]))
@@ -132,7 +133,8 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
     console = Console(stderr=True, quiet=not _first_rank() or config.trainer.quiet)
     # what cannot work is refused before any work
     size, levels, grid = config.pyramid.size, config.pyramid.levels, tuple(config.pyramid.grid)
-    Pyramid(size, levels, map_stride(config.vision), grid)
+    pyramid = Pyramid(size, levels, map_stride(config.vision), grid)
+    ActionSet.by_level(pyramid).tokens(pyramid.capacity(torch.tensor([[size, size]])), config.budget)
     for stage in STAGES:
         run.done(stage)
     _keep_config(run)
@@ -186,7 +188,7 @@ def roll_out_splits(run: Run) -> None:
         directory = run.root / "rollouts" / split
         if (directory / "table.json").exists():
             continue
-        trainer = build_trainer(config.trainer, directory, [])
+        trainer = build_trainer(config.trainer, directory)
         module = RolloutModule(model, actions, config.budget, split)
         roll_out(trainer, module, _split(run, split), config.loader.rollout_images, directory)
 
@@ -251,7 +253,7 @@ def _fit(run: Run, module: Any, data: Any, gather: Any, batch: int, directory: P
     steps = module.optimizer_config.steps
     name = stage if stage == "flex" else f"{stage}/seed-{seed}"
     with loggers(run.nodes, directory, config.name, name) as built:
-        trainer = build_trainer(config.trainer, directory, built)
+        trainer = build_trainer(config.trainer, directory, built, title=name)
         loader = StepData(data, gather, batch, steps, module.seed, config.loader.workers if stage == "flex" else 0)
         fit(trainer, module, loader, directory)
 

@@ -39,6 +39,8 @@ def test_help_lists_commands_and_what_can_be_chosen(arguments: tuple[str, ...], 
         (("train", "trainer.precision"), "trainer.precision"),
         (("train", "-m", "gate=joint,predictor", "seed=-1"), "seed=-1"),
         (("eval",), "run= is missing"),
+        (("data", "inspect"), "takes one directory"),
+        (("data", "inspect", "nowhere"), "nowhere"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,3 +63,11 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.C
     assert f"root={tmp_path}/file cannot be written" in refused(
         capsys, "train", "experiment=easy_vqa", f"root={tmp_path}/file", "data.limit=2"
     )
+
+
+def test_inspect_counts_and_draws(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["data", "inspect", str(tiny_data), f"sheet={tmp_path / 'sheet.png'}"])
+    said = capsys.readouterr().out
+    assert "yesno_shape" in said
+    assert "broken  0" in said
+    assert (tmp_path / "sheet.png").stat().st_size > 10_000

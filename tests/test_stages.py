@@ -81,6 +81,12 @@ def test_every_experiment_runs_two_steps_through_all_stages(experiment: str, rul
     assert told["tiles_encoded"] == told["tiles_asked_for"]
 
 
+def test_a_gate_reads_sentence_embeddings_and_pays_for_them(finished: Path, tmp_path: Path) -> None:
+    root = run_stages(tiny(tmp_path, "text=minilm", "ablations=[]"), {})
+    dear, cheap = (json.loads((r / "summary.json").read_text())["unit_flops"] for r in (root, finished))
+    assert dear > cheap + 1e7
+
+
 @pytest.mark.parametrize("budget", ["budget=proportional", "pyramid.grid=[2,1,1]"])
 def test_gates_train_online_under_any_budget_and_grid(budget: str, tmp_path: Path) -> None:
     config = tiny(tmp_path, "rule=gumbel", "rule.online=true", "ablations=[]", "data.limit=4", budget)
@@ -135,6 +141,21 @@ def test_a_borrowed_stage_of_another_config_is_refused(copied: Path) -> None:
 def test_borrowing_from_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run: it holds no config.json"):
         run_stages(tiny(tmp_path, f"from={tmp_path}"), {})
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("budget.weights=[1,2]", "budget.weights has 2 numbers; allowed: one for each of 3 tiles"),
+        ("pyramid.size=40", "pyramid.size=40 cannot hold level 2 .*allowed: multiples of 32"),
+        ("pyramid.levels=5", "pyramid.size=64 cannot hold level 4"),
+        ("vision.out_index=9", "vision.backbone=.* with out_index=9 cannot be built"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(override: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        run_stages(tiny(tmp_path, override), {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stage_whose_inputs_are_missing_is_refused(tmp_path: Path) -> None:

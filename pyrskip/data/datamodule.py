@@ -63,9 +63,7 @@ class StepData(pl.LightningDataModule):
                 f"allowed: multiples of accumulate_grad_batches={trainer.accumulate_grad_batches}"
             )
         images, world = len(self._dataset), trainer.world_size  # type: ignore[arg-type]
-        sampler = StepSampler(
-            images, self._batch, self._steps, _resumed_step(trainer), self._seed, trainer.global_rank, world
-        )
+        sampler = StepSampler(images, self._batch, self._steps, _resumed_step(trainer), self._seed, trainer.global_rank, world)
         order = {"images": images, "seed": self._seed, "batch x ranks": self._batch * world}
         return _StepLoader(
             order,

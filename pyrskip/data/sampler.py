@@ -18,9 +18,7 @@ class StepSampler(Sampler[list[int]]):
     too small.
     """
 
-    def __init__(
-        self, n: int, batch: int, steps: int, start: int = 0, seed: int = 0, rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, n: int, batch: int, steps: int, start: int = 0, seed: int = 0, rank: int = 0, world: int = 1) -> None:
         _check(n, batch, rank, world)
         if seed < 0:
             raise UserError(f"seed={seed} is negative; allowed: at least 0")

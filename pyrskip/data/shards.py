@@ -150,11 +150,7 @@ def parse_index(directory: Path) -> Index:
             raise
         raise UserError(f"{path} cannot be read as an index of shards ({type(error).__name__}: {error})") from error
     for shard in chain(*splits.values()):
-        if (
-            not isinstance(shard.shard, str)
-            or shard.shard != os.path.basename(shard.shard)
-            or shard.shard in ("", "..")
-        ):
+        if not isinstance(shard.shard, str) or shard.shard != os.path.basename(shard.shard) or shard.shard in ("", ".."):
             raise UserError(f"{path} names the shard {shard.shard!r}; allowed: file names in the same directory")
     return index
 

@@ -32,7 +32,7 @@ class EvaluationConfig:
     timing_repeats: rounds that a measured time is the median of; 0 measures none. images: shown in selections.png.
     """
 
-    prices: tuple[float, ...] = (0.003, 0.006, 0.012, 0.025, 0.05, 0.1, 0.2, 0.4)
+    prices: tuple[float, ...] = (0.001, 0.0025, 0.006, 0.013, 0.03, 0.07, 0.15, 0.4)
     resamples: int = 1000
     retentions: tuple[float, ...] = (0.98, 0.99, 0.995)
     timing_repeats: int = 15

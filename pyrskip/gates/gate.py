@@ -4,7 +4,8 @@ Axes: B batch, W words, Q query width, C channels, h x w glance cells, T tiles, 
 
 A gate knows neither how it is trained nor which model answers. It reads an Observation, its trunk makes one vector of it
 [B, D], and the head turns that into a policy: 'bernoulli' (a logit a tile), 'categorical' (a logit an action) or 'utility'
-(the predicted score of an action; the policy prefers the best score - price x cost, so every price is served by design).
+(the logit of the predicted score of an action; the policy prefers the best score - price x cost, so every price is served by
+design).
 """
 
 from abc import ABC, abstractmethod
@@ -46,7 +47,7 @@ class GateConfig:
 
     name: str = "joint"
     policy: str = "utility"
-    width: int = 64
+    width: int = 128
     temperature: float = 0.05
     open_bias: float = 2.0
     dropout: float = 0.0
@@ -91,7 +92,7 @@ class Gate(nn.Module, ABC):
         )
         self.head = nn.Linear(config.width, outputs)
         nn.init.zeros_(self.head.weight)
-        nn.init.constant_(self.head.bias, {"bernoulli": config.open_bias, "utility": 0.5}.get(config.policy, 0.0))
+        nn.init.constant_(self.head.bias, config.open_bias if config.policy == "bernoulli" else 0.0)
         self.tilt: Tensor
         self.register_buffer("tilt", torch.zeros(()))
         forced = torch.zeros(layout.tiles, dtype=torch.bool)
@@ -124,7 +125,7 @@ class Gate(nn.Module, ABC):
             share = seen.capacity / seen.capacity.sum(-1, keepdim=True)
             return BernoulliPolicy(outputs - self.tilt * share, seen.capacity, actions, budget, self.forced)
         if self.config.policy == "utility":
-            logit = (outputs - (seen.price[:, None] + self.tilt) * seen.cost) / self.config.temperature
+            logit = (outputs.sigmoid() - (seen.price[:, None] + self.tilt) * seen.cost) / self.config.temperature
         else:
             logit = outputs - self.tilt * seen.cost
         return CategoricalPolicy(logit, actions.tokens(seen.capacity, budget), actions)

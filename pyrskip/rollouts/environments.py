@@ -42,6 +42,10 @@ class Environment(Protocol, Generic[Rows]):
         """The metric under every listed action, [B, S]."""
         ...
 
+    def chances(self, rows: Rows) -> Tensor:
+        """The probability of the first accepted answer under every listed action, [B, S]."""
+        ...
+
     def cost(self, rows: Rows, asked: Tensor) -> Tensor:
         """Relative cost of a decision [B, T] -> [B]."""
         ...
@@ -92,6 +96,9 @@ class TableEnvironment:
     def scores(self, rows: Tensor) -> Tensor:
         return self.table.score[rows, : len(self.table.actions)]
 
+    def chances(self, rows: Tensor) -> Tensor:
+        return self.table.probability[rows, : len(self.table.actions)]
+
     def cost(self, rows: Tensor, asked: Tensor) -> Tensor:
         return self.relative[rows, self.action(rows, asked)]
 
@@ -131,9 +138,17 @@ class ModelEnvironment:
 
     @torch.no_grad()
     def scores(self, rows: Batch) -> Tensor:
+        features, asked = self._every_action(rows)
+        return torch.stack([self.model.score(rows, features, a) for a in asked.unbind(1)], dim=1)
+
+    @torch.no_grad()
+    def chances(self, rows: Batch) -> Tensor:
+        features, asked = self._every_action(rows)
+        return torch.stack([self.model.forced(rows, features, a).loglik.exp() for a in asked.unbind(1)], dim=1)
+
+    def _every_action(self, rows: Batch) -> tuple[Features, Tensor]:
         asked = self.layout.actions.tokens(self._capacity(rows), self.layout.budget)
-        features = self.model.encode(rows, (asked > 0).any(1))
-        return torch.stack([self.model.score(rows, features, asked[:, s]) for s in range(asked.shape[1])], dim=1)
+        return self.model.encode(rows, (asked > 0).any(1)), asked
 
     def cost(self, rows: Batch, asked: Tensor) -> Tensor:
         return self._flops(rows, asked) / self.unit

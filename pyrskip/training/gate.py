@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrskip.errors import UserError
+from pyrskip.errors import UserError, choose
 from pyrskip.gates.gate import Gate, Observation
 from pyrskip.gates.policies import Policy
 from pyrskip.reward import Price, RewardConfig, linear
@@ -18,6 +18,7 @@ from pyrskip.training.module import OptimizerConfig, StepModule
 class RuleConfig:
     """name: a registered rule. online: ask the model instead of the rollout table. batch: table rows a step (offline).
 
+    target: what supervised predicts, the answer's probability or its score (the metric, all that a black box tells).
     temperature, entropy: of gumbel, its relaxation's and the weight of an entropy bonus; warmup: share of the steps before
     cost counts.
     """
@@ -25,12 +26,15 @@ class RuleConfig:
     name: str = "supervised"
     online: bool = False
     batch: int = 256
+    target: str = "probability"
     temperature: float = 1.0
     entropy: float = 0.01
     warmup: float = 0.0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
+        if self.target not in ("probability", "score"):
+            raise choose("rule.target", self.target, ("probability", "score"))
         if self.batch < 1 or self.temperature <= 0 or self.entropy < 0 or not 0 <= self.warmup < 1:
             raise UserError(
                 f"rule.batch={self.batch}, temperature={self.temperature}, entropy={self.entropy}, warmup={self.warmup}: "

@@ -1,4 +1,4 @@
-"""Rule supervised: regress the score of every action; the policy then takes the best score - price x cost.
+"""Rule supervised: predict the score of every action; the policy then takes the best score - price x cost.
 
 Axes: B batch, S actions.
 """
@@ -12,14 +12,20 @@ from pyrskip.training.gate import GateModule
 
 
 class SupervisedModule(GateModule):
-    """The price is in the policy's arithmetic, not in what is learned, so every price is served by one gate."""
+    """The price is in the policy's arithmetic, not in what is learned, so every price is served by one gate.
+
+    Cross-entropy with a soft target is least where the prediction is the target's mean. The answer's probability, the
+    default target, has the same mean as the score if the model is calibrated, and tells a near miss from a clear one.
+    """
 
     policies = ("utility",)
 
     def training_step(self, rows: Any, batch_idx: int) -> Tensor:
         price = self.price.sample(len(rows))
         seen = self.environment.observe(rows, price)
-        predicted = self.gate(seen)  # [B, S]
-        loss = F.mse_loss(predicted, self.environment.scores(rows))
+        predicted = self.gate(seen)  # logits, [B, S]
+        soft = self.config.target == "probability"
+        target = self.environment.chances(rows) if soft else self.environment.scores(rows)
+        loss = F.binary_cross_entropy_with_logits(predicted, target)
         self.record(rows, seen, self.gate.policy(seen, predicted), loss)
         return loss

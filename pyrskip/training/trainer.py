@@ -41,14 +41,15 @@ class TrainerConfig:
             raise UserError(f"trainer.accelerator={self.accelerator!r} is unknown; allowed: auto, cpu, cuda, gpu, mps, tpu")
 
 
-def build_trainer(
-    config: TrainerConfig, directory: Path, loggers: Sequence[Logger], callbacks: Sequence[Callback] = ()
-) -> pl.Trainer:
-    """A Trainer whose one epoch is the whole run and whose checkpoints go to `directory`/last.ckpt."""
+def build_trainer(config: TrainerConfig, directory: Path, loggers: Sequence[Logger] = (), title: str = "") -> pl.Trainer:
+    """A Trainer whose one epoch is the whole run and whose checkpoints go to `directory`/last.ckpt.
+
+    title: what its progress is told as.
+    """
     terminal = sys.stderr.isatty() and not config.quiet
     progress: list[Callback] = [TQDMProgressBar(refresh_rate=10)] if terminal else []
     if not terminal and not config.quiet:
-        progress = [PlainProgress()]
+        progress = [PlainProgress(title)]
     checkpoint = ModelCheckpoint(
         dirpath=directory,
         filename=Path(CHECKPOINT).stem,
@@ -70,7 +71,7 @@ def build_trainer(
             max_steps=-1,
             log_every_n_steps=config.log_every,
             logger=list(loggers),
-            callbacks=[checkpoint, *progress, *callbacks],
+            callbacks=[checkpoint, *progress],
             enable_progress_bar=terminal,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -101,13 +102,18 @@ def check_readable(path: Path) -> None:
 
 
 class PlainProgress(Callback):
-    """A line for each tenth of the run, where no terminal shows a bar."""
+    """A line for each fifth of the run, where no terminal shows a bar."""
+
+    SHOWN = ("train/loss", "train/accuracy", "gate/accuracy", "cost/relative")
+
+    def __init__(self, title: str) -> None:
+        self.title = title
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         total = int(trainer.num_training_batches)
-        if trainer.is_global_zero and (batch_idx + 1) * 10 // total > batch_idx * 10 // total:
-            shown = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("gate/keep_rate")}
-            figures = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
-            print(f"  step {batch_idx + 1}/{total}  {figures}", file=sys.stderr, flush=True)
+        if trainer.is_global_zero and (batch_idx + 1) * 5 // total > batch_idx * 5 // total:
+            metrics = trainer.callback_metrics
+            figures = "  ".join(f"{name} {float(metrics[name]):.4f}" for name in self.SHOWN if name in metrics)
+            print(f"  {self.title}: step {batch_idx + 1}/{total}  {figures}", file=sys.stderr, flush=True)
