@@ -38,7 +38,7 @@ keys
 """
 
 
-# the command line of a sweep, for its jobs: they may run in other processes, on other machines
+# the keys that a sweep's command line fixes, for its jobs: they may run in other processes, on other machines
 SWEEP = "PYRSKIP_SWEEP"
 # advice of Lightning's that does not apply: loaders are told how many workers, checkpoints are resumed in their directory,
 # a frozen encoder is in eval mode on purpose, rollouts are kept by rank; LeafSpec is of its own making
@@ -140,7 +140,8 @@ def _evaluate(cfg: Any) -> None:
         saved = json.loads((root / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"run={root} is no run: it holds no config.json; allowed: a directory that train made") from error
-    saved |= {"evaluation": saved["evaluation"] | (OmegaConf.to_container(cfg.evaluation) or {})}
+    given = {key: value for key, value in cfg.evaluation.items() if value is not None}
+    saved["evaluation"] |= OmegaConf.to_container(OmegaConf.create(given))
     saved["root"], saved["name"] = str(root.parent), root.name
     config, nodes = read(OmegaConf.create(saved))
     evaluate_again(config, nodes)
@@ -169,9 +170,18 @@ def _hydra(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> 
 
     if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
         _check(name, [a for a in arguments if not a.startswith("-")])
-    sys.argv = [typed[0], *arguments]
-    os.environ[SWEEP] = json.dumps(list(arguments))
+    flags = [a for a in arguments if a in ("-m", "--multirun")]  # Hydra wants them first
+    sys.argv = [typed[0], *flags, *(a for a in arguments if a not in flags)]
+    if flags:
+        os.environ[SWEEP] = json.dumps(_fixed_keys(sys.argv[1 + len(flags) :]))
     hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name=name)(guarded)()
+
+
+def _fixed_keys(overrides: Sequence[str]) -> list[str]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [str(o.get_key_element()) for o in parsed if not o.is_sweep_override()]
 
 
 def _check(name: str, overrides: Sequence[str]) -> None:
@@ -225,8 +235,8 @@ def _job_name() -> str:
     """What the sweep varies, as a directory's name: a function of the overrides, never of the clock."""
     from hydra.core.hydra_config import HydraConfig
 
-    typed = set(json.loads(os.environ.get(SWEEP, "[]")))
-    varied = [o for o in HydraConfig.get().overrides.task if o not in typed]
+    fixed = set(json.loads(os.environ.get(SWEEP, "[]")))
+    varied = [o for o in HydraConfig.get().overrides.task if o.split("=")[0] not in fixed]
     return ",".join(varied).replace("/", "-") or "0"
 
 

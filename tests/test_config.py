@@ -33,6 +33,12 @@ def test_every_option_states_every_key_of_its_dataclass(group: str, option: str)
     assert stated.keys() == to_plain(getattr(Config(), group)).keys() - others
 
 
+def test_eval_takes_every_evaluation_key() -> None:
+    stated = OmegaConf.to_container(OmegaConf.load(CONF / "eval.yaml"))
+    assert isinstance(stated, dict)
+    assert stated["evaluation"].keys() == to_plain(Config().evaluation).keys()
+
+
 def test_the_policy_follows_the_rule() -> None:
     assert composed("rule=supervised").gate.policy == "utility"
     assert composed("rule=gumbel").gate.policy == "bernoulli"
