@@ -74,6 +74,10 @@ class BudgetRule:
 
         No tile gets more than its capacity. A total that the kept tiles cannot meet is clamped to what they can.
         """
+        if self.weights is not None and len(self.weights) != capacity.shape[-1]:
+            raise UserError(
+                f"budget.weights has {len(self.weights)} numbers; allowed: one for each of {capacity.shape[-1]} tiles"
+            )
         keep = selection & (capacity > 0)
         capacity = capacity.expand(keep.shape)
         cap = capacity.long() if self.cap is None else capacity.long().clamp(max=self.cap)
@@ -94,10 +98,6 @@ class BudgetRule:
     def _weights(self, capacity: Tensor) -> Tensor:
         if self.weights is None:
             return capacity
-        if len(self.weights) != capacity.shape[-1]:
-            raise UserError(
-                f"budget.weights has {len(self.weights)} numbers; allowed: one for each of {capacity.shape[-1]} tiles"
-            )
         return torch.tensor(self.weights, dtype=torch.float64, device=capacity.device).expand(capacity.shape)
 
 

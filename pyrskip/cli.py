@@ -2,12 +2,14 @@
 
 import json
 import logging
+import math
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +26,7 @@ commands
 examples
   pyrskip train experiment=easy_vqa
   pyrskip train experiment=easy_vqa rule=gumbel from=runs/easy_vqa name=easy_vqa_gumbel
-  pyrskip train -m experiment=easy_vqa from=runs/easy_vqa gate=joint,predictor seed=0,3
+  pyrskip train -m experiment=easy_vqa from=runs/easy_vqa gate=joint,predictor ablations=[] seed=0,3
 
 keys
   experiment=<name>      {experiments}
@@ -40,6 +42,13 @@ keys
 
 # the keys that a sweep's command line fixes, for its jobs: they may run in other processes, on other machines
 SWEEP = "PYRSKIP_SWEEP"
+# Hydra's flags that are passed on; --cfg=job is --cfg job
+FLAGS = (
+    *("-m", "--multirun", "--cfg", "--resolve", "--info", "--hydra-help", "--config-dir", "--config-path", "--version"),
+    *("-p", "--package"),
+)
+# jobs of a sweep that are checked before the first runs; of more, as many as show each value once
+CHECKED = 256
 # advice of Lightning's that does not apply: loaders are told how many workers, checkpoints are resumed in their directory,
 # a frozen encoder is in eval mode on purpose, rollouts are kept by rank; LeafSpec is of its own making
 QUIET = (
@@ -135,11 +144,13 @@ def _evaluate(cfg: Any) -> None:
     from pyrskip.config import read
     from pyrskip.stages import evaluate_again
 
-    root = Path(str(cfg.run))
+    root = Path(str(cfg.run)).resolve()
     try:
         saved = json.loads((root / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"run={root} is no run: it holds no config.json; allowed: a directory that train made") from error
+        raise UserError(f"run={cfg.run} is no run: it holds no config.json; allowed: a directory that train made") from error
+    if not isinstance(saved, dict) or not isinstance(saved.get("evaluation"), dict):
+        raise UserError(f"run={cfg.run} is no run: its config.json has no evaluation; allowed: a directory that train made")
     given = {key: value for key, value in cfg.evaluation.items() if value is not None}
     saved["evaluation"] |= OmegaConf.to_container(OmegaConf.create(given))
     saved["root"], saved["name"] = str(root.parent), root.name
@@ -159,7 +170,10 @@ def _hydra(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> 
     import hydra
 
     _quiet()
+    from omegaconf.errors import OmegaConfBaseException
+
     typed = sys.argv
+    flags = [a for a in arguments if a in ("-m", "--multirun")]  # Hydra wants them first
 
     def guarded(cfg: Any) -> None:
         sys.argv = typed  # what Lightning starts other ranks with
@@ -167,10 +181,20 @@ def _hydra(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> 
             task(cfg)
         except UserError as error:
             _fail(error)
+        except OmegaConfBaseException as error:
+            _fail(UserError(_sentence(error)))
+        except KeyboardInterrupt:
+            _interrupted()
+        except SystemExit as error:  # Lightning's, of a training that was interrupted
+            if isinstance(error.__context__, KeyboardInterrupt):
+                _interrupted()
+            raise
 
+    for argument in arguments:
+        if argument.startswith("-") and argument.split("=")[0] not in FLAGS:
+            _fail(UserError(f"{argument!r} is no flag of this command; allowed: {', '.join(('--help', *FLAGS))}"))
     if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
-        _check(name, [a for a in arguments if not a.startswith("-")])
-    flags = [a for a in arguments if a in ("-m", "--multirun")]  # Hydra wants them first
+        _check(name, [a for a in arguments if not a.startswith("-")], sweep=bool(flags))
     sys.argv = [typed[0], *flags, *(a for a in arguments if a not in flags)]
     if flags:
         os.environ[SWEEP] = json.dumps(_fixed_keys(sys.argv[1 + len(flags) :]))
@@ -184,32 +208,49 @@ def _fixed_keys(overrides: Sequence[str]) -> list[str]:
     return [str(o.get_key_element()) for o in parsed if not o.is_sweep_override()]
 
 
-def _check(name: str, overrides: Sequence[str]) -> None:
-    """Compose and read the config; of a sweep its first job's."""
+def _check(name: str, overrides: Sequence[str], sweep: bool) -> None:
+    """Compose and read the config; of a sweep every job's."""
     import hydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from pyrskip.config import read
 
     try:
-        first = []
-        for override in OverridesParser.create().parse_overrides(list(overrides)):
-            if override.is_sweep_override() and not override.is_hydra_override():
-                first.append(f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}")
-            elif not override.is_hydra_override():
-                first.append(override.input_line or "")
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_directory())):
-            cfg = hydra.compose(config_name=name, overrides=first)
-        if name == "train":
-            read(cfg)
-        elif "???" in str(cfg.get("run", "???")):
-            raise UserError("run= is missing; allowed: a directory that train made, such as run=runs/easy_vqa")
+            for job in _jobs(overrides, sweep):
+                cfg = hydra.compose(config_name=name, overrides=job)
+                if name == "train":
+                    config, _ = read(cfg)
+                    if sweep:
+                        _refuse_rank_sweeps(config.trainer.strategy, config.trainer.devices * config.trainer.nodes)
+                elif "???" in str(cfg.get("run", "???")):
+                    raise UserError("run= is missing; allowed: a directory that train made, such as run=runs/easy_vqa")
     except UserError as error:
         _fail(error)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         _fail(UserError(_sentence(error)))
+
+
+def _jobs(overrides: Sequence[str], sweep: bool) -> list[list[str]]:
+    """The overrides of the one job, or of every job of a sweep; Hydra's own are left out."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    choices: list[list[str]] = []
+    for override in OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides)):
+        if override.is_hydra_override():
+            continue
+        if sweep and override.is_sweep_override():
+            key = (override.input_line or "").split("=")[0]
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            if not choices[-1]:
+                raise UserError(f"{override.input_line} sweeps over no value; allowed: one or more")
+        else:
+            choices.append([override.input_line or ""])
+    if math.prod(map(len, choices)) <= CHECKED:
+        return [list(job) for job in product(*choices)]
+    return [[of[i % len(of)] for of in choices] for i in range(max(len(of) for of in choices))]
 
 
 def _sentence(error: Exception) -> str:
@@ -266,3 +307,8 @@ def _usage() -> str:
 def _fail(error: UserError) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
+
+
+def _interrupted() -> NoReturn:
+    print("interrupted; run the same command again to go on", file=sys.stderr)
+    sys.exit(130)

@@ -3,6 +3,7 @@
 A wrong key or value is refused before any work with one sentence: the key, its value, what is allowed.
 """
 
+import math
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -29,6 +30,7 @@ from pyrskip.training.gate import RuleConfig
 from pyrskip.training.trainer import TrainerConfig
 
 STAGES = ("data", "flex", "rollouts", "gate", "frontier")
+ABLATIONS = ("glance", "predictor")
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,34 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
-        if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+        parts = Path(self.name).parts
+        if not parts or Path(self.name).is_absolute() or ".." in parts:
             raise UserError(f"name={self.name!r} is no directory below {self.root}; allowed: letters, digits, - and _")
         if self.seeds < 1 or self.seed < 0:
             raise UserError(f"seed={self.seed}, seeds={self.seeds}: allowed: at least 0 and at least 1")
+        if not self.stages:
+            raise UserError(f"stages=[] leaves nothing to run; allowed: one or more of {', '.join(STAGES)}")
         for stage in self.stages:
             if stage not in STAGES:
                 raise choose("stages", stage, STAGES)
-        for gate in (self.gate.name, *self.ablations):
-            if gate not in GATES:
-                raise choose("gate.name" if gate == self.gate.name else "ablations", gate, GATES)
+        if self.pyramid.levels < 2:
+            raise UserError(f"pyramid.levels={self.pyramid.levels} leaves a gate nothing to skip; allowed: at least 2")
+        if self.gate.name not in GATES:
+            raise choose("gate.name", self.gate.name, GATES)
+        if not set(self.ablations) <= set(ABLATIONS) or len(set(self.ablations)) < len(self.ablations):
+            raise UserError(f"ablations={list(self.ablations)}: allowed: each once, {', '.join(ABLATIONS)}")
+        if not all(0 < target <= 1.5 for target in self.evaluation.retentions):
+            raise UserError(f"evaluation.retentions={list(self.evaluation.retentions)}: allowed: numbers in (0, 1.5]")
         policies = find_rule(self.rule.name).policies
         if self.gate.policy not in policies:
             raise UserError(
                 f"gate.policy={self.gate.policy!r} cannot be trained by rule.name={self.rule.name!r}; "
                 f"allowed: auto, {', '.join(policies)}"
+            )
+        if self.gate.policy == "bernoulli" and max(self.pyramid.grid, default=1) > 1:
+            raise UserError(
+                f"gate.policy=bernoulli with pyramid.grid={list(self.pyramid.grid)} gates single tiles, but rollouts and the "
+                "frontier list whole levels; allowed: gate.policy=categorical, or pyramid.grid=[1]"
             )
 
     @property
@@ -94,7 +109,8 @@ def read(cfg: DictConfig) -> tuple[Config, dict[str, Any]]:
     plain.pop("experiment", None)
     nodes = plain.pop("logger", None) or {}
     check_loggers(nodes)
-    plain["borrow"] = plain.pop("from", None)
+    given, saved = plain.pop("from", None), plain.pop("borrow", None)  # a saved config.json has the latter
+    plain["borrow"] = saved if given is None else given
     gate, rule = plain.get("gate"), plain.get("rule")
     if isinstance(gate, dict) and isinstance(rule, dict) and gate.get("policy") == "auto":
         gate["policy"] = find_rule(rule.get("name", "supervised")).policies[0]
@@ -126,6 +142,9 @@ def _build(cls: Any, values: Any, path: str) -> Any:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}{key}={flat.get(key)!r} is not allowed: {reason}; wanted: {known[key].type}") from error
     assert isinstance(checked, dict)
+    for key, value in checked.items():
+        if not _finite(value):
+            raise UserError(f"{path}{key!s}={value} is not allowed; allowed: finite numbers")
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in checked.items()}
     return cls(**arguments, **{str(k): v for k, v in tuples.items()})
 
@@ -143,6 +162,12 @@ def _flat_schema(cls: Any, flat: dict[str, Any]) -> Any:
         return Any if get_origin(hint) is dict else hint
 
     return make_dataclass(cls.__name__, [(name, listed(hints[name])) for name in flat])
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _listed(value: Any) -> Any:

@@ -10,6 +10,7 @@ level first, row by row, so the glance is tile T - 1.
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import lcm
 
 import numpy as np
 import torch
@@ -45,9 +46,10 @@ class Pyramid:
                 "allowed: one number of at least 1 for each level, 1 for the last (the glance)"
             )
         object.__setattr__(self, "grid", grid)
+        units = [(1 << level) * g * self.stride for level, g in enumerate(grid)]
+        unit = lcm(*units)
         for level, g in enumerate(grid):
-            unit = (1 << level) * g * self.stride
-            if self.size % unit:
+            if self.size % units[level]:
                 fit = max(self.size // unit, 1) * unit
                 raise UserError(
                     f"pyramid.size={self.size} cannot hold level {level} as {g} x {g} tiles at stride {self.stride}; "

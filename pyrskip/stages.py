@@ -6,6 +6,7 @@ Same fingerprint: a finished stage is skipped, an unfinished one resumed. Change
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -26,7 +27,7 @@ from pyrskip.evaluation.evaluate import evaluate
 from pyrskip.gates import build_gate, save_gate
 from pyrskip.models.language import train_tokenizer
 from pyrskip.models.native import NativeModel
-from pyrskip.models.vision import map_stride
+from pyrskip.models.vision import map_stride, read_weights
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.environments import Environment, ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
@@ -34,18 +35,21 @@ from pyrskip.rollouts.table import RolloutTable
 from pyrskip.tracking.loggers import loggers
 from pyrskip.training import find_rule
 from pyrskip.training.flex import FlexModule
-from pyrskip.training.trainer import build_trainer, fit
+from pyrskip.training.trainer import build_trainer, check_trainer, fit
 
-# what each stage depends on, beside the stages before it; `trainer` is where and how fast, not what
+# what each stage depends on, beside the stages before it; the rest of `trainer` is where and how fast, not what
+LEARNING = ("trainer.accumulate", "trainer.gradient_clip", "trainer.precision")
 KEYS: dict[str, tuple[str, ...]] = {
     "data": ("data",),
-    "flex": ("pyramid", "vision", "text", "language", "flex", "loader.batch_images", "trainer.accumulate"),
+    "flex": ("pyramid", "vision", "text", "language", "flex", "loader.batch_images", *LEARNING),
     "rollouts": ("budget", "cost"),
-    "gate": ("gate", "rule", "reward", "seed", "seeds", "ablations"),
+    "gate": ("gate", "rule", "reward", "seed", "seeds", "ablations", *LEARNING),
     "frontier": ("evaluation",),
 }
+FAULTS_TOLD = 10
+WAIT_SECONDS = 7200
 # directories of gates: the config's own, and the ablations by the gate that they train
-METHODS = {"predictor": "query_only", "glance": "glance_only", "joint": "joint"}
+METHODS = {"predictor": "query_only", "glance": "glance_only"}
 
 
 @dataclass(frozen=True)
@@ -130,10 +134,12 @@ class Run:
 def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
     """Run the config's stages in order; returns the run's directory."""
     run = Run(config, nodes)
-    console = Console(stderr=True, quiet=not _first_rank() or config.trainer.quiet)
     # what cannot work is refused before any work
     size, levels, grid = config.pyramid.size, config.pyramid.levels, tuple(config.pyramid.grid)
     pyramid = Pyramid(size, levels, map_stride(config.vision), grid)
+    check_trainer(config.trainer, [config.flex.optimizer.steps, config.rule.optimizer.steps])
+    if config.vision.weights not in ("none", "hub"):
+        read_weights(config.vision.weights)
     ActionSet.by_level(pyramid).tokens(pyramid.capacity(torch.tensor([[size, size]])), config.budget)
     for stage in STAGES:
         run.done(stage)
@@ -142,10 +148,13 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
         if stage not in config.stages:
             continue
         if run.done(stage):
-            console.print(f"[bold]{stage}[/bold]: done before, in {run.directory(stage)}")
+            _say(run, f"{stage}: done before, in {run.directory(stage)}")
             continue
         _check_before(run, stage)
-        console.print(f"[bold]{stage}[/bold]: to {run.root / stage}")
+        _say(run, f"{stage}: to {run.root / stage}")
+        if stage == "data" and not _first_rank():
+            _await(run, stage)
+            continue
         run.mark(stage, done=False)
         RUNNERS[stage](run)
         run.mark(stage, done=True)
@@ -197,7 +206,8 @@ def train_gates(run: Run) -> None:
     config = run.config
     tables = load_tables(run.directory("rollouts"), ("gate", "val"))
     unit = tables["gate"].mean_full_flops
-    methods = {"gate": config.gate.name} | {f"gate:{METHODS[name]}": name for name in config.ablations}
+    _check_target(config, tables["gate"])
+    methods = methods_of(config)
     for method, name in methods.items():
         for seed in range(config.seed, config.seed + config.seeds):
             directory = gate_directory(run.root, method, seed)
@@ -214,7 +224,8 @@ def train_gates(run: Run) -> None:
                 _fit(run, module, range(len(tables["gate"])), torch.tensor, config.rule.batch, directory, method, seed)
             if config.reward.target is not None:
                 val = TableEnvironment(tables["val"], _model(run).pyramid, config.budget, unit)
-                module.calibrate(val, torch.arange(len(tables["val"])))
+                reached = module.calibrate(val, torch.arange(len(tables["val"])))
+                _say(run, f"{method}/seed-{seed}: costs {reached:.3f} on validation, {config.reward.target} wanted")
             if _first_rank():
                 save_gate(gate.cpu(), directory)
 
@@ -223,7 +234,7 @@ def show_frontier(run: Run) -> None:
     if _first_rank():
         gates = {
             method: [gate_directory(run.root, method, run.config.seed + i) for i in range(run.config.seeds)]
-            for method in ("gate", *(f"gate:{METHODS[name]}" for name in run.config.ablations))
+            for method in methods_of(run.config)
         }
         model = _model(run)
         tables = load_tables(run.directory("rollouts"), ("gate", "val", "test"))
@@ -248,6 +259,12 @@ def gate_directory(root: Path, method: str, seed: int) -> Path:
     return root / "gate" / method.replace(":", "-") / f"seed-{seed}"
 
 
+def methods_of(config: Config) -> dict[str, str]:
+    """The frontier's name of each gate that is trained -> the gate. An ablation that is the run's own gate is not."""
+    ablations = {f"gate:{METHODS[name]}": name for name in config.ablations if name != config.gate.name}
+    return {"gate": config.gate.name} | ablations
+
+
 def _fit(run: Run, module: Any, data: Any, gather: Any, batch: int, directory: Path, stage: str, seed: int = 0) -> None:
     config = run.config
     steps = module.optimizer_config.steps
@@ -256,6 +273,12 @@ def _fit(run: Run, module: Any, data: Any, gather: Any, batch: int, directory: P
         trainer = build_trainer(config.trainer, directory, built, title=name)
         loader = StepData(data, gather, batch, steps, module.seed, config.loader.workers if stage == "flex" else 0)
         fit(trainer, module, loader, directory)
+
+
+def _check_target(config: Config, table: RolloutTable) -> None:
+    least = float(table.cost.flops[:, : len(table.actions)].amin(-1).mean()) / table.mean_full_flops
+    if config.reward.target is not None and config.reward.target < least:
+        raise UserError(f"reward.target={config.reward.target}: the glance alone costs {least:.3f}; allowed: from there to 1")
 
 
 def _environment(run: Run, table: RolloutTable, unit: float) -> Environment[Any]:
@@ -268,7 +291,12 @@ def _environment(run: Run, table: RolloutTable, unit: float) -> Environment[Any]
 def _split(run: Run, split: str) -> ShardDataset:
     directory = run.directory("data")
     read_index(directory)
-    return ShardDataset(directory, split, run.config.pyramid.size)
+    data = ShardDataset(directory, split, run.config.pyramid.size)
+    for fault in data.faults[:FAULTS_TOLD]:
+        _say(run, f"broken, left out: {fault.shard} {fault.key}: {fault.reason}")
+    if data.faults:
+        _say(run, f"{split}: {len(data.faults)} broken in all, {len(data)} images left")
+    return data
 
 
 def _model(run: Run) -> NativeModel:
@@ -285,7 +313,8 @@ def _keep_config(run: Run) -> None:
     if _first_rank():
         try:
             run.root.mkdir(parents=True, exist_ok=True)
-            (run.root / "config.json").write_text(json.dumps(to_plain(run.config), indent=1))
+            borrow = run.borrowed and str(run.borrowed.resolve())
+            (run.root / "config.json").write_text(json.dumps(to_plain(run.config) | {"borrow": borrow}, indent=1))
         except OSError as error:
             raise UserError(f"root={run.config.root} cannot be written: {error}") from error
 
@@ -299,6 +328,20 @@ def _read_state(directory: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise UserError(f"{path} cannot be read ({error}); delete {directory} to run that stage again") from error
     return state
+
+
+def _say(run: Run, line: str) -> None:
+    if _first_rank() and not run.config.trainer.quiet:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
+
+
+def _await(run: Run, stage: str) -> None:
+    """Wait for the first rank, which alone runs this stage; there is no process group yet."""
+    for _ in range(int(WAIT_SECONDS / 0.5)):
+        if run.done(stage):
+            return
+        time.sleep(0.5)
+    raise UserError(f"{run.root / stage} was not finished by the first rank within {WAIT_SECONDS} s")
 
 
 def _first_rank() -> bool:

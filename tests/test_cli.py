@@ -1,11 +1,14 @@
 """Claims about the command line: help helps, and bad input is one sentence on stderr with exit code 2, before any work."""
 
+import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from pyrskip.cli import main
+from pyrskip.config import Config, to_plain
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -38,6 +41,13 @@ def test_help_lists_commands_and_what_can_be_chosen(arguments: tuple[str, ...], 
         (("train", "flex.budget=lavish"), "'lavish'.*tokenflex"),
         (("train", "trainer.precision"), "trainer.precision"),
         (("train", "-m", "gate=joint,predictor", "seed=-1"), "seed=-1"),
+        (("train", "-m", "gate=joint,predictor", "seed=0,-1"), "seed=-1"),
+        (("train", "-m", "seed=range(0,400)", "trainer.devices=1,0"), "trainer.devices=0"),
+        (("train", "-m", "gate=joint,predictor", "gate.policy=auto,greedy"), "gate.policy='greedy'"),
+        (("train", "-m", "trainer.strategy=auto,ddp", "trainer.devices=2"), "would sweep anew on every rank"),
+        (("train", "gate=joint,predictor"), "gate=joint,predictor.*--multirun"),
+        (("train", "gate=null"), "string"),
+        (("train", "--frobnicate"), "'--frobnicate' is no flag.*--multirun"),
         (("eval",), "run= is missing"),
         (("data", "inspect"), "takes one directory"),
         (("data", "inspect", "nowhere"), "nowhere"),
@@ -49,6 +59,42 @@ def test_bad_input_is_one_sentence(arguments: tuple[str, ...], said: str, capsys
 
 def test_a_directory_that_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"run={tmp_path} is no run" in refused(capsys, "eval", f"run={tmp_path}")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"evaluation": 3}', "{"])
+def test_a_config_that_is_no_runs_is_named(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    assert "run=. is no run" in refused(capsys, "eval", "run=.")
+
+
+def test_a_run_may_be_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(to_plain(Config())))
+    monkeypatch.chdir(tmp_path)
+    assert f"needs {tmp_path}/data, which is not finished" in refused(capsys, "eval", "run=.")
+
+
+@pytest.mark.parametrize("by_lightning", [False, True])
+def test_an_interruption_is_one_line(
+    by_lightning: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if by_lightning:
+                sys.exit(1)
+            raise
+
+    monkeypatch.setattr("pyrskip.stages.run_stages", interrupted)
+    with pytest.raises(SystemExit) as exit_:
+        main(["train"])
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
 
 
 def test_levels_that_do_not_fit_are_refused_before_any_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,25 @@
 """Claims about configs: what is shipped composes, and what is wrong is refused in one sentence that says what is allowed."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from torch import nn
 
 from pyrskip.cli import conf_directory
 from pyrskip.config import Config, read, to_plain
 from pyrskip.errors import UserError
+from pyrskip.models.native import NativeModel
+from pyrskip.rollouts.table import RolloutTable
+from pyrskip.tracking.loggers import loggers
+from pyrskip.training.trainer import TrainerConfig, check_readable, check_trainer
+from tests.models import tiny_model
+from tests.tables import synthetic_table
 
 CONF = conf_directory()
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
@@ -52,6 +63,7 @@ def test_the_policy_follows_the_rule() -> None:
         ("gate.policy=greedy", "gate.policy='greedy' .*utility"),
         ("rule.name=magic", "rule.name='magic' .*gumbel, supervised"),
         ("data.gate_fraction=1.5", "data.gate_fraction=1.5 .*< 1"),
+        ("data.val_fraction=0", "data.val_fraction=0.0 .*0 < val_fraction"),
         ("reward.low=2", "reward.low=2.* low < high"),
         ("reward.target=0.5", "reward.target=0.5 .*mode=target"),
         ("stages=[data,fly]", "stages='fly' .*data, flex"),
@@ -60,12 +72,22 @@ def test_the_policy_follows_the_rule() -> None:
         ("text.name=gpt", "text.name='gpt' .*minilm"),
         ("budget.total=-4", "total=-4"),
         ("evaluation.prices=[]", "evaluation.prices=.*at least|evaluation.prices=.*one or more"),
-        ("ablations=[psychic]", "ablations='psychic' .*joint"),
+        ("ablations=[psychic]", "ablations=.'psychic'.* glance, predictor"),
+        ("ablations=[joint]", "ablations=.'joint'.* glance, predictor"),
+        ("ablations=[glance,glance]", "each once"),
+        ("stages=[]", "stages=.* leaves nothing to run"),
+        ("name=.", "name='.' is no directory"),
+        ("pyramid.levels=1", "pyramid.levels=1 .*at least 2"),
+        ("evaluation.prices=[0.1,nan]", "evaluation.prices=.*nan.* finite"),
+        ("flex.optimizer.lr=inf", "flex.optimizer.lr=inf .*finite"),
+        ("evaluation.retentions=[-1]", "evaluation.retentions=.-1.0.*1.5"),
+        ("trainer.gradient_clip=0", "trainer.gradient_clip=0.0 .*null"),
         ("name=../elsewhere", "name='../elsewhere'"),
         ("+flex.budgte=fixed", "flex.budgte is unknown; allowed here: .*budget"),
         ("cost.unit=joules", "joules.*flops, macs"),
-        ("language.heads=5", "heads=5"),
+        ("language.heads=5", "language.heads=5"),
         ("+logger.x._target_=os.system", "logger.x._target_='os.system' may not be built"),
+        ("+logger.x={_target_:pytorch_lightning.loggers.CSVLogger,name:{_target_:os.a}}", "logger.x may not have _target_"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key_and_what_is_allowed(override: str, said: str) -> None:
@@ -78,3 +100,91 @@ def test_a_config_survives_json(tmp_path: Path) -> None:
     config = composed("experiment=easy_vqa", "budget=proportional", "pyramid.grid=[2,1,1]")
     plain = OmegaConf.create(to_plain(config))
     assert read(plain)[0] == config
+
+
+def test_tile_wise_gates_are_refused_on_a_grid() -> None:
+    grid = ("rule=gumbel", "pyramid.grid=[2,1,1]")
+    with pytest.raises(UserError, match=r"gate.policy=bernoulli with pyramid.grid=\[2, 1, 1\].*gate.policy=categorical"):
+        composed(*grid)
+    assert composed(*grid, "gate.policy=categorical").gate.policy == "categorical"
+
+
+def test_a_saved_config_keeps_what_it_borrows() -> None:
+    config = composed("from=runs/lender")
+    assert read(OmegaConf.create(to_plain(config)))[0].borrow == "runs/lender"
+    assert read(OmegaConf.create(to_plain(config) | {"from": "runs/other"}))[0].borrow == "runs/other"
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "said"),
+    [
+        (TrainerConfig(strategy="nope"), (), "strategy=nope.* cannot run here"),
+        (TrainerConfig(precision="99"), (), "precision=99.* cannot run here"),
+        (TrainerConfig(accelerator="tpu"), (), "accelerator=tpu.* cannot run here"),
+        (TrainerConfig(devices=2, strategy="fsdp"), (), "devices=2.*fsdp"),
+        (TrainerConfig(accumulate=4), (8, 6), "trainer.accumulate=4 does not divide optimizer.steps=6"),
+    ],
+)
+def test_an_impossible_trainer_is_refused(config: TrainerConfig, steps: tuple[int, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        check_trainer(config, steps)
+    assert "\n" not in str(caught.value)
+    check_trainer(TrainerConfig(accumulate=2), (2, 4))
+
+
+def test_a_checkpoint_must_be_a_trainings_and_the_modules(tmp_path: Path) -> None:
+    path, module = tmp_path / "last.ckpt", nn.Linear(2, 3)
+    torch.save({"state_dict": module.state_dict(), "pytorch-lightning_version": "2"}, path)
+    check_readable(path, module)
+    with pytest.raises(UserError, match=r"of another model: bias is \(3,\) there and \(4,\) here; delete it"):
+        check_readable(path, nn.Linear(2, 4))
+    others: tuple[object, ...] = ([1], {"state_dict": {}})
+    for other in others:
+        torch.save(other, path)
+        with pytest.raises(UserError, match="is no checkpoint of a training"):
+            check_readable(path, module)
+
+
+@pytest.mark.parametrize(
+    ("logger", "argument", "said"),
+    [
+        ("CSVLogger", {"colour": "red"}, "logger.x cannot be built: .*colour"),
+        ("TensorBoardLogger", {"colour": "red"}, "logger.x cannot be built: .*colour"),
+        ("WandbLogger", {"colour": "red", "offline": True}, "logger.x cannot be built: .*colour"),
+        ("WandbLogger", {}, "logger.x cannot be built: .*wandb login"),
+    ],
+)
+def test_a_logger_that_cannot_be_built_is_named(
+    logger: str, argument: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip({"WandbLogger": "wandb", "TensorBoardLogger": "tensorboard"}.get(logger, "torch"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    nodes = {"x": {"_target_": f"pytorch_lightning.loggers.{logger}", **argument}}
+    with pytest.raises(UserError, match=said) as caught, loggers(nodes, tmp_path, "run", "flex"):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["types", "keys", "texts", "image_keys", "actions"])
+def test_a_table_whose_lengths_disagree_is_refused(name: str, tmp_path: Path) -> None:
+    table = synthetic_table(images=3)
+    table.save(tmp_path)
+    assert RolloutTable.load(tmp_path).keys == table.keys
+    lists = json.loads((tmp_path / "table.json").read_text())
+    lists[name] = lists[name][:-1]
+    (tmp_path / "table.json").write_text(json.dumps(lists))
+    with pytest.raises(UserError, match="holds no rollout table that can be read"):
+        RolloutTable.load(tmp_path)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.save(tmp_path)
+    state = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith("text.")}
+    first = next(iter(state))
+    safetensors.torch.save_file(state | {first: torch.zeros(7)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="holds no model that can be read") as caught:
+        NativeModel.load(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -141,9 +141,9 @@ def test_fit_reads_images_of_any_mode_as_rgb(mode: str) -> None:
 @pytest.mark.parametrize(
     ("size", "levels", "stride", "grid", "says"),
     [
-        (60, 3, 8, (1,), r"pyramid\.size=60.*allowed: multiples of 8 "),
+        (60, 3, 8, (1,), r"pyramid\.size=60.*allowed: multiples of 32 "),
         (64, 5, 8, (1,), r"pyramid\.size=64 cannot hold level 4.*allowed: multiples of 128 such as 128"),
-        (64, 3, 8, (3, 1, 1), r"pyramid\.size=64 cannot hold level 0 as 3 x 3 tiles.*allowed: multiples of 24 such as 48"),
+        (64, 3, 8, (3, 1, 1), r"pyramid\.size=64 cannot hold level 0 as 3 x 3 tiles.*allowed: multiples of 96 such as 96"),
         (64, 3, 8, (2, 2, 2), r"pyramid\.grid=\[2, 2, 2\].*allowed: .* 1 for the last"),
         (64, 3, 8, (2, 1), r"pyramid\.grid=\[2, 1\] does not fit 3 levels.*allowed"),
         (64, 3, 8, (0, 1, 1), r"pyramid\.grid=\[0, 1, 1\].*allowed"),

@@ -369,7 +369,7 @@ def test_a_contact_sheet_shows_images_of_any_source(tiny_data: Path, tmp_path: P
 
 
 def test_a_split_without_images_has_no_contact_sheet(tmp_path: Path) -> None:
-    prepare(DataConfig(source="scenes", gate_fraction=0, scenes=SMALL), tmp_path)
+    prepare(DataConfig(source="scenes", gate_fraction=0.01, scenes=SMALL), tmp_path)
     with pytest.raises(UserError, match="no image of the split gate"):
         contact_sheet(tmp_path, tmp_path / "sheet.png", "gate")
     with pytest.raises(UserError, match="cannot be written"):

@@ -51,8 +51,8 @@ class DataConfig:
         if self.source not in SOURCES:
             raise choose("data.source", self.source, SOURCES)
         for name in ("gate_fraction", "val_fraction"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UserError(f"data.{name}={getattr(self, name)} is no fraction; allowed: 0 <= {name} < 1")
+            if not 0.0 < getattr(self, name) < 1.0:
+                raise UserError(f"data.{name}={getattr(self, name)} is no share of the images; allowed: 0 < {name} < 1")
         if self.gate_fraction + self.val_fraction >= 1.0:
             raise UserError(
                 f"data.gate_fraction={self.gate_fraction} and data.val_fraction={self.val_fraction} leave no image for "

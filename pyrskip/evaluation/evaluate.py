@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrskip.data.reader import ShardDataset, collate
+from pyrskip.data.shards import read_index
 from pyrskip.errors import UserError
 from pyrskip.evaluation.frontier import Frontier, Inputs, frontier
 from pyrskip.evaluation.report import Shown, plot_frontier, plot_selections, print_summary, print_table
@@ -19,6 +20,7 @@ from pyrskip.evaluation.summary import summary
 from pyrskip.evaluation.timing import measure
 from pyrskip.gates import load_gate
 from pyrskip.gates.gate import Gate
+from pyrskip.metrics import exact
 from pyrskip.models.native import NativeModel
 from pyrskip.rollouts.environments import TableEnvironment, observe
 from pyrskip.rollouts.table import RolloutTable
@@ -61,13 +63,13 @@ def evaluate(
 
     gates: method -> one directory a seed, of `seeds`. data: the data stage's directory.
     """
+    read_index(data)
     trained = {method: [load_gate(path) for path in paths] for method, paths in gates.items()}
     first = trained["gate"][0]
     test = ShardDataset(data, "test", model.pyramid.size)
     samples = [s for s in (test[i] for i in range(min(len(test), max(32, config.images)))) if s is not None]
     batch = Batch.collate(samples, model.pyramid.size)
     unit, budget = tables["gate"].mean_full_flops, first.layout.budget
-    macs = model.convention.per_mac / 2
     one = {method: of[0] for method, of in trained.items()}
     timing = None
     if config.timing_repeats:
@@ -80,13 +82,13 @@ def evaluate(
         seeds=seeds,
         prices=config.prices,
         gate_flops={method: gate_flops(model, gate, batch, unit) for method, gate in one.items()},
-        tile_flops={split: model.encode_flops(table.size) * macs for split, table in tables.items()},
+        tile_flops={split: tile_flops(model, table.size) for split, table in tables.items()},
         timing=timing,
         resamples=config.resamples,
     )
     result = frontier(inputs)
     told = summary(result, config.retentions, lookup=lookup_accuracy(data, model.pyramid.size))
-    price = shown_price(told, config)
+    price = first.prices([shown_price(told, config)])[0]
     told["real_inference"] = check_inference(model, first, tables["test"], test, unit, price)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "frontier.json", [asdict(row) for row in result.rows])
@@ -100,19 +102,28 @@ def evaluate(
 
 
 def gate_flops(model: NativeModel, gate: Gate, batch: Batch, unit: float) -> float:
-    """Of one decision on an encoded glance, in the cost model's unit."""
+    """Of one decision on an encoded glance, and of the query encoder if it reads one, in the cost model's unit."""
     keep = torch.zeros(len(batch), model.pyramid.tiles, dtype=torch.bool)
     keep[:, model.pyramid.glance] = True
     with torch.no_grad():
         seen = observe(model, gate.layout, batch, model.encode(batch, keep), torch.zeros(len(batch)), unit)
-    return gate.flops(seen) * model.convention.per_mac / 2
+        words = model.text.encode(batch.texts)[1].sum(-1)
+    query = float(model.text.flops(words).mean()) if gate.reads_query else 0.0
+    return (gate.flops(seen) + query) * model.convention.per_mac / 2
+
+
+def tile_flops(model: NativeModel, size: Tensor) -> Tensor:
+    """Of encoding and projecting every tile whole, [M, T], in the cost model's unit."""
+    project = model.projector.flops_per_token() * model.pyramid.capacity(size)
+    return (model.encode_flops(size) + project) * model.convention.per_mac / 2
 
 
 def lookup_accuracy(data: Path, side: int) -> float:
-    """Test accuracy of the majority answer of each question text among flex's training questions: no image, no model."""
+    """Test accuracy of the majority answer of each question text among all training questions: no image, no model."""
     seen: dict[str, Counter[str]] = defaultdict(Counter)
-    for _, question in _questions(ShardDataset(data, "train", side)):
-        seen[question.text][question.answers[0]] += 1
+    for split in ("train", "gate", "val"):
+        for _, question in _questions(ShardDataset(data, split, side)):
+            seen[question.text][question.answers[0]] += 1
     overall = sum(seen.values(), Counter()).most_common(1)[0][0]
     guesses = {text: answers.most_common(1)[0][0] for text, answers in seen.items()}
     right = [guesses.get(q.text, overall) in q.answers for _, q in _questions(ShardDataset(data, "test", side))]
@@ -143,7 +154,7 @@ def check_inference(
         answers = model.answer(batch, asked)
         asked_for += _tiles(batch, keep.long()) + _tiles(batch, asked)
         decided += int((asked != played).any(-1).sum())
-        right += [float(a in q.answers) for a, q in zip(answers, batch.questions, strict=True)]
+        right += [exact(a, q.answers) for a, q in zip(answers, batch.questions, strict=True)]
         expected += environment.score(rows, played).tolist()
     return {
         "price": price,

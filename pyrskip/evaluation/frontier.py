@@ -218,7 +218,8 @@ def _plays(inputs: Inputs, split: str, vertices: Sequence[int]) -> Iterator[Play
     for k in range(1, inputs.pyramid.levels - 1):
         picked = cosine_actions(similarity, actions, inputs.pyramid.tile_level, k)
         yield Play("cosine", _one_hot(picked, columns), encodes_all=True)
-    for price in inputs.prices:
+    own = {price for gates in inputs.gates.values() for gate in gates for price in gate.prices(())}
+    for price in sorted({*inputs.prices, *own}):
         best = by_type(inputs.tables["gate"], price, inputs.unit)
         # a type that the training rollouts never saw gets everything
         picked = torch.tensor([best.get(kind, actions.full) for kind in table.types])
@@ -230,19 +231,20 @@ def _gate_plays(inputs: Inputs, table: RolloutTable) -> Iterator[Play]:
     columns = len(table.actions) + len(OUTSIDE)
     for method, gates in inputs.gates.items():
         for seed, gate in zip(inputs.seeds, gates, strict=True):
-            rest = (inputs.pyramid, inputs.budget, inputs.unit, inputs.prices)
+            prices = gate.prices(inputs.prices)
+            rest = (inputs.pyramid, inputs.budget, inputs.unit, prices)
             decided = decide(gate, table, *rest)
-            for price, action in zip(inputs.prices, decided, strict=True):
+            for price, action in zip(prices, decided, strict=True):
                 yield Play(method, _one_hot(action, columns), price, seed, method)
             if method != "gate":
                 continue
             generator = torch.Generator().manual_seed(seed)
-            for price, action in zip(inputs.prices, decided, strict=True):
+            for price, action in zip(prices, decided, strict=True):
                 yield Play("random", _permuted(action, columns, generator), price, seed, method)
             order = torch.randperm(len(table), generator=generator)
             # the others' questions are asked, but what is paid and answered stays the sample's own
             shuffled = replace(table, query_of=table.query_of[order])
-            for price, action in zip(inputs.prices, decide(gate, shuffled, *rest), strict=True):
+            for price, action in zip(prices, decide(gate, shuffled, *rest), strict=True):
                 yield Play("gate:shuffled_query", _one_hot(action, columns), price, seed, method)
 
 

@@ -9,6 +9,7 @@ design).
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +75,13 @@ class Layout:
 
 
 class Gate(nn.Module, ABC):
-    """A trunk (the subclass's) and a head. `tilt` moves the trained policy along the cost axis: calibration sets it."""
+    """A trunk (the subclass's) and a head. reads_query: whether a query encoder must run for it.
+
+    price: the only price that it was trained for, -1 where it serves all. `tilt` moves the trained policy along the cost
+    axis: calibration sets it.
+    """
+
+    reads_query = True
 
     def __init__(self, config: GateConfig, layout: Layout) -> None:
         super().__init__()
@@ -95,6 +102,8 @@ class Gate(nn.Module, ABC):
         nn.init.constant_(self.head.bias, config.open_bias if config.policy == "bernoulli" else 0.0)
         self.tilt: Tensor
         self.register_buffer("tilt", torch.zeros(()))
+        self.price: Tensor
+        self.register_buffer("price", torch.tensor(-1.0))
         forced = torch.zeros(layout.tiles, dtype=torch.bool)
         forced[-1] = True
         self.forced: Tensor
@@ -129,6 +138,11 @@ class Gate(nn.Module, ABC):
         else:
             logit = outputs - self.tilt * seen.cost
         return CategoricalPolicy(logit, actions.tokens(seen.capacity, budget), actions)
+
+    def prices(self, wanted: Sequence[float]) -> list[float]:
+        """At which of these prices it can be asked: all, or its own alone."""
+        own = float(self.price)
+        return list(wanted) if own < 0 else [own]
 
     def flops(self, seen: Observation) -> int:
         """Measured FLOPs of one decision, on the first row of an observation."""

@@ -31,6 +31,8 @@ class GlancePool(nn.Module):
 
 
 class GlanceGate(Gate):
+    reads_query = False
+
     def __init__(self, config: GateConfig, layout: Layout) -> None:
         super().__init__(config, layout)
         self.cells = GlancePool(layout.channels, config.width)

@@ -47,7 +47,11 @@ class LanguageConfig:
                 f"language.max_words={self.max_words}, vocabulary={self.vocabulary}, max_answer={self.max_answer}, "
                 f"dropout={self.dropout}: allowed: at least 1, 1 and 2, and [0, 1)"
             )
-        self.transformer(self.vocabulary)
+        if min(self.layers, self.width, self.heads, self.mlp) < 1 or self.width % self.heads:
+            raise UserError(
+                f"language.layers={self.layers}, language.width={self.width}, language.heads={self.heads}, "
+                f"language.mlp={self.mlp}: allowed: at least 1 each, and heads that divide width"
+            )
 
     def transformer(self, vocabulary: int) -> Transformer:
         """What it costs. Raises UserError where sizes do not fit."""

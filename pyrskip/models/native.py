@@ -113,10 +113,13 @@ class NativeModel(nn.Module):
             saved = ModelConfig(*(part(**plain[f.name]) for part, f in zip(parts, fields(ModelConfig), strict=True)))
             tokenizer = Tokenizer.from_str((directory / "tokenizer.json").read_text())
             state = safetensors.torch.load_file(directory / "model.safetensors")
+            model = cls(replace(saved, cost=cost or saved.cost), tokenizer)
+            missing, unexpected = model.load_state_dict(state, strict=False)
+        except UserError:
+            raise
         except Exception as error:  # the tokenizer's own errors are no narrower
-            raise UserError(f"{directory} holds no model that can be read ({error}); run the flex stage") from error
-        model = cls(replace(saved, cost=cost or saved.cost), tokenizer)
-        missing, unexpected = model.load_state_dict(state, strict=False)
+            reason = " ".join(str(error).split())
+            raise UserError(f"{directory} holds no model that can be read ({reason}); run the flex stage") from error
         if unexpected or any(not name.startswith("text.") for name in missing):
             raise UserError(f"{directory}/model.safetensors is not the model that model.json describes")
         return model.eval()
@@ -257,7 +260,7 @@ class NativeModel(nn.Module):
         return self.language.tokenize(batch.texts)[1].sum(-1) + 1
 
     def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
-        """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> tokens, FLOPs, KV bytes, [B, ...]; without a gate's own."""
+        """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> [B, ...] each; without a gate and what encodes its query."""
         tokens = realised.sum(-1)
         batch = (len(size), *[1] * (realised.ndim - 2))
         words, encode = prompt_tokens.view(batch), self.encode_flops(size).view(*batch, -1)
@@ -267,7 +270,6 @@ class NativeModel(nn.Module):
             prefill_flops(spec, context, convention=self.convention)
             + decode_flops(spec, context, c.answer_tokens, convention=self.convention)
             + self._share(self.projector.flops_per_token()) * tokens
-            + self._share(1) * self.text.flops(words - 1)
             + self._share(1) * ((realised > 0) * encode).sum(-1)
         )
         return Cost(tokens, flops, kv_bytes(spec, context + c.answer_tokens, c.bytes_per_value))

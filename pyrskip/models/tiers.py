@@ -32,7 +32,10 @@ class BlackBox(Protocol):
         ...
 
     def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
-        """What a realised decision costs. realised [B, T], size [B, 2], prompt_tokens [B] -> [B] each."""
+        """What a realised decision costs, without a gate and what encodes its query.
+
+        realised [B, T], size [B, 2], prompt_tokens [B] -> [B] each.
+        """
         ...
 
     def prompt_tokens(self, batch: Batch) -> Tensor:

@@ -90,9 +90,35 @@ class RolloutTable:
             actions = ActionSet(tensors.pop("selection"), tuple(lists.pop("actions")))
             split = lists.pop("split")
             members: dict[str, Any] = {**tensors, **{k: tuple(v) for k, v in lists.items()}}
-            return cls(actions=actions, cost=cost, split=split, **members)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            table = cls(actions=actions, cost=cost, split=split, **members)
+            table._check_lengths()
+            return table
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"{directory} holds no rollout table that can be read ({error}); run the rollouts stage") from error
+
+    def _check_lengths(self) -> None:
+        """Raises ValueError where two members disagree on N, M, U, S or T."""
+        rows, width = len(self.score), len(self.actions.names) + len(OUTSIDE)
+        columns = {name: getattr(self.cost, name) for name in ("tokens", "flops", "kv_bytes")}
+        columns |= {"score": self.score, "probability": self.probability}
+        for name, tensor in columns.items():
+            if tensor.shape != (rows, width):
+                raise ValueError(f"{name} is {list(tensor.shape)}, not {[rows, width]}")
+        if self.actions.selection.shape != (width - len(OUTSIDE), self.similarity.shape[1]):
+            raise ValueError(f"selection is {list(self.actions.selection.shape)}, for {width - len(OUTSIDE)} actions")
+        alike = {
+            "score": ("types", "keys", "similarity", "image_of", "query_of"),
+            "image_keys": ("size", "glance", "glance_mask"),
+            "texts": ("query", "query_mask"),
+        }
+        for one, others in alike.items():
+            for other in others:
+                if len(getattr(self, other)) != len(getattr(self, one)):
+                    raise ValueError(f"{other} has {len(getattr(self, other))} rows, {one} {len(getattr(self, one))}")
+        for name, count in (("image_of", len(self.image_keys)), ("query_of", len(self.texts))):
+            of = getattr(self, name)
+            if len(of) and not 0 <= int(of.min()) <= int(of.max()) < count:
+                raise ValueError(f"{name} points outside of its {count} rows")
 
     @classmethod
     def concatenate(cls, parts: "list[RolloutTable]") -> "RolloutTable":

@@ -85,6 +85,12 @@ class GateModule(StepModule):
         metrics |= {f"gate/keep_rate/tile_{t}": kept[t] for t in range(len(kept) - 1)}
         self.log_dict(metrics, batch_size=len(score))
 
+    def on_fit_end(self) -> None:
+        # a gate that is told the price knows no other than it was told; a target's tilt belongs to the price it ended at
+        mode = self.price.config.mode
+        if mode == "target" or (mode == "fixed" and self.gate.dial):
+            self.gate.price.copy_(self.price.sample(1)[0])
+
     @torch.no_grad()
     def calibrate(self, environment: Environment[Any], rows: Any, rounds: int = 40) -> float:
         """Tilt the trained gate until its mode costs the target on these rows, by bisection; returns the cost reached."""

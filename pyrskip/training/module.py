@@ -49,12 +49,15 @@ class StepModule(pl.LightningModule):
         plain = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": c.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, c.beta2))
-        warmup = min(c.warmup, c.steps - 1)
+        # `steps` are batches, as the data counts them; the schedule moves when the weights do
+        accumulated = self.trainer.accumulate_grad_batches if self._trainer is not None else 1
+        steps = max(1, c.steps // accumulated)
+        warmup = min(c.warmup // accumulated, steps - 1)
 
         def factor(step: int) -> float:
             if step < warmup:
                 return (step + 1) / (warmup + 1)
-            return 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, c.steps - warmup))))
+            return 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup))))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

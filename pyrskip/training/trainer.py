@@ -1,7 +1,7 @@
 """The Lightning Trainer of every stage that trains, and its resumption."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class TrainerConfig:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: at least 1 is needed")
         if self.accelerator not in ("cpu", "gpu", "cuda", "mps", "tpu", "auto"):
             raise UserError(f"trainer.accelerator={self.accelerator!r} is unknown; allowed: auto, cpu, cuda, gpu, mps, tpu")
+        if self.gradient_clip is not None and not 0 < self.gradient_clip < float("inf"):
+            raise UserError(f"trainer.gradient_clip={self.gradient_clip} clips nothing; allowed: null, or more than 0")
 
 
 def build_trainer(config: TrainerConfig, directory: Path, loggers: Sequence[Logger] = (), title: str = "") -> pl.Trainer:
@@ -58,6 +60,26 @@ def build_trainer(config: TrainerConfig, directory: Path, loggers: Sequence[Logg
         enable_version_counter=False,
         save_on_train_epoch_end=False,
     )
+    return _trainer(
+        config,
+        logger=list(loggers),
+        callbacks=[checkpoint, *progress],
+        enable_progress_bar=terminal,
+    )
+
+
+def check_trainer(config: TrainerConfig, steps: Iterable[int]) -> None:
+    """Refuse a Trainer that cannot be here, and steps of optimizers that accumulation does not divide. Starts nothing."""
+    for count in steps:
+        if count % config.accumulate:
+            raise UserError(
+                f"trainer.accumulate={config.accumulate} does not divide optimizer.steps={count}; "
+                "allowed: a divisor of every trained stage's steps"
+            )
+    _trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+
+
+def _trainer(config: TrainerConfig, **rest: Any) -> pl.Trainer:
     try:
         return pl.Trainer(
             accelerator=config.accelerator,
@@ -70,17 +92,15 @@ def build_trainer(config: TrainerConfig, directory: Path, loggers: Sequence[Logg
             max_epochs=1,
             max_steps=-1,
             log_every_n_steps=config.log_every,
-            logger=list(loggers),
-            callbacks=[checkpoint, *progress],
-            enable_progress_bar=terminal,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
+            **rest,
         )
-    except (ValueError, RuntimeError, MisconfigurationException) as error:
+    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise UserError(
-            f"trainer.accelerator={config.accelerator}, devices={config.devices}, strategy={config.strategy}, "
-            f"precision={config.precision} cannot run here: {error}"
+            f"trainer.accelerator={config.accelerator}, devices={config.devices}, nodes={config.nodes}, "
+            f"strategy={config.strategy}, precision={config.precision} cannot run here: {' '.join(str(error).split())}"
         ) from error
 
 
@@ -88,17 +108,28 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: StepData, directo
     """Train to the end, from the directory's checkpoint where there is one."""
     path = directory / CHECKPOINT
     if path.exists():
-        check_readable(path)
+        check_readable(path, module)
     trainer.fit(module, data, ckpt_path=path if path.exists() else None, weights_only=True)
 
 
-def check_readable(path: Path) -> None:
+def check_readable(path: Path, module: torch.nn.Module | None = None) -> None:
+    """Refuse what is no whole checkpoint of Lightning's, or one of another module than `module`."""
+    mend = "delete it to train this stage from its start"
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        raise UserError(
-            f"{path} is no whole checkpoint ({type(error).__name__}); delete it to train this stage from its start"
-        ) from error
+        raise UserError(f"{path} is no whole checkpoint ({type(error).__name__}); {mend}") from error
+    if not isinstance(saved, dict) or not {"state_dict", "pytorch-lightning_version"} <= saved.keys():
+        raise UserError(f"{path} is no checkpoint of a training; {mend}")
+    if module is not None:
+        there = {name: tuple(getattr(value, "shape", ())) for name, value in dict(saved["state_dict"]).items()}
+        wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+        wrong = sorted(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name))
+        if wrong:
+            raise UserError(
+                f"{path} is the checkpoint of another model: {wrong[0]} is {there.get(wrong[0], 'missing')} there and "
+                f"{wanted.get(wrong[0], 'missing')} here; {mend}"
+            )
 
 
 class PlainProgress(Callback):
