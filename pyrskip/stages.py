@@ -7,7 +7,7 @@ Same fingerprint: a finished stage is skipped, an unfinished one resumed. Change
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -143,6 +143,8 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
     ActionSet.by_level(pyramid).tokens(pyramid.capacity(torch.tensor([[size, size]])), config.budget)
     for stage in STAGES:
         run.done(stage)
+        if stage in config.stages:
+            _check_before(run, stage, config.stages)
     _keep_config(run)
     for stage in STAGES:
         if stage not in config.stages:
@@ -150,7 +152,6 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
         if run.done(stage):
             _say(run, f"{stage}: done before, in {run.directory(stage)}")
             continue
-        _check_before(run, stage)
         _say(run, f"{stage}: to {run.root / stage}")
         if stage == "data" and not _first_rank():
             _await(run, stage)
@@ -163,9 +164,10 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
     return run.root
 
 
-def _check_before(run: Run, stage: str) -> None:
+def _check_before(run: Run, stage: str, wanted: Sequence[str] = ()) -> None:
+    """Every earlier stage must be finished, or among the stages that this run will do."""
     for before in STAGES[: STAGES.index(stage)]:
-        if not run.done(before):
+        if before not in wanted and not run.done(before):
             raise UserError(
                 f"stage {stage} needs {run.root / before}, which is not finished; "
                 f"add {before} to stages, or borrow it with from=<run>"
@@ -325,6 +327,8 @@ def _read_state(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = json.loads(path.read_text())
+        if not isinstance(state, dict) or not isinstance(state.get("fingerprint"), dict) or "done" not in state:
+            raise ValueError("no fingerprint in it")
     except ValueError as error:
         raise UserError(f"{path} cannot be read ({error}); delete {directory} to run that stage again") from error
     return state

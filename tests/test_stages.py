@@ -182,6 +182,16 @@ def test_what_cannot_work_is_refused_before_anything_is_written(override: str, s
 def test_a_stage_whose_inputs_are_missing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="stage gate needs .*add data to stages, or borrow"):
         run_stages(tiny(tmp_path, "stages=[gate]"), {})
+    with pytest.raises(UserError, match="stage gate needs .*add flex to stages"):
+        run_stages(tiny(tmp_path, "stages=[gate,data]"), {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "cut {"])
+def test_a_stage_file_that_cannot_be_read_is_named(content: str, copied: Path) -> None:
+    (copied / "done" / "flex" / "stage.json").write_text(content)
+    with pytest.raises(UserError, match=r"flex/stage.json cannot be read .*delete"):
+        run_stages(tiny(copied, "name=done"), {})
 
 
 def test_a_missing_shard_is_named(copied: Path) -> None:
