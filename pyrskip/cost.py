@@ -123,11 +123,6 @@ class Cost:
     flops: Tensor
     kv_bytes: Tensor
 
-    def pick(self, action: Tensor) -> "Cost":
-        """The cost of one action a row: from [..., S], with action int64 [...] in 0..S-1, to [...]."""
-        index = action[..., None]
-        return Cost(*(x.gather(-1, index)[..., 0] for x in (self.tokens, self.flops, self.kv_bytes)))
-
 
 def _layer_macs(spec: Transformer, rows: Count | float, pairs: Count) -> Count:
     """Multiply-adds of all layers: projections and MLP for each of `rows` tokens, scores and values for `pairs`."""

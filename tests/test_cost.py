@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pyrskip.cost import Convention, Cost, Transformer, decode_flops, kv_bytes, measured_flops, prefill_flops
+from pyrskip.cost import Convention, Transformer, decode_flops, kv_bytes, measured_flops, prefill_flops
 from pyrskip.errors import UserError
 
 examples = settings(max_examples=60, deadline=None)
@@ -146,14 +146,6 @@ def test_measuring_leaves_the_module_and_the_backends_as_they_were() -> None:
     assert module.training
     assert before == (mha.get_fastpath_enabled(), mkldnn.enabled, torch.backends.cudnn.enabled)
     assert torch.is_grad_enabled()
-
-
-def test_pick_gathers_one_action_a_row() -> None:
-    table = torch.arange(6.0).reshape(3, 2)
-    cost = Cost(tokens=table, flops=10 * table, kv_bytes=100 * table).pick(torch.tensor([1, 0, 1]))
-    assert cost.tokens.tolist() == [1, 2, 5]
-    assert cost.flops.tolist() == [10, 20, 50]
-    assert cost.kv_bytes.tolist() == [100, 200, 500]
 
 
 @pytest.mark.parametrize(
