@@ -40,10 +40,22 @@ def realise(asked: Tensor, cells: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ActionSet:
-    """The candidate selections, where they can be listed. selection [S, T] bool; names: the levels kept beside the glance."""
+    """The candidate decisions, where they can be listed.
+
+    selection [S, T] bool; names: the levels kept beside the glance, with the rung (level:rung) where it is not the highest.
+    ladder: the rungs, ascending from 0, and rung [S, T] int64: which of them is asked of each tile. Rung r of highest rung R
+    asks for r / R of a tile's capacity. Without a ladder the budget rule gives the tokens.
+    """
 
     selection: Tensor
     names: tuple[str, ...]
+    ladder: tuple[int, ...] = ()
+    rung: Tensor | None = None
+
+    @classmethod
+    def of(cls, pyramid: Pyramid, budget: BudgetRule) -> "ActionSet":
+        """The action set of a budget: every level's rungs where it has any, else whole levels."""
+        return cls.by_level(pyramid) if budget.rungs is None else cls.rungs(pyramid, budget.rungs)
 
     @classmethod
     def by_level(cls, pyramid: Pyramid) -> "ActionSet":
@@ -57,6 +69,27 @@ class ActionSet:
         names = tuple(",".join(str(i) for i in range(finer) if keep[i]) or "glance" for keep in keeps)
         return cls(selection, names)
 
+    @classmethod
+    def rungs(cls, pyramid: Pyramid, rungs: tuple[int, ...]) -> "ActionSet":
+        """The product of the rungs over all levels but the glance, which is asked for whole: 'glance', '2:64', ..., '0,1,2'.
+
+        rungs: ascending from 0, at least two. Raises UserError where they make more decisions than can be listed.
+        """
+        finer, highest = pyramid.levels - 1, len(rungs) - 1
+        if len(rungs) ** finer > MAX_ACTIONS:
+            raise UserError(
+                f"budget.rungs={list(rungs)} on pyramid.levels={pyramid.levels} gives {len(rungs) ** finer} decisions; "
+                f"at most {MAX_ACTIONS} can be listed"
+            )
+        picks = list(product(range(len(rungs)), repeat=finer))
+        rung = torch.tensor([[*pick, highest] for pick in picks])[:, pyramid.tile_level]
+
+        def name(pick: tuple[int, ...]) -> str:
+            kept = [(level, of) for level, of in enumerate(pick) if of]
+            return ",".join(f"{level}" if of == highest else f"{level}:{rungs[of]}" for level, of in kept) or "glance"
+
+        return cls(rung > 0, tuple(map(name, picks)), tuple(rungs), rung)
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -65,12 +98,21 @@ class ActionSet:
 
     @property
     def full(self) -> int:
-        """The action that keeps every tile."""
-        return int(self.selection.sum(-1).argmax())
+        """The action that keeps every tile, whole where there are rungs."""
+        return int((self.selection.long() if self.rung is None else self.rung).sum(-1).argmax())
 
     def tokens(self, capacity: Tensor, budget: BudgetRule) -> Tensor:
         """The decision of each action. capacity [B, T] -> [B, S, T] int64."""
+        if self.rung is not None:
+            return rung_tokens(self.rung.to(capacity.device)[None], self.ladder, capacity[:, None])
         return budget.tokens(self.selection.to(capacity.device)[None], capacity[:, None])
+
+
+def rung_tokens(rung: Tensor, ladder: tuple[int, ...], capacity: Tensor) -> Tensor:
+    """Tokens that rungs ask for: r / R of the capacity, rounded up. rung and capacity int [..., T] -> int64 [..., T]."""
+    share = torch.tensor([step / ladder[-1] for step in ladder], dtype=torch.float64, device=rung.device)[rung]
+    # a share that is a little over a whole number in floats must not round up
+    return (share * capacity - 1e-6).ceil().long().clamp(min=0)
 
 
 def reference(pyramid: Pyramid) -> Tensor:
