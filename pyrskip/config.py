@@ -12,12 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pyrskip.budget import BudgetRule
+from pyrskip.compare import CompareConfig
 from pyrskip.data.datamodule import LoaderConfig
 from pyrskip.data.shards import DataConfig
 from pyrskip.errors import UserError, choose
 from pyrskip.evaluation.evaluate import EvaluationConfig
 from pyrskip.gates import GATES
 from pyrskip.gates.gate import GateConfig
+from pyrskip.gates.policies import PRODUCTS
 from pyrskip.models.language import LanguageConfig
 from pyrskip.models.native import CostConfig, ModelConfig, PyramidConfig
 from pyrskip.models.text import TextConfig
@@ -29,7 +31,7 @@ from pyrskip.training.flex import FlexConfig
 from pyrskip.training.gate import RuleConfig
 from pyrskip.training.trainer import TrainerConfig
 
-STAGES = ("data", "flex", "rollouts", "gate", "frontier")
+STAGES = ("data", "flex", "rollouts", "gate", "frontier", "compare")
 ABLATIONS = ("glance", "predictor")
 
 
@@ -41,7 +43,7 @@ class Config:
     root: str = "runs"
     seed: int = 0
     seeds: int = 3
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[str, ...] = STAGES[:5]
     borrow: str | None = None
     ablations: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
@@ -56,6 +58,7 @@ class Config:
     rule: RuleConfig = field(default_factory=RuleConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -78,17 +81,25 @@ class Config:
             raise UserError(f"ablations={list(self.ablations)}: allowed: each once, {', '.join(ABLATIONS)}")
         if not all(0 < target <= 1.5 for target in self.evaluation.retentions):
             raise UserError(f"evaluation.retentions={list(self.evaluation.retentions)}: allowed: numbers in (0, 1.5]")
-        policies = find_rule(self.rule.name).policies
-        if self.gate.policy not in policies:
+        find_rule(self.rule.name).check(self.rule, self.gate, self.reward)
+        if self.gate.policy in ("bernoulli", *PRODUCTS) and max(self.pyramid.grid, default=1) > 1:
             raise UserError(
-                f"gate.policy={self.gate.policy!r} cannot be trained by rule.name={self.rule.name!r}; "
-                f"allowed: auto, {', '.join(policies)}"
+                f"gate.policy={self.gate.policy} with pyramid.grid={list(self.pyramid.grid)} gates single tiles, but rollouts "
+                "and the frontier list whole levels; allowed: gate.policy=categorical, or pyramid.grid=[1]"
             )
-        if self.gate.policy == "bernoulli" and max(self.pyramid.grid, default=1) > 1:
+        if self.gate.policy == "bernoulli" and self.budget.rungs is not None:
             raise UserError(
-                f"gate.policy=bernoulli with pyramid.grid={list(self.pyramid.grid)} gates single tiles, but rollouts and the "
-                "frontier list whole levels; allowed: gate.policy=categorical, or pyramid.grid=[1]"
+                f"gate.policy=bernoulli with budget.rungs={list(self.budget.rungs)} knows no rung between all and nothing; "
+                "allowed: gate.policy=rungs, categorical, autoregressive or sequential"
             )
+        if self.reward.mode == "sampled" and self.gate.policy != "utility":
+            low, high = self.reward.low, self.reward.high
+            for price in self.evaluation.prices:
+                if not low <= price <= high:
+                    raise UserError(
+                        f"evaluation.prices={price} is outside of what the gate is trained on; allowed: {low} to {high} "
+                        "(reward.low, reward.high)"
+                    )
 
     @property
     def model(self) -> ModelConfig:

@@ -93,13 +93,38 @@ class ActionSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def steps(self) -> Tensor:
+        """What is asked of each tile as an index of its choices: 0 and 1, or the rung. [S, T] int64."""
+        return self.selection.long() if self.rung is None else self.rung
+
+    @property
+    def choices(self) -> int:
+        """How many choices a tile has: 2, or as many as there are rungs."""
+        return len(self.ladder) or 2
+
+    @property
+    def complete(self) -> bool:
+        """Whether every combination of choices of the single tiles is listed, in order, the finest tile's slowest: then action
+        sum over t of choice_t x choices^(T - 2 - t) is the decision that makes those choices."""
+        finer = self.selection.shape[1] - 1
+        if len(self) != self.choices**finer:
+            return False
+        return bool((self.steps[:, :-1] @ self.radix == torch.arange(len(self), device=self.selection.device)).all())
+
+    @property
+    def radix(self) -> Tensor:
+        """What a choice of each tile but the glance adds to the number of the action, [T - 1] int64."""
+        finer = self.selection.shape[1] - 1
+        return self.choices ** torch.arange(finer - 1, -1, -1, device=self.selection.device)
+
     def index(self, name: str) -> int:
         return self.names.index(name)
 
     @property
     def full(self) -> int:
         """The action that keeps every tile, whole where there are rungs."""
-        return int((self.selection.long() if self.rung is None else self.rung).sum(-1).argmax())
+        return int(self.steps.sum(-1).argmax())
 
     def tokens(self, capacity: Tensor, budget: BudgetRule) -> Tensor:
         """The decision of each action. capacity [B, T] -> [B, S, T] int64."""

@@ -15,18 +15,29 @@ from pyrskip.errors import UserError, choose
 @dataclass(frozen=True)
 class RewardConfig:
     """mode: 'fixed' trains at `price`; 'sampled' draws log-uniform from [low, high] and tells the gate, so that one gate
-    serves every price; 'target' starts at `price` and moves it until the sampled cost is `target`. rate: of that move."""
+    serves every price; 'target' starts at `price` and moves it until the sampled cost is `target`. rate: of that move.
+
+    form: 'linear' pays for cost whatever the answer; 'bonus' pays price x (1 - cost) on top of a right answer and nothing for a
+    cheap wrong one (after BlockDrop, arXiv:1711.08393). guess_penalty >= 0: what a wrong answer costs beside, so that a guess
+    must be likely enough to be worth it.
+    """
 
     mode: str = "sampled"
     price: float = 0.1
-    low: float = 0.003
+    low: float = 0.001
     high: float = 1.0
     target: float | None = None
     rate: float = 0.05
+    form: str = "linear"
+    guess_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         if self.mode not in ("fixed", "sampled", "target"):
             raise choose("reward.mode", self.mode, ("fixed", "sampled", "target"))
+        if self.form not in ("linear", "bonus"):
+            raise choose("reward.form", self.form, ("linear", "bonus"))
+        if self.guess_penalty < 0:
+            raise UserError(f"reward.guess_penalty={self.guess_penalty}: allowed: at least 0")
         if not 0 < self.low < self.high:
             raise UserError(f"reward.low={self.low}, reward.high={self.high}: allowed: 0 < low < high")
         if self.price < 0 or (self.mode == "target" and self.price == 0):
@@ -41,6 +52,17 @@ class RewardConfig:
 def linear(score: Tensor, cost: Tensor, price: Tensor) -> Tensor:
     """score - price x cost, [B]."""
     return score - price * cost
+
+
+def bonus(score: Tensor, cost: Tensor, price: Tensor) -> Tensor:
+    """score x (1 + price x (1 - cost)), [B]: what is saved counts only where the answer is right."""
+    return score * (1 + price * (1 - cost))
+
+
+def worth(config: RewardConfig, score: Tensor, cost: Tensor, price: Tensor) -> Tensor:
+    """The reward of a config: score, cost and price of any shapes that broadcast together."""
+    form = linear if config.form == "linear" else bonus
+    return form(score, cost, price) - config.guess_penalty * (1 - score)
 
 
 class Price(nn.Module):

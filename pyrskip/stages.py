@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
+from pyrskip.compare import Task, compare
 from pyrskip.config import STAGES, Config, to_plain
 from pyrskip.data.datamodule import StepData
 from pyrskip.data.reader import ShardDataset, collate
@@ -35,6 +36,7 @@ from pyrskip.rollouts.table import RolloutTable
 from pyrskip.tracking.loggers import loggers
 from pyrskip.training import find_rule
 from pyrskip.training.flex import FlexModule
+from pyrskip.training.health import glance_is_best
 from pyrskip.training.trainer import build_trainer, check_trainer, fit
 
 # what each stage depends on, beside the stages before it; the rest of `trainer` is where and how fast, not what
@@ -45,6 +47,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "rollouts": ("budget", "cost"),
     "gate": ("gate", "rule", "reward", "seed", "seeds", "ablations", *LEARNING),
     "frontier": ("evaluation",),
+    "compare": ("compare", "gate", "reward", "seed"),
 }
 FAULTS_TOLD = 10
 WAIT_SECONDS = 7200
@@ -84,9 +87,9 @@ class Run:
         # another source's keys change nothing, nor does the number of processes that render
         ours = self.config.data.source == "scenes"
         flat = {k: v for k, v in flat.items() if not k.startswith("data.scenes.") or (ours and not k.endswith(".workers"))}
-        before = STAGES.index(stage) - 1
-        if before >= 0:
-            flat[f"the {STAGES[before]} stage"] = _digest(self.fingerprint(STAGES[before]))
+        before = _before(stage)
+        if before:
+            flat[f"the {before[-1]} stage"] = _digest(self.fingerprint(before[-1]))
         return flat
 
     def directory(self, stage: str) -> Path:
@@ -97,7 +100,7 @@ class Run:
         state = _read_state(self.borrowed / stage)
         if state is None or not state["done"]:
             return own
-        if stage in ("gate", "frontier"):
+        if stage in ("gate", "frontier", "compare"):
             return own
         self._check(stage, state, self.borrowed / stage)
         return self.borrowed / stage
@@ -166,12 +169,17 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
 
 def _check_before(run: Run, stage: str, wanted: Sequence[str] = ()) -> None:
     """Every earlier stage must be finished, or among the stages that this run will do."""
-    for before in STAGES[: STAGES.index(stage)]:
+    for before in _before(stage):
         if before not in wanted and not run.done(before):
             raise UserError(
                 f"stage {stage} needs {run.root / before}, which is not finished; "
                 f"add {before} to stages, or borrow it with from=<run>"
             )
+
+
+def _before(stage: str) -> tuple[str, ...]:
+    """The stages that a stage depends on: a comparison trains gates of its own, from rollouts."""
+    return STAGES[: STAGES.index("gate" if stage == "compare" else stage)]
 
 
 def prepare_data(run: Run) -> None:
@@ -209,6 +217,7 @@ def train_gates(run: Run) -> None:
     tables = load_tables(run.directory("rollouts"), ("gate", "val"))
     unit = tables["gate"].mean_full_flops
     _check_target(config, tables["gate"])
+    _warn_of_worthless(run, tables["gate"], unit)
     methods = methods_of(config)
     for method, name in methods.items():
         for seed in range(config.seed, config.seed + config.seeds):
@@ -244,12 +253,33 @@ def show_frontier(run: Run) -> None:
         evaluate(run.config.evaluation, model, tables, gates, list(seeds), run.directory("data"), run.root)
 
 
+def compare_rules(run: Run) -> None:
+    if _first_rank():
+        model, config, rollouts = _model(run), run.config, run.directory("rollouts")
+        table = RolloutTable.load(rollouts / "test")
+        words = table.query_mask.sum(-1)[table.query_of]
+        share = model.convention.per_mac / 2
+        task = Task(
+            config=config.compare,
+            gate=config.gate,
+            reward=config.reward,
+            pyramid=model.pyramid,
+            budget=config.budget,
+            rollouts=rollouts,
+            out=run.root / "compare",
+            query_flops=float(model.text.flops(words).mean()) * share,
+            flops_share=share,
+        )
+        compare(task, config.seed)
+
+
 RUNNERS: dict[str, Callable[[Run], None]] = {
     "data": prepare_data,
     "flex": train_flex,
     "rollouts": roll_out_splits,
     "gate": train_gates,
     "frontier": show_frontier,
+    "compare": compare_rules,
 }
 
 
@@ -281,6 +311,16 @@ def _check_target(config: Config, table: RolloutTable) -> None:
     least = float(table.cost.flops[:, : len(table.actions)].amin(-1).mean()) / table.mean_full_flops
     if config.reward.target is not None and config.reward.target < least:
         raise UserError(f"reward.target={config.reward.target}: the glance alone costs {least:.3f}; allowed: from there to 1")
+
+
+def _warn_of_worthless(run: Run, table: RolloutTable, unit: float) -> None:
+    """Tell, with the arithmetic, where the reward makes the glance alone the best decision for every question type."""
+    reward = run.config.reward
+    lowest = {"sampled": reward.low, "fixed": reward.price}.get(reward.mode)
+    if lowest is not None:
+        told = glance_is_best(TableEnvironment(table, _model(run).pyramid, run.config.budget, unit), reward, lowest)
+        if told is not None:
+            _say(run, f"warning: {told}")
 
 
 def _environment(run: Run, table: RolloutTable, unit: float) -> Environment[Any]:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from pyrskip.budget import BudgetRule
 from pyrskip.evaluation.frontier import Frontier, Inputs, Row, frontier, hull_at, upper_hull
-from pyrskip.evaluation.health import health
 from pyrskip.evaluation.report import Shown, plot_frontier, plot_selections, print_table
 from pyrskip.evaluation.summary import summary
 from pyrskip.evaluation.timing import Clock, Timing
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig, Layout, Observation
+from pyrskip.rollouts.health import health
 from pyrskip.rollouts.table import RolloutTable
 from tests.tables import TYPES, synthetic_pyramid, synthetic_table, synthetic_tile_flops
 

@@ -1,6 +1,9 @@
 """Learning rules on a world of two kinds of question, one answerable at the glance and one from the full pyramid alone."""
 
 import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,18 +13,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyrskip.budget import BudgetRule
+from pyrskip.cli import conf_directory
 from pyrskip.cost import Cost
 from pyrskip.decision import ActionSet, blind, reference
 from pyrskip.errors import UserError
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.pyramid import Pyramid
-from pyrskip.reward import Price, RewardConfig
+from pyrskip.reward import Price, RewardConfig, worth
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.training import RULES, find_rule
 from pyrskip.training.gate import GateModule, RuleConfig
+from pyrskip.training.health import CollapseAlarm, glance_is_best
 from pyrskip.training.module import OptimizerConfig
+from pyrskip.training.reinforce import ReinforceModule
 from tests.models import tiny_batch, tiny_model
 
 PYRAMID = Pyramid(64, 3, 8)
@@ -104,6 +110,7 @@ def train_by_lightning(module: GateModule) -> dict[str, float]:
         accelerator="cpu",
         max_epochs=1,
         logger=False,
+        log_every_n_steps=1,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -172,12 +179,14 @@ def test_cost_does_not_count_during_warm_up() -> None:
 
 @pytest.mark.parametrize(("rule", "policy", "allowed"), [("supervised", "bernoulli", "utility"), ("gumbel", "utility", "bern")])
 def test_a_rule_refuses_a_policy_that_it_cannot_train(rule: str, policy: str, allowed: str) -> None:
-    with pytest.raises(UserError, match=rf"gate\.policy='{policy}' cannot be trained by rule={rule}; allowed: {allowed}"):
+    with pytest.raises(
+        UserError, match=rf"gate\.policy='{policy}' cannot be trained by rule.name='{rule}'; allowed: auto, {allowed}"
+    ):
         toy_module(rule, policy, RewardConfig())
 
 
 def test_an_unknown_rule_is_refused() -> None:
-    with pytest.raises(UserError, match=r"rule\.name='luck'.*allowed: gumbel, supervised"):
+    with pytest.raises(UserError, match=r"rule\.name='luck'.*allowed: actor_critic, exact, gumbel, reinforce, supervised"):
         find_rule("luck")
 
 
@@ -248,13 +257,172 @@ def test_training_raises_the_price_of_a_gate_that_costs_too_much_and_lowers_that
         module = toy_module("gumbel", "bernoulli", RewardConfig("target", price=0.1, target=target, rate=0.2), steps=10)
         torch.nn.init.constant_(module.gate.head.bias, open_bias)
         logged = train_by_lightning(module)
-        assert (logged["cost/relative_sampled"] > target) is dearer
+        assert (logged["cost/relative_flops_sampled"] > target) is dearer
         assert (float(module.price.sample(1)) > 0.1) is dearer
+
+
+def gradient(rule: str, policy: str, repeats: int, **config: Any) -> tuple[Tensor, Tensor]:
+    """Mean and standard error of a step's gradient on the gate's policy, on the same 32 rows `repeats` times."""
+    module = toy_module(rule, policy, RewardConfig("fixed", price=0.3), target="score", entropy=0.0, **config)
+    random_gate(module)
+    module.log_every = 0
+    found = []
+    rows = torch.arange(32).repeat(1 if rule == "exact" else 32)
+    for seed in range(repeats):
+        torch.manual_seed(seed)
+        module.zero_grad()
+        loss = module.training_step(rows, 0)
+        assert isinstance(loss, Tensor)
+        loss.backward()
+        found.append(
+            torch.cat([p.grad.flatten() for n, p in module.gate.named_parameters() if "critic" not in n and p.grad is not None])
+        )
+    stacked = torch.stack(found)
+    return stacked.mean(0), stacked.std(0) / repeats**0.5
+
+
+@pytest.mark.parametrize("policy", ReinforceModule.policies)
+@pytest.mark.parametrize("baseline", ["none", "running_mean", "self_critical", "leave_one_out"])
+def test_a_step_of_reinforce_has_the_gradient_of_exact_for_every_policy(policy: str, baseline: str) -> None:
+    expected, _ = gradient("exact", policy, 1)
+    mean, error = gradient("reinforce", policy, 30, baseline=baseline, samples=2)
+    assert expected.abs().max() > 1e-3
+    # some thousand numbers are compared: a few may be further off than 4 standard errors of 30 steps
+    assert ((mean - expected).abs() > 4 * error + 1e-6).float().mean() < 0.01
+
+
+def test_a_step_of_actor_critic_has_the_gradient_of_exact_on_the_scale_of_its_steps() -> None:
+    expected, _ = gradient("exact", "sequential", 1)
+    mean, error = gradient("actor_critic", "sequential", 40, trace=1.0, value_weight=0.0)
+    # the loss is a mean over both steps of an episode, and centring the advantage takes 1 / 1024 of it
+    assert ((2 * mean - expected).abs() > 8 * error + 1e-5).float().mean() < 0.01
+    assert not ((2 * mean + expected).abs() > 8 * error + 1e-5).float().mean() < 0.01
+
+
+def test_what_is_collected_for_several_steps_survives_a_checkpoint() -> None:
+    module = toy_module("actor_critic", "sequential", RewardConfig("fixed"), clip=0.2, epochs=3)
+    module.log_every = 0
+    module.training_step(torch.arange(8), 0)
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    again = toy_module("actor_critic", "sequential", RewardConfig("fixed"), clip=0.2, epochs=3)
+    again.log_every = 0
+    again.on_load_checkpoint(checkpoint)
+    torch.manual_seed(0)
+    first = module.training_step(torch.arange(8, 16), 1)
+    torch.manual_seed(0)
+    assert again.training_step(torch.arange(16, 24), 1) == first
+
+
+@pytest.mark.parametrize(("rule", "policy", "online"), [("gumbel", "rungs", True), ("exact", "utility", False)])
+def test_what_a_rule_cannot_train_is_refused_in_one_sentence(rule: str, policy: str, online: bool) -> None:
+    with pytest.raises(UserError, match=r"cannot be trained by rule.name=.*allowed: auto"):
+        RULES[rule].check(RuleConfig(rule, online=online), GateConfig("joint", policy), RewardConfig())
+
+
+def test_supervised_refuses_a_reward_that_its_gate_does_not_weigh() -> None:
+    with pytest.raises(UserError, match=r"reward\.form=bonus.*allowed: form=linear"):
+        RULES["supervised"].check(RuleConfig(), GateConfig(), RewardConfig(form="bonus"))
+
+
+def test_the_published_table_is_what_the_rules_say() -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs/rules.md").read_text()
+    for name, rule in RULES.items():
+        (line,) = re.findall(rf"(?m)^\| `{name}` \|.*$", page)
+        offline, online = (re.findall(r"`(\w+)`", cell) for cell in line.split("|")[2:4])
+        assert tuple(offline) == rule.policies
+        assert online == [policy for policy in rule.policies if policy not in rule.offline_only]
+
+
+def test_the_options_teach_each_rule_what_a_comparison_does() -> None:
+    for name, rule in RULES.items():
+        assert f"target: {'probability' if rule.soft else 'score'} " in (conf_directory() / f"rule/{name}.yaml").read_text()
+
+
+def test_schedules_are_shares_of_the_steps() -> None:
+    module = toy_module("gumbel", "bernoulli", RewardConfig(), steps=100, warmup=0.2, anneal=0.4, entropy=0.1, entropy_end=0.0)
+    assert [module.cost_weight(i) for i in (0, 19, 20, 40, 60, 99)] == pytest.approx([0, 0, 0, 0.5, 1, 1])
+    assert [module.entropy_weight(i) for i in (0, 50, 100)] == pytest.approx([0.1, 0.05, 0])
+
+
+def test_a_curriculum_begins_with_the_questions_that_a_decision_matters_to() -> None:
+    module = toy_module("exact", "categorical", RewardConfig("fixed", price=0.0), steps=100, curriculum=0.5)
+    rows, price = torch.arange(2), torch.zeros(2)
+    for step, easy in ((0, 0.0), (25, 0.5), (50, 1.0)):
+        assert module.weight(rows, price, step).tolist() == pytest.approx([easy, 1.0])
+
+
+def test_a_bonus_counts_only_where_the_answer_is_right_and_a_wrong_guess_costs() -> None:
+    score, cost, price = torch.tensor([1.0, 0.0]), torch.tensor([0.25, 0.0]), torch.tensor(0.4)
+    assert worth(RewardConfig(form="bonus"), score, cost, price).tolist() == pytest.approx([1.3, 0.0])
+    assert worth(RewardConfig(guess_penalty=0.5), score, cost, price).tolist() == pytest.approx([0.9, -0.5])
+
+
+def test_a_gate_that_decides_the_same_of_every_question_sets_off_the_alarm_once() -> None:
+    module = toy_module("gumbel", "bernoulli", RewardConfig("sampled"), steps=100)
+    seen = module.environment.observe(torch.arange(20), torch.ones(20))
+    torch.nn.init.constant_(module.gate.head.bias, -9.0)
+    told = [module.alarm.look(step, module.gate, seen, module.price.config) for step in range(0, 100, 10)]
+    assert [t is not None for t in told] == [False, False, True, *[False] * 7]
+    assert told[2] is not None and "gets the glance alone; lower reward.high" in told[2]
+    torch.nn.init.zeros_(random_gate(module).head.bias)
+    alarm = CollapseAlarm(100)
+    assert all(alarm.look(step, module.gate, seen, module.price.config) is None for step in range(0, 100, 10))
+
+
+def test_a_reward_that_only_the_glance_is_worth_is_told_with_its_arithmetic() -> None:
+    environment = toy_environment()
+    assert glance_is_best(environment, RewardConfig("fixed", price=0.5), 0.5) is None
+    told = glance_is_best(environment, RewardConfig("fixed", price=3.0), 3.0)
+    assert told is not None and "easy from 1, gains 0.000 of score for 3 x 0.190" in told
+
+
+def test_a_gate_refuses_a_price_that_it_was_not_trained_on() -> None:
+    module = toy_module("gumbel", "categorical", RewardConfig("sampled", low=0.1, high=1.0), steps=2)
+    train_by_lightning(module)
+    assert module.gate.prices([0.1, 0.5, 1.0]) == [0.1, 0.5, 1.0]
+    with pytest.raises(UserError, match=r"price=0\.05 is outside .*allowed: 0\.1 to 1"):
+        module.gate.prices([0.5, 0.05])
+
+
+@pytest.mark.slow
+def test_two_ranks_hold_the_same_multiplier(tmp_path: Path) -> None:
+    module = toy_module("reinforce", "bernoulli", RewardConfig("target", target=0.4), steps=6, baseline="running_mean")
+
+    class Kept(pl.Callback):
+        def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            state = {"price": module.price.log_price, "mean": module.mean, "rank": torch.tensor(trainer.global_rank)}
+            torch.save(state, tmp_path / f"{trainer.global_rank}.pt")
+
+    # easy questions on one rank, hard ones on the other: alone, each would move its price its own way
+    class Halves(torch.utils.data.IterableDataset[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            rank = torch.distributed.get_rank()
+            yield from [torch.arange(rank, 40, 2)] * 6
+
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        strategy="ddp_fork",
+        devices=2,
+        max_steps=6,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Kept()],
+    )
+    trainer.fit(module, DataLoader(Halves(), batch_size=None))
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert one["rank"] != two["rank"]
+    assert one["price"] == two["price"] != torch.tensor(math.log(0.1))
+    assert one["mean"] == two["mean"] != 0
 
 
 def random_gate(module: GateModule) -> Gate:
     torch.manual_seed(1)
     torch.nn.init.normal_(module.gate.head.weight)
+    if module.gate.config.policy == "sequential":
+        torch.nn.init.normal_(module.gate.steps.out.weight)
     return module.gate
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyrskip.evaluation.frontier import Frontier, Point, Row, hull_at
-from pyrskip.evaluation.health import health
+from pyrskip.rollouts.health import health
 
 SHARED_MODEL = "All gate seeds decide for one flex model: their spread is that of the gates' training alone."
 

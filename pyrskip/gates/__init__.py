@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -56,7 +57,8 @@ def load_gate(directory: Path) -> Gate:
             raise TypeError(f"actions.selection is {list(selection.shape)}, not {[len(names), plain['tiles']]}")
         rung = plain["actions"]["rung"]
         actions = ActionSet(selection, tuple(names), tuple(plain["actions"]["ladder"]), rung and torch.tensor(rung))
-        budget = BudgetRule(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain["budget"].items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain["budget"].items()}
+        budget = BudgetRule(**given)
         layout = Layout(plain["query_width"], plain["channels"], plain["tiles"], actions, budget)
         gate = build_gate(GateConfig(**plain["gate"]), layout)
         gate.load_state_dict(state)

@@ -6,7 +6,6 @@ Inference runs `mode` of the distribution that was trained. `rsample` gives gate
 (0 or 1) in value: the value does not depend on the temperature, only the gradient does (arXiv:1611.01144, arXiv:1308.3432).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +16,9 @@ from torch import Tensor
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
+
+# odd, so that its powers stay different in 64 bits: decisions are told apart by a sum of tokens times powers of it
+_HASH = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Policy(Protocol):
         ...
 
     def log_prob(self, asked: Tensor) -> Tensor:
-        """Log-probability of the selection of a decision [B, T] -> [B]."""
+        """Log-probability of a decision [B, T] -> [B]; -inf for one that it never takes."""
         ...
 
     def entropy(self) -> Tensor:
@@ -105,14 +107,14 @@ class BernoulliPolicy:
         asked = self._asked(keep)
         if max_tokens is None:
             return asked
-        _check_max_tokens(max_tokens)
+        check_max_tokens(max_tokens)
         for _ in range(keep.shape[-1]):
             # what matters least goes first, one tile a round, until the row fits
             over = asked.sum(-1) > max_tokens
             least = self.logit.masked_fill(~keep, float("inf")).argmin(-1, keepdim=True)
             keep = keep & ~(over[:, None] & torch.zeros_like(keep).scatter(1, least, True))
             asked = self._asked(keep)
-        return _clip(asked, max_tokens)
+        return clip(asked, max_tokens)
 
 
 class CategoricalPolicy:
@@ -133,14 +135,17 @@ class CategoricalPolicy:
 
     def log_prob(self, asked: Tensor) -> Tensor:
         # actions that differ in padding alone are one and the same decision
-        same = ((asked[:, None] > 0) == (self.asked > 0)).all(-1)
+        same = (asked[:, None] == self.asked).all(-1)
         return self.logit.log_softmax(-1).masked_fill(~same, float("-inf")).logsumexp(-1)
 
     def entropy(self) -> Tensor:
-        kept = self.asked > 0
-        same = (kept[:, :, None] == kept[:, None]).all(-1)
-        of_decision = self.logit.log_softmax(-1)[:, None].masked_fill(~same, float("-inf")).logsumexp(-1)
-        return -(self.probs * of_decision).sum(-1)
+        # of decisions, not of actions: those that are the same are sorted beside each other and counted as one
+        factors = torch.tensor([_signed(_HASH**tile) for tile in range(self.asked.shape[-1])], device=self.asked.device)
+        code, order = (self.asked * factors).sum(-1).sort(-1)
+        decision = F.pad(code.diff(dim=-1) != 0, (1, 0)).long().cumsum(-1)
+        probs = self.probs.gather(-1, order)
+        probs = torch.zeros_like(probs).scatter_add(-1, decision, probs)
+        return -(probs * probs.clamp(min=1e-30).log()).sum(-1)
 
     def marginals(self) -> Tensor:
         return (self.probs[..., None] * (self.asked > 0)).sum(1)
@@ -152,11 +157,49 @@ class CategoricalPolicy:
     def mode(self, max_tokens: int | None = None) -> Tensor:
         if max_tokens is None:
             return self._pick(self.logit.argmax(-1))
-        _check_max_tokens(max_tokens)
+        check_max_tokens(max_tokens)
         beside = self.asked[..., :-1].sum(-1)
         fits = self.asked.sum(-1) <= max_tokens
         fits |= ~fits.any(-1, keepdim=True) & (beside == beside.amin(-1, keepdim=True))
-        return _clip(self._pick(self.logit.masked_fill(~fits, float("-inf")).argmax(-1)), max_tokens)
+        return clip(self._pick(self.logit.masked_fill(~fits, float("-inf")).argmax(-1)), max_tokens)
+
+
+class RungsPolicy(CategoricalPolicy):
+    """Every tile takes one of its choices on its own; the action set lists every combination (`ActionSet.complete`).
+
+    choice [B, T - 1, R] float: logits of what is asked of each tile but the glance; bias [B, S]: added to the actions' logits.
+    """
+
+    def __init__(self, choice: Tensor, asked: Tensor, actions: ActionSet, bias: Tensor | float = 0.0) -> None:
+        self.choice = choice.float()
+        super().__init__(independent(self.choice, actions) + bias, asked, actions)
+
+    def rsample(self, temperature: float) -> Relaxed:
+        picked = gumbel_softmax(self.choice, temperature)
+        weight = picked[:, 0]
+        for tile in range(1, picked.shape[1]):
+            weight = (weight[:, :, None] * picked[:, None, tile]).flatten(1)
+        return Relaxed(F.pad(1 - picked[..., 0], (0, 1), value=1.0), weight)
+
+
+def independent(choice: Tensor, actions: ActionSet) -> Tensor:
+    """Log-probability of each action where tiles choose on their own. choice [B, T - 1, R] logits -> [B, S]."""
+    one_hot = F.one_hot(actions.steps[:, :-1], choice.shape[-1]).to(choice)
+    return choice.log_softmax(-1).flatten(1) @ one_hot.flatten(1).T
+
+
+def chained(choice: Tensor, coupling: Tensor, actions: ActionSet) -> Tensor:
+    """Log-probability of each action where tiles choose in turn, the coarsest first, each knowing what was chosen before.
+
+    choice [B, F, R]: logits of the F = T - 1 tiles beside the glance; coupling [B, F, R, F, R]: what choice [u, q] of a coarser
+    tile u adds to logit [t, r] of a finer one, t < u (entries with t >= u do not count). Fully visible sigmoid belief net
+    (Neal 1992), of R choices. -> [B, S].
+    """
+    chosen = F.one_hot(actions.steps[:, :-1], choice.shape[-1]).to(choice)
+    tiles = torch.arange(choice.shape[1], device=choice.device)
+    before = chosen[:, None] * (tiles[:, None] < tiles)[None, :, :, None].to(choice)  # [S, t, u, q]: u chose before t
+    logit = choice[:, None] + torch.einsum("btruq,stuq->bstr", coupling, before)
+    return (logit.log_softmax(-1) * chosen).sum((-1, -2))
 
 
 def gumbel_sigmoid(logit: Tensor, temperature: float) -> Tensor:
@@ -168,7 +211,7 @@ def gumbel_sigmoid(logit: Tensor, temperature: float) -> Tensor:
 
 
 def gumbel_softmax(logit: Tensor, temperature: float) -> Tensor:
-    """A one-hot Categorical(logit) sample [B, S] with the gradient of its concrete relaxation."""
+    """A one-hot Categorical(logit) sample [..., S] with the gradient of its concrete relaxation."""
     noise = -torch.empty_like(logit).exponential_().clamp(min=1e-20).log()
     soft = ((logit + noise) / temperature).softmax(-1)
     hard = F.one_hot(soft.argmax(-1), logit.shape[-1]).float()
@@ -184,19 +227,22 @@ def multilinear(keep: Tensor, selection: Tensor) -> Tensor:
     return torch.where(on, keep[:, None], 1 - keep[:, None]).prod(-1)
 
 
-def _check_max_tokens(max_tokens: int) -> None:
+def _signed(number: int) -> int:
+    """What is left of a number in 64 bits with a sign."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def check_max_tokens(max_tokens: int) -> None:
     if max_tokens < 1:
         raise UserError(f"max_tokens={max_tokens}: at least 1 is needed, for the glance")
 
 
-def _clip(asked: Tensor, max_tokens: int) -> Tensor:
+def clip(asked: Tensor, max_tokens: int) -> Tensor:
     """Take from the end of the row, the glance, what is still over: it is then pooled further."""
     over = (asked.sum(-1) - max_tokens).clamp(min=0)
     return torch.cat([asked[:, :-1], asked[:, -1:] - over[:, None]], dim=1)
 
 
-POLICIES: dict[str, Callable[..., Policy]] = {
-    "bernoulli": BernoulliPolicy,
-    "categorical": CategoricalPolicy,
-    "utility": CategoricalPolicy,
-}
+POLICIES = ("bernoulli", "categorical", "utility", "rungs", "autoregressive", "sequential")
+PRODUCTS = ("rungs", "autoregressive", "sequential")
+"""Kinds of policies, and those among them that need a complete action set: a choice a tile, all combinations listed."""

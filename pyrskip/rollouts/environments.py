@@ -3,6 +3,8 @@
 Axes: B batch, S actions, T tiles. A batch is a Batch online and the rows of the table [B] int64 offline.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -14,6 +16,7 @@ from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.gates.gate import Layout, Observation
 from pyrskip.gates.policies import Relaxed
+from pyrskip.gates.sequential import Reveal
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import Features
 from pyrskip.pyramid import Pyramid
@@ -21,10 +24,13 @@ from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch
 
 Rows = TypeVar("Rows", contravariant=True)
+Worth = Callable[[Tensor, Tensor], Tensor]
+"""(score, relative cost), [B] or [B, S] each -> the reward, of the same shape."""
 
 
 class Environment(Protocol, Generic[Rows]):
     layout: Layout
+    tile_level: Tensor
 
     def to(self, device: torch.device) -> None:
         """Move what it holds to where the gate is trained."""
@@ -36,6 +42,10 @@ class Environment(Protocol, Generic[Rows]):
 
     def score(self, rows: Rows, asked: Tensor) -> Tensor:
         """The metric of the answers under a decision [B, T] -> [B] in [0, 1]."""
+        ...
+
+    def chance(self, rows: Rows, asked: Tensor) -> Tensor:
+        """The probability of the first accepted answer under a decision [B, T] -> [B]."""
         ...
 
     def scores(self, rows: Rows) -> Tensor:
@@ -50,8 +60,16 @@ class Environment(Protocol, Generic[Rows]):
         """Relative cost of a decision [B, T] -> [B]."""
         ...
 
-    def relaxed(self, rows: Rows, sample: Relaxed) -> tuple[Tensor, Tensor]:
-        """Score and relative cost of a straight-through sample, [B] each, with gradients to it."""
+    def tokens(self, rows: Rows, asked: Tensor) -> Tensor:
+        """Visual tokens that a decision [B, T] really gives -> [B]."""
+        ...
+
+    def types(self, rows: Rows) -> Sequence[str]:
+        """The question type of each row."""
+        ...
+
+    def relaxed(self, rows: Rows, sample: Relaxed, worth: Worth, soft: bool) -> Tensor:
+        """What a straight-through sample is worth, [B], with its gradient. soft: by the answer's probability, not its score."""
         ...
 
 
@@ -62,12 +80,15 @@ class TableEnvironment:
         self.table = table
         actions = table.actions
         self.layout = Layout(table.query.shape[-1], table.glance.shape[1], pyramid.tiles, actions, budget)
-        self.capacity = pyramid.capacity(table.size)
+        self.capacity, self.tile_level = pyramid.capacity(table.size), pyramid.tile_level
         self.relative = (table.cost.flops[:, : len(actions)] / unit).float()
+        # tables that keep every tile's mean features [M, T, C] let a gate look at what it has kept
+        self.features: Tensor | None = getattr(table, "features", None)
 
     def to(self, device: torch.device) -> None:
         self.table = self.table.to(device)
         self.capacity, self.relative = self.capacity.to(device), self.relative.to(device)
+        self.features = None if self.features is None else self.features.to(device)
 
     def observe(self, rows: Tensor, price: Tensor) -> Observation:
         t = self.table
@@ -80,18 +101,30 @@ class TableEnvironment:
             capacity=self.capacity[image],
             cost=self.relative[rows],
             price=price,
+            reveal=None if self.features is None else self._reveal(image),
         )
+
+    def _reveal(self, image: Tensor) -> Reveal:
+        features = self.features
+        assert features is not None
+        return lambda tile, keep: features[image, tile] * keep[:, None]
 
     def action(self, rows: Tensor, asked: Tensor) -> Tensor:
         """The listed action that a decision is, [B]; tiles without capacity do not count."""
-        has = self.capacity[self.table.image_of[rows]] > 0
-        same = (((asked > 0)[:, None] == self.table.actions.selection) | ~has[:, None]).all(-1)
+        capacity, actions = self.capacity[self.table.image_of[rows]], self.table.actions
+        if actions.ladder:
+            same = (asked[:, None] == actions.tokens(capacity, self.layout.budget)).all(-1)
+        else:
+            same = (((asked > 0)[:, None] == actions.selection) | (capacity == 0)[:, None]).all(-1)
         if not bool(same.any(-1).all()):
             raise UserError("a decision is none of the rollout table's actions; roll out an action set that holds it")
         return same.int().argmax(-1)
 
     def score(self, rows: Tensor, asked: Tensor) -> Tensor:
         return self.table.score[rows, self.action(rows, asked)]
+
+    def chance(self, rows: Tensor, asked: Tensor) -> Tensor:
+        return self.chances(rows).gather(1, self.action(rows, asked)[:, None]).squeeze(1)
 
     def scores(self, rows: Tensor) -> Tensor:
         return self.table.score[rows, : len(self.table.actions)]
@@ -102,14 +135,21 @@ class TableEnvironment:
     def cost(self, rows: Tensor, asked: Tensor) -> Tensor:
         return self.relative[rows, self.action(rows, asked)]
 
-    def relaxed(self, rows: Tensor, sample: Relaxed) -> tuple[Tensor, Tensor]:
+    def tokens(self, rows: Tensor, asked: Tensor) -> Tensor:
+        return self.table.cost.tokens[rows, self.action(rows, asked)].float()
+
+    def types(self, rows: Tensor) -> Sequence[str]:
+        return [self.table.types[row] for row in rows.tolist()]
+
+    def relaxed(self, rows: Tensor, sample: Relaxed, worth: Worth, soft: bool) -> Tensor:
         """The table's multilinear extension: the expectation over actions, of their weights."""
         if sample.weight is None:
             raise UserError(
                 "gate.policy=bernoulli decides tile by tile, and the rollout table lists whole levels; "
                 "allowed: rule.online=true, gate.policy=categorical, or pyramid.grid=[1]"
             )
-        return (sample.weight * self.scores(rows)).sum(-1), (sample.weight * self.relative[rows]).sum(-1)
+        scores = self.chances(rows) if soft else self.scores(rows)
+        return (sample.weight * worth(scores, self.relative[rows])).sum(-1)
 
 
 class ModelEnvironment:
@@ -119,6 +159,7 @@ class ModelEnvironment:
         self.model, self.unit = model.requires_grad_(False), unit
         tiles = model.pyramid.tiles
         self.layout = Layout(model.text.width, model.vision.channels, tiles, actions, budget)
+        self.tile_level = model.pyramid.tile_level
         self.glance = torch.zeros(tiles, dtype=torch.bool)
         self.glance[model.pyramid.glance] = True
 
@@ -137,6 +178,10 @@ class ModelEnvironment:
         return self.model.score(rows, features, asked)
 
     @torch.no_grad()
+    def chance(self, rows: Batch, asked: Tensor) -> Tensor:
+        return self.model.forced(rows, self.model.encode(rows, asked > 0), asked).loglik.exp()
+
+    @torch.no_grad()
     def scores(self, rows: Batch) -> Tensor:
         features, asked = self._every_action(rows)
         return torch.stack([self.model.score(rows, features, a) for a in asked.unbind(1)], dim=1)
@@ -153,9 +198,17 @@ class ModelEnvironment:
     def cost(self, rows: Batch, asked: Tensor) -> Tensor:
         return self._flops(rows, asked) / self.unit
 
-    def relaxed(self, rows: Batch, sample: Relaxed) -> tuple[Tensor, Tensor]:
+    def tokens(self, rows: Batch, asked: Tensor) -> Tensor:
+        return self.model.realise(asked, rows.size[rows.image_of]).sum(-1).float()
+
+    def types(self, rows: Batch) -> Sequence[str]:
+        return rows.types
+
+    def relaxed(self, rows: Batch, sample: Relaxed, worth: Worth, soft: bool = True) -> Tensor:
         """Every tile is encoded, since a skipped one must tell its gradient; gates weigh their tokens. The cost is that of
         the hard decision; its gradient is what each tile costs beside the glance."""
+        if not soft:
+            raise UserError("rule.target=score has no gradient online; allowed: rule.target=probability, or rule.online=false")
         capacity = self._capacity(rows)
         budget, keep = self.layout.budget, sample.keep
         every = torch.ones_like(capacity, dtype=torch.bool)
@@ -171,7 +224,7 @@ class ModelEnvironment:
             alone = [self.cost(rows, budget.tokens(pair.expand_as(every), capacity)) for pair in single]
             extra = torch.stack(alone, dim=1) - alone[-1][:, None]
         score = self.model.forced(rows, features, asked, gates=keep).loglik.exp()
-        return score, hard + ((keep - keep.detach()) * extra).sum(-1)
+        return worth(score, hard + ((keep - keep.detach()) * extra).sum(-1))
 
     def _capacity(self, rows: Batch) -> Tensor:
         return self.model.pyramid.capacity(rows.size)[rows.image_of]
@@ -198,7 +251,19 @@ def observe(model: NativeModel, layout: Layout, rows: Batch, features: Features,
         capacity=capacity,
         cost=(cost.flops / unit).float(),
         price=price,
+        reveal=partial(_look, model, rows),
     )
+
+
+@torch.no_grad()
+def _look(model: NativeModel, rows: Batch, tile: int, keep: Tensor) -> Tensor:
+    """Mean features [B, C] of one tile, encoded for the rows that keep it; zero for the others."""
+    wanted = torch.zeros(len(rows), model.pyramid.tiles, dtype=torch.bool, device=keep.device)
+    wanted[:, tile] = keep
+    cells = model.encode(rows, wanted).maps[tile].float()
+    count = model.pyramid.cells(rows.size)[:, tile].prod(-1).clamp(min=1)
+    # maps are zero outside of what is valid
+    return (cells.sum((-1, -2)) / count[:, None])[rows.image_of] * keep[:, None]
 
 
 def action_costs(model: NativeModel, layout: Layout, rows: Batch) -> Cost:

@@ -19,13 +19,12 @@ class SupervisedModule(GateModule):
     """
 
     policies = ("utility",)
+    forms = ("linear",)
 
     def training_step(self, rows: Any, batch_idx: int) -> Tensor:
         price = self.price.sample(len(rows))
         seen = self.environment.observe(rows, price)
         predicted = self.gate(seen)  # logits, [B, S]
-        soft = self.config.target == "probability"
-        target = self.environment.chances(rows) if soft else self.environment.scores(rows)
-        loss = F.binary_cross_entropy_with_logits(predicted, target)
-        self.record(rows, seen, self.gate.policy(seen, predicted), loss)
+        loss = F.binary_cross_entropy_with_logits(predicted, self.scores(rows))
+        self.record(rows, seen, self.gate.policy(seen, predicted), loss, batch_idx)
         return loss

@@ -135,7 +135,7 @@ def check_readable(path: Path, module: torch.nn.Module | None = None) -> None:
 class PlainProgress(Callback):
     """A line for each fifth of the run, where no terminal shows a bar."""
 
-    SHOWN = ("train/loss", "train/accuracy", "gate/accuracy", "cost/relative")
+    SHOWN = ("train/loss", "train/accuracy", "gate/accuracy", "cost/relative_flops")
 
     def __init__(self, title: str) -> None:
         self.title = title

@@ -1,0 +1,291 @@
+"""Stage compare: every rule with every policy that it can train, from one set of rollouts, over several gate seeds.
+
+Axes: P prices, N questions, S listed actions. Gates train in a plain loop around the rules' own `training_step`, since a step
+on a table takes milliseconds, and in several processes of one thread each.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrskip.budget import BudgetRule
+from pyrskip.decision import ActionSet
+from pyrskip.errors import UserError
+from pyrskip.evaluation.bootstrap import Bootstrap
+from pyrskip.evaluation.comparison import Entry, Mark, as_list, plot_comparison, print_comparison
+from pyrskip.evaluation.evaluate import write_json
+from pyrskip.evaluation.frontier import decide, upper_hull
+from pyrskip.gates import build_gate
+from pyrskip.gates.gate import Gate, GateConfig
+from pyrskip.gates.policies import PRODUCTS
+from pyrskip.pyramid import Pyramid
+from pyrskip.reward import RewardConfig
+from pyrskip.rollouts.environments import TableEnvironment
+from pyrskip.rollouts.oracles import by_type
+from pyrskip.rollouts.table import RolloutTable
+from pyrskip.training import find_rule, valid_pairs
+from pyrskip.training.gate import GateModule, RuleConfig
+from pyrskip.training.module import OptimizerConfig, step_seed
+
+# validation questions that the reward is followed on, and the share of its final value that counts as reached
+WATCHED, REACHED = 400, 0.95
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """prices: that every gate is evaluated at. seeds: gates of each pair. batch, entropy (it falls to entropy_end), optimizer:
+    of every rule alike. checks: how often the reward is measured in training. workers: processes, 0: none but this one."""
+
+    prices: tuple[float, ...] = (0.005, 0.015, 0.03, 0.06, 0.12, 0.2, 0.35, 0.7)
+    seeds: int = 3
+    batch: int = 128
+    entropy: float = 0.1
+    entropy_end: float = 0.001
+    checks: int = 16
+    workers: int = 2
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        if not self.prices or min(self.prices) <= 0 or len(set(self.prices)) < len(self.prices):
+            raise UserError(f"compare.prices={list(self.prices)}: allowed: one or more different prices above 0")
+        if min(self.seeds, self.batch, self.checks) < 1 or self.workers < 0 or min(self.entropy, self.entropy_end) < 0:
+            raise UserError(
+                f"compare.seeds={self.seeds}, batch={self.batch}, checks={self.checks}, workers={self.workers}, "
+                f"entropy={self.entropy}, entropy_end={self.entropy_end}: allowed: at least 1, 1, 1, and 0 for the others"
+            )
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a process needs. query_flops: of encoding a question, flops_share: of 1 FLOP in the cost model's unit."""
+
+    config: CompareConfig
+    gate: GateConfig
+    reward: RewardConfig
+    pyramid: Pyramid
+    budget: BudgetRule
+    rollouts: Path
+    out: Path
+    query_flops: float
+    flops_share: float
+
+    @cached_property
+    def tables(self) -> dict[str, RolloutTable]:
+        return {split: RolloutTable.load(self.rollouts / split) for split in ("gate", "val", "test")}
+
+    @property
+    def unit(self) -> float:
+        return self.tables["gate"].mean_full_flops
+
+    def environment(self, split: str) -> TableEnvironment:
+        return TableEnvironment(self.tables[split], self.pyramid, self.budget, self.unit)
+
+
+def compare(task: Task, seed: int) -> list[Entry]:
+    """Train and evaluate every pair and seed that is not there yet; write comparison.json and comparison.png."""
+    _check(task)
+    jobs = [
+        (rule, policy, seed + i)
+        for rule, policy in valid_pairs(online=False)
+        if possible(policy, task.tables["gate"].actions)
+        for i in range(task.config.seeds)
+    ]
+    (task.out / "parts").mkdir(parents=True, exist_ok=True)
+    missing = [job for job in jobs if not _part(task.out, *job).exists()]
+    _play_all(task, missing)
+    entries = [Entry(**line) for job in jobs for line in json.loads(_part(task.out, *job).read_text())]
+    write_json(task.out / "comparison.json", as_list(entries))
+    plot_comparison(entries, marks(task), task.out / "comparison.png")
+    print_comparison(entries)
+    return entries
+
+
+def possible(policy: str, actions: ActionSet) -> bool:
+    """Whether a policy can say something of its own over a table's actions: rungs without a ladder are Bernoulli's."""
+    if policy == "bernoulli":
+        return actions.complete and not actions.ladder
+    return (policy not in PRODUCTS or actions.complete) and (policy != "rungs" or bool(actions.ladder))
+
+
+def play(task: Task, rule: str, policy: str, seed: int) -> None:
+    """Train one gate, evaluate it at every price, and write its part."""
+    c, kind = task.config, find_rule(rule)
+    environment = task.environment("gate")
+    torch.manual_seed(seed)
+    gate = build_gate(replace(task.gate, policy=policy), environment.layout)
+    target = "probability" if kind.soft else "score"
+    settings = RuleConfig(
+        rule, batch=c.batch, target=target, entropy=c.entropy, entropy_end=c.entropy_end, optimizer=c.optimizer
+    )
+    module = kind(settings, gate, environment, task.reward, seed)
+    curve = train(module, task)
+    seconds = settled([at for at, _ in curve], [value for _, value in curve])
+    entries = evaluate(task, gate, rule, policy, seed, seconds)
+    write_json(_part(task.out, rule, policy, seed), as_list(entries))
+
+
+def train(module: GateModule, task: Task) -> list[tuple[float, float]]:
+    """Run all steps; returns (seconds of training so far, mean reward of the mode on validation over the prices)."""
+    c, rows = task.config, len(task.tables["gate"])
+    built = module.configure_optimizers()
+    optimizer, schedule = built["optimizer"], built["lr_scheduler"]["scheduler"]
+    module.log_every = 0
+    at_checks = {round(i * c.optimizer.steps / c.checks) for i in range(1, c.checks + 1)}
+    curve, spent = [(0.0, watched(module.gate, task))], 0.0
+    for step in range(c.optimizer.steps):
+        start = time.perf_counter()
+        torch.manual_seed(step_seed(module.seed, step, 1))
+        module.gate.train()
+        optimizer.zero_grad()
+        loss = module.training_step(torch.randint(rows, (c.batch,)), step)
+        assert isinstance(loss, Tensor)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.gate.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        spent += time.perf_counter() - start
+        if step + 1 in at_checks:
+            curve.append((spent, watched(module.gate, task)))
+    return curve
+
+
+@torch.no_grad()
+def watched(gate: Gate, task: Task) -> float:
+    """Mean reward of the mode on some validation questions, over the prices."""
+    gate.eval()
+    environment = task.environment("val")
+    rows = torch.randperm(len(task.tables["val"]), generator=torch.Generator().manual_seed(0))[:WATCHED]
+    total = 0.0
+    for price in task.config.prices:
+        asked = gate.policy(environment.observe(rows, torch.full((len(rows),), price))).mode()
+        total += float((environment.score(rows, asked) - price * environment.cost(rows, asked)).mean())
+    return total / len(task.config.prices)
+
+
+def settled(seconds: Sequence[float], reward: Sequence[float]) -> float:
+    """When the reward came within REACHED of its rise from the first value to the last, and stayed there."""
+    enough = reward[0] + REACHED * (reward[-1] - reward[0])
+    first = len(reward) - 1
+    while first > 0 and reward[first - 1] >= enough:
+        first -= 1
+    return seconds[first]
+
+
+def evaluate(task: Task, gate: Gate, rule: str, policy: str, seed: int, seconds: float) -> list[Entry]:
+    """A trained gate at every price, on test."""
+    table, unit, prices = task.tables["test"], task.unit, task.config.prices
+    decided = decide(gate, table, task.pyramid, task.budget, unit, prices)
+    seen = task.environment("test").observe(torch.arange(1), torch.tensor([prices[0]]))
+    own = (gate.flops(seen) * task.flops_share + task.query_flops * gate.reads_query) / unit
+    score, flops = table.score[:, : len(table.actions)].double(), table.cost.flops[:, : len(table.actions)].double()
+    full = float(score[:, table.actions.full].mean())
+    bootstrap, hull = Bootstrap(table.image_of, 200), _hull(task)
+    entries = []
+    for price, action in zip(prices, decided, strict=True):
+        right = score.gather(1, action[:, None]).squeeze(1)
+        cost = float(flops.gather(1, action[:, None]).mean()) / unit + own
+        share = torch.bincount(action, minlength=len(table.actions)).double() / len(action)
+        best = _oracle(task, price)
+        entries.append(
+            Entry(
+                rule=rule,
+                policy=policy,
+                price=price,
+                seed=seed,
+                accuracy=float(right.mean()),
+                accuracy_ci95=bootstrap.interval(right),
+                retention=float(right.mean()) / full,
+                relative_flops=cost,
+                regret=best[0] - price * best[1] - (float(right.mean()) - price * cost),
+                seconds=seconds,
+                # dealt out to other questions, an action is as right as it is on all
+                random=float(share @ score.mean(0)),
+                hull=_at(hull, cost),
+            )
+        )
+    return entries
+
+
+def marks(task: Task) -> list[Mark]:
+    """The fixed hull and the oracle by type on test."""
+    table = task.tables["test"]
+    full = float(table.score[:, table.actions.full].double().mean())
+    hull = [Mark("hull", accuracy / full, cost) for cost, accuracy in _hull(task)]
+    oracle = [_oracle(task, price) for price in task.config.prices]
+    return hull + [Mark("oracle:type", accuracy / full, cost) for accuracy, cost in oracle]
+
+
+def _hull(task: Task) -> list[tuple[float, float]]:
+    """(cost, accuracy) on test of the fixed selections on validation's hull."""
+    val, test = task.tables["val"], task.tables["test"]
+    listed = len(val.actions)
+    score, cost = val.score[:, :listed].double().mean(0).tolist(), val.cost.flops[:, :listed].mean(0).tolist()
+    test_cost = (test.cost.flops[:, :listed].mean(0) / task.unit).tolist()
+    test_score = test.score[:, :listed].double().mean(0).tolist()
+    return sorted((test_cost[i], test_score[i]) for i in upper_hull(cost, score))
+
+
+def _at(hull: Sequence[tuple[float, float]], cost: float) -> float | None:
+    """Accuracy of the mix of two fixed selections that costs this much; None below the cheapest."""
+    for (left, below), (right, above) in pairwise(hull):
+        if left <= cost < right:
+            return below + (above - below) * (cost - left) / (right - left)
+    return None if cost < hull[0][0] else hull[-1][1]
+
+
+def _oracle(task: Task, price: float) -> tuple[float, float]:
+    """Accuracy and relative cost on test of the best action of each question type."""
+    table = task.tables["test"]
+    best = by_type(task.tables["gate"], price, task.unit)
+    action = torch.tensor([best.get(kind, table.actions.full) for kind in table.types])[:, None]
+
+    def mean(of: Tensor) -> float:
+        return float(of.double().gather(1, action).mean())
+
+    return mean(table.score), mean(table.cost.flops) / task.unit
+
+
+def _check(task: Task) -> None:
+    reward = task.reward
+    if reward.mode != "sampled" or reward.form != "linear":
+        raise UserError(f"reward.mode={reward.mode}, form={reward.form}: allowed in a comparison: mode=sampled, form=linear")
+    for price in task.config.prices:
+        if not reward.low <= price <= reward.high:
+            raise UserError(f"compare.prices={price} is outside of what is trained on; allowed: {reward.low} to {reward.high}")
+
+
+def _play_all(task: Task, jobs: Sequence[tuple[str, str, int]]) -> None:
+    """Play all jobs, in processes of one thread each where there are workers."""
+    if task.config.workers < 2 or len(jobs) < 2:
+        for job in jobs:
+            play(task, *job)
+        return
+    with ProcessPoolExecutor(task.config.workers, get_context("spawn"), _start, (task,)) as pool:
+        for done in as_completed([pool.submit(_play_here, *job) for job in jobs]):
+            done.result()
+
+
+_HERE: dict[str, Any] = {}
+
+
+def _start(task: Task) -> None:
+    torch.set_num_threads(1)
+    _HERE["task"] = task
+
+
+def _play_here(rule: str, policy: str, seed: int) -> None:
+    play(_HERE["task"], rule, policy, seed)
+
+
+def _part(out: Path, rule: str, policy: str, seed: int) -> Path:
+    return out / "parts" / f"{rule}-{policy}-{seed}.json"

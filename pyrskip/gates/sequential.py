@@ -1,0 +1,192 @@
+"""The sequential policy: one tile after the other, the coarsest first, each decided in the state that the choices so far
+have led to.
+
+Axes: B batch, P prefixes of a row, T tiles, F = T - 1 tiles beside the glance, R choices a tile, S actions, C channels of the
+encoder's map, D hidden width. Step h of the H = F steps of an episode decides on tile F - 1 - h.
+
+The state is what the trunk read (question, glance, price), the choices so far, their cost, and, where the gate `looks`, the
+encoded features of what has been kept. A gate that does not look decides from question and glance alone: its steps are then
+a way to write one distribution, enumerated like any other. One that looks can be played only where there is something to look
+at: the environment hands out `reveal`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pyrskip.decision import ActionSet
+from pyrskip.errors import UserError
+from pyrskip.gates.policies import CategoricalPolicy, Relaxed, check_max_tokens, clip
+
+Reveal = Callable[[int, Tensor], Tensor]
+"""(tile, keep [B] bool) -> mean features [B, C] of that tile, encoded for the rows that keep it; zero for the others."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """An episode, [B, H] each: log-probability of the choice, entropy of the step's distribution, value of the state before.
+
+    cost [B, H + 1]: relative cost of the choices so far, action [B, H + 1] the listed action that they are if nothing follows.
+    """
+
+    log_prob: Tensor
+    entropy: Tensor
+    value: Tensor
+    cost: Tensor
+    action: Tensor
+
+
+class StepHead(nn.Module):
+    """State -> logits of the next tile's choices and the state's value. channels: of the features that it is shown, if any."""
+
+    def __init__(self, width: int, tiles: int, choices: int, open_bias: float, channels: int | None = None) -> None:
+        super().__init__()
+        self.finer, self.choices = tiles - 1, choices
+        self.state = nn.Linear(self.finer * (choices + 1) + 1, width, bias=False)
+        self.found = None if channels is None else nn.Linear(channels, width, bias=False)
+        self.out = nn.Linear(width, choices - 1)
+        # the critic shares what is read and moves none of it: its gradients drown the policy's, which then collapses
+        self.critic = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+        nn.init.zeros_(self.out.weight)
+        with torch.no_grad():
+            self.out.bias.copy_(open_bias * torch.arange(1, choices) / (choices - 1))
+
+    def forward(self, context: Tensor, chosen: Tensor, cost: Tensor, tile: int, found: Tensor | None) -> tuple[Tensor, Tensor]:
+        """context [B, D]; chosen [B, P, F] int64, 0 where undecided; cost [B, P]; found [B, P, C] the sum of revealed features.
+
+        -> logits [B, P, R], that to skip always 0, value [B, P].
+        """
+        place = torch.zeros(self.finer, device=cost.device)
+        place[tile] = 1.0
+        one_hot = nn.functional.one_hot(chosen, self.choices).flatten(2).float()
+        state = torch.cat([one_hot, place.expand(*cost.shape, -1), cost[..., None]], dim=-1)
+        hidden = context[:, None] + self.state(state)
+        if found is not None and self.found is not None:
+            hidden = hidden + self.found(found)
+        return nn.functional.pad(self.out(nn.functional.gelu(hidden)), (1, 0)), self.critic(hidden.detach()).squeeze(-1)
+
+
+class SequentialPolicy:
+    """context [B, D]: what the trunk read. cost [B, S]: relative cost of every action; asked [B, S, T]: its decision. tilt: of
+    calibration, a price added to every choice's cost. reveal: given where the gate looks."""
+
+    def __init__(
+        self,
+        head: StepHead,
+        context: Tensor,
+        cost: Tensor,
+        asked: Tensor,
+        actions: ActionSet,
+        tilt: Tensor,
+        reveal: Reveal | None = None,
+    ) -> None:
+        self.head, self.context, self.cost, self.asked, self.actions = head, context.float(), cost, asked, actions
+        self.tilt, self.reveal, self.radix = tilt, reveal, actions.radix
+        self.listed = None
+        if reveal is None:
+            self.listed = CategoricalPolicy(self._log_probs() - tilt * cost, asked, actions)
+
+    def sample(self) -> Tensor:
+        if self.listed is not None:
+            return self.listed.sample()
+        return self._pick(self._walk(lambda _, logit: torch.distributions.Categorical(logits=logit).sample())[0])
+
+    def rsample(self, temperature: float) -> Relaxed:
+        if self.listed is None:
+            raise UserError("gate.looks=true cannot be relaxed: what it would see of a tile depends on a hard choice")
+        return self.listed.rsample(temperature)
+
+    def log_prob(self, asked: Tensor) -> Tensor:
+        return self.steps(asked).log_prob.sum(-1) if self.listed is None else self.listed.log_prob(asked)
+
+    def entropy(self) -> Tensor:
+        """Exact where nothing is looked at, else that of the steps along one random episode: right on average."""
+        if self.listed is not None:
+            return self.listed.entropy()
+        return self.steps(self.sample()).entropy.sum(-1)
+
+    def marginals(self) -> Tensor:
+        """Where the gate looks, those of the steps along the mode's episode."""
+        if self.listed is not None:
+            return self.listed.marginals()
+        keeps: list[Tensor] = []
+
+        def best(_: int, logit: Tensor) -> Tensor:
+            keeps.insert(0, 1 - logit.softmax(-1)[:, 0])
+            return logit.argmax(-1)
+
+        self._walk(best)
+        return torch.stack([*keeps, torch.ones_like(keeps[0])], dim=1)
+
+    @property
+    def probs(self) -> Tensor | None:
+        return None if self.listed is None else self.listed.probs
+
+    def mode(self, max_tokens: int | None = None) -> Tensor:
+        """The likeliest decision where all are enumerated; where the gate looks, the likeliest choice at every step."""
+        if self.listed is not None:
+            return self.listed.mode(max_tokens)
+        if max_tokens is None:
+            return self._pick(self._walk(lambda _, logit: logit.argmax(-1))[0])
+        check_max_tokens(max_tokens)
+        return clip(self._pick(self._walk(lambda _, logit: logit.argmax(-1), max_tokens)[0]), max_tokens)
+
+    def steps(self, asked: Tensor) -> Steps:
+        """The episode that ends in a decision [B, T] of the action set."""
+        same = (asked[:, None] == self.asked).all(-1)
+        chosen = self.actions.steps[same.int().argmax(-1)]
+        return self._walk(lambda tile, _: chosen[:, tile])[1]
+
+    def prefixes(self, steps: Steps) -> list[Tensor]:
+        """The decisions [B, T] before the first step of an episode and after each, if nothing followed."""
+        return [self._pick(action) for action in steps.action.unbind(1)]
+
+    def _walk(self, choose: Callable[[int, Tensor], Tensor], max_tokens: int | None = None) -> tuple[Tensor, Steps]:
+        """Play an episode: choose(tile, logits [B, R]) -> choice [B]; no choice but 0 may lead to more than max_tokens.
+
+        Returns the action [B] that it ends in, and its steps.
+        """
+        rows, finer, device = len(self.context), self.head.finer, self.context.device
+        chosen = torch.zeros(rows, 1, finer, dtype=torch.int64, device=device)
+        found = None if self.head.found is None else torch.zeros(rows, 1, self.head.found.in_features, device=device)
+        actions = [torch.zeros(rows, dtype=torch.int64, device=device)]
+        parts: list[tuple[Tensor, ...]] = []
+        for tile in reversed(range(finer)):
+            then = actions[-1][:, None] + self.radix[tile] * torch.arange(self.head.choices, device=device)
+            cost = self.cost.gather(1, then)
+            logit, value = self.head(self.context, chosen, cost[:, :1], tile, found)
+            # choice 0 adds nothing, so its cost is that of the choices so far
+            logit = logit.squeeze(1) - self.tilt * (cost - cost[:, :1])
+            if max_tokens is not None:
+                over = self.asked.sum(-1).gather(1, then) > max_tokens
+                logit = logit.masked_fill(over & (then != then[:, :1]), float("-inf"))
+            choice = choose(tile, logit)
+            log_probs = logit.log_softmax(-1)
+            entropy = -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(-1)
+            parts.append((log_probs.gather(1, choice[:, None]).squeeze(1), entropy, value.squeeze(1)))
+            chosen = chosen.clone()
+            chosen[:, 0, tile] = choice
+            actions.append(then.gather(1, choice[:, None]).squeeze(1))
+            if self.reveal is not None and found is not None and tile:
+                found = found + self.reveal(tile, choice > 0)[:, None]
+        log_prob, step_entropy, value = (torch.stack(column, dim=1) for column in zip(*parts, strict=True))
+        action = torch.stack(actions, dim=1)
+        return actions[-1], Steps(log_prob, step_entropy, value, self.cost.gather(1, action), action)
+
+    def _log_probs(self) -> Tensor:
+        """Log-probability of every listed action, [B, S]: the tree of prefixes, each evaluated once."""
+        rows, finer, choices = len(self.context), self.head.finer, self.head.choices
+        chosen = torch.zeros(1, finer, dtype=torch.int64, device=self.context.device)
+        total = torch.zeros(rows, 1, device=self.context.device)
+        for tile in reversed(range(finer)):
+            action = chosen @ self.radix
+            logit, _ = self.head(self.context, chosen.expand(rows, -1, -1), self.cost[:, action], tile, None)
+            total = (total[..., None] + logit.log_softmax(-1)).flatten(1)
+            chosen = chosen.repeat_interleave(choices, dim=0)
+            chosen[:, tile] = torch.arange(choices, device=chosen.device).repeat(len(chosen) // choices)
+        return total[:, (chosen @ self.radix).argsort()]
+
+    def _pick(self, action: Tensor) -> Tensor:
+        return self.asked[torch.arange(len(action), device=action.device), action]
