@@ -204,7 +204,7 @@ def evaluate(task: Task, gate: Gate, rule: str, policy: str, seed: int, seconds:
                 seed=seed,
                 accuracy=float(right.mean()),
                 accuracy_ci95=bootstrap.interval(right),
-                retention=float(right.mean()) / full,
+                retention=_over(float(right.mean()), full),
                 relative_flops=cost,
                 regret=best[0] - price * best[1] - (float(right.mean()) - price * cost),
                 seconds=seconds,
@@ -220,9 +220,13 @@ def marks(task: Task) -> list[Mark]:
     """The fixed hull and the oracle by type on test."""
     table = task.tables["test"]
     full = float(table.score[:, table.actions.full].double().mean())
-    hull = [Mark("hull", accuracy / full, cost) for cost, accuracy in _hull(task)]
+    hull = [Mark("hull", _over(accuracy, full), cost) for cost, accuracy in _hull(task)]
     oracle = [_oracle(task, price) for price in task.config.prices]
-    return hull + [Mark("oracle:type", accuracy / full, cost) for accuracy, cost in oracle]
+    return hull + [Mark("oracle:type", _over(accuracy, full), cost) for accuracy, cost in oracle]
+
+
+def _over(accuracy: float, full: float) -> float:
+    return accuracy / full if full else 0.0
 
 
 def _hull(task: Task) -> list[tuple[float, float]]:

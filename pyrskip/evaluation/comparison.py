@@ -21,9 +21,10 @@ DASHES: dict[str, Any] = {"categorical": "--", "rungs": "-.", "autoregressive": 
 class Entry:
     """A trained gate at a price, on the test split.
 
-    retention: accuracy over the full pyramid's. regret: what `oracle:type` is worth more at this price, in score. seconds: of
-    training until 95 % of the final reward was reached for good. random: accuracy of the gate's own decisions dealt out to
-    other questions, at the same cost; hull: of the mix of two fixed selections at the same cost, None below the cheapest.
+    retention: accuracy over the full pyramid's, 0 where that is 0. regret: what `oracle:type` is worth more at this price, in
+    score. seconds: of training until 95 % of the rise in reward was reached for good. random: accuracy of the gate's own
+    decisions dealt out to other questions, at the same cost; hull: of the mix of two fixed selections at the same cost, None
+    below the cheapest.
     """
 
     rule: str
