@@ -29,7 +29,7 @@ from pyrskip.training.flex import FlexConfig
 from pyrskip.training.gate import RuleConfig
 from pyrskip.training.trainer import TrainerConfig
 
-STAGES = ("data", "flex", "rollouts", "gate", "frontier")
+STAGES = ("data", "cache", "flex", "rollouts", "gate", "frontier")
 ABLATIONS = ("glance", "predictor")
 
 
@@ -70,6 +70,10 @@ class Config:
         for stage in self.stages:
             if stage not in STAGES:
                 raise choose("stages", stage, STAGES)
+        if self.data.cache is not None and not self.vision.frozen:
+            raise UserError(
+                f"data.cache={self.data.cache} with vision.frozen=false: maps would change; allowed: vision.frozen=true"
+            )
         if self.pyramid.levels < 2:
             raise UserError(f"pyramid.levels={self.pyramid.levels} leaves a gate nothing to skip; allowed: at least 2")
         if self.gate.name not in GATES:

@@ -50,7 +50,8 @@ class Transformer:
     """The sizes of a decoder that decide its cost.
 
     heads divides width and kv_heads divides heads (fewer: grouped-query attention). mlp: hidden width; gated: three MLP
-    matrices instead of two. vocab: size of the output head, 0 for none. Raises UserError where sizes do not fit.
+    matrices instead of two. vocab: size of the output head, 0 for none. cross: visual tokens are no part of the sequence;
+    every layer has a cross-attention that reads their keys and values. Raises UserError where sizes do not fit.
     """
 
     layers: int
@@ -60,6 +61,7 @@ class Transformer:
     mlp: int
     gated: bool
     vocab: int = 0
+    cross: bool = False
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "kv_heads", "mlp"):
@@ -97,6 +99,24 @@ def decode_flops(spec: Transformer, context: Count, steps: Count | int, *, conve
     rows = steps.double() if isinstance(steps, Tensor) else float(steps)
     pairs = context * rows + rows * (rows + 1) / 2
     return convention.per_mac * (_layer_macs(spec, rows, pairs) + rows * spec.width * spec.vocab)
+
+
+def answer_flops(
+    spec: Transformer, visual: Count, words: Count, answer: Count | int, *, convention: Convention = FULL
+) -> Count:
+    """FLOPs (or MACs) of reading `visual` tokens and `words` of a prompt, and of `answer` tokens written after them.
+
+    With cross-attention a layer adds 2 n d d_kv multiply-adds for the keys and values of n visual tokens, and for each of m
+    text tokens 2 d^2 for its query and what it read and 2 d n for what it compares and sums.
+    """
+    if not spec.cross:
+        context = visual + words
+        prefill = prefill_flops(spec, context, convention=convention)
+        return prefill + decode_flops(spec, context, answer, convention=convention)
+    n, m = _float64(visual), _float64(words) + (answer.double() if isinstance(answer, Tensor) else float(answer))
+    read = spec.layers * 2 * (n * spec.width * spec.kv_width + m * spec.width * spec.width + m * n * spec.width)
+    text = prefill_flops(spec, words, convention=convention) + decode_flops(spec, words, answer, convention=convention)
+    return text + convention.per_mac * read
 
 
 def kv_bytes(spec: Transformer, tokens: Count, bytes_per_value: float = 2) -> Count:

@@ -1,4 +1,4 @@
-"""The stages of a run: data -> flex -> rollouts -> gate -> frontier, each in a directory of its own.
+"""The stages of a run: data -> cache -> flex -> rollouts -> gate -> frontier, each in a directory of its own.
 
 A stage's stage.json holds its fingerprint: the config keys that it depends on and the digests of the stages before it.
 Same fingerprint: a finished stage is skipped, an unfinished one resumed. Changed: refused, naming the key.
@@ -18,16 +18,17 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from pyrskip.config import STAGES, Config, to_plain
+from pyrskip.data.cache import CachedDataset, check_cache, fingerprint, write_cache
 from pyrskip.data.datamodule import StepData
 from pyrskip.data.reader import ShardDataset, collate
-from pyrskip.data.shards import prepare, read_index
+from pyrskip.data.shards import SPLITS, prepare, read_index
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.evaluation.evaluate import evaluate
 from pyrskip.gates import build_gate, save_gate
 from pyrskip.models.language import train_tokenizer
 from pyrskip.models.native import NativeModel
-from pyrskip.models.vision import map_stride, read_weights
+from pyrskip.models.vision import VisionEncoder, map_stride, read_weights
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.environments import Environment, ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
@@ -41,6 +42,7 @@ from pyrskip.training.trainer import build_trainer, check_trainer, fit
 LEARNING = ("trainer.accumulate", "trainer.gradient_clip", "trainer.precision")
 KEYS: dict[str, tuple[str, ...]] = {
     "data": ("data",),
+    "cache": ("pyramid", "vision"),
     "flex": ("pyramid", "vision", "text", "language", "flex", "loader.batch_images", *LEARNING),
     "rollouts": ("budget", "cost"),
     "gate": ("gate", "rule", "reward", "seed", "seeds", "ablations", *LEARNING),
@@ -84,10 +86,19 @@ class Run:
         # another source's keys change nothing, nor does the number of processes that render
         ours = self.config.data.source == "scenes"
         flat = {k: v for k, v in flat.items() if not k.startswith("data.scenes.") or (ours and not k.endswith(".workers"))}
-        before = STAGES.index(stage) - 1
-        if before >= 0:
-            flat[f"the {STAGES[before]} stage"] = _digest(self.fingerprint(STAGES[before]))
+        flat.pop("data.cache", None)
+        if stage != "data":
+            # cached maps are what the encoder gives, so nothing depends on the cache
+            before = "data" if stage == "flex" else STAGES[STAGES.index(stage) - 1]
+            flat[f"the {before} stage"] = _digest(self.fingerprint(before))
         return flat
+
+    @property
+    def cache(self) -> Path | None:
+        """The directory of the cached maps, if they are to be used."""
+        if self.config.data.cache == "run":
+            return self.directory("cache")
+        return None if self.config.data.cache is None else Path(self.config.data.cache)
 
     def directory(self, stage: str) -> Path:
         """Where a stage is: borrowed if another run has it and this one does not."""
@@ -135,8 +146,7 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
     """Run the config's stages in order; returns the run's directory."""
     run = Run(config, nodes)
     # what cannot work is refused before any work
-    size, levels, grid = config.pyramid.size, config.pyramid.levels, tuple(config.pyramid.grid)
-    pyramid = Pyramid(size, levels, map_stride(config.vision), grid)
+    pyramid, size = _pyramid(config), config.pyramid.size
     check_trainer(config.trainer, [config.flex.optimizer.steps, config.rule.optimizer.steps])
     if config.vision.weights not in ("none", "hub"):
         read_weights(config.vision.weights)
@@ -145,9 +155,11 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
         run.done(stage)
         if stage in config.stages:
             _check_before(run, stage, config.stages)
+    if run.cache is not None and config.data.cache != "run":
+        _check_cache(run, VisionEncoder(config.vision))
     _keep_config(run)
     for stage in STAGES:
-        if stage not in config.stages:
+        if stage not in config.stages or (stage == "cache" and config.data.cache != "run"):
             continue
         if run.done(stage):
             _say(run, f"{stage}: done before, in {run.directory(stage)}")
@@ -167,6 +179,8 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
 def _check_before(run: Run, stage: str, wanted: Sequence[str] = ()) -> None:
     """Every earlier stage must be finished, or among the stages that this run will do."""
     for before in STAGES[: STAGES.index(stage)]:
+        if before == "cache" and run.config.data.cache != "run":
+            continue
         if before not in wanted and not run.done(before):
             raise UserError(
                 f"stage {stage} needs {run.root / before}, which is not finished; "
@@ -179,9 +193,21 @@ def prepare_data(run: Run) -> None:
         prepare(run.config.data, run.root / "data")
 
 
+def cache_maps(run: Run) -> None:
+    config, pyramid = run.config, _pyramid(run.config)
+    trainer = build_trainer(config.trainer, run.root / "cache", title="cache")
+    torch.manual_seed(config.flex.seed)  # weights=none are those that flex will draw
+    vision = VisionEncoder(config.vision)
+    data = {split: _split(run, split) for split in SPLITS}
+    made = fingerprint(config.vision, vision, pyramid, run.directory("data"))
+    images, workers = config.loader.rollout_images, config.loader.workers
+    write_cache(trainer, vision, pyramid, data, run.root / "cache", made, images, workers)
+
+
 def train_flex(run: Run) -> None:
     config, directory = run.config, run.root / "flex"
-    data = _split(run, "train")
+    torch.manual_seed(config.flex.seed)
+    data = _maps(run, "train", VisionEncoder(config.vision))
     tokenizer = train_tokenizer(_texts(data), config.language.vocabulary)
     torch.manual_seed(config.flex.seed)
     model = NativeModel(config.model, tokenizer)
@@ -201,7 +227,7 @@ def roll_out_splits(run: Run) -> None:
             continue
         trainer = build_trainer(config.trainer, directory)
         module = RolloutModule(model, actions, config.budget, split)
-        roll_out(trainer, module, _split(run, split), config.loader.rollout_images, directory)
+        roll_out(trainer, module, _maps(run, split, model.vision), config.loader.rollout_images, directory)
 
 
 def train_gates(run: Run) -> None:
@@ -220,7 +246,7 @@ def train_gates(run: Run) -> None:
             gate = build_gate(replace(config.gate, name=name), environment.layout)
             module = find_rule(config.rule.name)(config.rule, gate, environment, config.reward, seed)
             if config.rule.online:
-                side, data = config.pyramid.size, _split(run, "gate")
+                side, data = config.pyramid.size, _maps(run, "gate", _model(run).vision)
                 _fit(run, module, data, partial(collate, side=side), config.loader.batch_images, directory, method, seed)
             else:
                 _fit(run, module, range(len(tables["gate"])), torch.tensor, config.rule.batch, directory, method, seed)
@@ -246,6 +272,7 @@ def show_frontier(run: Run) -> None:
 
 RUNNERS: dict[str, Callable[[Run], None]] = {
     "data": prepare_data,
+    "cache": cache_maps,
     "flex": train_flex,
     "rollouts": roll_out_splits,
     "gate": train_gates,
@@ -301,14 +328,34 @@ def _split(run: Run, split: str) -> ShardDataset:
     return data
 
 
+def _maps(run: Run, split: str, vision: VisionEncoder) -> ShardDataset | CachedDataset:
+    """A split's samples, with their maps where those are cached."""
+    data = _split(run, split)
+    if run.cache is None:
+        return data
+    _check_cache(run, vision)
+    return CachedDataset(data, run.cache, split, _pyramid(run.config))
+
+
+def _check_cache(run: Run, vision: VisionEncoder) -> None:
+    data = run.directory("data") if run.done("data") else None
+    assert run.cache is not None
+    check_cache(run.cache, fingerprint(run.config.vision, vision, _pyramid(run.config), data))
+
+
+def _pyramid(config: Config) -> Pyramid:
+    p = config.pyramid
+    return Pyramid(p.size, p.levels, map_stride(config.vision), tuple(p.grid))
+
+
 def _model(run: Run) -> NativeModel:
     # costs may be counted anew without training anew
     return NativeModel.load(run.directory("flex"), run.config.cost)
 
 
-def _texts(data: ShardDataset) -> list[str]:
-    samples = (data[i] for i in range(len(data)))
-    return [t for s in samples if s is not None for q in s.questions for t in (q.text, *q.answers)]
+def _texts(data: ShardDataset | CachedDataset) -> list[str]:
+    asked = (data.questions(i) or () for i in range(len(data)))
+    return [t for questions in asked for q in questions for t in (q.text, *q.answers)]
 
 
 def _keep_config(run: Run) -> None:

@@ -70,7 +70,9 @@ def same(a: Path, b: Path) -> bool:
 @pytest.mark.parametrize("rule", ["supervised", "gumbel"])
 def test_every_experiment_runs_two_steps_through_all_stages(experiment: str, rule: str, tmp_path: Path) -> None:
     root = run_stages(tiny(tmp_path, f"rule={rule}", *TWO_STEPS, experiment=experiment), {})
-    assert [json.loads((root / stage / "stage.json").read_text())["done"] for stage in STAGES] == [True] * len(STAGES)
+    made = [stage for stage in STAGES if stage != "cache"]
+    assert [json.loads((root / stage / "stage.json").read_text())["done"] for stage in made] == [True] * len(made)
+    assert not (root / "cache").exists()
     rows = json.loads((root / "frontier.json").read_text())
     assert {"full", "reference", "gate", "gate:query_only", "random", "oracle:type"} <= {row["method"] for row in rows}
     for picture in ("frontier.png", "selections.png"):
@@ -237,3 +239,38 @@ def test_a_truncated_checkpoint_is_named(copied: Path) -> None:
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"last.ckpt is no whole checkpoint .*delete it"):
         run_stages(tiny(copied, "name=done"), {})
+
+
+def test_a_run_trains_and_decides_on_cached_maps_as_on_pixels(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    short = ("trainer.quiet=false", "stages=[data,cache,flex,rollouts]")
+    first = run_stages(tiny(tmp_path, "name=cached", "data.cache=run", *short), {})
+    maps = weights(first / "cache" / "gate-000000.safetensors")
+    assert maps["size"].shape == (12, 2) and maps["tile_0"].dtype == torch.float16
+    plain = run_stages(tiny(tmp_path, "name=plain", *short), {})
+    for part in ("flex/model", "rollouts/gate/table"):
+        a, b = (weights(root / f"{part}.safetensors") for root in (first, plain))
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.allclose(a[name].double(), b[name].double(), rtol=0.02, atol=0.02), name
+    for stage in ("flex", "rollouts"):
+        shutil.rmtree(first / stage)
+    capfd.readouterr()
+    later = run_stages(tiny(tmp_path, "name=later", f"from={first}", "data.cache=run", "flex.seed=2", *short), {})
+    assert f"cache: done before, in {first}/cache" in capfd.readouterr().err and not (later / "cache").exists()
+    other = run_stages(tiny(tmp_path, "name=other", f"data.cache={first}/cache", "flex.seed=2", *short), {})
+    assert same(later / "flex" / "model.safetensors", other / "flex" / "model.safetensors")
+
+
+def test_a_stale_cache_is_refused_before_any_work(tmp_path: Path) -> None:
+    first = run_stages(tiny(tmp_path, "name=cached", "data.cache=run", "stages=[data,cache]"), {})
+    wrong = tiny(tmp_path, "name=other", f"data.cache={first}/cache", "vision.out_index=1", "pyramid.levels=2")
+    with pytest.raises(UserError, match="is stale: made with vision.out_index=2, this run has 1"):
+        run_stages(wrong, {})
+    with pytest.raises(UserError, match="holds no cache.json"):
+        run_stages(tiny(tmp_path, "name=other", f"data.cache={tmp_path}/none"), {})
+    assert not (tmp_path / "other").exists()
+
+
+def test_maps_of_an_encoder_that_trains_are_not_cached(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.cache=run with vision.frozen=false: maps would change"):
+        tiny(tmp_path, "data.cache=run", "vision.frozen=false")

@@ -90,17 +90,30 @@ class ShardDataset(Dataset[Sample | None]):
         return len(self._entries)
 
     def __getitem__(self, index: int) -> Sample | None:
-        entry = self._entries[index]
+        entry, questions = self._entries[index], self.questions(index)
+        if questions is None:
+            return None
         try:
-            questions = _parse_questions(self._read(entry.shard, entry.questions))
             with Image.open(io.BytesIO(self._read(entry.shard, entry.image)), formats=("PNG", "JPEG")) as image:
                 return Sample(entry.key, fit(image, self._size), questions)
         except Exception as error:  # decoders raise almost anything on broken bytes
-            if entry.key not in self._failed:
-                self._failed.add(entry.key)
-                self.faults.append(Fault(entry.shard, entry.key, f"{type(error).__name__}: {error}"))
-                logger.warning("%s", self.faults[-1])
+            self._record(entry, error)
             return None
+
+    def questions(self, index: int) -> tuple[Question, ...] | None:
+        """A sample's questions alone; None where they are broken."""
+        entry = self._entries[index]
+        try:
+            return _parse_questions(self._read(entry.shard, entry.questions))
+        except Exception as error:
+            self._record(entry, error)
+            return None
+
+    def _record(self, entry: "_Entry", error: Exception) -> None:
+        if entry.key not in self._failed:
+            self._failed.add(entry.key)
+            self.faults.append(Fault(entry.shard, entry.key, f"{type(error).__name__}: {error}"))
+            logger.warning("%s", self.faults[-1])
 
     @property
     def image_keys(self) -> list[str]:

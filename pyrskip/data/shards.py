@@ -36,7 +36,8 @@ class DataConfig:
 
     gate_fraction, val_fraction: shares of the source's training images that train gates, and that choose between them;
     flex trains on what is left. seed: of the division. limit: at most so many images of each split, for quick runs.
-    scenes: read where the source is scenes.
+    scenes: read where the source is scenes. cache: null, or where the frozen encoder's maps are kept: 'run' is this run's own
+    (or its lender's) cache stage, else the directory of a cache.
     """
 
     source: str = "easy_vqa"
@@ -45,6 +46,7 @@ class DataConfig:
     seed: int = 0
     limit: int | None = None
     samples_per_shard: int = 500
+    cache: str | None = None
     scenes: SceneConfig = field(default_factory=SceneConfig)
 
     def __post_init__(self) -> None:
@@ -129,7 +131,7 @@ def prepare(config: DataConfig, directory: Path) -> Index:
         "source": config.source,
         "splits": {split: [asdict(shard) for shard in shards] for split, shards in written.items()},
     }
-    with _whole_file(directory / INDEX) as file:
+    with whole_file(directory / INDEX) as file:
         file.write(json.dumps(content, indent=2).encode())
     return read_index(directory)
 
@@ -190,7 +192,7 @@ def _shuffled(keys: list[str], seed: int) -> list[str]:
 def _write_shard(path: Path, records: list[Record]) -> Shard:
     # owner, mode and time are fixed, so that the same records are the same bytes
     with (
-        _whole_file(path) as file,
+        whole_file(path) as file,
         TarWriter(file, user="", group="", mode=0o444, encoder=False, mtime=0) as tar,
     ):
         for record in records:
@@ -213,7 +215,7 @@ def _plain(question: Question) -> dict[str, object]:
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that takes its name once all of it is on the disk, and leaves nothing behind otherwise."""
     temporary = path.with_name(f".{path.name}.tmp")
     with _writing(path):

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from pyrskip.metrics import exact
 from pyrskip.models.native import NativeModel
 from pyrskip.rollouts.environments import TableEnvironment, observe
 from pyrskip.rollouts.table import RolloutTable
-from pyrskip.sample import Batch, Sample
+from pyrskip.sample import Batch, Question, Sample
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,11 @@ def lookup_accuracy(data: Path, side: int) -> float:
     """Test accuracy of the majority answer of each question text among all training questions: no image, no model."""
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for split in ("train", "gate", "val"):
-        for _, question in _questions(ShardDataset(data, split, side)):
+        for question in _questions(ShardDataset(data, split, side)):
             seen[question.text][question.answers[0]] += 1
     overall = sum(seen.values(), Counter()).most_common(1)[0][0]
     guesses = {text: answers.most_common(1)[0][0] for text, answers in seen.items()}
-    right = [guesses.get(q.text, overall) in q.answers for _, q in _questions(ShardDataset(data, "test", side))]
+    right = [guesses.get(q.text, overall) in q.answers for q in _questions(ShardDataset(data, "test", side))]
     return sum(right) / len(right)
 
 
@@ -223,8 +223,6 @@ def write_json(path: Path, content: Any) -> None:
         raise UserError(f"{path} cannot be written: {error}") from error
 
 
-def _questions(data: ShardDataset) -> Any:
+def _questions(data: ShardDataset) -> Iterator[Question]:
     for i in range(len(data)):
-        sample = data[i]
-        if sample is not None:
-            yield from ((sample, question) for question in sample.questions)
+        yield from data.questions(i) or ()

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from pyrskip.budget import BudgetRule
 from pyrskip.cost import Cost
+from pyrskip.data.cache import CachedDataset
 from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.data.sampler import EvalSampler
 from pyrskip.decision import ActionSet, blind, reference
@@ -91,7 +92,9 @@ class RolloutModule(pl.LightningModule):
         return cosine.masked_fill(member.sum(1) == 0, -1.0)
 
 
-def roll_out(trainer: pl.Trainer, module: RolloutModule, data: ShardDataset, images: int, directory: Path) -> None:
+def roll_out(
+    trainer: pl.Trainer, module: RolloutModule, data: ShardDataset | CachedDataset, images: int, directory: Path
+) -> None:
     """Write `directory`/table.safetensors, each rank a part of it first."""
     sampler = EvalSampler(len(data), images, trainer.global_rank, trainer.world_size)
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=partial(collate, side=module.model.pyramid.size))
