@@ -7,7 +7,7 @@ Same fingerprint: a finished stage is skipped, an unfinished one resumed. Change
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from pyrskip.config import STAGES, Config, to_plain
+from pyrskip.config import Config, to_plain
 from pyrskip.data.datamodule import StepData
 from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.data.shards import prepare, read_index
@@ -27,11 +27,13 @@ from pyrskip.evaluation.evaluate import evaluate
 from pyrskip.gates import build_gate, save_gate
 from pyrskip.models.language import train_tokenizer
 from pyrskip.models.native import NativeModel
+from pyrskip.models.remote import RemoteModel
+from pyrskip.models.served import ServedModel, build_served, file_digest, identity
 from pyrskip.models.vision import map_stride, read_weights
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.environments import Environment, ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
-from pyrskip.rollouts.table import RolloutTable
+from pyrskip.rollouts.table import RolloutTable, check_origin
 from pyrskip.tracking.loggers import loggers
 from pyrskip.training import find_rule
 from pyrskip.training.flex import FlexModule
@@ -42,10 +44,17 @@ LEARNING = ("trainer.accumulate", "trainer.gradient_clip", "trainer.precision")
 KEYS: dict[str, tuple[str, ...]] = {
     "data": ("data",),
     "flex": ("pyramid", "vision", "text", "language", "flex", "loader.batch_images", *LEARNING),
-    "rollouts": ("budget", "cost"),
+    "rollouts": ("actions", "budget", "cost"),
     "gate": ("gate", "rule", "reward", "seed", "seeds", "ablations", *LEARNING),
     "frontier": ("evaluation",),
 }
+# of the rollouts of a served model, which no flex stage stands behind
+SERVED = ("model", "pyramid", "vision", "text")
+# where a served model is and how fast it is asked, not what it answers
+PLACES = (*(f"model.remote.{k}" for k in ("url", "key", "parallel", "timeout", "retries")), "model.hf.at_once")
+# a server's count of prompt tokens may be so far from the cost's before that is said
+COUNT_TOLERANCE = 0.2
+ROLLED = ("gate", "val", "test")
 FAULTS_TOLD = 10
 WAIT_SECONDS = 7200
 # directories of gates: the config's own, and the ablations by the gate that they train
@@ -76,7 +85,8 @@ class Run:
         """Flat: the stage's config keys, and the digest of the stage before it."""
         plain = to_plain(self.config)
         flat: dict[str, Any] = {}
-        for key in KEYS[stage]:
+        keys = KEYS[stage] + SERVED * (stage == "rollouts" and self.config.model.served)
+        for key in keys:
             value = plain
             for part in key.split("."):
                 value = value[part]
@@ -84,9 +94,12 @@ class Run:
         # another source's keys change nothing, nor does the number of processes that render
         ours = self.config.data.source == "scenes"
         flat = {k: v for k, v in flat.items() if not k.startswith("data.scenes.") or (ours and not k.endswith(".workers"))}
-        before = STAGES.index(stage) - 1
+        others = tuple(f"model.{name}." for name in ("hf", "remote") if name != self.config.model.name)
+        flat = {k: v for k, v in flat.items() if k not in PLACES and not k.startswith(others)}
+        chain = self.config.chain
+        before = chain.index(stage) - 1
         if before >= 0:
-            flat[f"the {STAGES[before]} stage"] = _digest(self.fingerprint(STAGES[before]))
+            flat[f"the {chain[before]} stage"] = _digest(self.fingerprint(chain[before]))
         return flat
 
     def directory(self, stage: str) -> Path:
@@ -140,13 +153,15 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
     check_trainer(config.trainer, [config.flex.optimizer.steps, config.rule.optimizer.steps])
     if config.vision.weights not in ("none", "hub"):
         read_weights(config.vision.weights)
-    ActionSet.by_level(pyramid).tokens(pyramid.capacity(torch.tensor([[size, size]])), config.budget)
-    for stage in STAGES:
+    ActionSet.build(pyramid, config.actions).tokens(pyramid.capacity(torch.tensor([[size, size]])), config.budget)
+    if config.model.served:
+        config.check_served()
+    for stage in config.chain:
         run.done(stage)
         if stage in config.stages:
             _check_before(run, stage, config.stages)
     _keep_config(run)
-    for stage in STAGES:
+    for stage in config.chain:
         if stage not in config.stages:
             continue
         if run.done(stage):
@@ -166,7 +181,7 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
 
 def _check_before(run: Run, stage: str, wanted: Sequence[str] = ()) -> None:
     """Every earlier stage must be finished, or among the stages that this run will do."""
-    for before in STAGES[: STAGES.index(stage)]:
+    for before in run.config.chain[: run.config.chain.index(stage)]:
         if before not in wanted and not run.done(before):
             raise UserError(
                 f"stage {stage} needs {run.root / before}, which is not finished; "
@@ -184,7 +199,7 @@ def train_flex(run: Run) -> None:
     data = _split(run, "train")
     tokenizer = train_tokenizer(_texts(data), config.language.vocabulary)
     torch.manual_seed(config.flex.seed)
-    model = NativeModel(config.model, tokenizer)
+    model = NativeModel(config.native, tokenizer)
     module = FlexModule(config.flex, model, ActionSet.by_level(model.pyramid))
     _fit(run, module, data, partial(collate, side=config.pyramid.size), config.loader.batch_images, directory, "flex")
     if _first_rank():
@@ -194,19 +209,28 @@ def train_flex(run: Run) -> None:
 def roll_out_splits(run: Run) -> None:
     config = run.config
     model = _model(run)
-    actions = ActionSet.by_level(model.pyramid)
-    for split in ("gate", "val", "test"):
-        directory = run.root / "rollouts" / split
+    for split in ROLLED:
+        directory, origin = run.root / "rollouts" / split, _origin(run, split)
         if (directory / "table.json").exists():
+            check_origin(RolloutTable.load(directory), origin, directory)
             continue
         trainer = build_trainer(config.trainer, directory)
-        module = RolloutModule(model, actions, config.budget, split)
-        roll_out(trainer, module, _split(run, split), config.loader.rollout_images, directory)
+        module = RolloutModule(model, ActionSet.build(model.pyramid, config.actions), config.budget, split, origin)
+        loader = config.loader
+        data = _split(run, split)
+        roll_out(trainer, module, data, loader.rollout_images, loader.chunk_images, directory, config.trainer.quiet)
+    if isinstance(model, ServedModel) and isinstance(model.box, RemoteModel) and model.box.told:
+        off = model.box.taken / model.box.told
+        if abs(off - 1) > COUNT_TOLERANCE:
+            _say(
+                run,
+                f"the server counted {model.box.told} prompt tokens, model.remote's sizes say {model.box.taken}: costs are off",
+            )
 
 
 def train_gates(run: Run) -> None:
     config = run.config
-    tables = load_tables(run.directory("rollouts"), ("gate", "val"))
+    tables = _tables(run, ("gate", "val"))
     unit = tables["gate"].mean_full_flops
     _check_target(config, tables["gate"])
     methods = methods_of(config)
@@ -239,9 +263,10 @@ def show_frontier(run: Run) -> None:
             for method in methods_of(run.config)
         }
         model = _model(run)
-        tables = load_tables(run.directory("rollouts"), ("gate", "val", "test"))
+        tables = _tables(run, ROLLED)
         seeds = range(run.config.seed, run.config.seed + run.config.seeds)
-        evaluate(run.config.evaluation, model, tables, gates, list(seeds), run.directory("data"), run.root)
+        crossed = _crossed(run, tables)
+        evaluate(run.config.evaluation, model, tables, gates, list(seeds), run.directory("data"), run.root, crossed)
 
 
 RUNNERS: dict[str, Callable[[Run], None]] = {
@@ -253,8 +278,62 @@ RUNNERS: dict[str, Callable[[Run], None]] = {
 }
 
 
-def load_tables(directory: Path, splits: tuple[str, ...]) -> dict[str, RolloutTable]:
-    return {split: RolloutTable.load(directory / split) for split in splits}
+def rollouts_of(config: Config, nodes: dict[str, Any]) -> dict[str, RolloutTable]:
+    """A finished run's rollouts by split, on the first rank; nothing on others."""
+    return _tables(Run(config, nodes), ROLLED) if _first_rank() else {}
+
+
+def _tables(run: Run, splits: Sequence[str]) -> dict[str, RolloutTable]:
+    """The run's rollouts. Raises UserError where they are not what this run would roll out."""
+    directory = run.directory("rollouts")
+    tables = {split: RolloutTable.load(directory / split) for split in splits}
+    for split, table in tables.items():
+        check_origin(table, _origin(run, split), directory / split)
+    return tables
+
+
+def _crossed(run: Run, tables: Mapping[str, RolloutTable]) -> dict[str, RolloutTable] | None:
+    """The rollouts of evaluation.cross: alike in everything but the model's weights."""
+    if run.config.evaluation.cross is None:
+        return None
+    directory = Path(run.config.evaluation.cross) / "rollouts"
+    crossed = {split: RolloutTable.load(directory / split) for split in tables}
+    for split, table in crossed.items():
+        own = tables[split].origin
+        if table.origin["model"] == own["model"]:
+            raise UserError(
+                f"evaluation.cross={run.config.evaluation.cross} holds rollouts of this run's own model; allowed: a run with "
+                "another flex.seed on the same data"
+            )
+        check_origin(table, {**own, "model": table.origin["model"]}, directory / split)
+    return crossed
+
+
+def _origin(run: Run, split: str) -> dict[str, str]:
+    """What a split's rollouts depend on, in words that a refusal can name."""
+    config = run.config
+    index = read_index(run.directory("data"))
+    shards = json.dumps([shard.sha256 for shard in index.splits[split]])
+    pyramid = Pyramid(config.pyramid.size, config.pyramid.levels, map_stride(config.vision), tuple(config.pyramid.grid))
+    actions = ActionSet.build(pyramid, config.actions)
+    if config.model.served:
+        model, longest = identity(config.model), config.model.max_answer
+        sight = f"{config.vision.backbone} map {config.vision.out_index} {config.vision.weights}, {config.text.name}"
+    else:
+        model, longest = f"native {file_digest(run.directory('flex') / 'model.safetensors')}", config.language.max_answer
+        sight = f"the model's own, {config.text.name}"
+    return {
+        "model": model,
+        "data": f"{index.source} {_digest({'shards': shards})}",
+        "split": split,
+        "layout": f"{pyramid.size} px, {pyramid.levels} levels, grid {list(pyramid.grid)}, stride {pyramid.stride}",
+        "action set": f"{len(actions)} actions {_digest({'selection': actions.selection.int().tolist()})}",
+        "budget": json.dumps(to_plain(config.budget)),
+        "cost": json.dumps(to_plain(config.cost)),
+        "metric": "exact",
+        "decoding": f"greedy, at most {longest} tokens",
+        "sight of the gate": sight,
+    }
 
 
 def gate_directory(root: Path, method: str, seed: int) -> Path:
@@ -286,6 +365,7 @@ def _check_target(config: Config, table: RolloutTable) -> None:
 def _environment(run: Run, table: RolloutTable, unit: float) -> Environment[Any]:
     model = _model(run)
     if run.config.rule.online:
+        assert isinstance(model, NativeModel), "a config with a served model is refused"
         return ModelEnvironment(model, table.actions, run.config.budget, unit)
     return TableEnvironment(table, model.pyramid, run.config.budget, unit)
 
@@ -301,9 +381,12 @@ def _split(run: Run, split: str) -> ShardDataset:
     return data
 
 
-def _model(run: Run) -> NativeModel:
+def _model(run: Run) -> NativeModel | ServedModel:
+    c = run.config
+    if c.model.served:
+        return build_served(c.model, c.pyramid, c.vision, c.text, c.cost)
     # costs may be counted anew without training anew
-    return NativeModel.load(run.directory("flex"), run.config.cost)
+    return NativeModel.load(run.directory("flex"), c.cost)
 
 
 def _texts(data: ShardDataset) -> list[str]:

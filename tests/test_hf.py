@@ -1,6 +1,7 @@
 """A third-party model as a black box: a tiny LLaVA with random weights, built from configs."""
 
 import inspect
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ def test_a_tile_that_is_not_square_is_padded_not_cropped(vlm: HfVlm, batch: Batc
 
 
 def test_the_cost_is_the_flops_that_really_run(vlm: HfVlm, batch: Batch) -> None:
-    counted = HfVlm(vlm.model, vlm.processor, PYRAMID, HfConfig(cost=CostConfig(answer_tokens=0)))
+    counted = HfVlm(vlm.model, vlm.processor, PYRAMID, cost=CostConfig(answer_tokens=0))
     for row in range(len(batch)):
         one, asked = batch.rows([row]), ASKED[row : row + 1]
         size = one.size[one.image_of]
@@ -259,12 +260,12 @@ def test_an_instruction_follows_every_question(vlm: HfVlm, batch: Batch) -> None
 def test_it_loads_from_a_folder_of_safetensors_alone(vlm: HfVlm, batch: Batch, tmp_path: Path) -> None:
     vlm.model.save_pretrained(tmp_path)
     vlm.processor.save_pretrained(tmp_path)
-    loaded = HfVlm.from_pretrained(str(tmp_path), PYRAMID, vlm.config)
+    loaded = HfVlm.from_pretrained(replace(vlm.config, path=str(tmp_path)), PYRAMID)
     torch.testing.assert_close(loaded.loglik(batch, ASKED), vlm.loglik(batch, ASKED), atol=1e-4, rtol=1e-4)
     (tmp_path / "model.safetensors").unlink()
     torch.save(vlm.model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors"):
-        HfVlm.from_pretrained(str(tmp_path), PYRAMID)
+        HfVlm.from_pretrained(HfConfig(str(tmp_path)), PYRAMID)
 
 
 def test_another_family_is_refused() -> None:
@@ -283,7 +284,7 @@ def test_another_family_in_a_folder_is_refused_before_its_weights_are_read(tmp_p
 
     Idefics3Config().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="idefics3"):
-        HfVlm.from_pretrained(str(tmp_path), PYRAMID)
+        HfVlm.from_pretrained(HfConfig(str(tmp_path)), PYRAMID)
 
 
 @pytest.mark.parametrize(

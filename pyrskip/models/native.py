@@ -19,15 +19,16 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pyrskip.cost import Attention, Convention, Cost, Unit, decode_flops, kv_bytes, prefill_flops
-from pyrskip.decision import realise
+from pyrskip.decision import realise, reference
 from pyrskip.errors import UserError
 from pyrskip.metrics import Metric, exact
 from pyrskip.models.language import Decoder, LanguageConfig
 from pyrskip.models.projector import Projector, pool
 from pyrskip.models.text import TextConfig, build_text
 from pyrskip.models.tiers import Features
+from pyrskip.models.tiles import encode_flops, encode_tiles
 from pyrskip.models.vision import VisionConfig, VisionEncoder
-from pyrskip.pyramid import Pyramid, mipmaps
+from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
 
 
@@ -90,6 +91,7 @@ class NativeModel(nn.Module):
         self.vision = VisionEncoder(config.vision)
         p = config.pyramid
         self.pyramid = Pyramid(p.size, p.levels, self.vision.stride, tuple(p.grid))
+        self.reference = reference(self.pyramid)
         self.language = Decoder(config.language, tokenizer)
         self.projector = Projector(self.vision.channels, self.language.width, p.levels)
         self.text = build_text(config.text, self.language)
@@ -128,29 +130,14 @@ class NativeModel(nn.Module):
     def device(self) -> torch.device:
         return self.language.embed.weight.device
 
+    @property
+    def encoded(self) -> int:
+        """Tiles that have been encoded."""
+        return self.vision.encoded
+
     def encode(self, batch: Batch, keep: Tensor) -> Features:
         """Encode the tiles that any question of an image keeps. keep [B, T] bool."""
-        images, tiles = len(batch.image), self.pyramid.tiles
-        wanted = torch.zeros(images, tiles, dtype=torch.int64, device=keep.device)
-        wanted = wanted.index_add(0, batch.image_of, keep.long()) > 0
-        pixels = self.pyramid.pixels(batch.size)
-        wanted &= pixels[..., 0] > 0
-        levels = mipmaps(batch.image.float() / 255, batch.size, self.pyramid.levels)
-        maps = [self._encode_tile(levels, tile, wanted[:, tile], pixels[:, tile]) for tile in range(tiles)]
-        return Features(tuple(maps), wanted)
-
-    def _encode_tile(self, levels: list[Tensor], tile: int, wanted: Tensor, pixels: Tensor) -> Tensor:
-        level, stride = int(self.pyramid.tile_level[tile]), self.vision.stride
-        crop = self.pyramid.crop(levels[level], tile)
-        side = crop.shape[-1] // stride
-        out = crop.new_zeros(len(crop), self.vision.channels, side, side)
-        extent = -(-pixels // stride)
-        for rows, columns in torch.unique(extent[wanted], dim=0).tolist():
-            images = (wanted & (extent == extent.new_tensor([rows, columns])).all(-1)).nonzero().squeeze(1)
-            features = self.vision(crop[images, :, : rows * stride, : columns * stride])
-            out = out.to(features.dtype)
-            out[images, :, :rows, :columns] = features
-        return out
+        return encode_tiles(self.vision, self.pyramid, batch, keep)
 
     def project(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens of a decision, packed: a row's real tokens come first, finest level first, glance last.
@@ -276,11 +263,11 @@ class NativeModel(nn.Module):
 
     def encode_flops(self, size: Tensor) -> Tensor:
         """Measured FLOPs of encoding every tile. size [B, 2] -> [B, T] float64."""
-        stride = self.vision.stride
-        extent = -(-self.pyramid.pixels(size) // stride) * stride
-        unique, of = torch.unique(extent.flatten(0, 1), dim=0, return_inverse=True)
-        flops = [float(self.vision.flops(rows, columns)) if rows else 0.0 for rows, columns in unique.tolist()]
-        return torch.tensor(flops, dtype=torch.float64, device=size.device)[of].view(extent.shape[:2])
+        return encode_flops(self.vision, self.pyramid, size)
+
+    def glance_flops(self, size: Tensor) -> Tensor:
+        """None: the gate looks at what is encoded for the answer anyway. size [B, 2] -> [B] float64."""
+        return torch.zeros(len(size), dtype=torch.float64, device=size.device)
 
     def _share(self, flops: int) -> float:
         return flops / 2 if self.convention.unit == "macs" else float(flops)
