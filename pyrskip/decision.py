@@ -40,8 +40,8 @@ def realise(asked: Tensor, cells: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ActionConfig:
-    """Which selections are candidates. unit: 'level' (whole levels) or 'tile' (single tiles). sample: so many of single tiles,
-    drawn by `seed`, with those of whole levels always among them; None lists all."""
+    """Which decisions are candidates. unit: 'level' (whole levels) or 'tile' (single tiles). sample: at most so many, drawn by
+    `seed`, with those that keep whole levels whole always among them; None lists all."""
 
     unit: str = "level"
     sample: int | None = None
@@ -50,10 +50,6 @@ class ActionConfig:
     def __post_init__(self) -> None:
         if self.unit not in ("level", "tile"):
             raise choose("actions.unit", self.unit, ("level", "tile"))
-        if self.sample is not None and self.unit == "level":
-            raise UserError(
-                f"actions.sample={self.sample} is for actions.unit=tile; allowed with unit=level: null, for all sets"
-            )
         if self.seed < 0 or (self.sample is not None and not 2 <= self.sample <= MAX_ACTIONS):
             raise UserError(
                 f"actions.sample={self.sample}, seed={self.seed}: allowed: null or 2 to {MAX_ACTIONS}, and at least 0"
@@ -62,66 +58,59 @@ class ActionConfig:
 
 @dataclass(frozen=True)
 class ActionSet:
-    """The candidate selections, where they can be listed. selection [S, T] bool; names: what is kept beside the glance, a level
-    by its number and a tile by its level and place."""
+    """The candidate decisions, where they can be listed.
+
+    selection [S, T] bool; names: what is kept beside the glance, a level by its number and a tile by its level and place, with
+    the rung (level:rung) where it is not the highest. ladder: the rungs, ascending from 0, and rung [S, T] int64: which of
+    them is asked of each tile. Rung r of highest rung R asks for r / R of a tile's capacity. Without a ladder the budget rule
+    gives the tokens.
+    """
 
     selection: Tensor
     names: tuple[str, ...]
+    ladder: tuple[int, ...] = ()
+    rung: Tensor | None = None
 
     @classmethod
-    def build(cls, pyramid: Pyramid, config: ActionConfig) -> "ActionSet":
-        """The config's candidates. Raises UserError where they are too many to list or too few to hold every level."""
-        if config.unit == "level":
-            return cls.by_level(pyramid)
-        if config.sample is None or config.sample >= 2 ** (pyramid.tiles - 1):
-            return cls.by_tile(pyramid)
-        return cls.sampled(pyramid, config)
+    def of(cls, pyramid: Pyramid, budget: BudgetRule, config: ActionConfig | None = None) -> "ActionSet":
+        """The product of what may be asked of every unit but the glance: the budget's rungs, or all and nothing.
+
+        Or a sample of it. Raises UserError where the product is too large to list, and says how large.
+        """
+        config, ladder = config or ActionConfig(), budget.rungs or ()
+        unit = pyramid.tile_level if config.unit == "level" else torch.arange(pyramid.tiles)
+        finer, choices = int(unit[-1]), len(ladder) or 2
+        size = choices**finer
+        if config.sample is not None and config.sample < size:
+            return cls._named(pyramid, _draw(pyramid, unit, choices, config), ladder)
+        if size > MAX_ACTIONS:
+            cut = f"pyramid.levels={pyramid.levels}" if config.unit == "level" else f"pyramid.grid={list(pyramid.grid)}"
+            rungs = f"budget.rungs={list(ladder)} on " if ladder else ""
+            raise UserError(
+                f"{rungs}{cut} gives {size} {'decisions' if ladder else 'selections'}; at most {MAX_ACTIONS} can be listed; "
+                "allowed: actions.sample=<how many>, or less of either"
+            )
+        picks = torch.tensor(list(product(range(choices), repeat=finer))).view(size, finer)
+        return cls._named(pyramid, _with_glance(picks, choices)[:, unit], ladder)
 
     @classmethod
     def by_level(cls, pyramid: Pyramid) -> "ActionSet":
         """All 2^(L-1) sets of whole levels that hold the glance, cheapest names first: 'glance', '2', '1', '1,2', ..."""
-        finer = pyramid.levels - 1
-        if 2**finer > MAX_ACTIONS:
-            raise UserError(f"pyramid.levels={pyramid.levels} gives {2**finer} selections; at most {MAX_ACTIONS} can be listed")
-        keeps = sorted(product((False, True), repeat=finer), key=lambda keep: keep)
-        return cls._of(pyramid, torch.tensor([[*keep, True] for keep in keeps])[:, pyramid.tile_level])
+        return cls.of(pyramid, BudgetRule())
 
     @classmethod
-    def by_tile(cls, pyramid: Pyramid) -> "ActionSet":
-        """All 2^(T-1) sets of tiles that hold the glance: 'glance', '1', '0.3', '0.3,1', ..."""
-        finer = pyramid.tiles - 1
-        if 2**finer > MAX_ACTIONS:
-            raise UserError(
-                f"pyramid.grid={list(pyramid.grid)} gives {2**finer} selections of single tiles; at most {MAX_ACTIONS} can be "
-                "listed; allowed: actions.sample=<how many>, actions.unit=level, or a smaller grid"
-            )
-        return cls._of(pyramid, torch.tensor([[*keep, True] for keep in product((False, True), repeat=finer)]))
+    def rungs(cls, pyramid: Pyramid, rungs: tuple[int, ...]) -> "ActionSet":
+        """The product of the rungs over all levels but the glance, which is asked for whole: 'glance', '2:64', ..., '0,1,2'.
+
+        rungs: ascending from 0, at least two.
+        """
+        return cls.of(pyramid, BudgetRule(rungs=rungs))
 
     @classmethod
-    def sampled(cls, pyramid: Pyramid, config: ActionConfig) -> "ActionSet":
-        """Every set of whole levels, and random others up to `sample`. A set's share of tiles is drawn first, so that cheap and
-        dear ones are as likely as those between."""
-        assert config.sample is not None
-        whole = cls.by_level(pyramid).selection
-        if len(whole) > config.sample:
-            raise UserError(
-                f"actions.sample={config.sample} has no room for the {len(whole)} selections of whole levels, which are always "
-                f"among them; allowed: {len(whole)} to {MAX_ACTIONS}"
-            )
-        generator = torch.Generator().manual_seed(config.seed)
-        found = {tuple(row): None for row in whole.tolist()}
-        while len(found) < config.sample:
-            share = torch.rand(MAX_ACTIONS, 1, generator=generator)
-            keep = torch.rand(MAX_ACTIONS, pyramid.tiles, generator=generator) < share
-            keep[:, pyramid.glance] = True
-            for row in keep.tolist():
-                if len(found) < config.sample:
-                    found.setdefault(tuple(row))
-        return cls._of(pyramid, torch.tensor(list(found)))
-
-    @classmethod
-    def _of(cls, pyramid: Pyramid, selection: Tensor) -> "ActionSet":
-        return cls(selection, tuple(_name(pyramid, row) for row in selection))
+    def _named(cls, pyramid: Pyramid, rung: Tensor, ladder: tuple[int, ...]) -> "ActionSet":
+        """rung [S, T]: the choice of each tile, 0 or 1 without a ladder."""
+        names = tuple(_name(pyramid, row, ladder) for row in rung)
+        return cls(rung > 0, names, ladder, rung if ladder else None)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -131,21 +120,62 @@ class ActionSet:
 
     @property
     def full(self) -> int:
-        """The action that keeps every tile."""
-        return int(self.selection.sum(-1).argmax())
+        """The action that keeps every tile, whole where there are rungs."""
+        return int((self.selection.long() if self.rung is None else self.rung).sum(-1).argmax())
 
     def tokens(self, capacity: Tensor, budget: BudgetRule) -> Tensor:
         """The decision of each action. capacity [B, T] -> [B, S, T] int64."""
+        if self.rung is not None:
+            return rung_tokens(self.rung.to(capacity.device)[None], self.ladder, capacity[:, None])
         return budget.tokens(self.selection.to(capacity.device)[None], capacity[:, None])
 
 
-def _name(pyramid: Pyramid, selection: Tensor) -> str:
-    """'0.3,1': tile 3 of level 0, and level 1 whole."""
+def _draw(pyramid: Pyramid, unit: Tensor, choices: int, config: ActionConfig) -> Tensor:
+    """Every set of whole levels, and random others up to `sample`: [S, T], the choice of each tile.
+
+    How much is kept is drawn first, so that cheap and dear decisions are as likely as those between.
+    """
+    assert config.sample is not None
+    whole = torch.tensor(list(product((0, choices - 1), repeat=pyramid.levels - 1)))
+    if len(whole) > config.sample:
+        raise UserError(
+            f"actions.sample={config.sample} has no room for the {len(whole)} selections of whole levels, which are always "
+            f"among them; allowed: {len(whole)} to {MAX_ACTIONS}"
+        )
+    found = {tuple(row): None for row in _with_glance(whole, choices)[:, pyramid.tile_level].tolist()}
+    generator = torch.Generator().manual_seed(config.seed)
+    finer = int(unit[-1])
+    while len(found) < config.sample:
+        kept = torch.rand(MAX_ACTIONS, finer, generator=generator) < torch.rand(MAX_ACTIONS, 1, generator=generator)
+        pick = torch.randint(1, choices, (MAX_ACTIONS, finer), generator=generator) * kept
+        for row in _with_glance(pick, choices)[:, unit].tolist():
+            if len(found) < config.sample:
+                found.setdefault(tuple(row))
+    return torch.tensor(list(found))
+
+
+def _with_glance(picks: Tensor, choices: int) -> Tensor:
+    """Choices of all units but the glance [S, n] -> with the glance's, the highest: [S, n + 1]."""
+    return torch.cat([picks, torch.full((len(picks), 1), choices - 1)], dim=1)
+
+
+def _name(pyramid: Pyramid, rung: Tensor, ladder: tuple[int, ...]) -> str:
+    """'0.3:64,1': tile 3 of level 0 at rung 64, and level 1 whole. rung [T]."""
     parts = []
     for level in range(pyramid.levels - 1):
-        tiles = selection[pyramid.tile_level == level].tolist()
-        parts += [str(level)] if all(tiles) else [f"{level}.{i}" for i, kept in enumerate(tiles) if kept]
+        of_tiles = rung[pyramid.tile_level == level].tolist()
+        alike = of_tiles[:1] if len(set(of_tiles)) == 1 else []
+        named = [(str(level), step) for step in alike] or [(f"{level}.{i}", step) for i, step in enumerate(of_tiles)]
+        highest = len(ladder) - 1 if ladder else 1
+        parts += [name if step == highest else f"{name}:{ladder[step]}" for name, step in named if step]
     return ",".join(parts) or "glance"
+
+
+def rung_tokens(rung: Tensor, ladder: tuple[int, ...], capacity: Tensor) -> Tensor:
+    """Tokens that rungs ask for: r / R of the capacity, rounded up. rung and capacity int [..., T] -> int64 [..., T]."""
+    share = torch.tensor([step / ladder[-1] for step in ladder], dtype=torch.float64, device=rung.device)[rung]
+    # a share that is a little over a whole number in floats must not round up
+    return (share * capacity - 1e-6).ceil().long().clamp(min=0)
 
 
 def reference(pyramid: Pyramid) -> Tensor:

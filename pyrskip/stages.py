@@ -153,7 +153,7 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
     check_trainer(config.trainer, [config.flex.optimizer.steps, config.rule.optimizer.steps])
     if config.vision.weights not in ("none", "hub"):
         read_weights(config.vision.weights)
-    ActionSet.build(pyramid, config.actions).tokens(pyramid.capacity(torch.tensor([[size, size]])), config.budget)
+    ActionSet.of(pyramid, config.budget, config.actions).tokens(pyramid.capacity(torch.tensor([[size, size]])), config.budget)
     if config.model.served:
         config.check_served()
     for stage in config.chain:
@@ -209,16 +209,16 @@ def train_flex(run: Run) -> None:
 def roll_out_splits(run: Run) -> None:
     config = run.config
     model = _model(run)
+    actions = ActionSet.of(model.pyramid, config.budget, config.actions)
     for split in ROLLED:
         directory, origin = run.root / "rollouts" / split, _origin(run, split)
         if (directory / "table.json").exists():
             check_origin(RolloutTable.load(directory), origin, directory)
             continue
         trainer = build_trainer(config.trainer, directory)
-        module = RolloutModule(model, ActionSet.build(model.pyramid, config.actions), config.budget, split, origin)
-        loader = config.loader
-        data = _split(run, split)
-        roll_out(trainer, module, data, loader.rollout_images, loader.chunk_images, directory, config.trainer.quiet)
+        module = RolloutModule(model, actions, config.budget, split, origin)
+        images, chunk = config.loader.rollout_images, config.loader.chunk_images
+        roll_out(trainer, module, _split(run, split), images, chunk, directory, config.trainer.quiet)
     if isinstance(model, ServedModel) and isinstance(model.box, RemoteModel) and model.box.told:
         off = model.box.taken / model.box.told
         if abs(off - 1) > COUNT_TOLERANCE:
@@ -315,7 +315,7 @@ def _origin(run: Run, split: str) -> dict[str, str]:
     index = read_index(run.directory("data"))
     shards = json.dumps([shard.sha256 for shard in index.splits[split]])
     pyramid = Pyramid(config.pyramid.size, config.pyramid.levels, map_stride(config.vision), tuple(config.pyramid.grid))
-    actions = ActionSet.build(pyramid, config.actions)
+    actions = ActionSet.of(pyramid, config.budget, config.actions)
     if config.model.served:
         model, longest = identity(config.model), config.model.max_answer
         sight = f"{config.vision.backbone} map {config.vision.out_index} {config.vision.weights}, {config.text.name}"
@@ -327,7 +327,7 @@ def _origin(run: Run, split: str) -> dict[str, str]:
         "data": f"{index.source} {_digest({'shards': shards})}",
         "split": split,
         "layout": f"{pyramid.size} px, {pyramid.levels} levels, grid {list(pyramid.grid)}, stride {pyramid.stride}",
-        "action set": f"{len(actions)} actions {_digest({'selection': actions.selection.int().tolist()})}",
+        "action set": f"{len(actions)} actions {_digest({'names': actions.names, 'ladder': actions.ladder})}",
         "budget": json.dumps(to_plain(config.budget)),
         "cost": json.dumps(to_plain(config.cost)),
         "metric": "exact",

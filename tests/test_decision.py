@@ -110,6 +110,31 @@ def test_more_levels_than_can_be_listed_are_refused() -> None:
         ActionSet.by_level(Pyramid(1 << 13, 14, 1))
 
 
+def test_rungs_list_every_share_of_every_level_and_the_whole_glance() -> None:
+    pyramid = Pyramid(64, 3, 8)
+    actions = ActionSet.rungs(pyramid, (0, 64, 144, 256))
+    assert len(actions) == 4**2 == len(set(actions.names))
+    assert actions.names[:5] == ("glance", "1:64", "1:144", "1", "0:64") and actions.names[actions.full] == "0,1"
+    # whole levels have the names that they have without rungs
+    assert set(ActionSet.by_level(pyramid).names) <= set(actions.names)
+    tokens = actions.tokens(torch.tensor([[64, 16, 4], [3, 0, 1]]), BudgetRule(rungs=(0, 64, 144, 256)))
+    assert tokens[0, :, 1].tolist() == [0, 4, 9, 16] * 4 and tokens[0, :, 2].eq(4).all()
+    assert tokens[0, ::4, 0].tolist() == [0, 16, 36, 64] and tokens[1, ::4, 0].tolist() == [0, 1, 2, 3]
+    assert tokens[1, :, 1].eq(0).all()
+
+
+def test_an_action_set_is_what_the_budget_lists() -> None:
+    pyramid = Pyramid(64, 3, 8, (2, 1, 1))
+    assert ActionSet.of(pyramid, BudgetRule(total=9, floor=1)).names == ActionSet.by_level(pyramid).names
+    actions = ActionSet.of(pyramid, BudgetRule(rungs=(0, 1)))
+    assert actions.selection.equal(ActionSet.by_level(pyramid).selection) and actions.names == ActionSet.by_level(pyramid).names
+
+
+def test_more_rungs_than_can_be_listed_are_refused() -> None:
+    with pytest.raises(UserError, match=r"on pyramid\.levels=8 gives 16384 decisions; at most 4096"):
+        ActionSet.rungs(Pyramid(1 << 7, 8, 1), (0, 1, 2, 3))
+
+
 def test_the_reference_is_the_finest_level_alone_and_the_blind_decision_nothing() -> None:
     pyramid = Pyramid(64, 3, 8, (2, 1, 1))
     assert reference(pyramid).tolist() == [True] * 4 + [False] * 2

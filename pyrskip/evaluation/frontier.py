@@ -266,7 +266,8 @@ def _permuted(action: Tensor, columns: int, generator: torch.Generator) -> Tenso
 def _bernoulli(keep: float, actions: ActionSet, tile_level: Tensor) -> Tensor:
     """Weight of each listed action where each level beside the glance is kept whole with this probability, [1, S]."""
     finer = int(tile_level.max())
-    kept = torch.stack([actions.selection[:, tile_level == i].double().mean(-1) for i in range(finer)], dim=-1)
+    share = actions.selection.double() if actions.rung is None else actions.rung / (len(actions.ladder) - 1)
+    kept = torch.stack([share[:, tile_level == i].mean(-1) for i in range(finer)], dim=-1)
     weight = multilinear(torch.full((1, finer), keep, dtype=torch.float64), kept == 1)
     weight = weight * ((kept == 0) | (kept == 1)).all(-1)
     return weight / weight.sum(-1, keepdim=True)

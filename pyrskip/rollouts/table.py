@@ -10,7 +10,7 @@ A table knows its origin: what it was rolled out with, and what would give other
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +71,18 @@ class RolloutTable:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()}
         moved["cost"] = Cost(*(getattr(self.cost, n).to(device) for n in ("tokens", "flops", "kv_bytes")))
-        moved["actions"] = ActionSet(self.actions.selection.to(device), self.actions.names)
+        rung = None if self.actions.rung is None else self.actions.rung.to(device)
+        moved["actions"] = replace(self.actions, selection=self.actions.selection.to(device), rung=rung)
         return RolloutTable(**moved)
 
     def save(self, directory: Path) -> None:
         tensors = {name: getattr(self.cost, name) for name in ("tokens", "flops", "kv_bytes")}
         tensors |= {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         tensors["selection"] = self.actions.selection
+        if self.actions.rung is not None:
+            tensors["rung"] = self.actions.rung
         lists = {name: getattr(self, name) for name in ("types", "keys", "texts", "image_keys", "split", "origin")}
-        lists["actions"] = self.actions.names
+        lists["actions"], lists["ladder"] = self.actions.names, self.actions.ladder
         directory.mkdir(parents=True, exist_ok=True)
         _replace(directory / "table.safetensors", safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}))
         _replace(directory / "table.json", json.dumps(lists).encode())
@@ -91,7 +94,8 @@ class RolloutTable:
             tensors = safetensors.torch.load_file(directory / "table.safetensors")
             lists = json.loads((directory / "table.json").read_text())
             cost = Cost(tensors.pop("tokens"), tensors.pop("flops"), tensors.pop("kv_bytes"))
-            actions = ActionSet(tensors.pop("selection"), tuple(lists.pop("actions")))
+            names, ladder = tuple(lists.pop("actions")), tuple(lists.pop("ladder"))
+            actions = ActionSet(tensors.pop("selection"), names, ladder, tensors.pop("rung", None))
             split, origin = lists.pop("split"), dict(lists.pop("origin"))
             unknown: dict[str, Any] = {"probability": None, "similarity": None}
             members: dict[str, Any] = {**unknown, **tensors, **{k: tuple(v) for k, v in lists.items()}}
