@@ -52,13 +52,15 @@ FLAGS = (
 # jobs of a sweep that are checked before the first runs; of more, as many as show each value once
 CHECKED = 256
 # advice of Lightning's that does not apply: loaders are told how many workers, checkpoints are resumed in their directory,
-# a frozen encoder is in eval mode on purpose, a rank may have no chunk of rollouts left; LeafSpec is of its own making
+# a frozen encoder is in eval mode on purpose, rollouts are written by chunk, of which a rank may have none left; LeafSpec is
+# of its own making
 QUIET = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
     ".*in eval mode at the start of training.*",
     ".*treespec, LeafSpec.*",
     ".*custom batch sampler `ChunkSampler`.*",
+    ".*predict returned None.*",
     ".*Total length of `.*DataLoader.* across ranks is zero.*",
 )
 

@@ -91,9 +91,10 @@ class Config:
         single = max(self.pyramid.grid, default=1) > 1
         if self.gate.policy == "bernoulli" and (self.actions.sample or (single and self.actions.unit == "level")):
             raise UserError(
-                f"gate.policy=bernoulli with pyramid.grid={list(self.pyramid.grid)} gates single tiles, so it needs every "
-                f"selection of them listed, and actions.unit={self.actions.unit}, sample={self.actions.sample} lists fewer; "
-                "allowed: gate.policy=categorical, actions.unit=tile without a sample, or pyramid.grid=[1]"
+                f"gate.policy=bernoulli with pyramid.grid={list(self.pyramid.grid)} gates single tiles and needs all "
+                f"{2 ** (self.pyramid.tiles - 1)} selections of them; actions.unit={self.actions.unit}, "
+                f"sample={self.actions.sample} lists others; allowed: gate.policy=categorical, actions.unit=tile without a "
+                "sample, or pyramid.grid=[1]"
             )
 
     def check_served(self) -> None:

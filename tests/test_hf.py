@@ -20,61 +20,9 @@ from pyrskip.sample import Batch, Question, Sample
 transformers = pytest.importorskip("transformers")
 
 from pyrskip.models.hf import HfConfig, HfVlm, check_family  # noqa: E402
+from tests.vlm import TEMPLATE, TOKENS, WORDS, llava, processor  # noqa: E402
 
 PYRAMID = Pyramid(size=64, levels=3, stride=8, grid=(2, 1, 1))
-VOCABULARY = "USER : ASSISTANT what colour is the car dog ? red blue green a b c d e f"
-WORDS = VOCABULARY.split()
-TEMPLATE = (
-    "{% for message in messages %}USER : {% for c in message['content'] %}"
-    "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %} ASSISTANT :"
-)
-# one image token a patch of the 24 / 8 x 24 / 8 grid
-TOKENS = 9
-
-
-def processor(side: int = 24, template: str | None = TEMPLATE) -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
-
-    special = ["<unk>", "<s>", "</s>", "<image>"]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens=["<image>"],
-    )
-    pixels = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    return LlavaProcessor(
-        pixels,
-        fast,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template,
-    )
-
-
-def llava(**text: Any) -> Any:
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**sizes, image_size=24, patch_size=8, initializer_factor=5.0),
-        # weights this large make the answer depend on every token and its position
-        text_config=LlamaConfig(
-            **sizes
-            | {"num_key_value_heads": 2, "vocab_size": 4 + len(WORDS), "initializer_range": 0.3, "eos_token_id": 2}
-            | text
-        ),
-        image_token_index=3,
-        image_seq_length=TOKENS,
-    )
-    return LlavaForConditionalGeneration(config)
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,12 @@ class PyramidConfig:
     levels: int = 3
     grid: tuple[int, ...] = (1,)
 
+    @property
+    def tiles(self) -> int:
+        """T, the glance included."""
+        grid = self.grid * (self.levels - 1) if len(self.grid) == 1 else self.grid[:-1]
+        return sum(g * g for g in grid) + 1
+
 
 @dataclass(frozen=True)
 class CostConfig:
