@@ -25,6 +25,7 @@ from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.evaluation.evaluate import evaluate
 from pyrskip.gates import build_gate, save_gate
+from pyrskip.models.hf import HfVlm
 from pyrskip.models.language import train_tokenizer
 from pyrskip.models.native import NativeModel
 from pyrskip.models.remote import RemoteModel
@@ -148,12 +149,12 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
     """Run the config's stages in order; returns the run's directory."""
     run = Run(config, nodes)
     # what cannot work is refused before any work
-    size, levels, grid = config.pyramid.size, config.pyramid.levels, tuple(config.pyramid.grid)
-    pyramid = Pyramid(size, levels, map_stride(config.vision), grid)
+    pyramid = _pyramid(config)
+    largest = torch.tensor([[pyramid.size, pyramid.size]])
     check_trainer(config.trainer, [config.flex.optimizer.steps, config.rule.optimizer.steps])
     if config.vision.weights not in ("none", "hub"):
         read_weights(config.vision.weights)
-    ActionSet.of(pyramid, config.budget, config.actions).tokens(pyramid.capacity(torch.tensor([[size, size]])), config.budget)
+    ActionSet.of(pyramid, config.budget, config.actions).tokens(pyramid.capacity(largest), config.budget)
     if config.model.served:
         config.check_served()
     for stage in config.chain:
@@ -210,8 +211,8 @@ def roll_out_splits(run: Run) -> None:
     config = run.config
     model = _model(run)
     actions = ActionSet.of(model.pyramid, config.budget, config.actions)
-    for split in ROLLED:
-        directory, origin = run.root / "rollouts" / split, _origin(run, split)
+    for split, origin in _origins(run, ROLLED).items():
+        directory = run.root / "rollouts" / split
         if (directory / "table.json").exists():
             check_origin(RolloutTable.load(directory), origin, directory)
             continue
@@ -249,7 +250,7 @@ def train_gates(run: Run) -> None:
             else:
                 _fit(run, module, range(len(tables["gate"])), torch.tensor, config.rule.batch, directory, method, seed)
             if config.reward.target is not None:
-                val = TableEnvironment(tables["val"], _model(run).pyramid, config.budget, unit)
+                val = TableEnvironment(tables["val"], _pyramid(config), config.budget, unit)
                 reached = module.calibrate(val, torch.arange(len(tables["val"])))
                 _say(run, f"{method}/seed-{seed}: costs {reached:.3f} on validation, {config.reward.target} wanted")
             if _first_rank():
@@ -287,8 +288,8 @@ def _tables(run: Run, splits: Sequence[str]) -> dict[str, RolloutTable]:
     """The run's rollouts. Raises UserError where they are not what this run would roll out."""
     directory = run.directory("rollouts")
     tables = {split: RolloutTable.load(directory / split) for split in splits}
-    for split, table in tables.items():
-        check_origin(table, _origin(run, split), directory / split)
+    for split, origin in _origins(run, splits).items():
+        check_origin(tables[split], origin, directory / split)
     return tables
 
 
@@ -300,21 +301,20 @@ def _crossed(run: Run, tables: Mapping[str, RolloutTable]) -> dict[str, RolloutT
     crossed = {split: RolloutTable.load(directory / split) for split in tables}
     for split, table in crossed.items():
         own = tables[split].origin
-        if table.origin["model"] == own["model"]:
+        if table.origin.get("model") == own["model"]:
             raise UserError(
                 f"evaluation.cross={run.config.evaluation.cross} holds rollouts of this run's own model; allowed: a run with "
                 "another flex.seed on the same data"
             )
-        check_origin(table, {**own, "model": table.origin["model"]}, directory / split)
+        check_origin(table, {**own, "model": table.origin.get("model", "none")}, directory / split)
     return crossed
 
 
-def _origin(run: Run, split: str) -> dict[str, str]:
-    """What a split's rollouts depend on, in words that a refusal can name."""
+def _origins(run: Run, splits: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What each split's rollouts depend on, in words that a refusal can name."""
     config = run.config
     index = read_index(run.directory("data"))
-    shards = json.dumps([shard.sha256 for shard in index.splits[split]])
-    pyramid = Pyramid(config.pyramid.size, config.pyramid.levels, map_stride(config.vision), tuple(config.pyramid.grid))
+    pyramid = _pyramid(config)
     actions = ActionSet.of(pyramid, config.budget, config.actions)
     if config.model.served:
         model, longest = identity(config.model), config.model.max_answer
@@ -322,10 +322,8 @@ def _origin(run: Run, split: str) -> dict[str, str]:
     else:
         model, longest = f"native {file_digest(run.directory('flex') / 'model.safetensors')}", config.language.max_answer
         sight = f"the model's own, {config.text.name}"
-    return {
+    common = {
         "model": model,
-        "data": f"{index.source} {_digest({'shards': shards})}",
-        "split": split,
         "layout": f"{pyramid.size} px, {pyramid.levels} levels, grid {list(pyramid.grid)}, stride {pyramid.stride}",
         "action set": f"{len(actions)} actions {_digest({'names': actions.names, 'ladder': actions.ladder})}",
         "budget": json.dumps(to_plain(config.budget)),
@@ -334,6 +332,8 @@ def _origin(run: Run, split: str) -> dict[str, str]:
         "decoding": f"greedy, at most {longest} tokens",
         "sight of the gate": sight,
     }
+    shards = {split: _digest({"shards": [shard.sha256 for shard in index.splits[split]]}) for split in splits}
+    return {split: common | {"split": split, "data": f"{index.source} {shards[split]}"} for split in splits}
 
 
 def gate_directory(root: Path, method: str, seed: int) -> Path:
@@ -363,11 +363,11 @@ def _check_target(config: Config, table: RolloutTable) -> None:
 
 
 def _environment(run: Run, table: RolloutTable, unit: float) -> Environment[Any]:
-    model = _model(run)
     if run.config.rule.online:
+        model = _model(run)
         assert isinstance(model, NativeModel), "a config with a served model is refused"
         return ModelEnvironment(model, table.actions, run.config.budget, unit)
-    return TableEnvironment(table, model.pyramid, run.config.budget, unit)
+    return TableEnvironment(table, _pyramid(run.config), run.config.budget, unit)
 
 
 def _split(run: Run, split: str) -> ShardDataset:
@@ -381,10 +381,18 @@ def _split(run: Run, split: str) -> ShardDataset:
     return data
 
 
+def _pyramid(config: Config) -> Pyramid:
+    c = config.pyramid
+    return Pyramid(c.size, c.levels, map_stride(config.vision), tuple(c.grid))
+
+
 def _model(run: Run) -> NativeModel | ServedModel:
     c = run.config
     if c.model.served:
-        return build_served(c.model, c.pyramid, c.vision, c.text, c.cost)
+        model = build_served(c.model, c.pyramid, c.vision, c.text, c.cost)
+        if isinstance(model.box, HfVlm) and c.trainer.accelerator in ("gpu", "cuda"):
+            model.box.to("cuda")  # the frontier asks it without a Trainer, and on a CPU it may not even fit
+        return model
     # costs may be counted anew without training anew
     return NativeModel.load(run.directory("flex"), c.cost)
 

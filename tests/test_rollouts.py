@@ -102,6 +102,25 @@ def test_broken_images_of_a_whole_pass_cost_no_other(copied: Path) -> None:
     assert len(RolloutTable.load(copied / "done" / "rollouts" / "gate").image_keys) == 11
 
 
+def test_a_chunk_that_is_gone_is_not_left_out_in_silence(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollouts = copied / "done" / "rollouts"
+    shutil.rmtree(rollouts)
+    save, saved = RolloutTable.save, 0
+
+    def clears(self: RolloutTable, directory: Path) -> None:
+        """What another process does that ends while this one runs."""
+        nonlocal saved
+        saved += 1
+        if saved == 2:
+            shutil.rmtree(rollouts / "gate" / "chunk-00000000-00000005")
+        save(self, directory)
+
+    monkeypatch.setattr(RolloutTable, "save", clears)
+    with pytest.raises(UserError, match="chunk-00000000-00000005 is gone, so another run may have written here"):
+        run_stages(tiny(copied, "name=done", UNTRAINED, "loader.chunk_images=5"), {})
+    assert not (rollouts / "gate" / "table.json").exists()
+
+
 @pytest.mark.parametrize(
     "name", ["model", "data", "split", "layout", "action set", "budget", "cost", "metric", "decoding", "sight of the gate"]
 )

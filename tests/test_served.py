@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,12 @@ HALF_WAY = ("stages=[data,rollouts]", "loader.rollout_images=1", "loader.chunk_i
 
 @pytest.mark.slow
 def test_a_server_that_fails_half_way_costs_a_chunk(
-    asked: Path, encoder: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: Path,
+    encoder: Path,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     answer, calls = RemoteModel.answer, 0
 
@@ -194,7 +200,9 @@ def test_a_server_that_fails_half_way_costs_a_chunk(
     kept = sorted((tmp_path / "easy_vqa" / "rollouts" / "gate").glob("chunk-*/table.json"))
     assert [path.parent.name for path in kept] == ["chunk-00000000-00000002", "chunk-00000002-00000004"]
     monkeypatch.setattr(RemoteModel, "answer", answer)
-    run_stages(given, {})
+    monkeypatch.setattr(server, "usage", 1000)
+    run_stages(replace(given, trainer=replace(given.trainer, quiet=False)), {})
+    assert "prompt tokens, model.remote's sizes say" in capsys.readouterr().err
     whole, parts = (RolloutTable.load(root / "rollouts" / "gate") for root in (asked, tmp_path / "easy_vqa"))
     assert whole.keys == parts.keys and whole.score.equal(parts.score) and whole.glance.equal(parts.glance)
     assert not list((tmp_path / "easy_vqa" / "rollouts" / "gate").glob("chunk-*"))

@@ -71,9 +71,8 @@ class Inputs:
 
     tables: 'gate' (the gate's training rollouts), 'val' and 'test'. gates: 'gate', 'gate:query_only' and
     'gate:glance_only' -> one gate a seed, in the order of `seeds`. gate_flops: of one decision, by the same names.
-    tile_flops: split -> [M, T], FLOPs of encoding each tile of each image, counted as the table's are; None where no
-    table has a similarity. crossed: 'gate', 'val'
-    and 'test' of the same questions under another flex seed, for oracle:cross.
+    tile_flops: split -> [M, T], FLOPs of encoding each tile of each image, counted as the table's are; None where tables have
+    no similarity. crossed: 'gate', 'val' and 'test' of the same questions under another flex seed, for oracle:cross.
     """
 
     tables: Mapping[str, RolloutTable]

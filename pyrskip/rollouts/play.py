@@ -6,7 +6,7 @@ Axes: B questions, K decisions a question, T tiles.
 import torch
 from torch import Tensor
 
-from pyrskip.metrics import Metric, exact
+from pyrskip.metrics import exact
 from pyrskip.models.native import NativeModel
 from pyrskip.models.served import ServedModel
 from pyrskip.models.tiers import Features
@@ -25,7 +25,7 @@ def play_native(model: NativeModel, batch: Batch, features: Features, asked: Ten
 
 
 @torch.no_grad()
-def play_served(model: ServedModel, batch: Batch, asked: Tensor, metric: Metric = exact) -> tuple[Tensor, Tensor | None]:
+def play_served(model: ServedModel, batch: Batch, asked: Tensor) -> tuple[Tensor, Tensor | None]:
     """asked [B, K, T] -> score and probability of the first accepted answer, [B, K] each; None where the model does not tell.
 
     Decisions that realise the same tokens for a question are answered once. An image's questions and decisions are asked
@@ -43,7 +43,7 @@ def play_served(model: ServedModel, batch: Batch, asked: Tensor, metric: Metric 
     for part in torch.arange(len(distinct)).split(model.at_once):
         some = batch.rows(distinct[part, 0].tolist())
         answers = model.answer(some, decisions[part])
-        scores += [metric(answer, q.answers) for answer, q in zip(answers, some.questions, strict=True)]
+        scores += [exact(answer, q.answers) for answer, q in zip(answers, some.questions, strict=True)]
         loglik = model.loglik(some, decisions[part])
         if loglik is not None:
             logliks.append(loglik)

@@ -30,6 +30,9 @@ from pyrskip.rollouts.play import play_native, play_served
 from pyrskip.rollouts.table import RolloutTable, check_origin
 from pyrskip.sample import Batch, Sample
 
+UNREADABLE = "unreadable"
+"""A file in a chunk's directory that stands for its table, where none of its images can be read."""
+
 
 class RolloutModule(pl.LightningModule):
     """Predicts the part of a table that a batch gives. origin: what the table is to know of its making."""
@@ -134,12 +137,17 @@ class ChunkWriter(pl.Callback):
         chunk = self.sampler.ends.get(batch_idx)
         if chunk is None:
             return
-        if self.parts:  # else nothing of it can be read
-            RolloutTable.concatenate(self.parts).save(self.directory / _name(chunk))
+        place = self.directory / _name(chunk)
+        if self.parts:
+            RolloutTable.concatenate(self.parts).save(place)
+        else:
+            place.mkdir(parents=True, exist_ok=True)
+            (place / UNREADABLE).touch()
         self.parts.clear()
         self.written += 1
         total = len(self.sampler.ends)
-        if trainer.is_global_zero and not self.quiet and self.written * 5 // total > (self.written - 1) * 5 // total:
+        told = trainer.is_global_zero and not self.quiet and not sys.stderr.isatty()  # a terminal shows a bar
+        if told and self.written * 5 // total > (self.written - 1) * 5 // total:
             print(f"  {self.directory.name}: chunk {self.written}/{total}", file=sys.stderr, flush=True)
 
 
@@ -151,9 +159,10 @@ def roll_out(
     images: of a pass; chunk: images of a chunk. Chunks that are there are kept; UserError where they are of another origin.
     """
     whole = ChunkSampler(len(data), images, chunk)
-    done = [c for c in whole.chunks if (directory / _name(c) / "table.json").exists()]
+    places = {c: directory / _name(c) for c in whole.chunks}
+    done = [c for c, place in places.items() if (place / "table.json").exists()]
     for c in done:
-        check_origin(RolloutTable.load(directory / _name(c)), module.origin, directory / _name(c))
+        check_origin(RolloutTable.load(places[c]), module.origin, places[c])
     sampler = ChunkSampler(len(data), images, chunk, done, trainer.global_rank, trainer.world_size)
 
     def gather(samples: list[Sample | None]) -> Batch | None:
@@ -165,7 +174,10 @@ def roll_out(
     trainer.predict(module, loader, return_predictions=False)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
-        parts = [directory / _name(c) for c in whole.chunks if (directory / _name(c) / "table.json").exists()]
+        parts = [place for place in places.values() if not (place / UNREADABLE).exists()]
+        for part in parts:
+            if not (part / "table.json").exists():
+                raise UserError(f"{part} is gone, so another run may have written here; run the same command again, alone")
         if not parts:
             raise UserError(
                 f"none of the {len(data)} samples of split {module.split} could be read; the log names what is broken"
