@@ -7,6 +7,7 @@ at any budget.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -52,15 +53,25 @@ class BudgetRule:
     """Turns a selection of tiles into tokens.
 
     total: tokens in all, or None for all that kept tiles can give. floor, cap: least and most tokens of a kept tile.
-    weights: one a tile, relative; None means in proportion to capacity. Raises UserError for values out of range.
+    weights: one a tile, relative; None means in proportion to capacity. rungs: instead of all these, what a decision may ask
+    of each level, ascending from 0, as shares of the highest, which is all that a tile can give: the action set lists their
+    product. Raises UserError for values out of range.
     """
 
     total: int | None = None
     floor: int = 0
     cap: int | None = None
     weights: tuple[float, ...] | None = None
+    rungs: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.rungs is not None:
+            rising = len(self.rungs) > 1 and self.rungs[0] == 0 and all(a < b for a, b in pairwise(self.rungs))
+            if not rising or (self.total, self.floor, self.cap, self.weights) != (None, 0, None, None):
+                raise UserError(
+                    f"budget.rungs={list(self.rungs)} with total={self.total}, floor={self.floor}, cap={self.cap}, "
+                    f"weights={self.weights}: allowed: rungs that rise from 0, such as [0, 64, 144, 256], and no other rule"
+                )
         for name, value, least in (("total", self.total, 0), ("floor", self.floor, 0), ("cap", self.cap, 1)):
             if value is not None and value < least:
                 raise UserError(f"budget.{name}={value} must be at least {least}")

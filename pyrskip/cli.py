@@ -1,4 +1,4 @@
-"""The command line: `pyrskip train|eval|data key=value ...`; train.py and eval.py are its first two."""
+"""The command line: `pyrskip train|eval|data|rollouts key=value ...`; train.py and eval.py are its first two."""
 
 import json
 import logging
@@ -18,10 +18,11 @@ from pyrskip.errors import UserError
 USAGE = """usage: pyrskip <command> [key=value ...]
 
 commands
-  train   run the stages data, flex, rollouts, gate, frontier of an experiment, and skip those that are done
-  eval    draw the frontier of a finished run again: pyrskip eval run=runs/easy_vqa
-  data    run the data stage alone and count what it wrote; or look into it:
-          pyrskip data inspect runs/easy_vqa/data [sheet=contact.png]
+  train     run the stages data, flex, rollouts, gate, frontier of an experiment, and skip those that are done
+  eval      draw the frontier of a finished run again: pyrskip eval run=runs/easy_vqa
+  data      run the data stage alone and count what it wrote; or look into it:
+            pyrskip data inspect runs/easy_vqa/data [sheet=contact.png]
+  rollouts  run the stages up to the rollouts, and print what every action scores and costs
 
 examples
   pyrskip train experiment=easy_vqa
@@ -30,6 +31,7 @@ examples
 
 keys
   experiment=<name>      {experiments}
+  model=<name>           {models}
   gate=<name>            {gates}
   rule=<name>            {rules}
   reward=<name>          {rewards}
@@ -50,14 +52,16 @@ FLAGS = (
 # jobs of a sweep that are checked before the first runs; of more, as many as show each value once
 CHECKED = 256
 # advice of Lightning's that does not apply: loaders are told how many workers, checkpoints are resumed in their directory,
-# a frozen encoder is in eval mode on purpose, rollouts are kept by rank; LeafSpec is of its own making
+# a frozen encoder is in eval mode on purpose, rollouts are written by chunk, of which a rank may have none left; LeafSpec is
+# of its own making
 QUIET = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
     ".*in eval mode at the start of training.*",
     ".*treespec, LeafSpec.*",
-    ".*custom batch sampler `EvalSampler`.*",
+    ".*custom batch sampler `ChunkSampler`.*",
     ".*predict returned None.*",
+    ".*Total length of `.*DataLoader.* across ranks is zero.*",
 )
 
 
@@ -70,7 +74,12 @@ def conf_directory() -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "eval": evaluate, "data": data}
+    commands: dict[str, Callable[[Sequence[str]], None]] = {
+        "train": train,
+        "eval": evaluate,
+        "data": data,
+        "rollouts": rollouts,
+    }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return
@@ -99,6 +108,11 @@ def data(arguments: Sequence[str]) -> None:
             _fail(error)
     else:
         _hydra("train", [*arguments, "stages=[data]"], _data)
+
+
+def rollouts(arguments: Sequence[str]) -> None:
+    """Run the stages up to the rollouts, then print what every action scored and cost."""
+    _hydra("train", [*arguments, "stages=[data,flex,rollouts]"], _rollouts)
 
 
 def _inspect(arguments: Sequence[str]) -> None:
@@ -136,6 +150,18 @@ def _data(cfg: Any) -> None:
     for split, shards in read_index(directory).splits.items():
         images, questions = sum(s.samples for s in shards), sum(s.questions for s in shards)
         print(f"{split:6} {images:7} images {questions:8} questions  {len(shards)} shards")
+
+
+def _rollouts(cfg: Any) -> None:
+    from pyrskip.config import read
+    from pyrskip.evaluation.report import print_rollouts
+    from pyrskip.stages import rollouts_of, run_stages
+
+    config, nodes = read(cfg)
+    run_stages(config, nodes)
+    tables = rollouts_of(config, nodes)
+    if tables:
+        print_rollouts(tables)
 
 
 def _evaluate(cfg: Any) -> None:
@@ -300,7 +326,7 @@ def _usage() -> str:
     def options(group: str) -> str:
         return ", ".join(sorted(path.stem for path in (conf_directory() / group).glob("*.yaml")))
 
-    groups = ("experiment", "gate", "rule", "reward", "trainer", "logger")
+    groups = ("experiment", "model", "gate", "rule", "reward", "trainer", "logger")
     return USAGE.format(**{f"{group}s": options(group) for group in groups})
 
 

@@ -14,12 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pyrskip.budget import BudgetRule
 from pyrskip.data.datamodule import LoaderConfig
 from pyrskip.data.shards import DataConfig
+from pyrskip.decision import ActionConfig
 from pyrskip.errors import UserError, choose
 from pyrskip.evaluation.evaluate import EvaluationConfig
 from pyrskip.gates import GATES
 from pyrskip.gates.gate import GateConfig
 from pyrskip.models.language import LanguageConfig
 from pyrskip.models.native import CostConfig, ModelConfig, PyramidConfig
+from pyrskip.models.served import AnswererConfig, check_served
 from pyrskip.models.text import TextConfig
 from pyrskip.models.vision import VisionConfig
 from pyrskip.reward import RewardConfig
@@ -45,12 +47,14 @@ class Config:
     borrow: str | None = None
     ablations: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
+    model: AnswererConfig = field(default_factory=AnswererConfig)
     pyramid: PyramidConfig = field(default_factory=PyramidConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     cost: CostConfig = field(default_factory=CostConfig)
     budget: BudgetRule = field(default_factory=BudgetRule)
+    actions: ActionConfig = field(default_factory=ActionConfig)
     flex: FlexConfig = field(default_factory=FlexConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
@@ -74,6 +78,11 @@ class Config:
             raise UserError(
                 f"data.cache={self.data.cache} with vision.frozen=false: maps would change; allowed: vision.frozen=true"
             )
+        if self.data.cache is not None and self.model.served:
+            raise UserError(
+                f"data.cache={self.data.cache} with model.name={self.model.name}, which answers from pixels; "
+                "allowed: data.cache=null"
+            )
         if self.pyramid.levels < 2:
             raise UserError(f"pyramid.levels={self.pyramid.levels} leaves a gate nothing to skip; allowed: at least 2")
         if self.gate.name not in GATES:
@@ -88,14 +97,38 @@ class Config:
                 f"gate.policy={self.gate.policy!r} cannot be trained by rule.name={self.rule.name!r}; "
                 f"allowed: auto, {', '.join(policies)}"
             )
-        if self.gate.policy == "bernoulli" and max(self.pyramid.grid, default=1) > 1:
+        single = max(self.pyramid.grid, default=1) > 1
+        if self.gate.policy == "bernoulli" and (self.actions.sample or (single and self.actions.unit == "level")):
             raise UserError(
-                f"gate.policy=bernoulli with pyramid.grid={list(self.pyramid.grid)} gates single tiles, but rollouts and the "
-                "frontier list whole levels; allowed: gate.policy=categorical, or pyramid.grid=[1]"
+                f"gate.policy=bernoulli with pyramid.grid={list(self.pyramid.grid)} gates single tiles and needs all "
+                f"{2 ** (self.pyramid.tiles - 1)} selections of them; actions.unit={self.actions.unit}, "
+                f"sample={self.actions.sample} lists others; allowed: gate.policy=categorical, actions.unit=tile without a "
+                "sample, or pyramid.grid=[1]"
+            )
+
+    def check_served(self) -> None:
+        """Refuse what cannot be done with a model that shows nothing of its inside, without loading it."""
+        check_served(self.model, self.vision, self.text)
+        name = f"model.name={self.model.name}"
+        if self.rule.online:
+            raise UserError(
+                f"rule.online=true differentiates the model, and {name} shows nothing of its inside; allowed: false"
+            )
+        if self.model.name == "remote" and self.rule.name == "supervised" and self.rule.target == "probability":
+            raise UserError(f"rule.target=probability is not told by {name}; allowed: rule.target=score")
+        if self.budget != BudgetRule():
+            raise UserError(
+                f"budget.total, floor, cap or weights: {name} gives a tile its own number of tokens; allowed: budget=full"
             )
 
     @property
-    def model(self) -> ModelConfig:
+    def chain(self) -> tuple[str, ...]:
+        """The stages of a run: a served model is not trained, and maps are cached where that is asked for."""
+        left_out = {"flex"} if self.model.served else set()
+        return tuple(s for s in STAGES if s not in left_out | ({"cache"} if self.data.cache != "run" else set()))
+
+    @property
+    def native(self) -> ModelConfig:
         return ModelConfig(self.pyramid, self.vision, self.text, self.language, self.cost)
 
     @property

@@ -88,6 +88,11 @@ class Batch:
     def types(self) -> list[str]:
         return [q.type for q in self.questions]
 
+    def of_images(self, keep: Tensor) -> Tensor:
+        """The tiles that any question of an image keeps. keep [B, T] bool -> [I, T] bool."""
+        kept = torch.zeros(len(self.image), keep.shape[1], dtype=torch.int64, device=keep.device)
+        return kept.index_add(0, self.image_of, keep.long()) > 0
+
     def rows(self, index: Sequence[int]) -> "Batch":
         """The batch of these questions alone, with the images that they are about."""
         images, image_of = torch.unique(self.image_of[list(index)], return_inverse=True)

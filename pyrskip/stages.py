@@ -7,7 +7,7 @@ Same fingerprint: a finished stage is skipped, an unfinished one resumed. Change
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from pyrskip.config import STAGES, Config, to_plain
+from pyrskip.config import Config, to_plain
 from pyrskip.data.cache import CachedDataset, check_cache, fingerprint, write_cache
 from pyrskip.data.datamodule import StepData
 from pyrskip.data.reader import ShardDataset, collate
@@ -26,13 +26,16 @@ from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.evaluation.evaluate import evaluate
 from pyrskip.gates import build_gate, save_gate
+from pyrskip.models.hf import HfVlm
 from pyrskip.models.language import train_tokenizer
 from pyrskip.models.native import NativeModel
+from pyrskip.models.remote import RemoteModel
+from pyrskip.models.served import ServedModel, build_served, file_digest, identity
 from pyrskip.models.vision import VisionEncoder, map_stride, read_weights
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.environments import Environment, ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
-from pyrskip.rollouts.table import RolloutTable
+from pyrskip.rollouts.table import RolloutTable, check_origin
 from pyrskip.tracking.loggers import loggers
 from pyrskip.training import find_rule
 from pyrskip.training.flex import FlexModule
@@ -44,10 +47,17 @@ KEYS: dict[str, tuple[str, ...]] = {
     "data": ("data",),
     "cache": ("pyramid", "vision"),
     "flex": ("pyramid", "vision", "text", "language", "flex", "loader.batch_images", *LEARNING),
-    "rollouts": ("budget", "cost"),
+    "rollouts": ("actions", "budget", "cost"),
     "gate": ("gate", "rule", "reward", "seed", "seeds", "ablations", *LEARNING),
     "frontier": ("evaluation",),
 }
+# of the rollouts of a served model, which no flex stage stands behind
+SERVED = ("model", "pyramid", "vision", "text")
+# where a served model is and how fast it is asked, not what it answers
+PLACES = (*(f"model.remote.{k}" for k in ("url", "key", "parallel", "timeout", "retries")), "model.hf.at_once")
+# a server's count of prompt tokens may be so far from the cost's before that is said
+COUNT_TOLERANCE = 0.2
+ROLLED = ("gate", "val", "test")
 FAULTS_TOLD = 10
 WAIT_SECONDS = 7200
 # directories of gates: the config's own, and the ablations by the gate that they train
@@ -78,7 +88,8 @@ class Run:
         """Flat: the stage's config keys, and the digest of the stage before it."""
         plain = to_plain(self.config)
         flat: dict[str, Any] = {}
-        for key in KEYS[stage]:
+        keys = KEYS[stage] + SERVED * (stage == "rollouts" and self.config.model.served)
+        for key in keys:
             value = plain
             for part in key.split("."):
                 value = value[part]
@@ -86,11 +97,14 @@ class Run:
         # another source's keys change nothing, nor does the number of processes that render
         ours = self.config.data.source == "scenes"
         flat = {k: v for k, v in flat.items() if not k.startswith("data.scenes.") or (ours and not k.endswith(".workers"))}
+        others = tuple(f"model.{name}." for name in ("hf", "remote") if name != self.config.model.name)
+        flat = {k: v for k, v in flat.items() if k not in PLACES and not k.startswith(others)}
         flat.pop("data.cache", None)
-        if stage != "data":
-            # cached maps are what the encoder gives, so nothing depends on the cache
-            before = "data" if stage == "flex" else STAGES[STAGES.index(stage) - 1]
-            flat[f"the {before} stage"] = _digest(self.fingerprint(before))
+        # cached maps are what the encoder gives, so nothing depends on the cache
+        chain = ["data", "cache"] if stage == "cache" else [s for s in self.config.chain if s != "cache"]
+        before = chain.index(stage) - 1
+        if before >= 0:
+            flat[f"the {chain[before]} stage"] = _digest(self.fingerprint(chain[before]))
         return flat
 
     @property
@@ -146,20 +160,23 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
     """Run the config's stages in order; returns the run's directory."""
     run = Run(config, nodes)
     # what cannot work is refused before any work
-    pyramid, size = _pyramid(config), config.pyramid.size
+    pyramid = _pyramid(config)
+    largest = torch.tensor([[pyramid.size, pyramid.size]])
     check_trainer(config.trainer, [config.flex.optimizer.steps, config.rule.optimizer.steps])
     if config.vision.weights not in ("none", "hub"):
         read_weights(config.vision.weights)
-    ActionSet.by_level(pyramid).tokens(pyramid.capacity(torch.tensor([[size, size]])), config.budget)
-    for stage in STAGES:
+    ActionSet.of(pyramid, config.budget, config.actions).tokens(pyramid.capacity(largest), config.budget)
+    if config.model.served:
+        config.check_served()
+    for stage in config.chain:
         run.done(stage)
         if stage in config.stages:
             _check_before(run, stage, config.stages)
     if run.cache is not None and config.data.cache != "run":
         _check_cache(run, VisionEncoder(config.vision))
     _keep_config(run)
-    for stage in STAGES:
-        if stage not in config.stages or (stage == "cache" and config.data.cache != "run"):
+    for stage in config.chain:
+        if stage not in config.stages:
             continue
         if run.done(stage):
             _say(run, f"{stage}: done before, in {run.directory(stage)}")
@@ -178,9 +195,7 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
 
 def _check_before(run: Run, stage: str, wanted: Sequence[str] = ()) -> None:
     """Every earlier stage must be finished, or among the stages that this run will do."""
-    for before in STAGES[: STAGES.index(stage)]:
-        if before == "cache" and run.config.data.cache != "run":
-            continue
+    for before in run.config.chain[: run.config.chain.index(stage)]:
         if before not in wanted and not run.done(before):
             raise UserError(
                 f"stage {stage} needs {run.root / before}, which is not finished; "
@@ -210,7 +225,7 @@ def train_flex(run: Run) -> None:
     data = _maps(run, "train", VisionEncoder(config.vision))
     tokenizer = train_tokenizer(_texts(data), config.language.vocabulary)
     torch.manual_seed(config.flex.seed)
-    model = NativeModel(config.model, tokenizer)
+    model = NativeModel(config.native, tokenizer)
     module = FlexModule(config.flex, model, ActionSet.by_level(model.pyramid))
     _fit(run, module, data, partial(collate, side=config.pyramid.size), config.loader.batch_images, directory, "flex")
     if _first_rank():
@@ -220,19 +235,28 @@ def train_flex(run: Run) -> None:
 def roll_out_splits(run: Run) -> None:
     config = run.config
     model = _model(run)
-    actions = ActionSet.by_level(model.pyramid)
-    for split in ("gate", "val", "test"):
+    actions = ActionSet.of(model.pyramid, config.budget, config.actions)
+    for split, origin in _origins(run, ROLLED).items():
         directory = run.root / "rollouts" / split
         if (directory / "table.json").exists():
+            check_origin(RolloutTable.load(directory), origin, directory)
             continue
         trainer = build_trainer(config.trainer, directory)
-        module = RolloutModule(model, actions, config.budget, split)
-        roll_out(trainer, module, _maps(run, split, model.vision), config.loader.rollout_images, directory)
+        module = RolloutModule(model, actions, config.budget, split, origin)
+        images, chunk = config.loader.rollout_images, config.loader.chunk_images
+        roll_out(trainer, module, _maps(run, split, model.vision), images, chunk, directory, config.trainer.quiet)
+    if isinstance(model, ServedModel) and isinstance(model.box, RemoteModel) and model.box.told:
+        off = model.box.taken / model.box.told
+        if abs(off - 1) > COUNT_TOLERANCE:
+            _say(
+                run,
+                f"the server counted {model.box.told} prompt tokens, model.remote's sizes say {model.box.taken}: costs are off",
+            )
 
 
 def train_gates(run: Run) -> None:
     config = run.config
-    tables = load_tables(run.directory("rollouts"), ("gate", "val"))
+    tables = _tables(run, ("gate", "val"))
     unit = tables["gate"].mean_full_flops
     _check_target(config, tables["gate"])
     methods = methods_of(config)
@@ -251,7 +275,7 @@ def train_gates(run: Run) -> None:
             else:
                 _fit(run, module, range(len(tables["gate"])), torch.tensor, config.rule.batch, directory, method, seed)
             if config.reward.target is not None:
-                val = TableEnvironment(tables["val"], _model(run).pyramid, config.budget, unit)
+                val = TableEnvironment(tables["val"], _pyramid(config), config.budget, unit)
                 reached = module.calibrate(val, torch.arange(len(tables["val"])))
                 _say(run, f"{method}/seed-{seed}: costs {reached:.3f} on validation, {config.reward.target} wanted")
             if _first_rank():
@@ -265,9 +289,10 @@ def show_frontier(run: Run) -> None:
             for method in methods_of(run.config)
         }
         model = _model(run)
-        tables = load_tables(run.directory("rollouts"), ("gate", "val", "test"))
+        tables = _tables(run, ROLLED)
         seeds = range(run.config.seed, run.config.seed + run.config.seeds)
-        evaluate(run.config.evaluation, model, tables, gates, list(seeds), run.directory("data"), run.root)
+        crossed = _crossed(run, tables)
+        evaluate(run.config.evaluation, model, tables, gates, list(seeds), run.directory("data"), run.root, crossed)
 
 
 RUNNERS: dict[str, Callable[[Run], None]] = {
@@ -280,8 +305,61 @@ RUNNERS: dict[str, Callable[[Run], None]] = {
 }
 
 
-def load_tables(directory: Path, splits: tuple[str, ...]) -> dict[str, RolloutTable]:
-    return {split: RolloutTable.load(directory / split) for split in splits}
+def rollouts_of(config: Config, nodes: dict[str, Any]) -> dict[str, RolloutTable]:
+    """A finished run's rollouts by split, on the first rank; nothing on others."""
+    return _tables(Run(config, nodes), ROLLED) if _first_rank() else {}
+
+
+def _tables(run: Run, splits: Sequence[str]) -> dict[str, RolloutTable]:
+    """The run's rollouts. Raises UserError where they are not what this run would roll out."""
+    directory = run.directory("rollouts")
+    tables = {split: RolloutTable.load(directory / split) for split in splits}
+    for split, origin in _origins(run, splits).items():
+        check_origin(tables[split], origin, directory / split)
+    return tables
+
+
+def _crossed(run: Run, tables: Mapping[str, RolloutTable]) -> dict[str, RolloutTable] | None:
+    """The rollouts of evaluation.cross: alike in everything but the model's weights."""
+    if run.config.evaluation.cross is None:
+        return None
+    directory = Path(run.config.evaluation.cross) / "rollouts"
+    crossed = {split: RolloutTable.load(directory / split) for split in tables}
+    for split, table in crossed.items():
+        own = tables[split].origin
+        if table.origin.get("model") == own["model"]:
+            raise UserError(
+                f"evaluation.cross={run.config.evaluation.cross} holds rollouts of this run's own model; allowed: a run with "
+                "another flex.seed on the same data"
+            )
+        check_origin(table, {**own, "model": table.origin.get("model", "none")}, directory / split)
+    return crossed
+
+
+def _origins(run: Run, splits: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What each split's rollouts depend on, in words that a refusal can name."""
+    config = run.config
+    index = read_index(run.directory("data"))
+    pyramid = _pyramid(config)
+    actions = ActionSet.of(pyramid, config.budget, config.actions)
+    if config.model.served:
+        model, longest = identity(config.model), config.model.max_answer
+        sight = f"{config.vision.backbone} map {config.vision.out_index} {config.vision.weights}, {config.text.name}"
+    else:
+        model, longest = f"native {file_digest(run.directory('flex') / 'model.safetensors')}", config.language.max_answer
+        sight = f"the model's own, {config.text.name}"
+    common = {
+        "model": model,
+        "layout": f"{pyramid.size} px, {pyramid.levels} levels, grid {list(pyramid.grid)}, stride {pyramid.stride}",
+        "action set": f"{len(actions)} actions {_digest({'names': actions.names, 'ladder': actions.ladder})}",
+        "budget": json.dumps(to_plain(config.budget)),
+        "cost": json.dumps(to_plain(config.cost)),
+        "metric": "exact",
+        "decoding": f"greedy, at most {longest} tokens",
+        "sight of the gate": sight,
+    }
+    shards = {split: _digest({"shards": [shard.sha256 for shard in index.splits[split]]}) for split in splits}
+    return {split: common | {"split": split, "data": f"{index.source} {shards[split]}"} for split in splits}
 
 
 def gate_directory(root: Path, method: str, seed: int) -> Path:
@@ -311,10 +389,11 @@ def _check_target(config: Config, table: RolloutTable) -> None:
 
 
 def _environment(run: Run, table: RolloutTable, unit: float) -> Environment[Any]:
-    model = _model(run)
     if run.config.rule.online:
+        model = _model(run)
+        assert isinstance(model, NativeModel), "a config with a served model is refused"
         return ModelEnvironment(model, table.actions, run.config.budget, unit)
-    return TableEnvironment(table, model.pyramid, run.config.budget, unit)
+    return TableEnvironment(table, _pyramid(run.config), run.config.budget, unit)
 
 
 def _split(run: Run, split: str) -> ShardDataset:
@@ -348,9 +427,15 @@ def _pyramid(config: Config) -> Pyramid:
     return Pyramid(p.size, p.levels, map_stride(config.vision), tuple(p.grid))
 
 
-def _model(run: Run) -> NativeModel:
+def _model(run: Run) -> NativeModel | ServedModel:
+    c = run.config
+    if c.model.served:
+        model = build_served(c.model, c.pyramid, c.vision, c.text, c.cost)
+        if isinstance(model.box, HfVlm) and c.trainer.accelerator in ("gpu", "cuda"):
+            model.box.to("cuda")  # the frontier asks it without a Trainer, and on a CPU it may not even fit
+        return model
     # costs may be counted anew without training anew
-    return NativeModel.load(run.directory("flex"), run.config.cost)
+    return NativeModel.load(run.directory("flex"), c.cost)
 
 
 def _texts(data: ShardDataset | CachedDataset) -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -305,3 +306,11 @@ def test_a_tile_with_any_capacity_keeps_a_token_however_small_the_fraction() -> 
 def test_a_total_needs_a_floor_so_that_a_kept_tile_is_never_skipped() -> None:
     with pytest.raises(UserError, match="budget.floor=0 with a total .* at least 1"):
         BudgetRule(total=9)
+
+
+@pytest.mark.parametrize(
+    "rule", [{"rungs": (64, 256)}, {"rungs": (0,)}, {"rungs": (0, 9, 9)}, {"rungs": (0, 9), "total": 5, "floor": 1}], ids=str
+)
+def test_rungs_that_do_not_rise_from_zero_or_stand_beside_another_rule_are_refused(rule: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"budget\.rungs=.*allowed: rungs that rise from 0"):
+        BudgetRule(**rule)

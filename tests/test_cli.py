@@ -26,7 +26,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_help_lists_commands_and_what_can_be_chosen(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     main(arguments)
     said = capsys.readouterr().out
-    for word in ("train", "eval", "data", "easy_vqa", "joint", "gumbel", "wandb_offline", "from="):
+    for word in ("train", "eval", "data", "rollouts", "easy_vqa", "remote", "joint", "gumbel", "wandb_offline", "from="):
         assert word in said
 
 

@@ -41,6 +41,7 @@ def test_every_option_states_every_key_of_its_dataclass(group: str, option: str)
     stated = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
     assert isinstance(stated, dict)
     others = {"scenes"} if group == "data" and stated["source"] != "scenes" else set()  # another source's keys
+    others |= {"hf", "remote"} - {stated["name"]} if group == "model" else set()
     assert stated.keys() == to_plain(getattr(Config(), group)).keys() - others
 
 

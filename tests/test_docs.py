@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.server import serve
 from tests.test_stages import TWO_STEPS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -48,10 +49,16 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
     lines = [c for c in commands(page) if c.startswith(RUNNERS)]
     if any("runs/easy_vqa" in line for line in lines) and "train.py experiment=easy_vqa" not in lines[0]:
         lines.insert(0, "python train.py experiment=easy_vqa")
-    for line in lines:
-        words = shlex.split(line)
-        given = {word.split("=")[0] for word in words}
-        if "inspect" not in line and (" train" in line or "train.py" in line or " data " in line):
-            words += [override for override in small if override.split("=")[0] not in given]
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    if any("my-vlm" in line for line in lines):
+        pytest.importorskip("transformers")
+        from tests.vlm import save_llava
+
+        save_llava(tmp_path / "my-vlm")
+    with serve(lambda text, pictures: "yes") as server:
+        for line in lines:
+            words = shlex.split(line.replace("http://localhost:8000/v1", server.url))
+            given = {word.split("=")[0] for word in words}
+            if "inspect" not in line and any(command in line for command in (" train", "train.py", " data ", " rollouts ")):
+                words += [override for override in small if override.split("=")[0] not in given]
+            done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+            assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

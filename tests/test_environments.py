@@ -27,9 +27,8 @@ WHOLE = BudgetRule()
 
 def roll_out(model: NativeModel, batches: list[Batch], budget: BudgetRule = WHOLE) -> RolloutTable:
     module = RolloutModule(model, ActionSet.by_level(model.pyramid), budget, "val")
-    for i, batch in enumerate(batches):
-        module.predict_step(batch, i)
-    return RolloutTable.concatenate(module.parts)
+    parts = [module.predict_step(batch, i) for i, batch in enumerate(batches)]
+    return RolloutTable.concatenate([part for part in parts if part is not None])
 
 
 class World:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyrskip.data.sampler import EvalSampler, StepSampler
+from pyrskip.data.sampler import ChunkSampler, StepSampler
 from pyrskip.errors import UserError
 
 size = st.integers(1, 40)
@@ -54,16 +54,29 @@ def test_the_order_is_the_same_in_every_release() -> None:
     assert list(StepSampler(6, 4, steps=3, seed=1)) == [[4, 0, 2, 1], [5, 3, 1, 4], [0, 3, 2, 5]]
 
 
-@given(n=size, batch=small, world=st.integers(1, 50))
-def test_evaluation_sees_every_sample_once_and_in_order(n: int, batch: int, world: int) -> None:
-    ranks = [EvalSampler(n, batch, rank, world) for rank in range(world)]
-    seen = [[i for indices in sampler for i in indices] for sampler in ranks]
-    assert list(chain(*seen)) == list(range(n))
-    assert max(map(len, seen)) - min(map(len, seen)) <= 1
+@given(n=size, batch=small, chunk=small, world=st.integers(1, 50))
+def test_ranks_share_out_every_chunk_once(n: int, batch: int, chunk: int, world: int) -> None:
+    ranks = [ChunkSampler(n, batch, chunk, rank=rank, world=world) for rank in range(world)]
+    seen = sorted(i for sampler in ranks for indices in sampler for i in indices)
+    assert seen == list(range(n))
     for sampler in ranks:
         batches = list(sampler)
         assert len(sampler) == len(batches)
-        assert all(len(indices) == batch for indices in batches[:-1])
+        assert sampler.chunks == ranks[0].chunks
+        start = 0
+        for last, (low, high) in sorted(sampler.ends.items()):
+            assert [i for indices in batches[start : last + 1] for i in indices] == list(range(low, high))
+            assert all(len(indices) == batch for indices in batches[start:last])
+            start = last + 1
+        assert start == len(batches)
+
+
+@given(n=size, chunk=small, worlds=st.tuples(st.integers(1, 5), st.integers(1, 5)))
+def test_another_number_of_ranks_finishes_what_is_left(n: int, chunk: int, worlds: tuple[int, int]) -> None:
+    whole = ChunkSampler(n, 3, chunk)
+    done = ChunkSampler(n, 3, chunk, rank=0, world=worlds[0]).ends.values()
+    rest = [c for r in range(worlds[1]) for c in ChunkSampler(n, 3, chunk, list(done), r, worlds[1]).ends.values()]
+    assert sorted([*done, *rest]) == whole.chunks
 
 
 @pytest.mark.parametrize("n", [0, -1])
@@ -71,13 +84,15 @@ def test_an_empty_dataset_is_refused(n: int) -> None:
     with pytest.raises(UserError, match="no sample"):
         StepSampler(n, 1, 1)
     with pytest.raises(UserError, match="no sample"):
-        EvalSampler(n, 1)
+        ChunkSampler(n, 1, 1)
 
 
 def test_a_wrong_batch_or_seed_is_refused() -> None:
     with pytest.raises(UserError, match="batch_images=0"):
         StepSampler(3, 0, 1)
     with pytest.raises(UserError, match="batch_images=0"):
-        EvalSampler(3, 0)
+        ChunkSampler(3, 0, 1)
+    with pytest.raises(UserError, match="chunk_images=0"):
+        ChunkSampler(3, 1, 0)
     with pytest.raises(UserError, match="seed=-1"):
         StepSampler(3, 1, 1, seed=-1)

@@ -11,9 +11,9 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from pyrskip.cli import conf_directory
-from pyrskip.config import Config, read
+from pyrskip.config import STAGES, Config, read
 from pyrskip.errors import UserError
-from pyrskip.stages import STAGES, run_stages
+from pyrskip.stages import run_stages
 from pyrskip.training.flex import FlexModule
 
 EXPERIMENTS = sorted(path.stem for path in (conf_directory() / "experiment").glob("*.yaml"))

@@ -15,14 +15,16 @@ from pyrskip.errors import UserError
 @dataclass(frozen=True)
 class LoaderConfig:
     """How samples are loaded. batch_images: images a rank and step; rollout_images: a pass of the rollouts (on a CPU,
-    activations that stay in its cache are faster); workers: processes that load them, 0 for none."""
+    activations that stay in its cache are faster); chunk_images: rolled out before they are written, so what a kill can cost;
+    workers: processes that load samples, 0 for none."""
 
     batch_images: int = 16
     rollout_images: int = 6
+    chunk_images: int = 96
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_images", "rollout_images"):
+        for name in ("batch_images", "rollout_images", "chunk_images"):
             if getattr(self, name) < 1:
                 raise UserError(f"loader.{name}={getattr(self, name)} is too small; allowed: at least 1")
         if self.workers < 0:

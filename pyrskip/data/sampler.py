@@ -1,6 +1,6 @@
 """In which order samples are seen: a pure function of the seed and the step, so that there is no state but the step."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -47,23 +47,33 @@ class StepSampler(Sampler[list[int]]):
         return indices
 
 
-class EvalSampler(Sampler[list[int]]):
-    """All n samples once, in order: each rank takes a run of them, sizes differing by at most 1, in batches of `batch`.
+class ChunkSampler(Sampler[list[int]]):
+    """All n samples once, in order, in batches that no chunk of `chunk` samples shares with the next.
 
-    Raises UserError where n or batch is less than 1.
+    chunks: (start, stop) of every chunk, the same whatever the number of ranks. Rank r takes every world-th chunk from the
+    r-th on, but for those that are `done`. ends: number of the batch with which a chunk ends -> that chunk.
+    Raises UserError where n, batch or chunk is less than 1.
     """
 
-    def __init__(self, n: int, batch: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, n: int, batch: int, chunk: int, done: Container[tuple[int, int]] = (), rank: int = 0, world: int = 1
+    ) -> None:
         _check(n, batch, rank, world)
-        self._indices = range(n * rank // world, n * (rank + 1) // world)
-        self._batch = batch
+        if chunk < 1:
+            raise UserError(f"chunk_images={chunk} is too small; allowed: at least 1")
+        self.chunks = [(start, min(start + chunk, n)) for start in range(0, n, chunk)]
+        self.ends: dict[int, tuple[int, int]] = {}
+        self._batches: list[list[int]] = []
+        for start, stop in self.chunks[rank::world]:
+            if (start, stop) not in done:
+                self._batches += [list(range(low, min(low + batch, stop))) for low in range(start, stop, batch)]
+                self.ends[len(self._batches) - 1] = (start, stop)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for low in range(0, len(self._indices), self._batch):
-            yield list(self._indices[low : low + self._batch])
+        return iter(self._batches)
 
     def __len__(self) -> int:
-        return len(range(0, len(self._indices), self._batch))
+        return len(self._batches)
 
 
 def _check(n: int, batch: int, rank: int, world: int) -> None:

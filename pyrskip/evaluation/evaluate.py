@@ -22,6 +22,7 @@ from pyrskip.gates import load_gate
 from pyrskip.gates.gate import Gate
 from pyrskip.metrics import exact
 from pyrskip.models.native import NativeModel
+from pyrskip.models.tiers import GatedModel
 from pyrskip.rollouts.environments import TableEnvironment, observe
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch, Question, Sample
@@ -31,7 +32,8 @@ from pyrskip.sample import Batch, Question, Sample
 class EvaluationConfig:
     """prices: the dial's positions on the frontier. resamples: of the bootstrap. retentions: targets of the summary.
 
-    timing_repeats: rounds that a measured time is the median of; 0 measures none. images: shown in selections.png.
+    timing_repeats: rounds that a measured time is the median of; 0 measures none, nor is a served model timed. images: shown
+    in selections.png. cross: another run's directory, of another flex seed on the same data, for oracle:cross.
     """
 
     prices: tuple[float, ...] = (0.001, 0.0025, 0.006, 0.013, 0.03, 0.07, 0.15, 0.4)
@@ -39,6 +41,7 @@ class EvaluationConfig:
     retentions: tuple[float, ...] = (0.98, 0.99, 0.995)
     timing_repeats: int = 15
     images: int = 12
+    cross: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prices or min(self.prices) < 0 or len(set(self.prices)) < len(self.prices):
@@ -52,19 +55,20 @@ class EvaluationConfig:
 
 def evaluate(
     config: EvaluationConfig,
-    model: NativeModel,
+    model: GatedModel,
     tables: Mapping[str, RolloutTable],
     gates: Mapping[str, Sequence[Path]],
     seeds: Sequence[int],
     data: Path,
     out: Path,
+    crossed: Mapping[str, RolloutTable] | None = None,
 ) -> Frontier:
     """Write `out`/frontier.json, summary.json, frontier.png and selections.png, and print the table.
 
-    gates: method -> one directory a seed, of `seeds`. data: the data stage's directory.
+    gates: method -> one directory a seed, of `seeds`. data: the data stage's directory. crossed: another flex seed's tables.
     """
     read_index(data)
-    trained = {method: [load_gate(path) for path in paths] for method, paths in gates.items()}
+    trained = {method: [_load_gate(path, tables["gate"]) for path in paths] for method, paths in gates.items()}
     first = trained["gate"][0]
     test = ShardDataset(data, "test", model.pyramid.size)
     samples = [s for s in (test[i] for i in range(min(len(test), max(32, config.images)))) if s is not None]
@@ -72,7 +76,7 @@ def evaluate(
     unit, budget = tables["gate"].mean_full_flops, first.layout.budget
     one = {method: of[0] for method, of in trained.items()}
     timing = None
-    if config.timing_repeats:
+    if config.timing_repeats and isinstance(model, NativeModel):
         timing = measure(model, one, batch, first.layout.actions, budget, unit, config.timing_repeats)
     inputs = Inputs(
         tables=tables,
@@ -85,6 +89,7 @@ def evaluate(
         tile_flops={split: tile_flops(model, table.size) for split, table in tables.items()},
         timing=timing,
         resamples=config.resamples,
+        crossed=crossed,
     )
     result = frontier(inputs)
     told = summary(result, config.retentions, lookup=lookup_accuracy(data, model.pyramid.size))
@@ -101,19 +106,31 @@ def evaluate(
     return result
 
 
-def gate_flops(model: NativeModel, gate: Gate, batch: Batch, unit: float) -> float:
-    """Of one decision on an encoded glance, and of the query encoder if it reads one, in the cost model's unit."""
+def _load_gate(path: Path, table: RolloutTable) -> Gate:
+    """Raises UserError for a gate that decides between other actions than were rolled out."""
+    gate = load_gate(path)
+    actions = gate.layout.actions
+    if actions.names != table.actions.names or not actions.selection.equal(table.actions.selection):
+        raise UserError(f"{path} holds a gate for another action set than the rollouts'; run the gate stage again")
+    return gate
+
+
+def gate_flops(model: GatedModel, gate: Gate, batch: Batch, unit: float) -> float:
+    """Of one decision, in the cost model's unit: the gate, and what encodes the query and the glance for it alone."""
     keep = torch.zeros(len(batch), model.pyramid.tiles, dtype=torch.bool)
     keep[:, model.pyramid.glance] = True
     with torch.no_grad():
         seen = observe(model, gate.layout, batch, model.encode(batch, keep), torch.zeros(len(batch)), unit)
         words = model.text.encode(batch.texts)[1].sum(-1)
     query = float(model.text.flops(words).mean()) if gate.reads_query else 0.0
-    return (gate.flops(seen) + query) * model.convention.per_mac / 2
+    glance = float(model.glance_flops(batch.size[batch.image_of]).mean()) if gate.reads_glance else 0.0
+    return (gate.flops(seen) + query + glance) * model.convention.per_mac / 2
 
 
-def tile_flops(model: NativeModel, size: Tensor) -> Tensor:
-    """Of encoding and projecting every tile whole, [M, T], in the cost model's unit."""
+def tile_flops(model: GatedModel, size: Tensor) -> Tensor | None:
+    """Of encoding and projecting every tile whole, [M, T], in the cost model's unit; None where nothing looks at every tile."""
+    if not isinstance(model, NativeModel):
+        return None
     project = model.projector.flops_per_token() * model.pyramid.capacity(size)
     return (model.encode_flops(size) + project) * model.convention.per_mac / 2
 
@@ -131,7 +148,7 @@ def lookup_accuracy(data: Path, side: int) -> float:
 
 
 def check_inference(
-    model: NativeModel, gate: Gate, table: RolloutTable, test: ShardDataset, unit: float, price: float, images: int = 250
+    model: GatedModel, gate: Gate, table: RolloutTable, test: ShardDataset, unit: float, price: float, images: int = 250
 ) -> dict[str, Any]:
     """Answer test questions as a server would, only kept tiles encoded, and hold it against the rollout table.
 
@@ -140,7 +157,7 @@ def check_inference(
     environment = TableEnvironment(table, model.pyramid, gate.layout.budget, unit)
     where = {key: row for row, key in enumerate(table.keys)}
     gather = partial(collate, side=model.pyramid.size)
-    right, expected, decided, encoded, asked_for = [], [], 0, model.vision.encoded, 0
+    right, expected, decided, encoded, asked_for = [], [], 0, model.encoded, 0
     for start in range(0, min(images, len(test)), 25):
         batch = gather([test[i] for i in range(start, min(start + 25, len(test)))])
         rows = torch.tensor([where[key] for key in batch.keys])
@@ -152,7 +169,7 @@ def check_inference(
             asked = gate.policy(seen).mode()
             played = gate.policy(environment.observe(rows, prices)).mode()
         answers = model.answer(batch, asked)
-        asked_for += _tiles(batch, keep.long()) + _tiles(batch, asked)
+        asked_for += int(batch.of_images(keep).sum()) + int(batch.of_images(asked > 0).sum())
         decided += int((asked != played).any(-1).sum())
         right += [exact(a, q.answers) for a, q in zip(answers, batch.questions, strict=True)]
         expected += environment.score(rows, played).tolist()
@@ -163,15 +180,9 @@ def check_inference(
         "accuracy_from_table": sum(expected) / len(expected),
         "decisions_that_differ": decided,
         "scores_that_differ": sum(a != b for a, b in zip(right, expected, strict=True)),
-        "tiles_encoded": model.vision.encoded - encoded,
+        "tiles_encoded": model.encoded - encoded,
         "tiles_asked_for": asked_for,
     }
-
-
-def _tiles(batch: Batch, asked: Tensor) -> int:
-    """How many tiles of how many images any question asks for."""
-    wanted = torch.zeros(len(batch.image), asked.shape[1], dtype=torch.int64).index_add(0, batch.image_of, (asked > 0).long())
-    return int((wanted > 0).sum())
 
 
 def shown_price(told: Mapping[str, Any], config: EvaluationConfig) -> float:
@@ -184,7 +195,7 @@ def shown_price(told: Mapping[str, Any], config: EvaluationConfig) -> float:
 
 
 def shown(
-    model: NativeModel, gate: Gate, samples: Sequence[Sample], unit: float, price: float, gate_flops: float
+    model: GatedModel, gate: Gate, samples: Sequence[Sample], unit: float, price: float, gate_flops: float
 ) -> list[Shown]:
     """One question of each sample, types in turn, answered as a server would."""
     result = []

@@ -1,5 +1,6 @@
 """The frontier for people: a table on the terminal, the curves, and sample images with what was kept."""
 
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from pyrskip.evaluation.frontier import Row
 from pyrskip.pyramid import Pyramid, mipmaps
+from pyrskip.rollouts.oracles import by_sample, by_type
+from pyrskip.rollouts.table import OUTSIDE, RolloutTable
 
 # Okabe-Ito: told apart with any colour vision
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
@@ -42,13 +45,16 @@ LINES = {
     "hull": (BLACK, "--", ""),
     "oracle:type": (RED, "-.", "1"),
     "oracle:sample": (RED, ":", "2"),
+    "oracle:cross": (RED, "--", "3"),
     "cosine": (SKY, "--", "P"),
 }
 """Method -> colour, line, marker of a curve over prices (or over vertices, probabilities, levels)."""
 POINTS = {"full": (BLACK, "*", 190), "reference": (RED, "D", 60), "heuristic": (SKY, "X", 90)}
 """Method -> colour, marker, area of a single point."""
 PANELS = {
-    "The gate and the fixed selections": ("hull", "oracle:sample", "oracle:type", "gate", "full", "reference"),
+    "The gate and the fixed selections": (
+        *("hull", "oracle:sample", "oracle:cross", "oracle:type", "gate", "full", "reference"),
+    ),
     "What the decision is worth": (
         *("hull", "random", "random:bernoulli", "cosine", "gate:shuffled_query", "gate:glance_only", "gate:query_only"),
         *("gate", "heuristic", "full", "reference"),
@@ -56,13 +62,14 @@ PANELS = {
 }
 ORDER = (
     *("full", "reference", "question_only", "fixed", "hull", "heuristic", "cosine", "random:bernoulli", "random"),
-    *("gate:shuffled_query", "gate:glance_only", "gate:query_only", "gate", "oracle:type", "oracle:sample"),
+    *("gate:shuffled_query", "gate:glance_only", "gate:query_only", "gate", "oracle:type", "oracle:cross", "oracle:sample"),
 )
 DPI = 150
 # columns of a table that goes to a file
 WIDTH = 120
 # lines of the table for one method, about
 PRICES_TOLD = 6
+ORACLE_PRICES = (0.01, 0.1)
 
 # inches of a picture; in that unit: from one level to the next, around a sample, its upper and its lower edge
 UNIT, STEP, MARGIN, TOP, BOTTOM = 1.2, 1.08, 0.12, 1.2, -0.66
@@ -105,7 +112,7 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     previous = ""
     prices = sorted({r.price for r in rows if r.price is not None})
     told = {None, *prices[:: -(-len(prices) // PRICES_TOLD) or 1], *prices[-1:]}
-    for group in _groups([r for r in rows if r.split == "test" and r.price in told]):
+    for group in _groups([r for r in rows if r.split == "test" and r.price in told and not _of_tiles(r)]):
         first = group[0]
         family = "fixed" if first.method == "hull" else first.method.split(":")[0]
         family = family if family in ("fixed", "random", "gate", "oracle") else ""
@@ -158,6 +165,40 @@ def print_summary(told: Mapping[str, Any]) -> None:
     print(told["note"])
 
 
+def print_rollouts(tables: Mapping[str, RolloutTable], console: Console | None = None) -> None:
+    """What every listed action, and what is outside of the set, scores and costs; and the best action by type and by sample.
+
+    tables: 'gate', 'val' and 'test'. Sets of single tiles are counted, not listed. Oracles are told on test, the one by type
+    fitted on the gate's rollouts.
+    """
+    gate, test = tables["gate"], tables["test"]
+    unit = gate.mean_full_flops
+    table = Table(
+        title=f"Rollouts with {gate.origin.get('model', 'a model')}", caption="x full: FLOPs over the mean full pyramid's"
+    )
+    table.add_column("decision", no_wrap=True)
+    for name in (*(f"{split} %" for split in tables), "x full"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for column, name in enumerate((*gate.actions.names, *OUTSIDE)):
+        if "." not in name:
+            scores = [f"{100 * float(t.score[:, column].mean()):.1f}" for t in tables.values()]
+            table.add_row(name, *scores, f"{float(gate.cost.flops[:, column].mean()) / unit:.3f}")
+    rows = torch.arange(len(test))
+    for price in ORACLE_PRICES:
+        best = by_type(gate, price, unit)
+        picks = {
+            "oracle:type": torch.tensor([best.get(kind, test.actions.full) for kind in test.types]),
+            "oracle:sample": by_sample(test, price, unit),
+        }
+        for name, action in picks.items():
+            score = f"{100 * float(test.score[rows, action].mean()):.1f}"
+            cost = f"{float(test.cost.flops[rows, action].mean()) / unit:.3f}"
+            table.add_row(f"{name}, price {price:g}", *[""] * (len(tables) - 1), score, cost)
+    (console or Console(width=None if sys.stdout.isatty() else WIDTH)).print(table)
+    counts = (f"{split}: {len(t.image_keys)} images, {len(t)} questions" for split, t in tables.items())
+    print(f"{len(gate.actions)} actions; {'; '.join(counts)}")
+
+
 def plot_frontier(rows: Sequence[Row], path: Path) -> None:
     """Accuracy against relative FLOPs on the test split, as a PNG: the gate beside what it competes with, and beside
     what tells why it works."""
@@ -183,7 +224,7 @@ def plot_frontier(rows: Sequence[Row], path: Path) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=10)
     figure.canvas.draw()
     full = {r.flops for r in rows if r.method == "full"}
-    _label_fixed(panels[0], [r for r in rows if r.method.startswith("fixed:") and r.flops not in full])
+    _label_fixed(panels[0], [r for r in rows if r.method.startswith("fixed:") and not _of_tiles(r) and r.flops not in full])
     figure.savefig(path, dpi=DPI)
 
 
@@ -215,6 +256,11 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
     for i, row in enumerate(rows):
         groups.setdefault((row.method, row.price) if row.seed is not None else (i,), []).append(row)
     return sorted(groups.values(), key=lambda group: ORDER.index(group[0].method.replace("fixed:", "fixed ").split()[0]))
+
+
+def _of_tiles(row: Row) -> bool:
+    """A fixed selection of single tiles: there may be thousands, so the files alone list them."""
+    return row.method.startswith("fixed:") and "." in row.method
 
 
 def _mean(rows: Sequence[Row], value: Callable[[Row], float]) -> float:

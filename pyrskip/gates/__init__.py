@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -33,7 +34,12 @@ def save_gate(gate: Gate, directory: Path) -> None:
         "query_width": layout.query_width,
         "channels": layout.channels,
         "tiles": layout.tiles,
-        "actions": {"names": layout.actions.names, "selection": layout.actions.selection.int().tolist()},
+        "actions": {
+            "names": layout.actions.names,
+            "selection": layout.actions.selection.int().tolist(),
+            "ladder": layout.actions.ladder,
+            "rung": None if layout.actions.rung is None else layout.actions.rung.tolist(),
+        },
         "budget": asdict(layout.budget),
     }
     directory.mkdir(parents=True, exist_ok=True)
@@ -49,9 +55,10 @@ def load_gate(directory: Path) -> Gate:
         names, selection = plain["actions"]["names"], torch.tensor(plain["actions"]["selection"], dtype=torch.bool)
         if selection.shape != (len(names), plain["tiles"]):
             raise TypeError(f"actions.selection is {list(selection.shape)}, not {[len(names), plain['tiles']]}")
-        actions = ActionSet(selection, tuple(names))
-        weights = plain["budget"]["weights"]
-        budget = BudgetRule(**plain["budget"] | {"weights": tuple(weights) if weights else None})
+        rung = plain["actions"]["rung"]
+        actions = ActionSet(selection, tuple(names), tuple(plain["actions"]["ladder"]), rung and torch.tensor(rung))
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain["budget"].items()}
+        budget = BudgetRule(**given)
         layout = Layout(plain["query_width"], plain["channels"], plain["tiles"], actions, budget)
         gate = build_gate(GateConfig(**plain["gate"]), layout)
         gate.load_state_dict(state)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pyrskip.cost import Attention, Convention, Cost, Unit, answer_flops, kv_bytes
-from pyrskip.decision import realise
+from pyrskip.decision import realise, reference
 from pyrskip.errors import UserError
 from pyrskip.metrics import Metric, exact
 from pyrskip.models.cross import CrossDecoder
@@ -27,7 +27,7 @@ from pyrskip.models.language import Decoder, LanguageConfig, Visual
 from pyrskip.models.projector import Projector, pool
 from pyrskip.models.text import TextConfig, build_text
 from pyrskip.models.tiers import Features
-from pyrskip.models.tiles import encode_tiles
+from pyrskip.models.tiles import encode_flops, encode_tiles
 from pyrskip.models.vision import VisionConfig, VisionEncoder
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
@@ -42,6 +42,12 @@ class PyramidConfig:
     size: int = 64
     levels: int = 3
     grid: tuple[int, ...] = (1,)
+
+    @property
+    def tiles(self) -> int:
+        """T, the glance included."""
+        grid = self.grid * (self.levels - 1) if len(self.grid) == 1 else self.grid[:-1]
+        return sum(g * g for g in grid) + 1
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ class NativeModel(nn.Module):
         self.vision = VisionEncoder(config.vision)
         p = config.pyramid
         self.pyramid = Pyramid(p.size, p.levels, self.vision.stride, tuple(p.grid))
+        self.reference = reference(self.pyramid)
         self.language = DECODERS[config.language.name](config.language, tokenizer)
         self.projector = Projector(self.vision.channels, self.language.width, p.levels)
         self.text = build_text(config.text, self.language)
@@ -131,6 +138,11 @@ class NativeModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.language.embed.weight.device
+
+    @property
+    def encoded(self) -> int:
+        """Tiles that have been encoded."""
+        return self.vision.encoded
 
     def encode(self, batch: Batch, keep: Tensor) -> Features:
         """Encode the tiles that any question of an image keeps, or read their maps from the cache. keep [B, T] bool."""
@@ -269,11 +281,11 @@ class NativeModel(nn.Module):
 
     def encode_flops(self, size: Tensor) -> Tensor:
         """Measured FLOPs of encoding every tile. size [B, 2] -> [B, T] float64."""
-        stride = self.vision.stride
-        extent = -(-self.pyramid.pixels(size) // stride) * stride
-        unique, of = torch.unique(extent.flatten(0, 1), dim=0, return_inverse=True)
-        flops = [float(self.vision.flops(rows, columns)) if rows else 0.0 for rows, columns in unique.tolist()]
-        return torch.tensor(flops, dtype=torch.float64, device=size.device)[of].view(extent.shape[:2])
+        return encode_flops(self.vision, self.pyramid, size)
+
+    def glance_flops(self, size: Tensor) -> Tensor:
+        """None: the gate looks at what is encoded for the answer anyway. size [B, 2] -> [B] float64."""
+        return torch.zeros(len(size), dtype=torch.float64, device=size.device)
 
     def _share(self, flops: int) -> float:
         return flops / 2 if self.convention.unit == "macs" else float(flops)

@@ -15,7 +15,7 @@ from pyrskip.errors import UserError
 from pyrskip.gates.gate import Layout, Observation
 from pyrskip.gates.policies import Relaxed
 from pyrskip.models.native import NativeModel
-from pyrskip.models.tiers import Features
+from pyrskip.models.tiers import Features, GatedModel
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch
@@ -97,6 +97,8 @@ class TableEnvironment:
         return self.table.score[rows, : len(self.table.actions)]
 
     def chances(self, rows: Tensor) -> Tensor:
+        if self.table.probability is None:
+            raise UserError("rule.target=probability, which this model's rollouts do not hold; allowed: rule.target=score")
         return self.table.probability[rows, : len(self.table.actions)]
 
     def cost(self, rows: Tensor, asked: Tensor) -> Tensor:
@@ -105,9 +107,11 @@ class TableEnvironment:
     def relaxed(self, rows: Tensor, sample: Relaxed) -> tuple[Tensor, Tensor]:
         """The table's multilinear extension: the expectation over actions, of their weights."""
         if sample.weight is None:
+            listed, tiles = self.table.actions.selection.shape
             raise UserError(
-                "gate.policy=bernoulli decides tile by tile, and the rollout table lists whole levels; "
-                "allowed: rule.online=true, gate.policy=categorical, or pyramid.grid=[1]"
+                f"gate.policy=bernoulli decides tile by tile: it needs all {2 ** (tiles - 1)} selections, and "
+                f"the rollout table lists {listed}; allowed: rule.online=true, gate.policy=categorical, or "
+                "actions.unit=tile without a sample"
             )
         return (sample.weight * self.scores(rows)).sum(-1), (sample.weight * self.relative[rows]).sum(-1)
 
@@ -181,7 +185,7 @@ class ModelEnvironment:
         return self.model.cost(self.model.realise(asked, size), size, self.model.prompt_tokens(rows)).flops.float()
 
 
-def observe(model: NativeModel, layout: Layout, rows: Batch, features: Features, price: Tensor, unit: float) -> Observation:
+def observe(model: GatedModel, layout: Layout, rows: Batch, features: Features, price: Tensor, unit: float) -> Observation:
     """The observation of a batch whose glance is encoded."""
     query, mask = model.text.encode(rows.texts)
     capacity = model.pyramid.capacity(rows.size)[rows.image_of]
@@ -201,7 +205,7 @@ def observe(model: NativeModel, layout: Layout, rows: Batch, features: Features,
     )
 
 
-def action_costs(model: NativeModel, layout: Layout, rows: Batch) -> Cost:
+def action_costs(model: GatedModel, layout: Layout, rows: Batch) -> Cost:
     """Cost of every listed action, [B, S] each."""
     size = rows.size[rows.image_of]
     asked = layout.actions.tokens(model.pyramid.capacity(rows.size)[rows.image_of], layout.budget)
