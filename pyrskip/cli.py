@@ -22,6 +22,9 @@ commands
   eval    draw the frontier of a finished run again: pyrskip eval run=runs/easy_vqa
   data    run the data stage alone and count what it wrote; or look into it:
           pyrskip data inspect runs/easy_vqa/data [sheet=contact.png]
+  report  write one HTML file of a finished run or a sweep: pyrskip report runs/easy_vqa [out=report.html]
+  plot    draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
+  dashboard  build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]
 
 examples
   pyrskip train experiment=easy_vqa
@@ -37,6 +40,7 @@ keys
   logger=<name>          {loggers}
   name=<run>  seed=<n>  seeds=<gates trained>  stages=[data,...]  from=<run to borrow stages from>
   any other key of the config: pyrskip train experiment=<name> --cfg job  prints them all
+  several loggers: logger=[wandb,tensorboard]    --quiet: no progress and no tables
 """
 
 
@@ -71,6 +75,7 @@ def conf_directory() -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "eval": evaluate, "data": data}
+    commands |= {name: _guarded(name) for name in ("report", "plot", "dashboard")}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return
@@ -99,6 +104,24 @@ def data(arguments: Sequence[str]) -> None:
             _fail(error)
     else:
         _hydra("train", [*arguments, "stages=[data]"], _data)
+
+
+def _guarded(name: str) -> Callable[[Sequence[str]], None]:
+    """A command of pyrskip.show, whose bad input is one sentence."""
+
+    def run(arguments: Sequence[str]) -> None:
+        if any(a in ("-h", "--help") for a in arguments):
+            print(_usage())
+            return
+        _need_training()
+        from pyrskip import show
+
+        try:
+            getattr(show, name)(arguments)
+        except UserError as error:
+            _fail(error)
+
+    return run
 
 
 def _inspect(arguments: Sequence[str]) -> None:
@@ -152,6 +175,7 @@ def _evaluate(cfg: Any) -> None:
     if not isinstance(saved, dict) or not isinstance(saved.get("evaluation"), dict):
         raise UserError(f"run={cfg.run} is no run: its config.json has no evaluation; allowed: a directory that train made")
     given = {key: value for key, value in cfg.evaluation.items() if value is not None}
+    saved.setdefault("trainer", {})["quiet"] = bool(cfg.trainer.quiet)
     saved["evaluation"] |= OmegaConf.to_container(OmegaConf.create(given))
     saved["root"], saved["name"] = str(root.parent), root.name
     config, nodes = read(OmegaConf.create(saved))
@@ -160,8 +184,8 @@ def _evaluate(cfg: Any) -> None:
 
 def _hydra(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> None:
     """Check the whole config first, so that what is wrong is one sentence, then hand over to Hydra."""
-    if find_spec("hydra") is None or find_spec("pytorch_lightning") is None:
-        _fail(UserError("this command needs the training extra: pip install 'pyrskip[train]'"))
+    _need_training()
+    arguments = ["trainer.quiet=true" if a == "--quiet" else a for a in arguments]
     if any(a in ("-h", "--help") for a in arguments):
         print(_usage())
         return
@@ -192,7 +216,7 @@ def _hydra(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> 
 
     for argument in arguments:
         if argument.startswith("-") and argument.split("=")[0] not in FLAGS:
-            _fail(UserError(f"{argument!r} is no flag of this command; allowed: {', '.join(('--help', *FLAGS))}"))
+            _fail(UserError(f"{argument!r} is no flag of this command; allowed: {', '.join(('--help', '--quiet', *FLAGS))}"))
     if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
         _check(name, [a for a in arguments if not a.startswith("-")], sweep=bool(flags))
     sys.argv = [typed[0], *flags, *(a for a in arguments if a not in flags)]
@@ -288,6 +312,11 @@ def _refuse_rank_sweeps(strategy: str, ranks: int) -> None:
             f"trainer.strategy={strategy} with {ranks} ranks in a sweep (-m) would sweep anew on every rank; "
             "allowed: strategy=ddp_fork or ddp_spawn on one machine, or one job a run on a cluster"
         )
+
+
+def _need_training() -> None:
+    if find_spec("hydra") is None or find_spec("pytorch_lightning") is None:
+        _fail(UserError("this command needs the training extra: pip install 'pyrskip[train]'"))
 
 
 def _quiet() -> None:
