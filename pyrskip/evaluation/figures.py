@@ -13,6 +13,7 @@ from pyrskip.evaluation.curves import average, cost, groups, high, low
 from pyrskip.evaluation.frontier import Row
 from pyrskip.evaluation.styles import BLUE, DASHES, POINTS, SYMBOLS, line_of
 
+AXES = ("FLOPs over the mean full pyramid's", "accuracy, %")
 # shown from the start; the others are a click on the legend away
 FIRST = ("gate", "hull", "full", "reference", "gate:query_only", "gate:glance_only", "random", "oracle:type")
 
@@ -27,7 +28,7 @@ def frontier_figure(rows: Sequence[Row]) -> go.Figure:
         _add(figure, method, [r for r in rows if r.method == method])
     if fixed:
         _add(figure, "fixed selections", fixed)
-    return _finish(figure)
+    return _finish(figure, *AXES)
 
 
 def runs_figure(runs: Mapping[str, Sequence[Row]], colours: Mapping[str, str], method: str = "gate") -> go.Figure:
@@ -38,15 +39,19 @@ def runs_figure(runs: Mapping[str, Sequence[Row]], colours: Mapping[str, str], m
         _add(figure, name, [r for r in base if r.method == name])
     for label, rows in runs.items():
         _add(figure, method, [r for r in rows if r.split == "test" and r.method == method], label, colours[label])
-    return _finish(figure)
+    return _finish(figure, *AXES)
 
 
 def lines_figure(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str = "step") -> go.Figure:
-    """A small line chart. series: label -> (x, y) pairs."""
+    """A small line chart. series: <gate>/seed-<n>, as their directories are named, or flex -> (x, y) pairs."""
     figure = go.Figure()
     for label, points in series.items():
-        figure.add_scatter(x=[p[0] for p in points], y=[p[1] for p in points], name=label, mode="lines")
-    figure.update_layout(title=title, xaxis_title=x)
+        method, _, seed = label.partition("/seed-")
+        colour = line_of(method.replace("-", ":"))[0]
+        dash = list(DASHES.values())[int(seed) % len(DASHES)] if seed.isdigit() else "solid"
+        line = {"color": colour, "dash": dash, "width": 1.6}
+        figure.add_scatter(x=[p[0] for p in points], y=[p[1] for p in points], name=label, mode="lines", line=line)
+    figure.update_layout(title={"text": title, "font": {"size": 13}}, xaxis_title=x)
     return _finish(figure)
 
 
@@ -128,8 +133,10 @@ def _told(group: Sequence[Row], below: float, above: float) -> list[str]:
     return [first.method, price, f"-{below:.2f} +{above:.2f}", f"{average(group, lambda r: r.tokens):.1f}"]
 
 
-def _finish(figure: go.Figure) -> go.Figure:
-    """What all share: no colours of a page, so that a page may be light or dark."""
+def _finish(figure: go.Figure, x: str | None = None, y: str | None = None) -> go.Figure:
+    """What all share: no colours of a page, so that a page may be light or dark. x, y: titles of the axes."""
+    if x is not None:
+        figure.update_layout(xaxis_title=x, yaxis_title=y)
     figure.update_layout(
         template="none",
         margin={"l": 56, "r": 16, "t": 36, "b": 48},

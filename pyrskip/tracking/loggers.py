@@ -134,16 +134,18 @@ def _wandb(key: str, node: dict[str, Any], ids: "_Ids") -> Logger | None:
 
     _check_arguments("WandbLogger", node, wandb.init)
     local = bool(node.get("offline")) or os.environ.get("WANDB_MODE", "online") not in ("online", "run", "shared")
-    if not local and not wandb.api.api_key:
+    if not local and not wandb.login(prompt=False, verify=False):
         tell(f"logger.{key}: wandb is not logged in; {LATER}")
         node, local = node | {"offline": True}, True
-    logger: Logger = hydra.utils.instantiate(node, _convert_="all")
+    # Lightning says offline by an environment variable, which wandb has read by now if it ran before
+    logger: Logger = hydra.utils.instantiate(node | ({"mode": "offline"} if local else {}), _convert_="all")
     try:
         _ = logger.experiment  # type: ignore[attr-defined]
     except (wandb.errors.Error, OSError) as error:
         if local:
             tell(f"logger.{key} failed ({reason(error)}); {WITHOUT}")
             return None
+        wandb.teardown()  # its service holds the run that it failed to begin
         deleted = "deleted" in str(error)
         tell(f"logger.{key} failed ({reason(error)}); {'a new run is started' if deleted else LATER}")
         return _wandb(key, node | ({"id": secrets.token_hex(4)} if deleted else {"offline": True}), ids)

@@ -77,7 +77,10 @@ def sections() -> dict[str, list[Any]]:
             lines("Seconds a step", "time/step", "time/data_wait"),
             lines("Questions a second", "time/questions_per_second"),
         ],
-        "Samples": [media("What was kept", "media/samples"), wr.WeavePanelSummaryTable(_logged("media/predictions"))],
+        "Samples": [
+            media("What was kept", "media/samples"),
+            wr.WeavePanelSummaryTable(table_name=_logged("media/predictions")),
+        ],
         "Sweep": [wr.ParallelCoordinatesPlot(title=f"What a sweep varies, and what {TARGET} of full costs", columns=columns)],
     }
 
@@ -121,7 +124,7 @@ def save(entity: str | None, project: str) -> list[str]:
     import wandb
 
     try:
-        if not wandb.api.api_key:
+        if not wandb.login(prompt=False, verify=False):
             raise UserError("wandb is not logged in; run wandb login, or see what would be sent with --dry-run")
         entity = entity or str(wandb.Api().default_entity)
         parts = workspace(entity, project), report(entity, project)

@@ -132,7 +132,8 @@ def _cards(run: Finished) -> list[dict[str, str]]:
 
 def _method_rows(run: Finished) -> list[list[Any]]:
     rows = []
-    for group in groups([r for r in run.rows if r.split == "test"]):
+    # the hull is some of the fixed selections again
+    for group in groups([r for r in run.rows if r.split == "test" and r.method != "hull"]):
         first = group[0]
         times = [r.total_ms for r in group if r.total_ms is not None]
         rows.append(

@@ -33,23 +33,63 @@ function themed(figure) {
     hoverlabel: { align: "left", bgcolor: colour("--panel"), bordercolor: colour("--line"), font: { color: ink } },
     // a finger scrolls the page
     dragmode: touch ? false : "zoom",
+    // the page's own legend wraps on a phone, where plotly's covers the plot
+    showlegend: false,
   });
   return [copy.data, layout];
 }
 
-function plot(parent, figure) {
-  const place = add(parent, "div", { className: "plot" });
-  drawn.push([place, figure]);
-  Plotly.newPlot(place, ...themed(figure), { responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover" });
+// One legend for all plots of a section: a button a trace name.
+function legend(parent, places) {
+  const names = new Map();
+  for (const place of places) {
+    for (const trace of place.data) if (trace.name) names.set(trace.name, names.get(trace.name) ?? trace);
+  }
+  if (names.size < 2) return;
+  const box = add(parent, "div", { className: "legend" });
+  for (const [name, trace] of names) {
+    const button = add(box, "button", { type: "button", ariaPressed: String(trace.visible !== "legendonly") });
+    const swatch = add(button, "i");
+    const own = trace.line?.color ?? trace.marker?.color;
+    swatch.style.color = own === colour("--ink") ? "inherit" : own;
+    if (trace.mode === "markers") swatch.className = "point";
+    swatch.style.borderTopStyle = { dash: "dashed", dashdot: "dashed", dot: "dotted" }[trace.line?.dash] ?? "solid";
+    add(button, "span", { text: name });
+    button.addEventListener("click", () => {
+      const show = button.ariaPressed !== "true";
+      button.ariaPressed = String(show);
+      for (const place of places) {
+        const which = place.data.flatMap((other, i) => (other.name === name ? [i] : []));
+        if (which.length) Plotly.restyle(place, { visible: show ? true : "legendonly" }, which);
+      }
+    });
+  }
 }
 
-dark.addEventListener("change", () => drawn.forEach(([place, figure]) => Plotly.react(place, ...themed(figure))));
+function plot(place, figure) {
+  drawn.push([place, figure]);
+  Plotly.newPlot(place, ...themed(figure), { responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover" });
+  return place;
+}
 
-function shown(value) {
+dark.addEventListener("change", () => {
+  for (const [place, figure] of drawn) {
+    const [data, layout] = themed(figure);
+    data.forEach((trace, i) => (trace.visible = place.data[i].visible));
+    Plotly.react(place, data, layout);
+  }
+});
+
+// As many decimals in the whole column as its size asks for.
+function decimals(values) {
+  const numbers = values.filter((value) => typeof value === "number");
+  if (numbers.every(Number.isInteger)) return 0;
+  return Math.max(...numbers.map(Math.abs)) >= 10 ? 2 : 3;
+}
+
+function shown(value, digits) {
   if (value === null || value === undefined) return "";
-  if (typeof value !== "number") return String(value);
-  if (Number.isInteger(value)) return String(value);
-  return Math.abs(value) >= 10 ? value.toFixed(2) : String(Number(value.toPrecision(3)));
+  return typeof value === "number" ? value.toFixed(digits) : String(value);
 }
 
 function table(parent, columns, rows) {
@@ -58,11 +98,12 @@ function table(parent, columns, rows) {
   const head = add(add(element, "thead"), "tr");
   const body = add(element, "tbody");
   const isText = columns.map((_, i) => rows.some((row) => typeof row[i] === "string"));
+  const digits = columns.map((_, i) => decimals(rows.map((row) => row[i])));
   const fill = (sorted) => {
     body.replaceChildren();
     for (const row of sorted) {
       const line = add(body, "tr");
-      row.forEach((value, i) => add(line, "td", { text: shown(value), className: isText[i] ? "text" : "" }));
+      row.forEach((value, i) => add(line, "td", { text: shown(value, digits[i]), className: isText[i] ? "text" : "" }));
     }
   };
   columns.forEach((name, i) => {
@@ -97,7 +138,7 @@ function gallery(parent, samples) {
   const grid = add(parent, "div", { className: "gallery" });
   const figures = samples.map((sample) => {
     const figure = add(grid, "figure");
-    add(figure, "img", { src: sample.picture, alt: `levels kept: ${sample.levels.join(", ")}`, loading: "lazy" });
+    add(figure, "img", { src: sample.picture, alt: `levels kept: ${sample.levels.join(", ")}`, decoding: "async" });
     const caption = add(figure, "figcaption");
     add(caption, "div", { text: sample.question });
     const said = sample.right ? `✓ ${sample.answer}` : `✗ ${sample.answer || "(nothing)"} (right: ${sample.truth})`;
@@ -138,7 +179,9 @@ for (const part of report.sections) {
     }
   } else if (part.kind === "plots") {
     const grid = add(section, "div", { className: part.tall ? "plots tall" : "plots" });
-    for (const figure of part.plots) plot(grid, figure);
+    // all places first: a plot takes the size of its place, which shrinks while others are added
+    const places = part.plots.map(() => add(grid, "div", { className: "plot" }));
+    legend(section, places.map((place, i) => plot(place, part.plots[i])));
   } else if (part.kind === "table") {
     table(section, part.columns, part.rows);
   } else if (part.kind === "gallery") {
