@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 
 from pyrskip.cli import conf_directory
 from pyrskip.config import read
+from pyrskip.data.datamodule import StepData
 from pyrskip.evaluation.figures import heat_map
 from pyrskip.reward import RewardConfig
 from pyrskip.stages import run_stages
@@ -27,6 +29,7 @@ from pyrskip.tracking.loggers import IDS, Job, loggers
 from pyrskip.tracking.media import PICTURES, ROWS, Chart, Histogram, Pictures, Table, send
 from pyrskip.tracking.rows import Rows
 from pyrskip.tracking.watch import LOOKS, SHARE, Watch
+from pyrskip.training.trainer import TrainerConfig, build_trainer
 from tests.offline import history, offline_runs, run_record
 from tests.test_rules import toy_environment, toy_module
 from tests.test_stages import TWO_STEPS
@@ -326,6 +329,22 @@ def watched(look_seconds: float, step_seconds: float) -> int:
     # it may only find out that a look took too long once it was taken
     assert spent <= SHARE * now[0] + look_seconds
     return looks
+
+
+def test_waiting_for_data_is_told_apart_from_the_step(tmp_path: Path) -> None:
+    def slow(index: list[int]) -> torch.Tensor:
+        time.sleep(0.02)
+        return torch.tensor(index)
+
+    module = toy_module("supervised", "utility", RewardConfig(), steps=10)
+    guard = Guard(Rows(tmp_path), "csv", lasting=True)
+    trainer = build_trainer(TrainerConfig(log_every=5, quiet=True), tmp_path, [guard])
+    trainer.fit(module, StepData(range(100), slow, 16, 10))
+    told = [row for row in rows(tmp_path) if row["time/step"]]
+    assert [row["step"] for row in told] == ["4", "9"]
+    for row in told:
+        assert 0.02 <= float(row["time/data_wait"]) < float(row["time/step"])
+        assert float(row["time/questions_per_second"]) == pytest.approx(16 / float(row["time/step"]))
 
 
 def test_a_gate_is_looked_at_a_fixed_number_of_times() -> None:

@@ -248,7 +248,10 @@ def show_gallery(
             if sample is not None:
                 yield answered(model, gate, sample, int(number), unit, price, gate_flops)
 
-    write_gallery(answers(), action, table, model.pyramid, price, directory)
+    try:
+        write_gallery(answers(), action, table, model.pyramid, price, directory)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written: {error}") from error
 
 
 def write_json(path: Path, content: Any) -> None:

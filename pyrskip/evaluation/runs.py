@@ -78,13 +78,20 @@ def _load(directory: Path) -> Finished:
         summary=summary,
         config=config,
         versions=_optional(directory / "versions.json"),
-        gallery=_optional(directory / "gallery" / FILE),
+        gallery=_gallery(directory / "gallery"),
     )
 
 
 def _row(plain: dict[str, Any]) -> Row:
     low, high = plain["accuracy_ci95"]
     return Row(**{**plain, "accuracy_ci95": (low, high)})
+
+
+def _gallery(directory: Path) -> dict[str, Any]:
+    """What write_gallery wrote, nothing where a picture of it is missing."""
+    told = _optional(directory / FILE)
+    whole = all((directory / str(s.get("picture"))).is_file() for s in told.get("samples", ()))
+    return told if whole else {}
 
 
 def _optional(path: Path) -> dict[str, Any]:

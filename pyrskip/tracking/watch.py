@@ -1,6 +1,6 @@
 """Watches a gate while it trains: now and then it decides a fixed sample of the validation rollouts.
 
-Axes: N questions watched, T tiles. What it costs is bounded: it is skipped while it has taken more than SHARE of the
+What it costs is bounded: it is skipped while it has taken more than SHARE of the
 training's time, but for the last look, when training is over. It draws no random numbers, so it changes no training.
 """
 
@@ -50,12 +50,12 @@ class Watch(Callback):
         due = now * LOOKS // total > batch_idx * LOOKS // total and now < total
         if trainer.is_global_zero and due and self.spent <= SHARE * (self.clock() - self.began):
             start = self.clock()
-            self.look(pl_module, trainer.global_step - 1, last=False)
+            self.look(pl_module, max(trainer.global_step - 1, 0), last=False)
             self.spent += self.clock() - start
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            self.look(pl_module, trainer.global_step - 1, last=True)
+            self.look(pl_module, max(trainer.global_step - 1, 0), last=True)
 
     @torch.no_grad()
     def look(self, module: Any, step: int, last: bool) -> None:

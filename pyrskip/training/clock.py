@@ -32,7 +32,7 @@ class Clock(Callback):
         }
         # straight to the loggers: with accumulation Lightning would log other steps
         for logger in trainer.loggers:
-            logger.log_metrics(figures, trainer.global_step - 1)
+            logger.log_metrics(figures, max(trainer.global_step - 1, 0))
         self._restart(trainer)
 
     def _restart(self, trainer: pl.Trainer) -> None:
