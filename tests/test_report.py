@@ -82,6 +82,7 @@ def test_the_report_of_a_sweep_tells_what_differs(sweep: Path, tmp_path: Path) -
     write_report(sweep, tmp_path / "report.html")
     parts = {s.get("title"): s for s in data_of(tmp_path / "report.html")["sections"]}
     assert {row[0] for row in parts["Runs"]["rows"]} == {"rule=supervised", "rule=gumbel"}
+    assert {row[0] for row in parts["Health of the gates"]["rows"]} == {"rule=supervised", "rule=gumbel"}
     assert json.loads(parts["Configs, where they differ"]["text"]) == {
         "rule.name": {"rule=gumbel": "gumbel", "rule=supervised": "supervised"}
     }

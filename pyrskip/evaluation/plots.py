@@ -81,6 +81,8 @@ def plot_runs(runs: Mapping[str, Sequence[Row]], colours: Mapping[str, str], pat
             }
             axes.plot(curve.x, curve.y, label=label, **style)
             axes.fill_between(curve.x, curve.low, curve.high, color=colours[label], alpha=0.15, linewidth=0)
+            if len(curve.x) == 1:  # a band needs two
+                axes.vlines(curve.x, curve.low, curve.high, color=colours[label], linewidth=1)
         shown = [r for rows in drawn.values() for r in rows] + [r for r in base if r.method in ("full", "reference", "hull")]
         axes.set_ylim(*_range([r.accuracy for r in shown]))
         axes.set_xlim(0, 1.06 * max(r.relative_flops for r in shown))

@@ -79,6 +79,7 @@ def _sweep_sections(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     return [
         _plot("Frontier", runs_figure(rows, run_colours(rules, RULES)), SWEEP_NOTE, tall=True),
         _table("Runs", SWEEP_COLUMNS, [row for run in runs for row in _target_rows(run)], "A line a target; means over seeds."),
+        _table("Health of the gates", *_health_of_all(runs), HEALTH_NOTE),
         _table("By question type", ("run", *TYPE_COLUMNS), [[r.label, *row] for r in runs for row in _type_rows(r)], ""),
         {
             "kind": "text",
@@ -189,6 +190,13 @@ def _health(run: Finished) -> tuple[tuple[str, ...], list[list[Any]]]:
                     rows.append([100 * float(target), method, seed["seed"], seed["price"], *kept.values(), *figures])
     names = [f"keeps level {level}" for level in sorted(levels, key=int)]
     return ("target %", "method", "seed", "price", *names, "distinct", "entropy", "information"), rows
+
+
+def _health_of_all(runs: Sequence[Finished]) -> tuple[tuple[str, ...], list[list[Any]]]:
+    """Of runs with as many levels as the first; columns would not fit others."""
+    found = {run.label: _health(run) for run in runs}
+    columns = found[runs[0].label][0]
+    return ("run", *columns), [[label, *row] for label, (own, rows) in found.items() if own == columns for row in rows]
 
 
 def _selections(run: Finished) -> list[dict[str, Any]]:
