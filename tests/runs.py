@@ -8,7 +8,7 @@ import torch
 
 from pyrskip.config import Config, to_plain
 from pyrskip.evaluation.frontier import decide
-from pyrskip.evaluation.gallery import pick, write_gallery
+from pyrskip.evaluation.gallery import PLACE, pick, write_gallery
 from pyrskip.evaluation.report import Shown
 from pyrskip.evaluation.summary import summary
 from tests.tables import synthetic_pyramid
@@ -19,7 +19,7 @@ NASTY = "what color is it?</script><img src=x onerror=alert(1)>"
 
 
 def write_run(directory: Path, rule: str = "supervised") -> Path:
-    """frontier.json, summary.json, config.json, versions.json, gallery/ and a training's metrics, one of them NaN."""
+    """frontier.json, summary.json, config.json, versions.json, a gallery and a training's metrics, one of them NaN."""
     directory.mkdir(parents=True)
     frontier, pyramid = computed(), synthetic_pyramid()
     inputs, table = frontier.inputs, frontier.inputs.tables["test"]
@@ -51,7 +51,7 @@ def write_run(directory: Path, rule: str = "supervised") -> Path:
         )
         for i, row in enumerate(rows)
     ]
-    write_gallery(answers, action, table, pyramid, 0.2, directory / "gallery")
+    write_gallery(answers, action, table, pyramid, 0.2, directory / PLACE)
     metrics = directory / "gate/gate/seed-0/csv/metrics.csv"
     metrics.parent.mkdir(parents=True)
     metrics.write_text("step,train/loss,val/accuracy/all\n0,0.7,\n10,nan,0.8\n20,0.5,0.9\n")

@@ -14,7 +14,7 @@ import pytest
 from pyrskip.cli import main
 from pyrskip.errors import UserError
 from pyrskip.evaluation.figures import frontier_figure, shares_by_type
-from pyrskip.evaluation.gallery import pick
+from pyrskip.evaluation.gallery import PLACE, pick
 from pyrskip.evaluation.page import write_report
 from pyrskip.evaluation.plots import run_colours
 from pyrskip.evaluation.runs import load_runs
@@ -108,7 +108,7 @@ def test_a_directory_without_a_whole_frontier_is_named(break_it: Any, said: str,
 
 def test_a_run_without_gallery_and_versions_is_reported(run: Path, tmp_path: Path) -> None:
     old = shutil.copytree(run, tmp_path / "old")
-    (old / "gallery/003.png").unlink()
+    (old / PLACE / "003.png").unlink()
     (old / "versions.json").unlink()
     write_report(old, tmp_path / "report.html")
     assert "Samples" not in {s.get("title") for s in data_of(tmp_path / "report.html")["sections"]}

@@ -15,7 +15,7 @@ from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.data.shards import read_index
 from pyrskip.errors import UserError
 from pyrskip.evaluation.frontier import Frontier, Inputs, decide, frontier
-from pyrskip.evaluation.gallery import pick, write_gallery
+from pyrskip.evaluation.gallery import PLACE, pick, write_gallery
 from pyrskip.evaluation.plots import plot_frontier
 from pyrskip.evaluation.report import Shown, plot_selections, print_summary, print_table
 from pyrskip.evaluation.summary import summary
@@ -63,7 +63,7 @@ def evaluate(
     out: Path,
     quiet: bool = False,
 ) -> Frontier:
-    """Write `out`/frontier.json, summary.json, frontier.png, selections.png and gallery/, and print the table.
+    """Write `out`/frontier.json, summary.json, frontier.png, selections.png and frontier/gallery/, and print the table.
 
     gates: method -> one directory a seed, of `seeds`. data: the data stage's directory.
     """
@@ -101,7 +101,7 @@ def evaluate(
     samples_shown = shown(model, first, samples[: config.images], unit, price, inputs.gate_flops["gate"])
     plot_selections(samples_shown, model.pyramid, out / "selections.png")
     rest = (unit, price, inputs.gate_flops["gate"], 4 * config.images)
-    show_gallery(model, first, tables["test"], test, *rest, out / "gallery")
+    show_gallery(model, first, tables["test"], test, *rest, out / PLACE)
     if not quiet:
         print_table(result.rows)
         print_summary(told)

@@ -20,7 +20,8 @@ from pyrskip.rollouts.table import RolloutTable
 
 SIDE, GAP = 128, 6
 FRAME, FADED = (0, 114, 178), (128, 128, 128)
-FILE = "gallery.json"
+PLACE, FILE = "frontier/gallery", "gallery.json"
+"""In a run's directory, and in there."""
 
 
 def pick(action: Tensor, table: RolloutTable, count: int) -> list[int]:

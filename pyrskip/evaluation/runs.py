@@ -9,7 +9,7 @@ from typing import Any
 
 from pyrskip.errors import UserError
 from pyrskip.evaluation.frontier import Row
-from pyrskip.evaluation.gallery import FILE
+from pyrskip.evaluation.gallery import FILE, PLACE
 
 METRICS = "csv/metrics.csv"
 
@@ -78,7 +78,7 @@ def _load(directory: Path) -> Finished:
         summary=summary,
         config=config,
         versions=_optional(directory / "versions.json"),
-        gallery=_gallery(directory / "gallery"),
+        gallery=_gallery(directory / PLACE),
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from PIL import Image
 
 from pyrskip.evaluation.figures import frontier_figure, heat_map
+from pyrskip.evaluation.gallery import PLACE
 from pyrskip.evaluation.runs import Finished
 from pyrskip.tracking.media import Chart, Media, Pictures, Table
 
@@ -26,7 +27,7 @@ def frontier_media(run: Finished) -> dict[str, Media]:
     media: dict[str, Media] = {"media/frontier": Chart(frontier_figure(run.rows))}
     if run.gallery:
         samples = run.gallery["samples"]
-        pictures = [Image.open(run.directory / "gallery" / s["picture"]).convert("RGB") for s in samples]
+        pictures = [Image.open(run.directory / PLACE / s["picture"]).convert("RGB") for s in samples]
         captions = [
             f"{s['question']} {s['answer']} ({'right' if s['right'] else 'wrong: ' + s['truth']}), "
             f"cost {s['relative_flops']:.0%} of full"

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from pyrskip.errors import UserError
 from pyrskip.evaluation.curves import average, groups, high, low
 from pyrskip.evaluation.figures import frontier_figure, heat_map, lines_figure, runs_figure
+from pyrskip.evaluation.gallery import PLACE
 from pyrskip.evaluation.plots import run_colours
 from pyrskip.evaluation.runs import Finished, load_runs
 from pyrskip.evaluation.styles import RULES
@@ -226,7 +227,7 @@ def _gallery(run: Finished) -> list[dict[str, Any]]:
         return []
     samples = []
     for sample in run.gallery["samples"]:
-        picture = base64.b64encode((run.directory / "gallery" / sample["picture"]).read_bytes()).decode()
+        picture = base64.b64encode((run.directory / PLACE / sample["picture"]).read_bytes()).decode()
         samples.append({**sample, "picture": f"data:image/png;base64,{picture}"})
     note = (
         "Levels from fine to coarse. Framed in blue: encoded; grey and crossed out: skipped, never encoded. Wrong answers are "
