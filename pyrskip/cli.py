@@ -23,6 +23,9 @@ commands
   data      run the data stage alone and count what it wrote; or look into it:
             pyrskip data inspect runs/easy_vqa/data [sheet=contact.png]
   rollouts  run the stages up to the rollouts, and print what every action scores and costs
+  report    write one HTML file of a finished run or a sweep: pyrskip report runs/easy_vqa [out=report.html]
+  plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
+  dashboard build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]
 
 examples
   pyrskip train experiment=easy_vqa
@@ -39,6 +42,7 @@ keys
   logger=<name>          {loggers}
   name=<run>  seed=<n>  seeds=<gates trained>  stages=[data,...]  from=<run to borrow stages from>
   any other key of the config: pyrskip train experiment=<name> --cfg job  prints them all
+  several loggers: logger=[wandb,tensorboard]    --quiet: no progress and no tables
 """
 
 
@@ -80,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "data": data,
         "rollouts": rollouts,
     }
+    commands |= {name: _guarded(name) for name in ("report", "plot", "dashboard")}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return
@@ -113,6 +118,24 @@ def data(arguments: Sequence[str]) -> None:
 def rollouts(arguments: Sequence[str]) -> None:
     """Run the stages up to the rollouts, then print what every action scored and cost."""
     _hydra("train", [*arguments, "stages=[data,flex,rollouts]"], _rollouts)
+
+
+def _guarded(name: str) -> Callable[[Sequence[str]], None]:
+    """A command of pyrskip.show, whose bad input is one sentence."""
+
+    def run(arguments: Sequence[str]) -> None:
+        if any(a in ("-h", "--help") for a in arguments):
+            print(_usage())
+            return
+        _need_training()
+        from pyrskip import show
+
+        try:
+            getattr(show, name)(arguments)
+        except UserError as error:
+            _fail(error)
+
+    return run
 
 
 def _inspect(arguments: Sequence[str]) -> None:
@@ -178,6 +201,7 @@ def _evaluate(cfg: Any) -> None:
     if not isinstance(saved, dict) or not isinstance(saved.get("evaluation"), dict):
         raise UserError(f"run={cfg.run} is no run: its config.json has no evaluation; allowed: a directory that train made")
     given = {key: value for key, value in cfg.evaluation.items() if value is not None}
+    saved.setdefault("trainer", {})["quiet"] = bool(cfg.trainer.quiet)
     saved["evaluation"] |= OmegaConf.to_container(OmegaConf.create(given))
     saved["root"], saved["name"] = str(root.parent), root.name
     config, nodes = read(OmegaConf.create(saved))
@@ -186,8 +210,8 @@ def _evaluate(cfg: Any) -> None:
 
 def _hydra(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> None:
     """Check the whole config first, so that what is wrong is one sentence, then hand over to Hydra."""
-    if find_spec("hydra") is None or find_spec("pytorch_lightning") is None:
-        _fail(UserError("this command needs the training extra: pip install 'pyrskip[train]'"))
+    _need_training()
+    arguments = ["trainer.quiet=true" if a == "--quiet" else a for a in arguments]
     if any(a in ("-h", "--help") for a in arguments):
         print(_usage())
         return
@@ -218,7 +242,7 @@ def _hydra(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> 
 
     for argument in arguments:
         if argument.startswith("-") and argument.split("=")[0] not in FLAGS:
-            _fail(UserError(f"{argument!r} is no flag of this command; allowed: {', '.join(('--help', *FLAGS))}"))
+            _fail(UserError(f"{argument!r} is no flag of this command; allowed: {', '.join(('--help', '--quiet', *FLAGS))}"))
     if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
         _check(name, [a for a in arguments if not a.startswith("-")], sweep=bool(flags))
     sys.argv = [typed[0], *flags, *(a for a in arguments if a not in flags)]
@@ -314,6 +338,11 @@ def _refuse_rank_sweeps(strategy: str, ranks: int) -> None:
             f"trainer.strategy={strategy} with {ranks} ranks in a sweep (-m) would sweep anew on every rank; "
             "allowed: strategy=ddp_fork or ddp_spawn on one machine, or one job a run on a cluster"
         )
+
+
+def _need_training() -> None:
+    if find_spec("hydra") is None or find_spec("pytorch_lightning") is None:
+        _fail(UserError("this command needs the training extra: pip install 'pyrskip[train]'"))
 
 
 def _quiet() -> None:

@@ -24,7 +24,8 @@ from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.data.shards import SPLITS, prepare, read_index
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
-from pyrskip.evaluation.evaluate import evaluate
+from pyrskip.evaluation.evaluate import evaluate, write_json
+from pyrskip.evaluation.runs import load_runs
 from pyrskip.gates import build_gate, save_gate
 from pyrskip.models.hf import HfVlm
 from pyrskip.models.language import train_tokenizer
@@ -36,7 +37,11 @@ from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.environments import Environment, ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
 from pyrskip.rollouts.table import RolloutTable, check_origin
-from pyrskip.tracking.loggers import loggers
+from pyrskip.tracking.frontier import frontier_media, frontier_metrics
+from pyrskip.tracking.loggers import Job, loggers
+from pyrskip.tracking.media import send
+from pyrskip.tracking.versions import versions
+from pyrskip.tracking.watch import Watch
 from pyrskip.training import find_rule
 from pyrskip.training.flex import FlexModule
 from pyrskip.training.trainer import build_trainer, check_trainer, fit
@@ -269,13 +274,14 @@ def train_gates(run: Run) -> None:
             torch.manual_seed(seed)
             gate = build_gate(replace(config.gate, name=name), environment.layout)
             module = find_rule(config.rule.name)(config.rule, gate, environment, config.reward, seed)
+            val = TableEnvironment(tables["val"], _pyramid(config), config.budget, unit)
             if config.rule.online:
                 side, data = config.pyramid.size, _maps(run, "gate", _model(run).vision)
-                _fit(run, module, data, partial(collate, side=side), config.loader.batch_images, directory, method, seed)
+                _fit(run, module, data, partial(collate, side=side), config.loader.batch_images, directory, method, seed, val)
             else:
-                _fit(run, module, range(len(tables["gate"])), torch.tensor, config.rule.batch, directory, method, seed)
+                _fit(run, module, range(len(tables["gate"])), torch.tensor, config.rule.batch, directory, method, seed, val)
             if config.reward.target is not None:
-                val = TableEnvironment(tables["val"], _pyramid(config), config.budget, unit)
+                val.to(torch.device("cpu"))
                 reached = module.calibrate(val, torch.arange(len(tables["val"])))
                 _say(run, f"{method}/seed-{seed}: costs {reached:.3f} on validation, {config.reward.target} wanted")
             if _first_rank():
@@ -291,8 +297,15 @@ def show_frontier(run: Run) -> None:
         model = _model(run)
         tables = _tables(run, ROLLED)
         seeds = range(run.config.seed, run.config.seed + run.config.seeds)
-        crossed = _crossed(run, tables)
-        evaluate(run.config.evaluation, model, tables, gates, list(seeds), run.directory("data"), run.root, crossed)
+        crossed, quiet = _crossed(run, tables), run.config.trainer.quiet
+        evaluate(run.config.evaluation, model, tables, gates, list(seeds), run.directory("data"), run.root, crossed, quiet)
+        with loggers(run.nodes, run.root / "frontier", _job(run, "frontier")) as built:
+            drawn = load_runs(run.root)[0]
+            for guard in built:
+                guard.log_metrics(frontier_metrics(drawn.summary), 0)
+                guard.save()
+            if len(built) > 1:  # media are costly, and CSV takes none
+                send(built, frontier_media(drawn), 0)
 
 
 RUNNERS: dict[str, Callable[[Run], None]] = {
@@ -372,14 +385,32 @@ def methods_of(config: Config) -> dict[str, str]:
     return {"gate": config.gate.name} | ablations
 
 
-def _fit(run: Run, module: Any, data: Any, gather: Any, batch: int, directory: Path, stage: str, seed: int = 0) -> None:
+def _fit(
+    run: Run,
+    module: Any,
+    data: Any,
+    gather: Any,
+    batch: int,
+    directory: Path,
+    stage: str,
+    seed: int = 0,
+    val: TableEnvironment | None = None,
+) -> None:
+    """val: what a gate is watched on while it trains."""
     config = run.config
     steps = module.optimizer_config.steps
     name = stage if stage == "flex" else f"{stage}/seed-{seed}"
-    with loggers(run.nodes, directory, config.name, name) as built:
-        trainer = build_trainer(config.trainer, directory, built, title=name)
+    with loggers(run.nodes, directory, _job(run, name)) as built:
+        watches = [Watch(val, built)] if val is not None else []
+        trainer = build_trainer(config.trainer, directory, built, name, watches)
         loader = StepData(data, gather, batch, steps, module.seed, config.loader.workers if stage == "flex" else 0)
         fit(trainer, module, loader, directory)
+
+
+def _job(run: Run, stage: str) -> Job:
+    config = run.config
+    tags = (config.data.source, config.rule.name, config.gate.name, config.gate.policy)
+    return Job(config.name, stage, tags, to_plain(config) | {"versions": versions()}, config.trainer.quiet)
 
 
 def _check_target(config: Config, table: RolloutTable) -> None:
@@ -449,6 +480,7 @@ def _keep_config(run: Run) -> None:
             run.root.mkdir(parents=True, exist_ok=True)
             borrow = run.borrowed and str(run.borrowed.resolve())
             (run.root / "config.json").write_text(json.dumps(to_plain(run.config) | {"borrow": borrow}, indent=1))
+            write_json(run.root / "versions.json", versions())
         except OSError as error:
             raise UserError(f"root={run.config.root} cannot be written: {error}") from error
 

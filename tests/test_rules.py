@@ -248,7 +248,7 @@ def test_training_raises_the_price_of_a_gate_that_costs_too_much_and_lowers_that
         module = toy_module("gumbel", "bernoulli", RewardConfig("target", price=0.1, target=target, rate=0.2), steps=10)
         torch.nn.init.constant_(module.gate.head.bias, open_bias)
         logged = train_by_lightning(module)
-        assert (logged["cost/relative_sampled"] > target) is dearer
+        assert (logged["cost/relative_flops_sampled"] > target) is dearer
         assert (float(module.price.sample(1)) > 0.1) is dearer
 
 

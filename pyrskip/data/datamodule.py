@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import pytorch_lightning as pl
@@ -82,12 +83,24 @@ class StepData(pl.LightningDataModule):
 class _StepLoader(DataLoader[Any]):
     """The rest of a run. Its length is that of the whole run, for Lightning counts resumed batches from the first.
 
-    order: what the order of samples depends on; it goes into checkpoints, and one with another order is refused.
+    order: what the order of samples depends on; it goes into checkpoints, and one with another order is refused. waited:
+    seconds that the training has waited for batches.
     """
 
     def __init__(self, order: dict[str, int], steps: int, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._order, self._steps = order, steps
+        self.waited = 0.0
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        while True:
+            start = perf_counter()
+            batch = next(batches, None)
+            self.waited += perf_counter() - start
+            if batch is None:
+                return
+            yield batch
 
     def __len__(self) -> int:
         return self._steps

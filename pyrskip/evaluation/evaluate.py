@@ -14,8 +14,10 @@ from torch import Tensor
 from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.data.shards import read_index
 from pyrskip.errors import UserError
-from pyrskip.evaluation.frontier import Frontier, Inputs, frontier
-from pyrskip.evaluation.report import Shown, plot_frontier, plot_selections, print_summary, print_table
+from pyrskip.evaluation.frontier import Frontier, Inputs, decide, frontier
+from pyrskip.evaluation.gallery import PLACE, pick, write_gallery
+from pyrskip.evaluation.plots import plot_frontier
+from pyrskip.evaluation.report import Shown, plot_selections, print_summary, print_table
 from pyrskip.evaluation.summary import summary
 from pyrskip.evaluation.timing import measure
 from pyrskip.gates import load_gate
@@ -33,7 +35,8 @@ class EvaluationConfig:
     """prices: the dial's positions on the frontier. resamples: of the bootstrap. retentions: targets of the summary.
 
     timing_repeats: rounds that a measured time is the median of; 0 measures none, nor is a served model timed. images: shown
-    in selections.png. cross: another run's directory, of another flex seed on the same data, for oracle:cross.
+    in selections.png; the report shows four times as many. cross: another run's directory, of another flex seed on the same
+    data, for oracle:cross.
     """
 
     prices: tuple[float, ...] = (0.001, 0.0025, 0.006, 0.013, 0.03, 0.07, 0.15, 0.4)
@@ -62,8 +65,9 @@ def evaluate(
     data: Path,
     out: Path,
     crossed: Mapping[str, RolloutTable] | None = None,
+    quiet: bool = False,
 ) -> Frontier:
-    """Write `out`/frontier.json, summary.json, frontier.png and selections.png, and print the table.
+    """Write `out`/frontier.json, summary.json, frontier.png, selections.png and frontier/gallery/, and print the table.
 
     gates: method -> one directory a seed, of `seeds`. data: the data stage's directory. crossed: another flex seed's tables.
     """
@@ -101,8 +105,11 @@ def evaluate(
     plot_frontier(result.rows, out / "frontier.png")
     samples_shown = shown(model, first, samples[: config.images], unit, price, inputs.gate_flops["gate"])
     plot_selections(samples_shown, model.pyramid, out / "selections.png")
-    print_table(result.rows)
-    print_summary(told)
+    rest = (unit, price, inputs.gate_flops["gate"], 4 * config.images)
+    show_gallery(model, first, tables["test"], test, *rest, out / PLACE)
+    if not quiet:
+        print_table(result.rows)
+        print_summary(told)
     return result
 
 
@@ -200,29 +207,62 @@ def shown(
     """One question of each sample, types in turn, answered as a server would."""
     result = []
     for i, sample in enumerate(samples):
-        batch = Batch.collate([sample], model.pyramid.size)
-        types = sorted(set(batch.types))
-        row = batch.types.index(types[i % len(types)])
-        batch = batch.rows([row])
-        keep = torch.zeros(1, model.pyramid.tiles, dtype=torch.bool)
-        keep[:, model.pyramid.glance] = True
-        with torch.no_grad():
-            seen = observe(model, gate.layout, batch, model.encode(batch, keep), torch.tensor([price]), unit)
-            asked = gate.policy(seen).mode()
-        flops = model.cost(model.realise(asked, batch.size), batch.size, model.prompt_tokens(batch)).flops
-        question = batch.questions[0]
-        result.append(
-            Shown(
-                image=sample.image,
-                question=question.text,
-                answer=model.answer(batch, asked)[0],
-                truth=question.answers[0],
-                kept=asked[0] > 0,
-                relative_cost=(float(flops) + gate_flops) / unit,
-                type=question.type,
-            )
-        )
+        types = [q.type for q in sample.questions]
+        kinds = sorted(set(types))
+        row = types.index(kinds[i % len(kinds)])
+        result.append(answered(model, gate, sample, row, unit, price, gate_flops))
     return result
+
+
+def answered(model: GatedModel, gate: Gate, sample: Sample, row: int, unit: float, price: float, gate_flops: float) -> Shown:
+    """A sample's question, answered as a server would."""
+    batch = Batch.collate([sample], model.pyramid.size).rows([row])
+    keep = torch.zeros(1, model.pyramid.tiles, dtype=torch.bool)
+    keep[:, model.pyramid.glance] = True
+    with torch.no_grad():
+        seen = observe(model, gate.layout, batch, model.encode(batch, keep), torch.tensor([price]), unit)
+        asked = gate.policy(seen).mode()
+    cost = model.cost(model.realise(asked, batch.size), batch.size, model.prompt_tokens(batch))
+    question, answer = batch.questions[0], model.answer(batch, asked)[0]
+    return Shown(
+        image=sample.image,
+        question=question.text,
+        answer=answer,
+        truth=question.answers[0],
+        right=exact(answer, question.answers) > 0,
+        kept=asked[0] > 0,
+        tokens=int(cost.tokens),
+        relative_cost=(float(cost.flops) + gate_flops) / unit,
+        type=question.type,
+    )
+
+
+def show_gallery(
+    model: GatedModel,
+    gate: Gate,
+    table: RolloutTable,
+    test: ShardDataset,
+    unit: float,
+    price: float,
+    gate_flops: float,
+    count: int,
+    directory: Path,
+) -> None:
+    """Answer `count` test questions for people to look at, and write them to `directory`."""
+    action = decide(gate, table, model.pyramid, gate.layout.budget, unit, [price])[0]
+    where = {key: i for i, key in enumerate(test.image_keys)}
+
+    def answers() -> Iterator[Shown]:
+        for row in pick(action, table, count):
+            image, _, number = table.keys[row].rpartition("/")
+            sample = test[where[image]]
+            if sample is not None:
+                yield answered(model, gate, sample, int(number), unit, price, gate_flops)
+
+    try:
+        write_gallery(answers(), action, table, model.pyramid, price, directory)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written: {error}") from error
 
 
 def write_json(path: Path, content: Any) -> None:

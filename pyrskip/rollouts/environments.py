@@ -24,7 +24,10 @@ Rows = TypeVar("Rows", contravariant=True)
 
 
 class Environment(Protocol, Generic[Rows]):
+    """tile_level [T] int64: the level of each tile."""
+
     layout: Layout
+    tile_level: Tensor
 
     def to(self, device: torch.device) -> None:
         """Move what it holds to where the gate is trained."""
@@ -50,6 +53,10 @@ class Environment(Protocol, Generic[Rows]):
         """Relative cost of a decision [B, T] -> [B]."""
         ...
 
+    def tokens(self, rows: Rows, asked: Tensor) -> Tensor:
+        """Realised tokens of a decision [B, T] -> [B] float."""
+        ...
+
     def relaxed(self, rows: Rows, sample: Relaxed) -> tuple[Tensor, Tensor]:
         """Score and relative cost of a straight-through sample, [B] each, with gradients to it."""
         ...
@@ -62,6 +69,7 @@ class TableEnvironment:
         self.table = table
         actions = table.actions
         self.layout = Layout(table.query.shape[-1], table.glance.shape[1], pyramid.tiles, actions, budget)
+        self.tile_level = pyramid.tile_level
         self.capacity = pyramid.capacity(table.size)
         self.relative = (table.cost.flops[:, : len(actions)] / unit).float()
 
@@ -104,6 +112,9 @@ class TableEnvironment:
     def cost(self, rows: Tensor, asked: Tensor) -> Tensor:
         return self.relative[rows, self.action(rows, asked)]
 
+    def tokens(self, rows: Tensor, asked: Tensor) -> Tensor:
+        return self.table.cost.tokens[rows, self.action(rows, asked)].float()
+
     def relaxed(self, rows: Tensor, sample: Relaxed) -> tuple[Tensor, Tensor]:
         """The table's multilinear extension: the expectation over actions, of their weights."""
         if sample.weight is None:
@@ -121,6 +132,7 @@ class ModelEnvironment:
 
     def __init__(self, model: NativeModel, actions: ActionSet, budget: BudgetRule, unit: float) -> None:
         self.model, self.unit = model.requires_grad_(False), unit
+        self.tile_level = model.pyramid.tile_level
         tiles = model.pyramid.tiles
         self.layout = Layout(model.text.width, model.vision.channels, tiles, actions, budget)
         self.glance = torch.zeros(tiles, dtype=torch.bool)
@@ -156,6 +168,9 @@ class ModelEnvironment:
 
     def cost(self, rows: Batch, asked: Tensor) -> Tensor:
         return self._flops(rows, asked) / self.unit
+
+    def tokens(self, rows: Batch, asked: Tensor) -> Tensor:
+        return self.model.realise(asked, rows.size[rows.image_of]).prod(-1).sum(-1).float()
 
     def relaxed(self, rows: Batch, sample: Relaxed) -> tuple[Tensor, Tensor]:
         """Every tile is encoded, since a skipped one must tell its gradient; gates weigh their tokens. The cost is that of

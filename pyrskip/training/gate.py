@@ -78,11 +78,13 @@ class GateModule(StepModule):
             "reward/price": seen.price.mean(),
             "gate/accuracy": score.mean(),
             "gate/entropy": policy.entropy().mean(),
-            "cost/relative": cost.mean(),
-            "cost/relative_sampled": sampled.mean(),
+            "cost/tokens": self.environment.tokens(rows, asked).mean(),
+            "cost/relative_flops": cost.mean(),
+            "cost/relative_flops_sampled": sampled.mean(),
         }
-        kept = (asked > 0).float().mean(0)
-        metrics |= {f"gate/keep_rate/tile_{t}": kept[t] for t in range(len(kept) - 1)}
+        level = self.environment.tile_level
+        for i in range(int(level.max())):  # the glance is always kept
+            metrics[f"gate/keep_rate/level_{i}"] = (asked[:, level == i] > 0).any(-1).float().mean()
         self.log_dict(metrics, batch_size=len(score))
 
     def on_fit_end(self) -> None:
