@@ -75,13 +75,15 @@ class Layout:
 
 
 class Gate(nn.Module, ABC):
-    """A trunk (the subclass's) and a head. reads_query: whether a query encoder must run for it.
+    """A trunk (the subclass's) and a head. reads_query: whether a query encoder must run for it. sequential: it looks at a
+    level before it decides on the next, so its decision needs more than query, glance and price.
 
     price: the only price that it was trained for, -1 where it serves all. `tilt` moves the trained policy along the cost
     axis: calibration sets it.
     """
 
     reads_query = True
+    sequential = False
 
     def __init__(self, config: GateConfig, layout: Layout) -> None:
         super().__init__()

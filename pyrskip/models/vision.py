@@ -83,9 +83,12 @@ class VisionEncoder(nn.Module):
         """pixels [I, 3, H, W] float 0..1 -> [I, C, H / stride, W / stride]."""
         self.encoded += len(pixels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            normal = (pixels - self.mean) / self.std
-            features = self._map(normal.contiguous(memory_format=torch.channels_last))
-        return features.contiguous()
+            return self.features(pixels)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """`forward` without the count: what an export traces."""
+        normal = (pixels - self.mean) / self.std
+        return self._map(normal.contiguous(memory_format=torch.channels_last)).contiguous()
 
     def _map(self, normal: Tensor) -> Tensor:
         features: Tensor = self.backbone.forward_intermediates(
