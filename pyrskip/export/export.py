@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import product
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from pyrskip.export.graphs import trace, write_native, write_onnx
 from pyrskip.export.parity import as_plain, check
 from pyrskip.gates import load_gate
 from pyrskip.gates.gate import Gate
-from pyrskip.inference.bundle import FORMAT, NATIVE, VERSION, write_checksums
+from pyrskip.inference.bundle import FORMAT, NATIVE, VERSION, Prices, write_checksums
 from pyrskip.inference.policy import POLICIES
 from pyrskip.models.language import END
 from pyrskip.models.native import NativeModel
 from pyrskip.models.text import MiniLmText
+from pyrskip.reward import RewardConfig
 from pyrskip.stages import Run, gate_directory
 
 SAMPLES = 25
@@ -67,18 +69,12 @@ def export_run(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        say("tracing the graphs")
-        programs = trace(model, gate)
-        write_onnx(programs, part / "onnx")
-        if native:
-            say("compiling native packages")
-            write_native(programs, part / NATIVE)
-        _write_weights(model, gate, part)
         batch = collate([test[i] for i in range(min(SAMPLES, len(test)))], config.pyramid.size)
         unit = float(told["unit_flops"])
-        plain = describe(model, gate, config, unit, gate_flops(model, gate, batch, unit), price)
-        (part / "config.json").write_text(json.dumps(plain, indent=1))
-        write_checksums(part)
+        own_flops = gate_flops(model, gate, batch, unit)
+        plain = describe(model, gate, unit, own_flops, _prices(gate, config.reward, price))
+        say("tracing the graphs")
+        write_parts(model, gate, plain, part, native)
         say(f"checking {len(test)} test images at {len(prices)} prices")
         engines = {"onnx": pyrskip.load(part, "onnx"), "torch": pyrskip.load(part, "torch")}
         if native:
@@ -100,15 +96,23 @@ def export_run(
     return out
 
 
-def describe(model: NativeModel, gate: Gate, config: Config, unit: float, own_flops: float, price: float) -> dict[str, Any]:
-    """config.json: everything that a service must know, in registered names and numbers."""
-    own, reward = float(gate.price), config.reward
-    if own >= 0:
-        low, high = own, own
-    elif gate.dial:
-        low, high = reward.low, reward.high
-    else:  # the price is in the policy's arithmetic: every one is served
-        low, high = 0.0, None
+def write_parts(model: NativeModel, gate: Gate, plain: dict[str, Any], directory: Path, native: bool = False) -> None:
+    """What is loaded: graphs, weights, tokenizers, config.json and their checksums. Raises UserError as `trace` does."""
+    programs = trace(model, gate)
+    write_onnx(programs, directory / "onnx")
+    if native:
+        write_native(programs, directory / NATIVE)
+    _write_weights(model, gate, directory)
+    (directory / "config.json").write_text(json.dumps(plain, indent=1))
+    write_checksums(directory)
+
+
+def describe(model: NativeModel, gate: Gate, unit: float, own_flops: float, prices: Prices) -> dict[str, Any]:
+    """config.json: everything that a service must know, in registered names and numbers.
+
+    unit: FLOPs of relative cost 1; own_flops: of a decision, the query encoder's included.
+    """
+    cost = model.config.cost
     share = model.convention.per_mac / 2
     vision, language = model.config.vision, model.config.language
     text = model.text
@@ -147,11 +151,11 @@ def describe(model: NativeModel, gate: Gate, config: Config, unit: float, own_fl
         },
         "actions": {"names": list(gate.layout.actions.names), "selection": gate.layout.actions.selection.int().tolist()},
         "budget": asdict(gate.layout.budget),
-        "prices": {"low": low, "high": high, "default": price},
+        "prices": {"low": prices.low, "high": None if prices.high == inf else prices.high, "default": prices.default},
         "cost": {
-            "attention": config.cost.attention,
-            "unit": config.cost.unit,
-            "answer_tokens": config.cost.answer_tokens,
+            "attention": cost.attention,
+            "unit": cost.unit,
+            "answer_tokens": cost.answer_tokens,
             "transformer": asdict(model.language.transformer),
             "projector_per_token": share * model.projector.flops_per_token(),
             "gate": own_flops,
@@ -170,6 +174,15 @@ def encode_flops(model: NativeModel) -> Mapping[tuple[int, int], int]:
     sides = {model.pyramid.side(level) // stride for level in range(model.pyramid.levels)}
     sizes = sorted({size for side in sides for size in product(range(1, side + 1), repeat=2)})
     return {(rows, columns): vision.flops(rows * stride, columns * stride) for rows, columns in sizes}
+
+
+def _prices(gate: Gate, reward: RewardConfig, default: float) -> Prices:
+    """What may be asked: the one price that the gate was trained for, those that were sampled, or any where the price is in
+    the policy's arithmetic alone."""
+    own = float(gate.price)
+    if own >= 0:
+        return Prices(own, own, own)
+    return Prices(reward.low, reward.high, default) if gate.dial else Prices(0.0, inf, default)
 
 
 def _check_gate(gate: Gate) -> None:

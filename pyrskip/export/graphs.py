@@ -6,6 +6,7 @@ Every dimension that varies in service is traced as varying, and never at size 1
 import copy
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from pyrskip.errors import UserError
 from pyrskip.gates.gate import Gate
+from pyrskip.inference.bundle import GRAPHS
 from pyrskip.inference.modules import parts_of
 from pyrskip.models.native import NativeModel
 from pyrskip.models.text import MiniLmText
@@ -29,12 +31,14 @@ OUTPUTS = {
 }
 
 
-def trace(model: NativeModel, gate: Gate) -> dict[str, ExportedProgram]:
+def trace(model: NativeModel, gate: Gate, graphs: Sequence[str] = GRAPHS) -> dict[str, ExportedProgram]:
     """Graph name -> program. Raises UserError for a part that cannot be traced, such as a backbone of one image size."""
     parts = parts_of(model, gate)
     parts["vision"] = _with_fixed_padding(parts["vision"])
     programs = {}
-    for name, (example, varying) in _examples(model, gate).items():
+    examples = _examples(model, gate)
+    for name in graphs:
+        example, varying = examples[name]
         try:
             with torch.no_grad():
                 programs[name] = torch.export.export(parts[name], (), kwargs=example, dynamic_shapes=varying)

@@ -170,12 +170,12 @@ class Engine:
         size = np.stack([picture.size for picture in pictures])
         cells = geometry.cells(size)
         capacity = cells.prod(-1)
-        encodings = self.tokenizer.encode_batch([p.question for p in prepared])
-        words = [e.ids[: spec.max_words] or [spec.end] for e in encodings]
+        # one by one: the batch calls hand rows to threads, which costs more than so few rows do
+        words = [self.tokenizer.encode(p.question).ids[: spec.max_words] or [spec.end] for p in prepared]
         length = np.array([len(row) + 1 for row in words])
         query_ids = words
         if self.query_tokenizer is not None:
-            query_ids = [e.ids for e in self.query_tokenizer.encode_batch([p.question for p in prepared])]
+            query_ids = [self.query_tokenizer.encode(p.question).ids for p in prepared]
         ids, mask = pad_ids(query_ids)
         price = np.array([p.price for p in prepared], dtype=np.float32)
         encode = np.array([[spec.costs.encode[r, c] if r else 0.0 for r, c in row] for row in cells.tolist()])
@@ -239,7 +239,9 @@ class Engine:
         if isinstance(price, bool) or not isinstance(price, int | float) or not math.isfinite(price):
             raise UserError(f"price={price!r}: allowed: a finite number")
         if not prices.low <= price <= prices.high:
-            allowed = f"{prices.low} to {prices.high}" if prices.low < prices.high else f"{prices.low} alone, of its training"
+            allowed = f"{prices.low} to {prices.high}" if math.isfinite(prices.high) else f"at least {prices.low}"
+            if prices.low == prices.high:
+                allowed = f"{prices.low} alone, which it was trained for"
             raise UserError(f"price={price} is out of this gate's range; allowed: {allowed}")
         return float(price), most
 
@@ -316,8 +318,8 @@ class Engine:
             inputs = {"token": token, "step": np.array([step + 1]), "real": real, "keys": keys, "values": values}
             logits, keys, values = self.backend.run("decode", inputs)
         rows = np.stack(written, axis=1).tolist()
-        texts = self.tokenizer.decode_batch([row[: row.index(self.spec.end)] if self.spec.end in row else row for row in rows])
-        return first.astype(np.float32), [text.strip() for text in texts]
+        rows = [row[: row.index(self.spec.end)] if self.spec.end in row else row for row in rows]
+        return first.astype(np.float32), [self.tokenizer.decode(row).strip() for row in rows]
 
 
 @dataclass(frozen=True)
