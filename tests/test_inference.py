@@ -37,7 +37,7 @@ from pyrskip.pyramid import Pyramid
 from pyrskip.pyramid import mipmaps as torch_mipmaps
 from pyrskip.rollouts.environments import observe
 from pyrskip.sample import Batch
-from tests.exports import GATE_FLOPS, UNIT, tiny_export, tiny_gate
+from tests.exports import GATE_FLOPS, UNIT, tiny_gate
 from tests.models import SIDE, SIZES, TEXTS, tiny_batch, tiny_model
 
 PYRAMID = Pyramid(SIDE, 3, 8, (2, 1, 1))
@@ -45,13 +45,6 @@ GEOMETRY = Geometry(SIDE, 8, (2, 1, 1))
 PRICE = 0.3
 BACKENDS = ("onnx", "torch")
 sizes = st.tuples(st.integers(1, SIDE), st.integers(1, SIDE))
-
-
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NativeModel, Gate]:
-    """An export and what it was made from. Not to be written to."""
-    directory = tmp_path_factory.mktemp("export")
-    return directory, *tiny_export(directory)
 
 
 @pytest.fixture(scope="session", params=BACKENDS)

@@ -2,10 +2,12 @@
 
 POST /select and /answer take {"image": base64, "question": text, "price"?: number, "max_tokens"?: number}; GET /health says
 whether it takes requests, GET /metrics speaks Prometheus. Every error is {"error": sentence} with the status that fits it:
-408 too slow a sender, 413 too large, 422 bad input, 503 full or shutting down, 504 not done in time.
+400 no text, 408 too slow a sender, 413 too large, 422 bad input, 503 full or shutting down, 504 not done in time.
 """
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -140,7 +142,14 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(Exception, _broken)
-    codes = {408: "too slow a sender", 413: "too large", 422: "bad input", 503: "full or stopping", 504: "not done in time"}
+    codes = {
+        400: "no text",
+        408: "too slow a sender",
+        413: "too large",
+        422: "bad input",
+        503: "full or stopping",
+        504: "not done in time",
+    }
     errors: dict[int | str, dict[str, Any]] = {code: {"model": Error, "description": text} for code, text in codes.items()}
 
     async def ask(body: Ask, request: Request, answer: bool) -> Answer | Selection | None:
@@ -304,6 +313,8 @@ def run(given: dict[str, str]) -> None:
     if port > 65535:
         raise UserError(f"port={port}: allowed: 1 to 65535")
     engine = load(keys.text("model"), keys.text("backend", "onnx"), threads=keys.whole("threads"))
+    # uvicorn ends well and then raises the signal that stopped it again, for whoever handled it before
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     uvicorn.run(
         create_app(engine, limits),
         host=keys.text("host", "127.0.0.1"),
