@@ -66,9 +66,13 @@ def speed(export: str) -> None:
     engines = {"onnx": pyrskip.load(export, "onnx", threads=1), "torch": pyrskip.load(export, "torch")}
     requests = opened(easy_requests(REPEATS))
     for what in ("select_many", "answer_many"):
-        took = in_turn({name: lambda r, e=e: getattr(e, what)([r]) for name, e in engines.items()}, requests)
+        took = in_turn({name: single(getattr(engine, what)) for name, engine in engines.items()}, requests)
         print(f"{what}, batch 1, one thread: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in took.items()), end="; ")
         print(f"torch / onnx {took['torch'] / took['onnx']:.2f}")
+
+
+def single(way: Callable[[list[Request]], object]) -> Callable[[Request], object]:
+    return lambda request: way([request])
 
 
 def saving(export: str) -> None:
@@ -78,7 +82,9 @@ def saving(export: str) -> None:
     costs = [a.selection.cost for a in engine.answer_many(requests)]
     took = in_turn({"gate": lambda r: engine.answer_many([r]), "full": full}, requests)
     decide = in_turn({"decide": lambda r: engine.select_many([r])}, requests)["decide"]
-    print(f"batch 1: gate {took['gate']:.2f} ms (its decision, glance included, {decide:.2f}), full pyramid {took['full']:.2f} ms")
+    print(
+        f"batch 1: gate {took['gate']:.2f} ms (its decision, glance included, {decide:.2f}), full pyramid {took['full']:.2f} ms"
+    )
     print(f"clock {took['gate'] / took['full']:.2f} of full, FLOPs {sum(costs) / len(costs):.2f}")
     batches = [requests[i : i + 32] for i in range(0, len(requests), 32)]
     together = {"gate": engine.answer_many, "full": lambda rows: [full(r) for r in [rows]]}
@@ -126,20 +132,14 @@ def start_service(export: str, *keys: str) -> subprocess.Popen[bytes]:
 
 
 def service(export: str, count: int = 2000) -> None:
-    """The clients have a process of their own and send requests as fast as they are answered."""
+    """Processor time of the service a request, against that of the engine alone on batches of the size that it made.
+
+    Processor time, because the clients and whatever else runs here share the cores, which a clock cannot tell apart.
+    """
     requests = easy_requests(200)
-    engine = pyrskip.load(export, "onnx", threads=1)
-    batches = [requests[i : i + CLIENTS] for i in range(0, len(requests), CLIENTS)]
-    alone = []
-    for turn in range(6):
-        start = time.perf_counter()
-        for rows in batches:
-            engine.answer_many(rows)
-        if turn:
-            alone.append(1000 * (time.perf_counter() - start) / len(requests))
-    process = start_service(export, "threads=1")
+    bodies = [body_of(r) for r in requests]
+    process = start_service(export, "threads=1", f"batch={CLIENTS}")
     try:
-        bodies = [body_of(r) for r in requests]
         asyncio.run(fire([bodies[i % len(bodies)] for i in range(count // 4)], CLIENTS))
         before = told(process.pid)
         start = time.perf_counter()
@@ -149,12 +149,23 @@ def service(export: str, count: int = 2000) -> None:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
-    model, cpu = (1000 * (after[k] - before[k]) / count for k in ("pyrskip_engine_seconds_total", "cpu"))
+    spent = 1000 * (after["cpu"] - before["cpu"]) / count
     batch = count / (after["pyrskip_batch_requests_count"] - before["pyrskip_batch_requests_count"])
-    print(f"engine alone, batches of {CLIENTS}: {median(alone):.2f} ms a request")
-    print(f"service, {CLIENTS} clients: {wall:.2f} ms a request, {dict(statuses)}, mean batch {batch:.1f}")
-    print(f"of it the engine {model:.2f} ms; the service's own processor time {cpu - model:.2f} ms a request")
-    print(f"time beyond the engine's: {100 * (wall / model - 1):.0f}% of it")
+    engine = pyrskip.load(export, "onnx", threads=1)
+    for size in (1, round(batch)):
+        alone = []
+        batches = [requests[i : i + size] for i in range(0, len(requests), size)]
+        for turn in range(6):
+            begun = time.process_time()
+            for rows in batches:
+                engine.answer_many(rows)
+            if turn:
+                alone.append(1000 * (time.process_time() - begun) / len(requests))
+        model = median(alone)
+        print(f"engine alone, batches of {size}: {model:.2f} ms of processor time a request")
+    print(f"service, {CLIENTS} clients: {spent:.2f} ms of processor time a request, {wall:.2f} ms by the clock", end="; ")
+    print(f"{dict(statuses)}, mean batch {batch:.1f}")
+    print(f"overhead: {spent - model:.2f} ms a request, {100 * (spent / model - 1):.0f}% of the engine's time")
 
 
 def body_of(request: Request) -> dict[str, Any]:

@@ -138,6 +138,11 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(client: TestClient) -> 
     assert refused.status_code == 413
 
 
+def test_a_body_far_too_large_is_not_read(client: TestClient) -> None:
+    refused = client.post("/answer", content=b"x", headers={"Content-Length": str(10**12)})
+    assert refused.status_code == 413
+
+
 def test_other_paths_and_methods_are_told(client: TestClient) -> None:
     assert client.get("/answer").status_code == 405
     assert client.post("/nothing").status_code == 404

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Annotated, Any
 
@@ -52,6 +52,8 @@ USAGE = """usage: pyrskip serve model=<export> [key=value ...]
 example: pyrskip serve model=exports/easy_vqa port=8000"""
 
 GONE = 499
+LINGER = 8
+"""How many times max_bytes are read of a body that is too large; of one that is larger still the connection is closed."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
     def told(selection: Selection) -> dict[str, Any]:
         metrics.tokens.inc(selection.tokens)
         metrics.cost.inc(selection.cost)
-        return asdict(selection)
+        return vars(selection)
 
     @app.post("/select", response_model=Selected, responses=errors)
     async def select(body: Ask, request: Request) -> Response:
@@ -243,26 +245,29 @@ class Bounded:
             self.metrics.seconds.labels(path).observe(perf_counter() - start)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """None where the client has gone."""
+        """None where the client has gone. A body that is too large is read to its end, and dropped, before it is refused: most
+        clients look for an answer only then, and would take a closed connection for a lost request."""
         most = self.limits.max_bytes
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > most:
-            raise _RefusedError(413, f"the request has more than {most} bytes")
-        parts, size = [], 0
+        parts: list[bytes] = []
+        size = 0
         try:
             async with asyncio.timeout(self.limits.timeout):
-                while True:
+                while size <= LINGER * most and int(declared) <= LINGER * most:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
+                    size += len(message.get("body", b""))
                     parts.append(message.get("body", b""))
-                    size += len(parts[-1])
                     if size > most:
-                        raise _RefusedError(413, f"the request has more than {most} bytes")
+                        parts.clear()
                     if not message.get("more_body"):
-                        return b"".join(parts)
+                        break
         except TimeoutError:
             raise _RefusedError(408, f"the request was not sent within {self.limits.timeout:g} seconds") from None
+        if size > most or int(declared) > most:
+            raise _RefusedError(413, f"the request has more than {most} bytes")
+        return b"".join(parts)
 
 
 class _RefusedError(Exception):
