@@ -248,12 +248,13 @@ class Bounded:
         """None where the client has gone. A body that is too large is read to its end, and dropped, before it is refused: most
         clients look for an answer only then, and would take a closed connection for a lost request."""
         most = self.limits.max_bytes
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        declared = int(length) if length.isdigit() else 0
         parts: list[bytes] = []
         size = 0
         try:
             async with asyncio.timeout(self.limits.timeout):
-                while size <= LINGER * most and int(declared) <= LINGER * most:
+                while size <= LINGER * most and declared <= LINGER * most:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
@@ -265,7 +266,7 @@ class Bounded:
                         break
         except TimeoutError:
             raise _RefusedError(408, f"the request was not sent within {self.limits.timeout:g} seconds") from None
-        if size > most or int(declared) > most:
+        if size > most or declared > most:
             raise _RefusedError(413, f"the request has more than {most} bytes")
         return b"".join(parts)
 
