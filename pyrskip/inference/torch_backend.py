@@ -43,8 +43,8 @@ class TorchBackend:
 
     @torch.inference_mode()
     def run(self, graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-        tensors = [torch.from_numpy(np.ascontiguousarray(value)) for value in inputs.values()]
-        outputs = self.parts[graph](*tensors)
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+        outputs = self.parts[graph](**tensors)
         return [out.numpy() for out in (outputs if isinstance(outputs, tuple | list) else (outputs,))]
 
 
