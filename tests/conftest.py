@@ -23,7 +23,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NativeModel, Gate]:
     """An export of random weights, and what it was made from. Not to be written to."""
-    from tests.exports import tiny_export
+    from tests.exports import tiny_export  # brings the training stack, which most tests do without
 
     directory = tmp_path_factory.mktemp("export")
     return directory, *tiny_export(directory)

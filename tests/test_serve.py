@@ -30,7 +30,8 @@ import pyrskip
 from pyrskip.gates.gate import Gate
 from pyrskip.inference import Engine, Request
 from pyrskip.inference.batcher import Batcher, BusyError
-from pyrskip.inference.serve import Limits, create_app
+from pyrskip.inference.limits import Limits
+from pyrskip.inference.serve import create_app
 from pyrskip.models.native import NativeModel
 from tests.models import TEXTS
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
@@ -134,8 +135,6 @@ def _with_fixed_padding(vision: nn.Module) -> nn.Module:
     They compute their padding from the image's size, which makes a trace slow and its graph large; where sizes are multiples of
     the stride, as all tiles' are, it is always the same.
     """
-    from timm.layers import Conv2dSame
-
     vision = copy.deepcopy(vision)
     for parent in list(vision.modules()):
         for name, conv in list(parent.named_children()):

@@ -10,8 +10,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from time import perf_counter
 from typing import Annotated, Any
 
 import uvicorn
@@ -29,7 +27,6 @@ from prometheus_client import (
 )
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pyrskip.errors import UserError
 from pyrskip.inference import load
@@ -37,6 +34,7 @@ from pyrskip.inference.batcher import Batcher, BusyError
 from pyrskip.inference.engine import Answer, Engine, Selection
 from pyrskip.inference.engine import Request as Question
 from pyrskip.inference.keys import Keys
+from pyrskip.inference.limits import GONE, Bounded, Limits
 
 USAGE = """usage: pyrskip serve model=<export> [key=value ...]
 
@@ -50,20 +48,6 @@ USAGE = """usage: pyrskip serve model=<export> [key=value ...]
   max_bytes=8000000     of a request's body; more is told 413
 
 example: pyrskip serve model=exports/easy_vqa port=8000"""
-
-GONE = 499
-LINGER = 8
-"""How many times max_bytes are read of a body that is too large; of one that is larger still the connection is closed."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """batch, waiting: requests; timeout: seconds; max_bytes: of a body."""
-
-    batch: int = 16
-    waiting: int = 128
-    timeout: float = 30.0
-    max_bytes: int = 8_000_000
 
 
 class Ask(BaseModel):
@@ -119,6 +103,12 @@ class Metrics:
         self.tokens = Counter("pyrskip_visual_tokens", "Visual tokens that were looked at", **kept)
         self.cost = Counter("pyrskip_relative_cost", "Sum of relative costs", **kept)
 
+    def replied(self, path: str, status: int, seconds: float) -> None:
+        # any other path is one, or whoever asks for thousands of them fills the memory
+        path = path if path in ("/select", "/answer", "/health", "/metrics") else "other"
+        self.requests.labels(path, str(status)).inc()
+        self.seconds.labels(path).observe(seconds)
+
     def ran(self, requests: int, seconds: float) -> None:
         self.batch.observe(requests)
         self.engine.inc(seconds)
@@ -140,7 +130,7 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
         await batcher.close()
 
     app = FastAPI(title="pyrskip", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Bounded, limits=limits, metrics=metrics)
+    app.add_middleware(Bounded, limits=limits, count=metrics.replied)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(Exception, _broken)
@@ -208,86 +198,6 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
-
-
-class Bounded:
-    """Reads a request's whole body within the limits of size and time, and counts what became of it."""
-
-    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics) -> None:
-        self.app, self.limits, self.metrics = app, limits, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        # any other path is one, or whoever asks for thousands of them fills the memory of the metrics
-        path = scope["path"] if scope["path"] in ("/select", "/answer", "/health", "/metrics") else "other"
-        status = GONE
-
-        async def counted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        start = perf_counter()
-        try:
-            body = await self._body(scope, receive)
-            if body is None:
-                return
-            start = perf_counter()
-            await self.app(scope, _replay(body, receive), counted)
-        except _RefusedError as refused:
-            response = JSONResponse({"error": refused.sentence}, refused.status, {"Connection": "close"})
-            await response(scope, receive, counted)
-        finally:
-            self.metrics.requests.labels(path, str(status)).inc()
-            self.metrics.seconds.labels(path).observe(perf_counter() - start)
-
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """None where the client has gone. A body that is too large is read to its end, and dropped, before it is refused: most
-        clients look for an answer only then, and would take a closed connection for a lost request."""
-        most = self.limits.max_bytes
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        declared = int(length) if length.isdigit() else 0
-        parts: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(self.limits.timeout):
-                while size <= LINGER * most and declared <= LINGER * most:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    size += len(message.get("body", b""))
-                    parts.append(message.get("body", b""))
-                    if size > most:
-                        parts.clear()
-                    if not message.get("more_body"):
-                        break
-        except TimeoutError:
-            raise _RefusedError(408, f"the request was not sent within {self.limits.timeout:g} seconds") from None
-        if size > most or declared > most:
-            raise _RefusedError(413, f"the request has more than {most} bytes")
-        return b"".join(parts)
-
-
-class _RefusedError(Exception):
-    def __init__(self, status: int, sentence: str) -> None:
-        self.status, self.sentence = status, sentence
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body once, then whatever comes after it: that the client has gone."""
-    sent = False
-
-    async def again() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
