@@ -23,6 +23,11 @@ commands
   data      run the data stage alone and count what it wrote; or look into it:
             pyrskip data inspect runs/easy_vqa/data [sheet=contact.png]
   rollouts  run the stages up to the rollouts, and print what every action scores and costs
+  export    write the gate and the model of a finished run as a directory that services load:
+            pyrskip export run=runs/easy_vqa out=exports/easy_vqa [seed=0] [native=true]
+  predict   answer questions with an export: pyrskip predict model=exports/easy_vqa input=questions.jsonl out=answers.jsonl
+  serve     an HTTP service of an export: pyrskip serve model=exports/easy_vqa [port=8000]
+            predict and serve list their keys with --help; neither needs the training stack
   report    write one HTML file of a finished run or a sweep: pyrskip report runs/easy_vqa [out=report.html]
   plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
   dashboard build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]
@@ -83,6 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "eval": evaluate,
         "data": data,
         "rollouts": rollouts,
+        "export": export,
+        "predict": predict,
+        "serve": serve,
     }
     commands |= {name: _guarded(name) for name in ("report", "plot", "dashboard")}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -136,6 +144,65 @@ def _guarded(name: str) -> Callable[[Sequence[str]], None]:
             _fail(error)
 
     return run
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Write a finished run's gate and model as an export."""
+    _plain(arguments, _usage(), _export)
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """Answer questions with an export, as JSON lines."""
+    from pyrskip.inference.predict import USAGE, run
+
+    _plain(arguments, USAGE, run)
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """Serve an export over HTTP."""
+    try:
+        from pyrskip.inference.serve import USAGE, run
+    except ImportError as error:
+        _fail(UserError(f"this command needs the extra: pip install 'pyrskip[serve]' ({error})"))
+    _plain(arguments, USAGE, run)
+
+
+def _plain(arguments: Sequence[str], usage: str, task: Callable[[dict[str, str]], None]) -> None:
+    """Run a command whose keys are its own, without Hydra."""
+    if any(a in ("-h", "--help") for a in arguments):
+        print(usage)
+        return
+    try:
+        wrong = [a for a in arguments if "=" not in a]
+        if wrong:
+            raise UserError(f"{wrong[0]!r} is no key=value; --help lists the keys")
+        task(dict(a.split("=", 1) for a in arguments))
+    except UserError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        _interrupted()
+
+
+def _export(given: dict[str, str]) -> None:
+    from pyrskip.inference.keys import Keys
+
+    keys = Keys(given, ("run", "out", "seed", "native"))
+    run, out = Path(keys.text("run")), Path(keys.text("out"))
+    seed, native = keys.whole("seed", 0), keys.flag("native", False)
+    if find_spec("omegaconf") is None or find_spec("pytorch_lightning") is None or find_spec("onnxscript") is None:
+        raise UserError("this command needs the extras: pip install 'pyrskip[train,export]'")
+    from omegaconf import OmegaConf
+
+    from pyrskip.config import read
+    from pyrskip.export.export import export_run
+
+    _quiet()
+    config, _ = read(OmegaConf.create(_saved(run)))
+    print(f"exported to {export_run(config, out, seed=seed, native=native, say=_tell)}")
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _inspect(arguments: Sequence[str]) -> None:
@@ -193,19 +260,24 @@ def _evaluate(cfg: Any) -> None:
     from pyrskip.config import read
     from pyrskip.stages import evaluate_again
 
-    root = Path(str(cfg.run)).resolve()
-    try:
-        saved = json.loads((root / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"run={cfg.run} is no run: it holds no config.json; allowed: a directory that train made") from error
-    if not isinstance(saved, dict) or not isinstance(saved.get("evaluation"), dict):
-        raise UserError(f"run={cfg.run} is no run: its config.json has no evaluation; allowed: a directory that train made")
+    saved = _saved(Path(str(cfg.run)))
     given = {key: value for key, value in cfg.evaluation.items() if value is not None}
     saved.setdefault("trainer", {})["quiet"] = bool(cfg.trainer.quiet)
     saved["evaluation"] |= OmegaConf.to_container(OmegaConf.create(given))
-    saved["root"], saved["name"] = str(root.parent), root.name
     config, nodes = read(OmegaConf.create(saved))
     evaluate_again(config, nodes)
+
+
+def _saved(run: Path) -> dict[str, Any]:
+    """The config of a run, wherever it lies now. Raises UserError where there is none."""
+    root = run.resolve()
+    try:
+        saved = json.loads((root / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"run={run} is no run: it holds no config.json; allowed: a directory that train made") from error
+    if not isinstance(saved, dict) or not isinstance(saved.get("evaluation"), dict):
+        raise UserError(f"run={run} is no run: its config.json has no evaluation; allowed: a directory that train made")
+    return saved | {"root": str(root.parent), "name": root.name}
 
 
 def _hydra(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> None:

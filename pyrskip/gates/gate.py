@@ -75,7 +75,8 @@ class Layout:
 
 
 class Gate(nn.Module, ABC):
-    """A trunk (the subclass's) and a head. reads_query, reads_glance: what must be encoded for it.
+    """A trunk (the subclass's) and a head. reads_query, reads_glance: what must be encoded for it. sequential: it looks at a
+    level before it decides on the next, so its decision needs more than query, glance and price.
 
     price: the only price that it was trained for, -1 where it serves all. `tilt` moves the trained policy along the cost
     axis: calibration sets it.
@@ -83,6 +84,7 @@ class Gate(nn.Module, ABC):
 
     reads_query = True
     reads_glance = True
+    sequential = False
 
     def __init__(self, config: GateConfig, layout: Layout) -> None:
         super().__init__()

@@ -256,28 +256,47 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def generate(self, visual: Visual, question: tuple[Tensor, Tensor]) -> list[str]:
         """Greedy answers, decoded with a cache of keys and values."""
-        x, keys, layers = self.prompt(visual, None, question)
-        x = torch.cat([x, self._answer(torch.full_like(question[0][:, :1], ANSWER), 0)], dim=1)
-        batch, length = x.shape[:2]
-        keys = F.pad(keys, (0, 1), value=True)
-        allowed = keys[:, None].expand(-1, length, -1).clone()
-        allowed[:, :-1, -1] = False
-        caches: list[Cache | None] = [None] * len(layers)
+        logits, keys, caches, layers = self.prefill(visual, question)
         written: list[Tensor] = []
-        done = torch.zeros(batch, dtype=torch.bool, device=x.device)
+        done = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
         for step in range(self.config.max_answer):
-            for i, layer in enumerate(layers):
-                x, caches[i] = layer(x, allowed, past=caches[i])
-            token = self._head(x[:, -1]).argmax(-1)
+            token = logits.argmax(-1)
             written.append(token.masked_fill(done, END))
             done = done | (token == END)
             if bool(done.all()) or step + 1 == self.config.max_answer:
                 break
-            x = self._answer(token[:, None], step + 1)
             keys = F.pad(keys, (0, 1), value=True)
-            allowed = keys[:, None]
+            logits, caches = self.decode(token, torch.tensor([step + 1], device=keys.device), keys, caches, layers)
         ids = torch.stack(written, dim=1).tolist()
         return [t.strip() for t in self.tokenizer.decode_batch([row[: row.index(END)] if END in row else row for row in ids])]
+
+    def prefill(self, visual: Visual, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, list[Cache], Sequence[Layer]]:
+        """Read a prompt and <answer>: logits [B, V] of the first token, keys that are real [B, K], each layer's cache, and the
+        layers to go on with."""
+        x, keys, layers = self.prompt(visual, None, question)
+        x = torch.cat([x, self._answer(torch.full_like(question[0][:, :1], ANSWER), 0)], dim=1)
+        keys = F.pad(keys, (0, 1), value=True)
+        last = torch.arange(keys.shape[1], device=x.device) == keys.shape[1] - 1
+        # the prompt does not see <answer>, the last key
+        unseen = ~last[:, None] & last[None, :]
+        allowed = keys[:, None] & ~unseen
+        caches = []
+        for i, layer in enumerate(layers):
+            x, cache = layer(x, allowed, wanted=1 if i + 1 == len(layers) else None)
+            caches.append(cache)
+        return self._head(x[:, -1]), keys, caches, layers
+
+    def decode(
+        self, token: Tensor, step: Tensor, keys: Tensor, caches: Sequence[Cache], layers: Sequence[Layer]
+    ) -> tuple[Tensor, list[Cache]]:
+        """Append a token [B], the answer's number `step` [1]: logits [B, V] of the next, and the longer caches. keys [B, K];
+        layers of `prefill`: a prefix decoder's are its blocks."""
+        x = self._embed(token[:, None]) + self.answer_position(step)
+        longer = []
+        for layer, past in zip(layers, caches, strict=True):
+            x, cache = layer(x, keys[:, None], past=past)
+            longer.append(cache)
+        return self._head(x[:, -1]), longer
 
     def prompt(
         self, visual: Visual, weight: Tensor | None, question: tuple[Tensor, Tensor]

@@ -93,13 +93,15 @@ class VisionEncoder(nn.Module):
         """pixels [I, 3, H, W] float 0..1 -> [I, C, H / stride, W / stride]."""
         self.encoded += len(pixels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            normal = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-            if pixels.device.type == "cpu":
-                some = max(1, CPU_PIXELS // (pixels.shape[-2] * pixels.shape[-1]))
-                features = torch.cat([self._map(part) for part in normal.split(some)])
-            else:
-                features = self._map(normal)
-        return features.contiguous()
+            if pixels.device.type != "cpu":
+                return self.features(pixels)
+            some = max(1, CPU_PIXELS // (pixels.shape[-2] * pixels.shape[-1]))
+            return torch.cat([self.features(part) for part in pixels.split(some)])
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """`forward` without the count: what an export traces."""
+        normal = (pixels - self.mean) / self.std
+        return self._map(normal.contiguous(memory_format=torch.channels_last)).contiguous()
 
     def _map(self, normal: Tensor) -> Tensor:
         return feature_map(self.backbone, normal, self.out_index)
