@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := train,easy-vqa,scenes,minilm,hf,wandb,tensorboard,sweep,dev
+EXTRAS := train,easy-vqa,scenes,convert,minilm,hf,wandb,tensorboard,sweep,dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help

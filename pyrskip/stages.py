@@ -18,9 +18,14 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from pyrskip.config import STAGES, Config, to_plain
+from pyrskip.data.convert.config import FORMATS
+from pyrskip.data.convert.conversion import check_files, convert
 from pyrskip.data.datamodule import StepData
-from pyrskip.data.reader import ShardDataset, collate
-from pyrskip.data.shards import prepare, read_index
+from pyrskip.data.faults import FaultLog
+from pyrskip.data.gather import gather, read_there
+from pyrskip.data.reader import Filled, ShardDataset, collate
+from pyrskip.data.sampler import check_shards
+from pyrskip.data.shards import SPLITS, WRITTEN, DataConfig, parse_index, prepare
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.evaluation.evaluate import evaluate
@@ -41,12 +46,16 @@ from pyrskip.training.trainer import build_trainer, check_trainer, fit
 LEARNING = ("trainer.accumulate", "trainer.gradient_clip", "trainer.precision")
 KEYS: dict[str, tuple[str, ...]] = {
     "data": ("data",),
-    "flex": ("pyramid", "vision", "text", "language", "flex", "loader.batch_images", *LEARNING),
+    "flex": ("pyramid", "vision", "text", "language", "flex", "loader.batch_images", "loader.order", *LEARNING),
     "rollouts": ("budget", "cost"),
     "gate": ("gate", "rule", "reward", "seed", "seeds", "ablations", *LEARNING),
     "frontier": ("evaluation",),
 }
-FAULTS_TOLD = 10
+# keys of a source that another source ignores, and keys that say how, not what; a key at its first default is not told,
+# so that a run of before it was there is still the same run
+OF_SOURCES = {"scenes": ("scenes",), "files": FORMATS, "shards": (WRITTEN,)}
+UNTOLD = ("data.max_bad_fraction", "data.scenes.workers", "data.files.workers")
+SINCE = {"loader.order": "samples"}
 WAIT_SECONDS = 7200
 # directories of gates: the config's own, and the ablations by the gate that they train
 METHODS = {"predictor": "query_only", "glance": "glance_only"}
@@ -81,9 +90,8 @@ class Run:
             for part in key.split("."):
                 value = value[part]
             flat |= _flatten(value, key)
-        # another source's keys change nothing, nor does the number of processes that render
-        ours = self.config.data.source == "scenes"
-        flat = {k: v for k, v in flat.items() if not k.startswith("data.scenes.") or (ours and not k.endswith(".workers"))}
+        ignored = tuple(f"data.{group}." for group, sources in OF_SOURCES.items() if self.config.data.source not in sources)
+        flat = {k: v for k, v in flat.items() if not f"{k}.".startswith(ignored) and k not in UNTOLD and SINCE.get(k) != v}
         before = STAGES.index(stage) - 1
         if before >= 0:
             flat[f"the {STAGES[before]} stage"] = _digest(self.fingerprint(STAGES[before]))
@@ -141,6 +149,8 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
     if config.vision.weights not in ("none", "hub"):
         read_weights(config.vision.weights)
     ActionSet.by_level(pyramid).tokens(pyramid.capacity(torch.tensor([[size, size]])), config.budget)
+    if "data" in config.stages and not run.done("data"):
+        check_source(config.data)
     for stage in STAGES:
         run.done(stage)
         if stage in config.stages:
@@ -174,19 +184,39 @@ def _check_before(run: Run, stage: str, wanted: Sequence[str] = ()) -> None:
             )
 
 
+def check_source(config: DataConfig) -> None:
+    """Refuse data that is not there. Raises UserError."""
+    if config.source in FORMATS:
+        check_files(config)
+    if config.source == WRITTEN:
+        for path in config.shards.paths:
+            read_there(path)
+
+
 def prepare_data(run: Run) -> None:
     if _first_rank():
-        prepare(run.config.data, run.root / "data")
+        config, directory = run.config.data, run.root / "data"
+        if config.source in FORMATS:
+            convert(config, directory)
+        elif config.source == WRITTEN:
+            gather(config.shards, directory)
+        else:
+            prepare(config, directory)
 
 
 def train_flex(run: Run) -> None:
     config, directory = run.config, run.root / "flex"
     data = _split(run, "train")
+    if config.loader.order == "shards":
+        ranks = config.trainer.devices * config.trainer.nodes
+        check_shards(data.parts, ranks, config.loader.workers, str(run.directory("data")))
     tokenizer = train_tokenizer(_texts(data), config.language.vocabulary)
     torch.manual_seed(config.flex.seed)
     model = NativeModel(config.model, tokenizer)
     module = FlexModule(config.flex, model, ActionSet.by_level(model.pyramid))
-    _fit(run, module, data, partial(collate, side=config.pyramid.size), config.loader.batch_images, directory, "flex")
+    gather = partial(collate, side=config.pyramid.size)
+    _fit(run, module, Filled(data), gather, config.loader.batch_images, directory, "flex")
+    _tell_faults(run, "train")
     if _first_rank():
         model.save(directory)
 
@@ -202,6 +232,7 @@ def roll_out_splits(run: Run) -> None:
         trainer = build_trainer(config.trainer, directory)
         module = RolloutModule(model, actions, config.budget, split)
         roll_out(trainer, module, _split(run, split), config.loader.rollout_images, directory)
+        _tell_faults(run, split)
 
 
 def train_gates(run: Run) -> None:
@@ -220,7 +251,7 @@ def train_gates(run: Run) -> None:
             gate = build_gate(replace(config.gate, name=name), environment.layout)
             module = find_rule(config.rule.name)(config.rule, gate, environment, config.reward, seed)
             if config.rule.online:
-                side, data = config.pyramid.size, _split(run, "gate")
+                side, data = config.pyramid.size, Filled(_split(run, "gate"))
                 _fit(run, module, data, partial(collate, side=side), config.loader.batch_images, directory, method, seed)
             else:
                 _fit(run, module, range(len(tables["gate"])), torch.tensor, config.rule.batch, directory, method, seed)
@@ -241,7 +272,8 @@ def show_frontier(run: Run) -> None:
         model = _model(run)
         tables = load_tables(run.directory("rollouts"), ("gate", "val", "test"))
         seeds = range(run.config.seed, run.config.seed + run.config.seeds)
-        evaluate(run.config.evaluation, model, tables, gates, list(seeds), run.directory("data"), run.root)
+        broken = {split: log.summary() for split in SPLITS if (log := _fault_log(run, split)).read()}
+        evaluate(run.config.evaluation, model, tables, gates, list(seeds), run.directory("data"), run.root, broken)
 
 
 RUNNERS: dict[str, Callable[[Run], None]] = {
@@ -273,7 +305,11 @@ def _fit(run: Run, module: Any, data: Any, gather: Any, batch: int, directory: P
     name = stage if stage == "flex" else f"{stage}/seed-{seed}"
     with loggers(run.nodes, directory, config.name, name) as built:
         trainer = build_trainer(config.trainer, directory, built, title=name)
-        loader = StepData(data, gather, batch, steps, module.seed, config.loader.workers if stage == "flex" else 0)
+        if stage == "flex":
+            of = config.loader
+            loader = StepData(data, gather, batch, steps, module.seed, of.workers, of.order, of.replan)
+        else:
+            loader = StepData(data, gather, batch, steps, module.seed)
         fit(trainer, module, loader, directory)
 
 
@@ -291,14 +327,23 @@ def _environment(run: Run, table: RolloutTable, unit: float) -> Environment[Any]
 
 
 def _split(run: Run, split: str) -> ShardDataset:
-    directory = run.directory("data")
-    read_index(directory)
-    data = ShardDataset(directory, split, run.config.pyramid.size)
-    for fault in data.faults[:FAULTS_TOLD]:
-        _say(run, f"broken, left out: {fault.shard} {fault.key}: {fault.reason}")
+    data = ShardDataset(run.directory("data"), split, run.config.pyramid.size, _fault_log(run, split))
     if data.faults:
-        _say(run, f"{split}: {len(data.faults)} broken in all, {len(data)} images left")
+        _tell_faults(run, split)
     return data
+
+
+def _fault_log(run: Run, split: str) -> FaultLog:
+    images = sum(shard.samples for shard in parse_index(run.directory("data")).splits[split])
+    return FaultLog(run.root / "faults" / split, images, run.config.data.max_bad_fraction)
+
+
+def _tell_faults(run: Run, split: str) -> None:
+    told = _fault_log(run, split).summary()
+    for line in told["first"]:
+        _say(run, f"broken, left out: {line}")
+    if told["lost"]:
+        _say(run, f"{split}: {told['lost']} of {told['images']} images lost; {run.root / 'faults' / split} lists them")
 
 
 def _model(run: Run) -> NativeModel:
@@ -307,8 +352,8 @@ def _model(run: Run) -> NativeModel:
 
 
 def _texts(data: ShardDataset) -> list[str]:
-    samples = (data[i] for i in range(len(data)))
-    return [t for s in samples if s is not None for q in s.questions for t in (q.text, *q.answers)]
+    found = (data.questions(i) for i in range(len(data)))
+    return [text for questions in found if questions for q in questions for text in (q.text, *q.answers)]
 
 
 def _keep_config(run: Run) -> None:

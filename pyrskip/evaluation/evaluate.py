@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pyrskip.data.reader import ShardDataset, collate
-from pyrskip.data.shards import read_index
 from pyrskip.errors import UserError
 from pyrskip.evaluation.frontier import Frontier, Inputs, frontier
 from pyrskip.evaluation.report import Shown, plot_frontier, plot_selections, print_summary, print_table
@@ -20,11 +19,11 @@ from pyrskip.evaluation.summary import summary
 from pyrskip.evaluation.timing import measure
 from pyrskip.gates import load_gate
 from pyrskip.gates.gate import Gate
-from pyrskip.metrics import exact
+from pyrskip.metrics import score
 from pyrskip.models.native import NativeModel
 from pyrskip.rollouts.environments import TableEnvironment, observe
 from pyrskip.rollouts.table import RolloutTable
-from pyrskip.sample import Batch, Sample
+from pyrskip.sample import Batch, Question, Sample
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,13 @@ def evaluate(
     seeds: Sequence[int],
     data: Path,
     out: Path,
+    broken: Mapping[str, Any],
 ) -> Frontier:
     """Write `out`/frontier.json, summary.json, frontier.png and selections.png, and print the table.
 
-    gates: method -> one directory a seed, of `seeds`. data: the data stage's directory.
+    gates: method -> one directory a seed, of `seeds`. data: the data stage's directory. broken: split -> what of it could
+    not be read, for the summary.
     """
-    read_index(data)
     trained = {method: [load_gate(path) for path in paths] for method, paths in gates.items()}
     first = trained["gate"][0]
     test = ShardDataset(data, "test", model.pyramid.size)
@@ -90,6 +90,7 @@ def evaluate(
     told = summary(result, config.retentions, lookup=lookup_accuracy(data, model.pyramid.size))
     price = first.prices([shown_price(told, config)])[0]
     told["real_inference"] = check_inference(model, first, tables["test"], test, unit, price)
+    told["broken"] = dict(broken)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "frontier.json", [asdict(row) for row in result.rows])
     write_json(out / "summary.json", told)
@@ -122,12 +123,12 @@ def lookup_accuracy(data: Path, side: int) -> float:
     """Test accuracy of the majority answer of each question text among all training questions: no image, no model."""
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for split in ("train", "gate", "val"):
-        for _, question in _questions(ShardDataset(data, split, side)):
+        for question in _questions(ShardDataset(data, split, side)):
             seen[question.text][question.answers[0]] += 1
     overall = sum(seen.values(), Counter()).most_common(1)[0][0]
     guesses = {text: answers.most_common(1)[0][0] for text, answers in seen.items()}
-    right = [guesses.get(q.text, overall) in q.answers for _, q in _questions(ShardDataset(data, "test", side))]
-    return sum(right) / len(right)
+    test = list(_questions(ShardDataset(data, "test", side)))
+    return sum(score(guesses.get(q.text, overall), q.answers, q.metric, q.text) for q in test) / len(test)
 
 
 def check_inference(
@@ -143,6 +144,8 @@ def check_inference(
     right, expected, decided, encoded, asked_for = [], [], 0, model.vision.encoded, 0
     for start in range(0, min(images, len(test)), 25):
         batch = gather([test[i] for i in range(start, min(start + 25, len(test)))])
+        if not len(batch):
+            continue
         rows = torch.tensor([where[key] for key in batch.keys])
         keep = torch.zeros(len(batch), model.pyramid.tiles, dtype=torch.bool)
         keep[:, model.pyramid.glance] = True
@@ -154,7 +157,7 @@ def check_inference(
         answers = model.answer(batch, asked)
         asked_for += _tiles(batch, keep.long()) + _tiles(batch, asked)
         decided += int((asked != played).any(-1).sum())
-        right += [exact(a, q.answers) for a, q in zip(answers, batch.questions, strict=True)]
+        right += [score(a, q.answers, q.metric, q.text) for a, q in zip(answers, batch.questions, strict=True)]
         expected += environment.score(rows, played).tolist()
     return {
         "price": price,
@@ -223,8 +226,5 @@ def write_json(path: Path, content: Any) -> None:
         raise UserError(f"{path} cannot be written: {error}") from error
 
 
-def _questions(data: ShardDataset) -> Any:
-    for i in range(len(data)):
-        sample = data[i]
-        if sample is not None:
-            yield from ((sample, question) for question in sample.questions)
+def _questions(data: ShardDataset) -> Iterator[Question]:
+    return (question for i in range(len(data)) for question in data.questions(i) or ())

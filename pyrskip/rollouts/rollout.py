@@ -18,6 +18,7 @@ from pyrskip.cost import Cost
 from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.data.sampler import EvalSampler
 from pyrskip.decision import ActionSet, blind, reference
+from pyrskip.errors import UserError
 from pyrskip.gates.gate import Layout
 from pyrskip.models.native import NativeModel
 from pyrskip.rollouts.environments import observe
@@ -42,6 +43,8 @@ class RolloutModule(pl.LightningModule):
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
+        if not len(batch):  # nothing of it could be read
+            return
         model, layout = self.model, self.layout
         capacity = model.pyramid.capacity(batch.size)[batch.image_of]
         size, words = batch.size[batch.image_of], model.prompt_tokens(batch)
@@ -98,10 +101,13 @@ def roll_out(trainer: pl.Trainer, module: RolloutModule, data: ShardDataset, ima
     module.parts.clear()
     trainer.predict(module, loader, return_predictions=False)
     part = directory / f"part-{trainer.global_rank}"
-    RolloutTable.concatenate(module.parts).save(part)
+    if module.parts:  # more ranks than images leave some without
+        RolloutTable.concatenate(module.parts).save(part)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
-        parts = [directory / f"part-{rank}" for rank in range(trainer.world_size)]
+        parts = [p for rank in range(trainer.world_size) if (p := directory / f"part-{rank}").exists()]
+        if not parts:
+            raise UserError(f"no image of the split {module.split} can be read; the log names what is broken")
         RolloutTable.concatenate([RolloutTable.load(p) for p in parts]).save(directory)
         for p in parts:
             shutil.rmtree(p)
