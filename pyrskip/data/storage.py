@@ -86,9 +86,9 @@ class RemoteStorage:
         self._cache = LocalStorage(cache_directory() / folder)
 
     def ranges(self, asked: Sequence[Range]) -> list[bytes | Exception]:
-        if self._ranges is None and asked:
-            self._ranges = self._knows_ranges(asked[0])
-        if not self._ranges:
+        if self._ranges is None:
+            self._ranges = self._knows_ranges(asked)
+        if self._ranges is False:
             missing = {name: _caught(partial(self.local, name)) for name in {name for name, _, _ in asked}}
             found = self._cache.ranges(asked)
             failed = [missing[name] for name, _, _ in asked]
@@ -142,11 +142,13 @@ class RemoteStorage:
             raise EOFError(f"{part.stat().st_size} of {size} bytes came")
         return part
 
-    def _knows_ranges(self, first: Range) -> bool:
-        """Told by the length of an answer: a server that knows no ranges sends the whole file."""
-        name, start, _ = first
-        content = _caught(partial(filesystem(self._url).cat_file, self._join(name), start=start, end=start + 1))
-        return isinstance(content, Exception) or len(content) <= 1
+    def _knows_ranges(self, asked: Sequence[Range]) -> bool | None:
+        """Told by the length of an answer: a server that knows no ranges sends the whole file. None where none answers."""
+        for name, start in {name: start for name, start, _ in asked}.items():
+            content = _caught(partial(filesystem(self._url).cat_file, self._join(name), start=start, end=start + 1))
+            if not isinstance(content, Exception):
+                return len(content) <= 1
+        return None
 
     def _join(self, name: str) -> str:
         return f"{self._url}/{name}"
@@ -252,5 +254,5 @@ def _caught(read: Callable[[], T]) -> T | Exception:
 
 def _checked(content: bytes, length: int) -> bytes:
     if len(content) != length:
-        raise EOFError(f"the shard ends {length - len(content)} bytes too early")
+        raise EOFError(f"{len(content)} bytes came instead of {length}")
     return content

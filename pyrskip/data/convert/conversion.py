@@ -65,7 +65,7 @@ def convert(config: DataConfig, directory: Path) -> Index:
     """Write the shards of the files that config.files names, their index, and `conversion.json`: what was skipped or broken.
 
     A conversion that was killed goes on when it is called again. The same files give the same bytes, whatever the number of
-    processes. Raises UserError where nothing can be read, or where more than config.max_bad_fraction of the rows is broken.
+    processes. Raises UserError where nothing can be read, or where more than config.max_bad_fraction of the questions is broken.
     """
     check_files(config)
     with writing(directory):
@@ -204,12 +204,12 @@ def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def _check(plan: Plan, config: DataConfig, directory: Path) -> None:
-    faults, rows = plan.faults(), plan.rows()
-    lost = sum(fault.lost for fault in faults)
-    if lost > config.max_bad_fraction * rows:
+    faults = plan.faults()
+    lost, whole = sum(fault.lost for fault in faults), plan.questions() + len(faults)
+    if lost > config.max_bad_fraction * whole:
         with whole_file(directory / REPORT) as file:
             file.write(json.dumps(_report(plan), indent=1).encode())
-        raise too_many(faults, f"{lost} of {rows} rows", config.max_bad_fraction, str(directory))
+        raise too_many(faults, f"{lost} of {whole} questions", config.max_bad_fraction, str(directory))
 
 
 def _report(plan: Plan) -> dict[str, Any]:

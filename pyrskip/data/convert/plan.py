@@ -123,6 +123,9 @@ class Plan:
     def rows(self) -> int:
         return int(self._base.execute("SELECT coalesce(sum(rows), 0) FROM files").fetchone()[0])
 
+    def questions(self) -> int:
+        return int(self._base.execute("SELECT count(*) FROM questions").fetchone()[0])
+
     def skipped(self) -> dict[str, int]:
         return dict(self._base.execute("SELECT reason, rows FROM skipped ORDER BY reason").fetchall())
 

@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Protocol
 
 from pyrskip.data.faults import Fault
@@ -21,6 +20,11 @@ class Found:
     image: str
     place: str | None = None
     questions: tuple[Question, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for text that no file can hold: JSON may escape halves of characters."""
+        for text in (self.place or "", *(t for q in self.questions for t in (q.text, q.type, *q.answers))):
+            text.encode()
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Format(Protocol):
 
 def image_key(name: str) -> str:
     """A record's key for an image of that name: readable, and as different as the names are."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", str(PurePosixPath(name).with_suffix(""))).strip("-")[-60:]
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", re.sub(r"\.[^./]*$", "", name)).strip("-")[-60:]
     return f"{stem or 'image'}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
