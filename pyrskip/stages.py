@@ -131,7 +131,7 @@ class Run:
     def _check(self, stage: str, state: dict[str, Any], directory: Path) -> None:
         now = json.loads(json.dumps(self.fingerprint(stage)))
         for key in sorted(now.keys() | state["fingerprint"].keys(), key=lambda k: k.startswith("the ")):
-            old, new = state["fingerprint"].get(key), now.get(key)
+            old, new = state["fingerprint"].get(key, SINCE.get(key)), now.get(key, SINCE.get(key))
             if old != new:
                 raise UserError(
                     f"{directory} was made with {key}={old}, this config has {key}={new}; "

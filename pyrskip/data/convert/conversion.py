@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from rich.progress import Progress
 
 from pyrskip.data.convert.llava import Llava
 from pyrskip.data.convert.parquet import Parquet
-from pyrskip.data.convert.plan import Plan
+from pyrskip.data.convert.plan import Plan, Planned
 from pyrskip.data.convert.rows import Format, Row, image_extension
 from pyrskip.data.convert.tsv import Tsv
 from pyrskip.data.faults import Fault, too_many
@@ -65,7 +65,7 @@ def convert(config: DataConfig, directory: Path) -> Index:
     """Write the shards of the files that config.files names, their index, and `conversion.json`: what was skipped or broken.
 
     A conversion that was killed goes on when it is called again. The same files give the same bytes, whatever the number of
-    processes. Raises UserError where nothing can be read, or where more than config.max_bad_fraction of the questions is broken.
+    processes. Raises UserError where nothing can be read, or more than config.max_bad_fraction of the questions is broken.
     """
     check_files(config)
     with writing(directory):
@@ -150,7 +150,8 @@ def _write(plan: Plan, config: DataConfig, directory: Path) -> None:
 
         if workers <= 1:
             for split, number in shards:
-                note(split, number, write_planned(directory, form, split, number))
+                samples = list(plan.samples(split, number))
+                note(split, number, write_planned(directory / shard_name(split, number), form, samples))
             return
         # no fork: libraries that read tables run threads
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
@@ -159,7 +160,8 @@ def _write(plan: Plan, config: DataConfig, directory: Path) -> None:
             while shards or waiting:
                 while shards and len(waiting) < AHEAD * workers:
                     split, number = shards.pop(0)
-                    waiting[pool.submit(write_planned, directory, form, split, number)] = (split, number)
+                    path, samples = directory / shard_name(split, number), list(plan.samples(split, number))
+                    waiting[pool.submit(write_planned, path, form, samples)] = (split, number)
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                     note(*waiting.pop(future), future.result())
         except BrokenProcessPool as error:
@@ -171,27 +173,22 @@ def _write(plan: Plan, config: DataConfig, directory: Path) -> None:
             pool.shutdown(cancel_futures=True)
 
 
-def write_planned(directory: Path, form: Format, split: str, number: int) -> Done:
+def write_planned(path: Path, form: Format, samples: Sequence[Planned]) -> Done:
     """Write one shard of a plan. An image that cannot be read is a fault and loses no other."""
-    plan = Plan(directory / PLAN)
-    name = shard_name(split, number)
     faults: list[Fault] = []
 
     def records() -> Iterator[Record]:
-        for key, place, questions in plan.samples(split, number):
+        for key, place, questions in samples:
             try:
                 content = form.image(place)
                 record = Record(key, content, image_extension(content), questions)
             except Exception as error:  # stores and formats raise their own
                 place = place.replace("\t", ":")
-                faults.append(Fault(name, key, f"{place}: {type(error).__name__}: {error}", len(questions)))
+                faults.append(Fault(path.name, key, f"{place}: {type(error).__name__}: {error}", len(questions)))
                 continue
             yield record
 
-    try:
-        shard = write_shard(directory / name, records())
-    finally:
-        plan.close()
+    shard = write_shard(path, records())
     return (shard if shard.samples else None), faults
 
 

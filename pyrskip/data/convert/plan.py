@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from pyrskip.data.convert.rows import Found, Row, Skipped
 from pyrskip.data.faults import Fault
@@ -25,12 +26,21 @@ CREATE INDEX IF NOT EXISTS questions_of ON questions (image);
 """
 
 
+class Planned(NamedTuple):
+    """An image that is to be written. place: what its format finds it by."""
+
+    key: str
+    place: str
+    questions: tuple[Question, ...]
+
+
 class Plan:
     """A part is 'train' or 'test', as the user's files have it; a split one of SPLITS."""
 
     def __init__(self, path: Path) -> None:
         self._base = sqlite3.connect(path)
-        self._base.executescript(TABLES)
+        # what a killed process has committed is kept; what a power cut spoils is converted again
+        self._base.executescript("PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;" + TABLES)
 
     def close(self) -> None:
         self._base.close()
@@ -97,8 +107,8 @@ class Plan:
         written = set(self._base.execute("SELECT split, number FROM shards").fetchall())
         return [row for row in rows if row not in written]
 
-    def samples(self, split: str, number: int) -> Iterator[tuple[str, str, tuple[Question, ...]]]:
-        """Key, place and questions of a shard's images."""
+    def samples(self, split: str, number: int) -> Iterator[Planned]:
+        """Of a shard."""
         images = self._base.execute(
             "SELECT number, part, key, place FROM images WHERE split = ? AND shard = ? ORDER BY number", (split, number)
         )
@@ -106,7 +116,7 @@ class Plan:
             found = self._base.execute(
                 "SELECT content FROM questions WHERE image = ? AND part = ? ORDER BY rowid", (image, part)
             )
-            yield key, place, tuple(_question(content) for (content,) in found)
+            yield Planned(key, place, tuple(_question(content) for (content,) in found))
 
     def wrote(self, split: str, number: int, shard: Shard | None, faults: Iterable[Fault]) -> None:
         """shard: None where no image of it could be read."""
