@@ -309,6 +309,20 @@ def test_a_broken_tsv_row_is_named_and_loses_no_other(change: dict[str, Any], re
     assert re.search(reason, broken["reason"])
 
 
+def test_a_shard_of_which_nothing_can_be_read_is_not_written(tmp_path: Path) -> None:
+    path = write_llava(tmp_path)
+    convert(config("llava", path, images=str(tmp_path / "images")), tmp_path / "whole")
+    data = ShardDataset(tmp_path / "whole", "train", 64)
+    gone = {image for image, _ in data.raw(range(4))}
+    for image in (tmp_path / "images").rglob("*.*"):
+        if image.read_bytes() in gone:
+            image.write_bytes(b"")
+    index = convert(config("llava", path, images=str(tmp_path / "images")), tmp_path / "out")
+    assert [shard.shard for shard in index.splits["train"]] == [s.shard for s in data._shards[1:]]
+    assert not (tmp_path / "out/train-000000.tar").exists()
+    assert len(report(tmp_path / "out")["broken"]) == 4
+
+
 def test_more_broken_rows_than_allowed_stop_with_the_list(tmp_path: Path) -> None:
     path = write_llava(tmp_path)
     for name in ("vg/VG_100K/0.png", "vg/VG_100K/2.png"):
@@ -409,7 +423,6 @@ def sets(tmp_path: Path) -> Iterator[DataConfig]:
     yield config("llava", write_llava(tmp_path, images=40), images=str(tmp_path / "images"))
 
 
-@pytest.mark.slow
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path) -> None:
     for wanted in sets(tmp_path):
         for workers in (0, 3):

@@ -14,8 +14,8 @@ from tests.test_stages import TWO_STEPS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-# make targets are what continuous integration and people run; they build an environment of their own
 OWN = ["language.heads=4", "data.files.workers=0"]
+# make targets are what continuous integration and people run; they build an environment of their own
 RUNNERS = ("python train.py", "python eval.py", "pyrskip ")
 
 

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 FORMATS = ("PNG", "JPEG", "WEBP")
 GAP = 1 << 14
 """Bytes between an image and its questions up to which they are read at once."""
+LISTS = 256
+"""Shards whose lists are read at once."""
 T = TypeVar("T")
 
 
@@ -170,8 +172,10 @@ class ShardDataset(Dataset[Sample | None]):
         """The entries of every shard, from its list if there is a whole one."""
         for number, storage in enumerate(self._storages):
             mine = [shard for shard in self._shards if shard.part == number]
-            for shard, content in zip(mine, storage.files([list_name(shard.shard) for shard in mine]), strict=True):
-                yield _entries(storage, shard, content)
+            for start in range(0, len(mine), LISTS):
+                some = mine[start : start + LISTS]
+                for shard, content in zip(some, storage.files([list_name(shard.shard) for shard in some]), strict=True):
+                    yield _entries(storage, shard, content)
 
     def _name(self, index: int) -> str:
         return self._shards[int(self._shard_of[index])].shard

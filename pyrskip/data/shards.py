@@ -297,7 +297,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> Shard:
 
 def _plain(question: Question) -> dict[str, Any]:
     """Without the ground truth that the source does not know, and what is as by default."""
-    plain = asdict(question)
+    plain = dict(vars(question))
     if question.level is None:
         del plain["level"]
     if not question.boxes:

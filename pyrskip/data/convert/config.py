@@ -16,7 +16,7 @@ class FilesConfig:
     in, or the parquet files of a table of images; '' where images are embedded. test: annotation files of a test split; '' to
     take test_fraction of the images. metric: how answers are scored.
 
-    columns: names of a table's columns, where they are others than usual. workers: processes that write shards, null for one
+    columns: names of a table's columns, where they are others than usual. workers: threads that write shards, null for one
     a core; the bytes do not depend on it.
     """
 

@@ -1,16 +1,14 @@
 """Files of one's own -> shards: streaming, resumable, in parallel, the images' bytes as they are.
 
 Two passes. The first lists: every annotation file is read once, and what it tells goes into a plan on the disk. The second
-writes: images are divided into splits and shards, and each shard is written from its images by one of several processes.
+writes: images are divided into splits and shards, and each shard is written from its images by one of several threads.
 """
 
 import json
-import multiprocessing
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +22,7 @@ from pyrskip.data.convert.parquet import Parquet
 from pyrskip.data.convert.plan import Plan, Planned
 from pyrskip.data.convert.rows import Format, Row, image_extension
 from pyrskip.data.convert.tsv import Tsv
+from pyrskip.data.entries import list_name
 from pyrskip.data.faults import Fault, too_many
 from pyrskip.data.record import Record
 from pyrskip.data.shards import (
@@ -43,7 +42,7 @@ from pyrskip.errors import UserError
 
 PLAN, REPORT = "plan.sqlite", "conversion.json"
 AHEAD = 2
-"""Shards that each process may be ahead of the one that is noted."""
+"""Shards that each thread may be ahead of the one that is noted."""
 Done = tuple[Shard | None, list[Fault]]
 
 
@@ -65,7 +64,7 @@ def convert(config: DataConfig, directory: Path) -> Index:
     """Write the shards of the files that config.files names, their index, and `conversion.json`: what was skipped or broken.
 
     A conversion that was killed goes on when it is called again. The same files give the same bytes, whatever the number of
-    processes. Raises UserError where nothing can be read, or more than config.max_bad_fraction of the questions is broken.
+    threads. Raises UserError where nothing can be read, or more than config.max_bad_fraction of the questions is broken.
     """
     check_files(config)
     with writing(directory):
@@ -153,8 +152,8 @@ def _write(plan: Plan, config: DataConfig, directory: Path) -> None:
                 samples = list(plan.samples(split, number))
                 note(split, number, write_planned(directory / shard_name(split, number), form, samples))
             return
-        # no fork: libraries that read tables run threads
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+        # threads: nearly all of the work is reading, hashing and writing, which leave the interpreter free
+        pool = ThreadPoolExecutor(workers)
         waiting: dict[Future[Done], tuple[str, int]] = {}
         try:
             while shards or waiting:
@@ -164,11 +163,6 @@ def _write(plan: Plan, config: DataConfig, directory: Path) -> None:
                     waiting[pool.submit(write_planned, path, form, samples)] = (split, number)
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                     note(*waiting.pop(future), future.result())
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"data.files.workers={workers}: a process that writes shards was killed, for want of memory perhaps; "
-                "run the same command again to go on, with fewer workers"
-            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -189,7 +183,11 @@ def write_planned(path: Path, form: Format, samples: Sequence[Planned]) -> Done:
             yield record
 
     shard = write_shard(path, records())
-    return (shard if shard.samples else None), faults
+    if not shard.samples:
+        for empty in (path, path.with_name(list_name(path.name))):
+            empty.unlink()
+        return None, faults
+    return shard, faults
 
 
 @contextmanager

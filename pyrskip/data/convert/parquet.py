@@ -6,9 +6,9 @@ that rows with the same image are questions on one image; or in GQA's form by it
 (`USUAL`), or given as data.files.columns; a dot reaches into a struct.
 """
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pyrskip.data.convert.rows import Found, Row, content_key, image_key, ordered
@@ -118,13 +118,19 @@ def _rows(table: "ParquetFile", path: str, columns: list[str]) -> Iterator[tuple
                 number, in_group = number + 1, in_group + 1
 
 
-# one: rows of a shard come in the order of the file
-@lru_cache(maxsize=1)
 def _group_images(path: str, group: int, column: str) -> Any:
-    with open_file(path) as file:
-        table = _open(file, path)
-        name = column or next(name for name in USUAL["image"] if name in table.schema_arrow.names)
-        return table.read_row_group(group, columns=[name]).column(name)
+    """The images of a row group. Each thread keeps its last: rows of a shard come in the order of the file."""
+    if getattr(_LAST, "place", None) != (path, group, column):
+        _LAST.place = _LAST.images = None  # one at a time
+        with open_file(path) as file:
+            table = _open(file, path)
+            name = column or next(name for name in USUAL["image"] if name in table.schema_arrow.names)
+            _LAST.images = table.read_row_group(group, columns=[name]).column(name)
+        _LAST.place = (path, group, column)
+    return _LAST.images
+
+
+_LAST = threading.local()
 
 
 def _has(schema: Any, name: str) -> bool:

@@ -149,7 +149,7 @@ class Plan:
             "SET place = coalesce(place, ?3), part = min(part, ?2) RETURNING number",
             (row.image, part, row.place),
         ).fetchall()
-        contents = [(number, part, json.dumps(asdict(question), ensure_ascii=False)) for question in row.questions]
+        contents = [(number, part, json.dumps(vars(question), ensure_ascii=False)) for question in row.questions]
         self._base.executemany("INSERT INTO questions VALUES (?, ?, ?)", contents)
 
     def _skip(self, reason: str, rows: int = 1) -> None:

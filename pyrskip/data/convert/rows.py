@@ -38,7 +38,7 @@ Row = Found | Skipped | Fault
 
 
 class Format(Protocol):
-    """Reads one format. Picklable, for the processes that write shards."""
+    """Reads one format. Safe to use from several threads."""
 
     def rows(self, path: str) -> Iterator[Row]:
         """Of one file, in a single pass; a broken row is a Fault and ends nothing but itself."""
