@@ -352,8 +352,7 @@ def _model(run: Run) -> NativeModel:
 
 
 def _texts(data: ShardDataset) -> list[str]:
-    found = (data.questions(i) for i in range(len(data)))
-    return [text for questions in found if questions for q in questions for text in (q.text, *q.answers)]
+    return [text for questions in data.questions() for q in questions or () for text in (q.text, *q.answers)]
 
 
 def _keep_config(run: Run) -> None:

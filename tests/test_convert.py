@@ -43,9 +43,9 @@ def contents(directory: Path) -> dict[str, dict[bytes, list[Asked]]]:
         data = ShardDataset(directory, split, 64)
         assert not data.faults
         found[split] = {}
-        for i, (image, _) in enumerate(data.raw(range(len(data)))):
+        for (image, _), questions in zip(data.raw(range(len(data))), data.questions(), strict=True):
             assert isinstance(image, bytes) and image not in found[split]
-            found[split][image] = [(q.text, q.answers, q.type) for q in data.questions(i) or ()]
+            found[split][image] = [(q.text, q.answers, q.type) for q in questions or ()]
     assert sum(map(len, found.values())) == len(set().union(*found.values()))
     return found
 
@@ -101,7 +101,7 @@ def test_parquet_rows_of_one_image_are_questions_on_it(images: list[int], group:
     for i, image in enumerate(images):
         expected.setdefault(picture(image, "JPEG"), Counter())[(f"q{i}?", ("a", "a", "b"), "all")] += 1
     assert together(tmp_path / "out") == expected
-    questions = ShardDataset(tmp_path / "out", "train", 64).questions(0)
+    questions = next(ShardDataset(tmp_path / "out", "train", 64).questions())
     assert questions is not None and questions[0].metric == "vqa"
 
 

@@ -63,6 +63,7 @@ def test_a_part_may_be_on_a_server(two: tuple[Path, Path], tmp_path: Path) -> No
         gather(ShardsConfig(paths=(str(two[0]), site.url)), tmp_path)
         data = ShardDataset(tmp_path, "train", 64)
         assert len([sample for sample in data if sample is not None]) == 32
+        assert [sample and sample.questions for sample in data] == list(data.questions())
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 FORMATS = ("PNG", "JPEG", "WEBP")
 GAP = 1 << 14
 """Bytes between an image and its questions up to which they are read at once."""
-LISTS = 256
-"""Shards whose lists are read at once."""
+TOGETHER = 256
+"""Lists of entries, or samples' questions, that are read at once."""
 T = TypeVar("T")
 
 
@@ -104,26 +104,34 @@ class ShardDataset(Dataset[Sample | None]):
         """The key of every sample, by index."""
         return self._keys
 
-    def questions(self, index: int) -> tuple[Question, ...] | None:
-        """Of a sample, without its image; None where they are broken."""
-        start, length = self._spans[index, 2:].tolist()
-        (content,) = self._storage(index).ranges([(self._name(index), start, start + length)])
-        return self._decoded(index, self._questions, b"", content)
+    def questions(self) -> Iterator[tuple[Question, ...] | None]:
+        """Of every sample in order, images unread; None where they are broken."""
+        for low in range(0, len(self), TOGETHER):
+            some = range(low, min(low + TOGETHER, len(self)))
+            for part, of_part in self._by_part(some).items():  # parts follow each other
+                asked = [
+                    (self._name(i), start, start + length) for i in of_part for start, length in [self._spans[i, 2:].tolist()]
+                ]
+                for i, content in zip(of_part, self._storages[part].ranges(asked), strict=True):
+                    yield self._decoded(i, self._questions, b"", content)
 
     def raw(self, indices: Sequence[int]) -> list[tuple[bytes | Exception, bytes | Exception]]:
         """The bytes of each sample's image and questions, or why they cannot be read."""
-        results: list[tuple[bytes | Exception, bytes | Exception]] = [(b"", b"")] * len(indices)
-        rows: dict[int, list[int]] = {}
-        for row, i in enumerate(indices):
-            rows.setdefault(self._shards[int(self._shard_of[i])].part, []).append(row)
-        for part, of_part in rows.items():
+        results: dict[int, tuple[bytes | Exception, bytes | Exception]] = {}
+        for part, of_part in self._by_part(indices).items():
             asked: list[Range] = []
-            for row in of_part:
-                asked += _ranges(self._name(indices[row]), self._spans[indices[row]].tolist())
+            for i in of_part:
+                asked += _ranges(self._name(i), self._spans[i].tolist())
             found = iter(self._storages[part].ranges(asked))
-            for row in of_part:
-                results[row] = _split(found, self._spans[indices[row]].tolist())
-        return results
+            for i in of_part:
+                results[i] = _split(found, self._spans[i].tolist())
+        return [results[i] for i in indices]
+
+    def _by_part(self, indices: Sequence[int]) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for i in indices:
+            found.setdefault(self._shards[int(self._shard_of[i])].part, []).append(i)
+        return found
 
     def _questions(self, index: int, image: bytes, questions: bytes) -> tuple[Question, ...]:
         return parse_questions(questions)
@@ -172,16 +180,13 @@ class ShardDataset(Dataset[Sample | None]):
         """The entries of every shard, from its list if there is a whole one."""
         for number, storage in enumerate(self._storages):
             mine = [shard for shard in self._shards if shard.part == number]
-            for start in range(0, len(mine), LISTS):
-                some = mine[start : start + LISTS]
+            for start in range(0, len(mine), TOGETHER):
+                some = mine[start : start + TOGETHER]
                 for shard, content in zip(some, storage.files([list_name(shard.shard) for shard in some]), strict=True):
                     yield _entries(storage, shard, content)
 
     def _name(self, index: int) -> str:
         return self._shards[int(self._shard_of[index])].shard
-
-    def _storage(self, index: int) -> Storage:
-        return self._storages[self._shards[int(self._shard_of[index])].part]
 
 
 class Filled(Dataset[Sample | None]):

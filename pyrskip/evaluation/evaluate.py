@@ -227,4 +227,4 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _questions(data: ShardDataset) -> Iterator[Question]:
-    return (question for i in range(len(data)) for question in data.questions(i) or ())
+    return (question for questions in data.questions() for question in questions or ())

@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS skipped (reason TEXT PRIMARY KEY, rows INTEGER);
 CREATE TABLE IF NOT EXISTS faults (shard TEXT, key TEXT, reason TEXT, lost INTEGER);
 CREATE TABLE IF NOT EXISTS shards (split TEXT, number INTEGER, content TEXT, PRIMARY KEY (split, number));
 CREATE INDEX IF NOT EXISTS questions_of ON questions (image);
+CREATE INDEX IF NOT EXISTS images_of ON images (split, shard);
 """
 
 
