@@ -22,6 +22,7 @@ commands
   eval      draw the frontier of a finished run again: pyrskip eval run=runs/easy_vqa
   data      run the data stage alone and count what it wrote; or look into it:
             pyrskip data inspect runs/easy_vqa/data [sheet=contact.png]
+            or write its shards again: pyrskip data reshard runs/easy_vqa/data <new directory> [samples_per_shard=500]
   rollouts  run the stages up to the rollouts, and print what every action scores and costs
   export    write the gate and the model of a finished run as a directory that services load:
             pyrskip export run=runs/easy_vqa out=exports/easy_vqa [seed=0] [native=true]
@@ -113,10 +114,11 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def data(arguments: Sequence[str]) -> None:
-    """Run the data stage, then print what there is; or look into a data directory."""
-    if arguments and arguments[0] == "inspect":
+    """Run the data stage, then print what there is; or look into a data directory, or write its shards again."""
+    others = {"inspect": _inspect, "reshard": _reshard}
+    if arguments and arguments[0] in others:
         try:
-            _inspect(arguments[1:])
+            others[arguments[0]](arguments[1:])
         except UserError as error:
             _fail(error)
     else:
@@ -217,6 +219,20 @@ def _inspect(arguments: Sequence[str]) -> None:
     if "sheet" in given:
         contact_sheet(directory, Path(given["sheet"]), split=given.get("split", "train"))
         print(f"contact sheet: {given['sheet']}")
+
+
+def _reshard(arguments: Sequence[str]) -> None:
+    from pyrskip.data.reshard import reshard
+    from pyrskip.data.shards import counted
+
+    places = [a for a in arguments if "=" not in a]
+    given = dict(a.split("=", 1) for a in arguments if "=" in a)
+    number = given.pop("samples_per_shard", "500")
+    if len(places) != 2 or given or not number.isdecimal():
+        raise UserError("pyrskip data reshard takes two directories; allowed beside them: samples_per_shard=<number>")
+    index, faults = reshard(places[0], Path(places[1]), int(number))
+    for line in (*counted(index.splits), *(f"broken, left out: {fault}" for fault in faults)):
+        print(line)
 
 
 def _train(cfg: Any) -> None:

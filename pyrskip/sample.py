@@ -16,6 +16,7 @@ class Question:
 
     level: the coarsest pyramid level of the stored image that shows the answer; boxes: what holds it, x0, y0, x1, y1 as shares
     of the image's width and height. Ground truth where a source knows it, for evaluation alone: nothing learns from it.
+    metric: how an answer is scored, a name of `pyrskip.metrics.METRICS`.
     """
 
     text: str
@@ -23,6 +24,7 @@ class Question:
     type: str = "all"
     level: int | None = None
     boxes: tuple[tuple[float, float, float, float], ...] = ()
+    metric: str = "exact"
 
 
 @dataclass(frozen=True)

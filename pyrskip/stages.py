@@ -19,9 +19,14 @@ from rich.console import Console
 
 from pyrskip.config import Config, to_plain
 from pyrskip.data.cache import CachedDataset, check_cache, fingerprint, write_cache
+from pyrskip.data.convert.config import FORMATS
+from pyrskip.data.convert.conversion import check_files, convert
 from pyrskip.data.datamodule import StepData
-from pyrskip.data.reader import ShardDataset, collate
-from pyrskip.data.shards import SPLITS, prepare, read_index
+from pyrskip.data.faults import FaultLog
+from pyrskip.data.gather import gather, read_there
+from pyrskip.data.reader import Filled, ShardDataset, collate
+from pyrskip.data.sampler import check_shards
+from pyrskip.data.shards import SPLITS, WRITTEN, DataConfig, parse_index, prepare, read_index
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.evaluation.evaluate import evaluate, write_json
@@ -51,7 +56,7 @@ LEARNING = ("trainer.accumulate", "trainer.gradient_clip", "trainer.precision")
 KEYS: dict[str, tuple[str, ...]] = {
     "data": ("data",),
     "cache": ("pyramid", "vision"),
-    "flex": ("pyramid", "vision", "text", "language", "flex", "loader.batch_images", *LEARNING),
+    "flex": ("pyramid", "vision", "text", "language", "flex", "loader.batch_images", "loader.order", *LEARNING),
     "rollouts": ("actions", "budget", "cost"),
     "gate": ("gate", "rule", "reward", "seed", "seeds", "ablations", *LEARNING),
     "frontier": ("evaluation",),
@@ -63,7 +68,11 @@ PLACES = (*(f"model.remote.{k}" for k in ("url", "key", "parallel", "timeout", "
 # a server's count of prompt tokens may be so far from the cost's before that is said
 COUNT_TOLERANCE = 0.2
 ROLLED = ("gate", "val", "test")
-FAULTS_TOLD = 10
+# keys of a source that another source ignores, and keys that say how, not what; a key at its first default is not told,
+# so that a run of before it was there is still the same run
+OF_SOURCES = {"scenes": ("scenes",), "files": FORMATS, "shards": (WRITTEN,)}
+UNTOLD = ("data.cache", "data.max_bad_fraction", "data.scenes.workers", "data.files.workers")
+SINCE = {"loader.order": "samples"}
 WAIT_SECONDS = 7200
 # directories of gates: the config's own, and the ablations by the gate that they train
 METHODS = {"predictor": "query_only", "glance": "glance_only"}
@@ -99,12 +108,10 @@ class Run:
             for part in key.split("."):
                 value = value[part]
             flat |= _flatten(value, key)
-        # another source's keys change nothing, nor does the number of processes that render
-        ours = self.config.data.source == "scenes"
-        flat = {k: v for k, v in flat.items() if not k.startswith("data.scenes.") or (ours and not k.endswith(".workers"))}
+        ignored = tuple(f"data.{group}." for group, sources in OF_SOURCES.items() if self.config.data.source not in sources)
+        flat = {k: v for k, v in flat.items() if not f"{k}.".startswith(ignored) and k not in UNTOLD and SINCE.get(k) != v}
         others = tuple(f"model.{name}." for name in ("hf", "remote") if name != self.config.model.name)
         flat = {k: v for k, v in flat.items() if k not in PLACES and not k.startswith(others)}
-        flat.pop("data.cache", None)
         # cached maps are what the encoder gives, so nothing depends on the cache
         chain = ["data", "cache"] if stage == "cache" else [s for s in self.config.chain if s != "cache"]
         before = chain.index(stage) - 1
@@ -153,7 +160,7 @@ class Run:
     def _check(self, stage: str, state: dict[str, Any], directory: Path) -> None:
         now = json.loads(json.dumps(self.fingerprint(stage)))
         for key in sorted(now.keys() | state["fingerprint"].keys(), key=lambda k: k.startswith("the ")):
-            old, new = state["fingerprint"].get(key), now.get(key)
+            old, new = state["fingerprint"].get(key, SINCE.get(key)), now.get(key, SINCE.get(key))
             if old != new:
                 raise UserError(
                     f"{directory} was made with {key}={old}, this config has {key}={new}; "
@@ -173,6 +180,8 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
     ActionSet.of(pyramid, config.budget, config.actions).tokens(pyramid.capacity(largest), config.budget)
     if config.model.served:
         config.check_served()
+    if "data" in config.stages and not run.done("data"):
+        check_source(config.data)
     for stage in config.chain:
         run.done(stage)
         if stage in config.stages:
@@ -208,9 +217,24 @@ def _check_before(run: Run, stage: str, wanted: Sequence[str] = ()) -> None:
             )
 
 
+def check_source(config: DataConfig) -> None:
+    """Refuse data that is not there. Raises UserError."""
+    if config.source in FORMATS:
+        check_files(config)
+    if config.source == WRITTEN:
+        for path in config.shards.paths:
+            read_there(path)
+
+
 def prepare_data(run: Run) -> None:
     if _first_rank():
-        prepare(run.config.data, run.root / "data")
+        config, directory = run.config.data, run.root / "data"
+        if config.source in FORMATS:
+            convert(config, directory)
+        elif config.source == WRITTEN:
+            gather(config.shards, directory)
+        else:
+            prepare(config, directory)
 
 
 def cache_maps(run: Run) -> None:
@@ -228,11 +252,16 @@ def train_flex(run: Run) -> None:
     config, directory = run.config, run.root / "flex"
     torch.manual_seed(config.flex.seed)
     data = _maps(run, "train", VisionEncoder(config.vision))
+    if config.loader.order == "shards":
+        ranks = config.trainer.devices * config.trainer.nodes
+        check_shards(data.parts, ranks, config.loader.workers, str(run.directory("data")))
     tokenizer = train_tokenizer(_texts(data), config.language.vocabulary)
     torch.manual_seed(config.flex.seed)
     model = NativeModel(config.native, tokenizer)
     module = FlexModule(config.flex, model, ActionSet.by_level(model.pyramid))
-    _fit(run, module, data, partial(collate, side=config.pyramid.size), config.loader.batch_images, directory, "flex")
+    gather = partial(collate, side=config.pyramid.size)
+    _fit(run, module, Filled(data), gather, config.loader.batch_images, directory, "flex")
+    _tell_faults(run, "train")
     if _first_rank():
         model.save(directory)
 
@@ -250,6 +279,7 @@ def roll_out_splits(run: Run) -> None:
         module = RolloutModule(model, actions, config.budget, split, origin)
         images, chunk = config.loader.rollout_images, config.loader.chunk_images
         roll_out(trainer, module, _maps(run, split, model.vision), images, chunk, directory, config.trainer.quiet)
+        _tell_faults(run, split)
     if isinstance(model, ServedModel) and isinstance(model.box, RemoteModel) and model.box.told:
         off = model.box.taken / model.box.told
         if abs(off - 1) > COUNT_TOLERANCE:
@@ -276,7 +306,7 @@ def train_gates(run: Run) -> None:
             module = find_rule(config.rule.name)(config.rule, gate, environment, config.reward, seed)
             val = TableEnvironment(tables["val"], _pyramid(config), config.budget, unit)
             if config.rule.online:
-                side, data = config.pyramid.size, _maps(run, "gate", _model(run).vision)
+                side, data = config.pyramid.size, Filled(_maps(run, "gate", _model(run).vision))
                 _fit(run, module, data, partial(collate, side=side), config.loader.batch_images, directory, method, seed, val)
             else:
                 _fit(run, module, range(len(tables["gate"])), torch.tensor, config.rule.batch, directory, method, seed, val)
@@ -298,7 +328,9 @@ def show_frontier(run: Run) -> None:
         tables = _tables(run, ROLLED)
         seeds = range(run.config.seed, run.config.seed + run.config.seeds)
         crossed, quiet = _crossed(run, tables), run.config.trainer.quiet
-        evaluate(run.config.evaluation, model, tables, gates, list(seeds), run.directory("data"), run.root, crossed, quiet)
+        broken = {split: log.summary() for split in SPLITS if (log := _fault_log(run, split)).read()}
+        data = run.directory("data")
+        evaluate(run.config.evaluation, model, tables, gates, list(seeds), data, run.root, crossed, broken, quiet)
         with loggers(run.nodes, run.root / "frontier", _job(run, "frontier")) as built:
             drawn = load_runs(run.root)[0]
             for guard in built:
@@ -367,7 +399,7 @@ def _origins(run: Run, splits: Sequence[str]) -> dict[str, dict[str, str]]:
         "action set": f"{len(actions)} actions {_digest({'names': actions.names, 'ladder': actions.ladder})}",
         "budget": json.dumps(to_plain(config.budget)),
         "cost": json.dumps(to_plain(config.cost)),
-        "metric": "exact",
+        "metric": "each question's own",
         "decoding": f"greedy, at most {longest} tokens",
         "sight of the gate": sight,
     }
@@ -403,7 +435,11 @@ def _fit(
     with loggers(run.nodes, directory, _job(run, name)) as built:
         watches = [Watch(val, built)] if val is not None else []
         trainer = build_trainer(config.trainer, directory, built, name, watches)
-        loader = StepData(data, gather, batch, steps, module.seed, config.loader.workers if stage == "flex" else 0)
+        if stage == "flex":
+            of = config.loader
+            loader = StepData(data, gather, batch, steps, module.seed, of.workers, of.order, of.replan)
+        else:
+            loader = StepData(data, gather, batch, steps, module.seed)
         fit(trainer, module, loader, directory)
 
 
@@ -428,13 +464,9 @@ def _environment(run: Run, table: RolloutTable, unit: float) -> Environment[Any]
 
 
 def _split(run: Run, split: str) -> ShardDataset:
-    directory = run.directory("data")
-    read_index(directory)
-    data = ShardDataset(directory, split, run.config.pyramid.size)
-    for fault in data.faults[:FAULTS_TOLD]:
-        _say(run, f"broken, left out: {fault.shard} {fault.key}: {fault.reason}")
+    data = ShardDataset(run.directory("data"), split, run.config.pyramid.size, _fault_log(run, split))
     if data.faults:
-        _say(run, f"{split}: {len(data.faults)} broken in all, {len(data)} images left")
+        _tell_faults(run, split)
     return data
 
 
@@ -469,9 +501,21 @@ def _model(run: Run) -> NativeModel | ServedModel:
     return NativeModel.load(run.directory("flex"), c.cost)
 
 
+def _fault_log(run: Run, split: str) -> FaultLog:
+    images = sum(shard.samples for shard in parse_index(run.directory("data")).splits[split])
+    return FaultLog(run.root / "faults" / split, images, run.config.data.max_bad_fraction)
+
+
+def _tell_faults(run: Run, split: str) -> None:
+    told = _fault_log(run, split).summary()
+    for line in told["first"]:
+        _say(run, f"broken, left out: {line}")
+    if told["lost"]:
+        _say(run, f"{split}: {told['lost']} of {told['images']} images lost; {run.root / 'faults' / split} lists them")
+
+
 def _texts(data: ShardDataset | CachedDataset) -> list[str]:
-    asked = (data.questions(i) or () for i in range(len(data)))
-    return [t for questions in asked for q in questions for t in (q.text, *q.answers)]
+    return [text for questions in data.questions() for q in questions or () for text in (q.text, *q.answers)]
 
 
 def _keep_config(run: Run) -> None:

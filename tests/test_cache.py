@@ -2,6 +2,7 @@
 
 import shutil
 from collections import namedtuple
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from pyrskip.data.shards import SPLITS
 from pyrskip.errors import UserError
 from pyrskip.models.native import NativeModel
 from pyrskip.models.vision import VisionEncoder
+from pyrskip.sample import Sample
 from pyrskip.training.trainer import TrainerConfig, build_trainer
 from tests.models import tiny_model
 
@@ -66,12 +68,13 @@ def test_cached_maps_are_the_encoders_in_half_precision(model: NativeModel, tiny
 def test_images_of_any_size_come_back_from_a_cache(
     model: NativeModel, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut(self: ShardDataset, index: int) -> object:
-        sample = whole(self, index)
-        return sample and replace(sample, image=sample.image[:, : 9 + index, : 64 - index])
+    def cut(self: ShardDataset, indices: Sequence[int]) -> list[Sample | None]:
+        return [
+            s and replace(s, image=s.image[:, : 9 + i, : 64 - i]) for i, s in zip(indices, whole(self, indices), strict=True)
+        ]
 
-    whole = ShardDataset.__getitem__
-    monkeypatch.setattr(ShardDataset, "__getitem__", cut)
+    whole = ShardDataset.__getitems__
+    monkeypatch.setattr(ShardDataset, "__getitems__", cut)
     write(model, tiny_data, tmp_path)
     plain = ShardDataset(tiny_data, "val", SIDE)
     quick = CachedDataset(plain, tmp_path, "val", model.pyramid)
@@ -83,8 +86,11 @@ def test_images_of_any_size_come_back_from_a_cache(
 def test_what_cannot_be_read_is_left_out_and_costs_nothing_else(
     model: NativeModel, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ShardDataset.__getitem__
-    monkeypatch.setattr(ShardDataset, "__getitem__", lambda self, i: None if i in (0, 7, 23) else whole(self, i))
+    def torn(self: ShardDataset, indices: Sequence[int]) -> list[Sample | None]:
+        return [None if i in (0, 7, 23) else s for i, s in zip(indices, whole(self, indices), strict=True)]
+
+    whole = ShardDataset.__getitems__
+    monkeypatch.setattr(ShardDataset, "__getitems__", torn)
     write(model, tiny_data, tmp_path)
     monkeypatch.undo()
     quick = CachedDataset(ShardDataset(tiny_data, "test", SIDE), tmp_path, "test", model.pyramid)

@@ -16,6 +16,7 @@ from pyrskip.config import Config, read, to_plain
 from pyrskip.errors import UserError
 from pyrskip.models.native import NativeModel
 from pyrskip.rollouts.table import RolloutTable
+from pyrskip.stages import OF_SOURCES
 from pyrskip.tracking.loggers import Job, loggers
 from pyrskip.training.trainer import TrainerConfig, check_readable, check_trainer
 from tests.models import tiny_model
@@ -40,7 +41,8 @@ def test_every_option_composes_and_is_allowed(group: str, option: str) -> None:
 def test_every_option_states_every_key_of_its_dataclass(group: str, option: str) -> None:
     stated = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
     assert isinstance(stated, dict)
-    others = {"scenes"} if group == "data" and stated["source"] != "scenes" else set()  # another source's keys
+    # another source's keys
+    others = {name for name, of in OF_SOURCES.items() if stated["source"] not in of} if group == "data" else set()
     others |= {"hf", "remote"} - {stated["name"]} if group == "model" else set()
     assert stated.keys() == to_plain(getattr(Config(), group)).keys() - others
 

@@ -13,10 +13,12 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.own_data import embedded, picture, write_llava, write_parquet
 from tests.test_stages import TWO_STEPS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+OWN = ["language.heads=4", "data.files.workers=0"]
 # make targets are what continuous integration and people run; they build an environment of their own
 RUNNERS = ("python train.py", "python eval.py", "pyrskip ")
 
@@ -48,6 +50,12 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
     small = [override for override in TWO_STEPS if not override.startswith(("seeds=", "evaluation.prices="))]
     for name in ("train.py", "eval.py"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
+    if page.name == "your-data.md":
+        small += OWN
+        write_llava(tmp_path, images=60)
+        rows = [{"question": f"q{i}?", "answers": ["a"] * 10, "image": embedded(picture(i))} for i in range(60)]
+        (tmp_path / "textvqa").mkdir()
+        write_parquet(tmp_path / "textvqa" / "train-0.parquet", rows)
     # pages after the first command's stand on its run
     lines = [c for c in commands(page) if c.startswith(RUNNERS)]
     if any("runs/easy_vqa" in line for line in lines) and "train.py experiment=easy_vqa" not in lines[0]:
@@ -58,7 +66,9 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
             continue
         words = shlex.split(line)
         given = {word.split("=")[0] for word in words}
-        if "inspect" not in line and (" train" in line or "train.py" in line or " data " in line):
+        if "data=shards" in line:
+            given |= {"data.limit", "data.files.workers"}
+        if not {"inspect", "reshard"} & set(words) and (" train" in line or "train.py" in line or " data " in line):
             words += [override for override in small if override.split("=")[0] not in given]
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

@@ -98,7 +98,10 @@ def test_broken_images_of_a_whole_pass_cost_no_other(copied: Path) -> None:
     content[at : at + 8] = bytes(8)
     shard.write_bytes(bytes(content))
     shutil.rmtree(copied / "done" / "rollouts")
-    run_stages(tiny(copied, "name=done", UNTRAINED, "loader.rollout_images=1", "loader.chunk_images=1"), {})
+    run_stages(
+        tiny(copied, "name=done", UNTRAINED, "loader.rollout_images=1", "loader.chunk_images=1", "data.max_bad_fraction=0.2"),
+        {},
+    )
     assert len(RolloutTable.load(copied / "done" / "rollouts" / "gate").image_keys) == 11
 
 
@@ -228,7 +231,7 @@ def test_the_command_rolls_out_and_says_what_every_action_is_worth(
     for word in ("glance", "0,1", "question_only", "oracle:type, price 0.1", "4 actions", "test: 12 images"):
         assert word in said
     # everything was there to borrow
-    assert sorted(p.name for p in (tmp_path / "rolled").iterdir()) == ["config.json"]
+    assert sorted(p.name for p in (tmp_path / "rolled").iterdir()) == ["config.json", "versions.json"]
 
 
 @pytest.mark.slow

@@ -13,8 +13,10 @@ from hydra import compose, initialize_config_dir
 from pyrskip.cli import conf_directory
 from pyrskip.config import STAGES, Config, read
 from pyrskip.errors import UserError
-from pyrskip.stages import run_stages
+from pyrskip.rollouts.table import RolloutTable
+from pyrskip.stages import ROLLED, run_stages
 from pyrskip.training.flex import FlexModule
+from tests.own_data import write_llava
 
 EXPERIMENTS = sorted(path.stem for path in (conf_directory() / "experiment").glob("*.yaml"))
 TWO_STEPS = [
@@ -38,7 +40,15 @@ TWO_STEPS = [
 ]
 
 
+def own_data(folder: Path) -> list[str]:
+    """A small set in LLaVA's format, and the keys that name it."""
+    path = write_llava(folder, images=60)
+    return [f"data.files.path={path}", f"data.files.images={folder / 'images'}", "data.files.workers=0", "language.heads=4"]
+
+
 def tiny(root: Path, *overrides: str, experiment: str = "easy_vqa") -> Config:
+    if experiment == "your_data":
+        overrides = (*own_data(root), *overrides)
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_directory())):
         cfg = compose("train", overrides=[f"experiment={experiment}", f"root={root}", *TWO_STEPS, *overrides])
     return read(cfg)[0]
@@ -113,14 +123,74 @@ def test_a_target_below_the_glances_cost_is_refused_before_gates_are_trained(cop
         run_stages(tiny(copied, "name=other", f"from={copied / 'done'}", *target), {})
 
 
-def test_what_is_broken_is_said_and_loses_no_other_sample(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shard = copied / "done" / "data" / "train-000000.tar"
-    shard.write_bytes(b"\xff" * 3000 + shard.read_bytes()[3000:])
-    shutil.rmtree(copied / "done" / "flex")
-    for stage in ("rollouts", "gate", "frontier"):
-        shutil.rmtree(copied / "done" / stage)
-    run_stages(tiny(copied, "name=done", "trainer.quiet=false", "stages=[data,flex]"), {})
-    assert "broken, left out: train-000000.tar" in capsys.readouterr().err
+def damage(root: Path) -> None:
+    """Break the first of 12 samples of every split, and leave the data stage alone."""
+    for shard in (root / "data").glob("*-000000.tar"):
+        shard.write_bytes(b"\xff" * 3000 + shard.read_bytes()[3000:])
+    for stage in ("flex", "rollouts", "gate", "frontier"):
+        shutil.rmtree(root / stage)
+
+
+def test_what_is_broken_is_said_and_summed_up_and_loses_no_other_sample(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = copied / "done"
+    damage(root)
+    run_stages(tiny(copied, "name=done", "trainer.quiet=false", "data.max_bad_fraction=0.2", "loader.workers=1"), {})
+    said = capsys.readouterr().err
+    assert "broken, left out: train-000000.tar" in said
+    assert "train: 1 of 12 images lost" in said
+    told = json.loads((root / "summary.json").read_text())["broken"]
+    assert {split: (found["lost"], found["images"]) for split, found in told.items()} == dict.fromkeys(
+        ("train", "gate", "val", "test"), (1, 12)
+    )
+    assert len(RolloutTable.load(root / "rollouts" / "test").image_keys) == 11
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_more_that_is_broken_than_allowed_stops_the_run_with_the_list(workers: int, copied: Path) -> None:
+    damage(copied / "done")
+    with pytest.raises(
+        UserError, match=r"^train: 1 of 12 images are broken, more than data.max_bad_fraction=0.05: train-000000"
+    ):
+        run_stages(tiny(copied, "name=done", f"loader.workers={workers}"), {})
+
+
+def test_a_rollout_pass_of_which_nothing_can_be_read_loses_no_other(copied: Path) -> None:
+    damage(copied / "done")
+    only = ("stages=[data,flex,rollouts]", "loader.rollout_images=1", "data.max_bad_fraction=0.2")
+    root = run_stages(tiny(copied, "name=done", *only), {})
+    assert [len(RolloutTable.load(root / "rollouts" / split).image_keys) for split in ROLLED] == [11] * 3
+
+
+def test_shards_that_are_written_are_trained_on_where_they_are(copied: Path) -> None:
+    where = ["data=shards", f"data.shards.paths=[{copied / 'done/data'}]", "data.limit=null", "name=elsewhere"]
+    root = run_stages(tiny(copied, *where, "stages=[data,flex]"), {})
+    assert same(root / "flex/model.safetensors", copied / "done/flex/model.safetensors")
+    with pytest.raises(UserError, match="nowhere holds no index.json"):
+        run_stages(tiny(copied, *where[:1], "data.shards.paths=[nowhere]", "data.limit=null", "name=not"), {})
+    assert not (copied / "not").exists()
+
+
+def test_files_that_are_not_there_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.files.images='nowhere' is no folder"):
+        run_stages(tiny(tmp_path, "data.files.images=nowhere", "name=own", experiment="your_data"), {})
+    assert not (tmp_path / "own").exists()
+
+
+def test_too_few_shards_for_readers_of_their_own_are_refused_before_training(tmp_path: Path) -> None:
+    of_own = ["loader.order=shards", "loader.workers=3", "name=own", "stages=[data,flex]"]
+    with pytest.raises(UserError, match=r"pyrskip data reshard .*own/data <new directory> samples_per_shard=1"):
+        run_stages(tiny(tmp_path, *of_own), {})
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_readers_of_own_shards_train(tmp_path: Path) -> None:
+    only = ["loader.workers=2", "name=own", "stages=[data,flex]"]
+    root = run_stages(tiny(tmp_path, "loader.order=shards", *only), {})
+    assert (root / "flex/model.safetensors").exists()
+    with pytest.raises(UserError, match="flex was made with loader.order=shards, this config has loader.order=samples"):
+        run_stages(tiny(tmp_path, *only), {})
 
 
 def test_a_finished_run_is_not_run_again(copied: Path) -> None:

@@ -10,7 +10,7 @@ Axes: I images, T tiles, C channels.
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,7 @@ class CachedDataset(Dataset[Sample | None]):
 
     def __init__(self, data: ShardDataset, directory: Path, split: str, pyramid: Pyramid) -> None:
         self.data, self._directory, self._pyramid = data, directory, pyramid
+        self.directory, self.parts = data.directory, data.parts
         self._open: dict[str, Any] = {}
         content = json.loads((directory / INDEX).read_bytes())
         self._files: list[str] = [file["file"] for file in content["splits"][split]]
@@ -109,17 +110,18 @@ class CachedDataset(Dataset[Sample | None]):
     def __len__(self) -> int:
         return len(self.data)
 
-    def questions(self, index: int) -> tuple[Question, ...] | None:
-        return self.data.questions(index)
-
-    @property
-    def faults(self) -> list[Any]:
-        return self.data.faults
+    def questions(self) -> Iterator[tuple[Question, ...] | None]:
+        return self.data.questions()
 
     def __getitem__(self, index: int) -> Sample | None:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
+        return [self._sample(i, questions) for i, questions in zip(indices, self.data.questions_of(indices), strict=True)]
+
+    def _sample(self, index: int, questions: tuple[Question, ...] | None) -> Sample | None:
         height, width = self._size[index].tolist()
-        questions = self.data.questions(index) if height else None
-        if questions is None:
+        if questions is None or not height:
             return None
         file = self._file(self._files[self._place[index][0]])
         maps = []
@@ -234,7 +236,8 @@ class _Passes(Dataset[tuple[list[int], list[int], Batch | None]]):
         return len(self._passes)
 
     def __getitem__(self, index: int) -> tuple[list[int], list[int], Batch | None]:
-        found = [(number, sample) for number in self._passes[index] if (sample := self._data[number]) is not None]
+        samples = zip(self._passes[index], self._data.__getitems__(self._passes[index]), strict=True)
+        found = [(number, sample) for number, sample in samples if sample is not None]
         batch = Batch.collate([sample for _, sample in found], self._side) if found else None
         return list(self._passes[index]), [number for number, _ in found], batch
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pyrskip.data.reader import ShardDataset, collate
-from pyrskip.data.shards import read_index
 from pyrskip.errors import UserError
 from pyrskip.evaluation.frontier import Frontier, Inputs, decide, frontier
 from pyrskip.evaluation.gallery import PLACE, pick, write_gallery
@@ -22,7 +21,7 @@ from pyrskip.evaluation.summary import summary
 from pyrskip.evaluation.timing import measure
 from pyrskip.gates import load_gate
 from pyrskip.gates.gate import Gate
-from pyrskip.metrics import exact
+from pyrskip.metrics import score
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import GatedModel
 from pyrskip.rollouts.environments import TableEnvironment, observe
@@ -65,13 +64,14 @@ def evaluate(
     data: Path,
     out: Path,
     crossed: Mapping[str, RolloutTable] | None = None,
+    broken: Mapping[str, Any] | None = None,
     quiet: bool = False,
 ) -> Frontier:
     """Write `out`/frontier.json, summary.json, frontier.png, selections.png and frontier/gallery/, and print the table.
 
     gates: method -> one directory a seed, of `seeds`. data: the data stage's directory. crossed: another flex seed's tables.
+    broken: split -> what of it could not be read, for the summary.
     """
-    read_index(data)
     trained = {method: [_load_gate(path, tables["gate"]) for path in paths] for method, paths in gates.items()}
     first = trained["gate"][0]
     test = ShardDataset(data, "test", model.pyramid.size)
@@ -99,6 +99,7 @@ def evaluate(
     told = summary(result, config.retentions, lookup=lookup_accuracy(data, model.pyramid.size))
     price = first.prices([shown_price(told, config)])[0]
     told["real_inference"] = check_inference(model, first, tables["test"], test, unit, price)
+    told["broken"] = dict(broken or {})
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "frontier.json", [asdict(row) for row in result.rows])
     write_json(out / "summary.json", told)
@@ -150,8 +151,8 @@ def lookup_accuracy(data: Path, side: int) -> float:
             seen[question.text][question.answers[0]] += 1
     overall = sum(seen.values(), Counter()).most_common(1)[0][0]
     guesses = {text: answers.most_common(1)[0][0] for text, answers in seen.items()}
-    right = [guesses.get(q.text, overall) in q.answers for q in _questions(ShardDataset(data, "test", side))]
-    return sum(right) / len(right)
+    test = list(_questions(ShardDataset(data, "test", side)))
+    return sum(score(guesses.get(q.text, overall), q.answers, q.metric, q.text) for q in test) / len(test)
 
 
 def check_inference(
@@ -167,6 +168,8 @@ def check_inference(
     right, expected, decided, encoded, asked_for = [], [], 0, model.encoded, 0
     for start in range(0, min(images, len(test)), 25):
         batch = gather([test[i] for i in range(start, min(start + 25, len(test)))])
+        if not len(batch):
+            continue
         rows = torch.tensor([where[key] for key in batch.keys])
         keep = torch.zeros(len(batch), model.pyramid.tiles, dtype=torch.bool)
         keep[:, model.pyramid.glance] = True
@@ -178,7 +181,7 @@ def check_inference(
         answers = model.answer(batch, asked)
         asked_for += int(batch.of_images(keep).sum()) + int(batch.of_images(asked > 0).sum())
         decided += int((asked != played).any(-1).sum())
-        right += [exact(a, q.answers) for a, q in zip(answers, batch.questions, strict=True)]
+        right += [score(a, q.answers, q.metric, q.text) for a, q in zip(answers, batch.questions, strict=True)]
         expected += environment.score(rows, played).tolist()
     return {
         "price": price,
@@ -229,7 +232,7 @@ def answered(model: GatedModel, gate: Gate, sample: Sample, row: int, unit: floa
         question=question.text,
         answer=answer,
         truth=question.answers[0],
-        right=exact(answer, question.answers) > 0,
+        right=score(answer, question.answers, question.metric, question.text) > 0,
         kept=asked[0] > 0,
         tokens=int(cost.tokens),
         relative_cost=(float(cost.flops) + gate_flops) / unit,
@@ -275,5 +278,4 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _questions(data: ShardDataset) -> Iterator[Question]:
-    for i in range(len(data)):
-        yield from data.questions(i) or ()
+    return (question for questions in data.questions() for question in questions or ())

@@ -17,7 +17,7 @@ from pyrskip.errors import UserError
 from pyrskip.gates.gate import Gate
 from pyrskip.inference.engine import Engine, Prepared
 from pyrskip.inference.policy import UNLIMITED
-from pyrskip.metrics import exact
+from pyrskip.metrics import score
 from pyrskip.models.native import NativeModel
 from pyrskip.rollouts.environments import observe
 from pyrskip.sample import Batch, Sample
@@ -162,8 +162,8 @@ def _compare(
                 sums.logits_over_scale = max(sums.logits_over_scale, float((apart / scale).max()))
             pairs = list(zip(written.texts, reference.texts, batch.questions, same.tolist(), strict=True))
             sums.answers_differ += sum(text != expected for text, expected, _, alike in pairs if alike)
-            sums.right += sum(exact(text, q.answers) for text, _, q, _ in pairs)
-            sums.right_of_model += sum(exact(expected, q.answers) for _, expected, q, _ in pairs)
+            sums.right += sum(score(text, q.answers, q.metric, q.text) for text, _, q, _ in pairs)
+            sums.right_of_model += sum(score(expected, q.answers, q.metric, q.text) for _, expected, q, _ in pairs)
 
 
 def _total(name: str, sums: _Sums, prices: Sequence[float], price: float) -> Parity:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pyrskip.cost import Attention, Convention, Cost, Unit, answer_flops, kv_bytes
 from pyrskip.decision import realise, reference
 from pyrskip.errors import UserError
-from pyrskip.metrics import Metric, exact
+from pyrskip.metrics import score
 from pyrskip.models.cross import CrossDecoder
 from pyrskip.models.language import Decoder, LanguageConfig, Visual
 from pyrskip.models.projector import Projector, pool
@@ -239,18 +239,16 @@ class NativeModel(nn.Module):
         return self.language.generate(visual, self.language.tokenize(batch.texts))
 
     @torch.no_grad()
-    def score(
-        self, batch: Batch, features: Features, asked: Tensor, metric: Metric = exact, forced: Forced | None = None
-    ) -> Tensor:
-        """The metric of each question's greedy answer, [B] in [0, 1].
+    def score(self, batch: Batch, features: Features, asked: Tensor, forced: Forced | None = None) -> Tensor:
+        """The score of each question's greedy answer by its own metric, [B] in [0, 1].
 
         Where one answer alone is right, one teacher-forced pass (`forced`, if it has been run) tells whether greedy decoding
         would write it.
         """
-        if metric is exact and all(len(q.answers) == 1 and self._plain(q.answers[0]) for q in batch.questions):
+        if all(q.metric == "exact" and len(q.answers) == 1 and self._plain(q.answers[0]) for q in batch.questions):
             return (forced or self.forced(batch, features, asked)).greedy.float()
         answers = self.write(batch, features, asked)
-        scores = [metric(answer, q.answers) for answer, q in zip(answers, batch.questions, strict=True)]
+        scores = [score(answer, q.answers, q.metric, q.text) for answer, q in zip(answers, batch.questions, strict=True)]
         return torch.tensor(scores, device=asked.device)
 
     def _plain(self, answer: str) -> bool:

@@ -6,7 +6,7 @@ Axes: B questions, K decisions a question, T tiles.
 import torch
 from torch import Tensor
 
-from pyrskip.metrics import exact
+from pyrskip.metrics import score as score_of
 from pyrskip.models.native import NativeModel
 from pyrskip.models.served import ServedModel
 from pyrskip.models.tiers import Features
@@ -43,7 +43,7 @@ def play_served(model: ServedModel, batch: Batch, asked: Tensor) -> tuple[Tensor
     for part in torch.arange(len(distinct)).split(model.at_once):
         some = batch.rows(distinct[part, 0].tolist())
         answers = model.answer(some, decisions[part])
-        scores += [exact(answer, q.answers) for answer, q in zip(answers, some.questions, strict=True)]
+        scores += [score_of(a, q.answers, q.metric, q.text) for a, q in zip(answers, some.questions, strict=True)]
         loglik = model.loglik(some, decisions[part])
         if loglik is not None:
             logliks.append(loglik)
