@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := train,easy-vqa,scenes,minilm,hf,wandb,tensorboard,sweep,dev
+EXTRAS := train,export,serve,hub,easy-vqa,scenes,convert,minilm,hf,remote,wandb,tensorboard,mlflow,sweep,dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format types bench docs clean
+.PHONY: help setup train test test-slow lint format types bench bench-deploy docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ types: $(READY)  ## mypy, strict
 
 bench: $(READY)  ## time what is claimed to be fast, as ratios from one run
 	$(BIN)/python benchmarks/run.py
+
+bench-deploy: $(READY)  ## time an export, export=<directory>: onnx against torch, the gate's saving, the service's overhead
+	for name in speed saving service; do $(BIN)/python benchmarks/deploy.py $(export) $$name || exit 1; done
 
 docs: $(READY)  ## run every command of the docs on small data
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'slow or not slow' tests/test_docs.py

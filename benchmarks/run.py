@@ -3,19 +3,33 @@
 python benchmarks/run.py [name ...]   without names: all. Prints a table; nothing is asserted, machines differ.
 """
 
+import contextlib
 import io
+import json
+import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pyrskip.budget import BudgetRule, allocate
+from pyrskip.data.convert.config import FilesConfig
+from pyrskip.data.convert.conversion import convert
+from pyrskip.data.reader import ShardDataset, collate, parse_questions
+from pyrskip.data.sampler import StepSampler
+from pyrskip.data.shards import DataConfig, parse_index
 from pyrskip.data.sources import SOURCES
 from pyrskip.decision import ActionSet
 from pyrskip.gates import build_gate
@@ -94,6 +108,70 @@ def a_gate_is_cheap() -> tuple[str, Way, Way]:
     return "answer under the full pyramid / gate's decision", lambda: model.answer(batch, capacity), decide
 
 
+def photos() -> DataConfig:
+    """A set in LLaVA's format: 400 JPEGs of 640 x 480 with noise, 1 question each."""
+    folder = Path(tempfile.mkdtemp(prefix="pyrskip-bench-"))
+    (folder / "images").mkdir()
+    random = np.random.default_rng(0)
+    rows = []
+    for number in range(400):
+        coarse = random.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
+        picture.save(folder / "images" / f"{number}.jpg", quality=90)
+        turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "noise"}]
+        rows.append({"image": f"{number}.jpg", "conversations": turns})
+    (folder / "data.json").write_text(json.dumps(rows))
+    files = FilesConfig(path=str(folder / "data.json"), images=str(folder / "images"), workers=0)
+    return DataConfig(source="llava", files=files)
+
+
+def the_reader_is_as_fast_as_a_bare_pipeline() -> tuple[str, Way, Way]:
+    """Webdataset's own pipeline over a set of shards against the reader in training's order, the same decoding, no workers."""
+    import webdataset
+
+    config = photos()
+    directory = Path(config.files.path).parent / "shards"
+    convert(config, directory)
+    data = ShardDataset(directory, "train", 256)
+    urls = [str(directory / shard.shard) for shard in parse_index(directory).splits["train"]]
+
+    def decode(sample: dict[str, bytes]) -> Sample:
+        with Image.open(io.BytesIO(sample["jpg"])) as image:
+            return Sample(str(sample["__key__"]), fit(image, 256), parse_questions(sample["json"]))
+
+    def bare() -> None:
+        stream = webdataset.WebDataset(urls, shardshuffle=False).map(decode).batched(16, collation_fn=list)
+        assert sum(len(Batch.collate(samples, 256).image) for samples in stream) == len(data)
+
+    def ours() -> None:
+        steps = len(data) // 16
+        loader = DataLoader(data, batch_sampler=StepSampler(data.parts, 16, steps), collate_fn=partial(collate, side=256))
+        rest = collate(data.__getitems__(range(len(data) - steps * 16)), 256)
+        assert sum(len(batch.image) for batch in loader) + len(rest.image) == len(data)
+
+    return "read by a bare webdataset pipeline / by the reader, in random order", bare, ours
+
+
+def converting_is_copying() -> tuple[str, Way, Way]:
+    """Images and questions into shards, against copying the same images to one file and flushing it to the disk."""
+    config = photos()
+    folder = Path(config.files.path).parent
+
+    def copy() -> None:
+        with open(folder / "copy", "wb") as out:
+            for path in sorted((folder / "images").iterdir()):
+                out.write(path.read_bytes())
+            out.flush()
+            os.fsync(out.fileno())
+
+    def converted() -> None:
+        with contextlib.redirect_stderr(io.StringIO()):
+            convert(config, folder / "shards")
+        shutil.rmtree(folder / "shards")
+
+    return "convert 400 images / copy them into one file", converted, copy
+
+
 def allocation_is_vectorised() -> tuple[str, Way, Way]:
     """4,096 rows of 5 tiles at once, against row by row (on 64 of them, scaled)."""
     generator = torch.Generator().manual_seed(0)
@@ -113,7 +191,13 @@ def allocation_is_vectorised() -> tuple[str, Way, Way]:
     return "allocate row by row / 4,096 rows at once", singly, lambda: rows(slice(None), 1)
 
 
-BENCHMARKS = {f.__name__: f for f in (skipping_saves_time, an_image_is_encoded_once, a_gate_is_cheap, allocation_is_vectorised)}
+BENCHMARKS = {
+    f.__name__: f
+    for f in (
+        *(skipping_saves_time, an_image_is_encoded_once, a_gate_is_cheap, allocation_is_vectorised),
+        *(the_reader_is_as_fast_as_a_bare_pipeline, converting_is_copying),
+    )
+}
 
 
 def main(names: list[str]) -> None:
@@ -131,7 +215,7 @@ def main(names: list[str]) -> None:
         pairs = times[1:]
         ratios = [a / b for a, b in pairs]
         first, second = (1000 * median(side) for side in zip(*pairs, strict=True))
-        table.add_row(title, f"{first:.1f}", f"{second:.1f}", f"{median(ratios):.1f}", f"{min(ratios):.1f}-{max(ratios):.1f}")
+        table.add_row(title, f"{first:.1f}", f"{second:.1f}", f"{median(ratios):.2f}", f"{min(ratios):.2f}-{max(ratios):.2f}")
     Console(width=128).print(table)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `pyrskip train|eval|data key=value ...`; train.py and eval.py are its first two."""
+"""The command line: `pyrskip train|eval|data|rollouts key=value ...`; train.py and eval.py are its first two."""
 
 import json
 import logging
@@ -18,10 +18,20 @@ from pyrskip.errors import UserError
 USAGE = """usage: pyrskip <command> [key=value ...]
 
 commands
-  train   run the stages data, flex, rollouts, gate, frontier of an experiment, and skip those that are done
-  eval    draw the frontier of a finished run again: pyrskip eval run=runs/easy_vqa
-  data    run the data stage alone and count what it wrote; or look into it:
-          pyrskip data inspect runs/easy_vqa/data [sheet=contact.png]
+  train     run the stages data, flex, rollouts, gate, frontier of an experiment, and skip those that are done
+  eval      draw the frontier of a finished run again: pyrskip eval run=runs/easy_vqa
+  data      run the data stage alone and count what it wrote; or look into it:
+            pyrskip data inspect runs/easy_vqa/data [sheet=contact.png]
+            or write its shards again: pyrskip data reshard runs/easy_vqa/data <new directory> [samples_per_shard=500]
+  rollouts  run the stages up to the rollouts, and print what every action scores and costs
+  export    write the gate and the model of a finished run as a directory that services load:
+            pyrskip export run=runs/easy_vqa out=exports/easy_vqa [seed=0] [native=true]
+  predict   answer questions with an export: pyrskip predict model=exports/easy_vqa input=questions.jsonl out=answers.jsonl
+  serve     an HTTP service of an export: pyrskip serve model=exports/easy_vqa [port=8000]
+            predict and serve list their keys with --help; neither needs the training stack
+  report    write one HTML file of a finished run or a sweep: pyrskip report runs/easy_vqa [out=report.html]
+  plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
+  dashboard build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]
 
 examples
   pyrskip train experiment=easy_vqa
@@ -30,6 +40,7 @@ examples
 
 keys
   experiment=<name>      {experiments}
+  model=<name>           {models}
   gate=<name>            {gates}
   rule=<name>            {rules}
   reward=<name>          {rewards}
@@ -37,6 +48,7 @@ keys
   logger=<name>          {loggers}
   name=<run>  seed=<n>  seeds=<gates trained>  stages=[data,...]  from=<run to borrow stages from>
   any other key of the config: pyrskip train experiment=<name> --cfg job  prints them all
+  several loggers: logger=[wandb,tensorboard]    --quiet: no progress and no tables
 """
 
 
@@ -50,14 +62,16 @@ FLAGS = (
 # jobs of a sweep that are checked before the first runs; of more, as many as show each value once
 CHECKED = 256
 # advice of Lightning's that does not apply: loaders are told how many workers, checkpoints are resumed in their directory,
-# a frozen encoder is in eval mode on purpose, rollouts are kept by rank; LeafSpec is of its own making
+# a frozen encoder is in eval mode on purpose, rollouts are written by chunk, of which a rank may have none left; LeafSpec is
+# of its own making
 QUIET = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
     ".*in eval mode at the start of training.*",
     ".*treespec, LeafSpec.*",
-    ".*custom batch sampler `EvalSampler`.*",
+    ".*custom batch sampler `ChunkSampler`.*",
     ".*predict returned None.*",
+    ".*Total length of `.*DataLoader.* across ranks is zero.*",
 )
 
 
@@ -70,7 +84,16 @@ def conf_directory() -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "eval": evaluate, "data": data}
+    commands: dict[str, Callable[[Sequence[str]], None]] = {
+        "train": train,
+        "eval": evaluate,
+        "data": data,
+        "rollouts": rollouts,
+        "export": export,
+        "predict": predict,
+        "serve": serve,
+    }
+    commands |= {name: _guarded(name) for name in ("report", "plot", "dashboard")}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return
@@ -91,14 +114,97 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def data(arguments: Sequence[str]) -> None:
-    """Run the data stage, then print what there is; or look into a data directory."""
-    if arguments and arguments[0] == "inspect":
+    """Run the data stage, then print what there is; or look into a data directory, or write its shards again."""
+    others = {"inspect": _inspect, "reshard": _reshard}
+    if arguments and arguments[0] in others:
         try:
-            _inspect(arguments[1:])
+            others[arguments[0]](arguments[1:])
         except UserError as error:
             _fail(error)
     else:
         _hydra("train", [*arguments, "stages=[data]"], _data)
+
+
+def rollouts(arguments: Sequence[str]) -> None:
+    """Run the stages up to the rollouts, then print what every action scored and cost."""
+    _hydra("train", [*arguments, "stages=[data,flex,rollouts]"], _rollouts)
+
+
+def _guarded(name: str) -> Callable[[Sequence[str]], None]:
+    """A command of pyrskip.show, whose bad input is one sentence."""
+
+    def run(arguments: Sequence[str]) -> None:
+        if any(a in ("-h", "--help") for a in arguments):
+            print(_usage())
+            return
+        _need_training()
+        from pyrskip import show
+
+        try:
+            getattr(show, name)(arguments)
+        except UserError as error:
+            _fail(error)
+
+    return run
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Write a finished run's gate and model as an export."""
+    _plain(arguments, _usage(), _export)
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """Answer questions with an export, as JSON lines."""
+    from pyrskip.inference.predict import USAGE, run
+
+    _plain(arguments, USAGE, run)
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """Serve an export over HTTP."""
+    try:
+        from pyrskip.inference.serve import USAGE, run
+    except ImportError as error:
+        _fail(UserError(f"this command needs the extra: pip install 'pyrskip[serve]' ({error})"))
+    _plain(arguments, USAGE, run)
+
+
+def _plain(arguments: Sequence[str], usage: str, task: Callable[[dict[str, str]], None]) -> None:
+    """Run a command whose keys are its own, without Hydra."""
+    if any(a in ("-h", "--help") for a in arguments):
+        print(usage)
+        return
+    try:
+        wrong = [a for a in arguments if "=" not in a]
+        if wrong:
+            raise UserError(f"{wrong[0]!r} is no key=value; --help lists the keys")
+        task(dict(a.split("=", 1) for a in arguments))
+    except UserError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        _interrupted()
+
+
+def _export(given: dict[str, str]) -> None:
+    from pyrskip.inference.keys import Keys
+
+    keys = Keys(given, ("run", "out", "seed", "native"))
+    run, out = Path(keys.text("run")), Path(keys.text("out"))
+    seed, native = keys.whole("seed", 0), keys.flag("native", False)
+    if find_spec("omegaconf") is None or find_spec("pytorch_lightning") is None or find_spec("onnxscript") is None:
+        raise UserError("this command needs the extras: pip install 'pyrskip[train,export]'")
+    from omegaconf import OmegaConf
+
+    from pyrskip.config import read
+    from pyrskip.export.export import export_run
+
+    _quiet()
+    config, _ = read(OmegaConf.create(_saved(run)))
+    print(f"exported to {export_run(config, out, seed=seed, native=native, say=_tell)}")
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _inspect(arguments: Sequence[str]) -> None:
@@ -113,6 +219,20 @@ def _inspect(arguments: Sequence[str]) -> None:
     if "sheet" in given:
         contact_sheet(directory, Path(given["sheet"]), split=given.get("split", "train"))
         print(f"contact sheet: {given['sheet']}")
+
+
+def _reshard(arguments: Sequence[str]) -> None:
+    from pyrskip.data.reshard import reshard
+    from pyrskip.data.shards import counted
+
+    places = [a for a in arguments if "=" not in a]
+    given = dict(a.split("=", 1) for a in arguments if "=" in a)
+    number = given.pop("samples_per_shard", "500")
+    if len(places) != 2 or given or not number.isdecimal():
+        raise UserError("pyrskip data reshard takes two directories; allowed beside them: samples_per_shard=<number>")
+    index, faults = reshard(places[0], Path(places[1]), int(number))
+    for line in (*counted(index.splits), *(f"broken, left out: {fault}" for fault in faults)):
+        print(line)
 
 
 def _train(cfg: Any) -> None:
@@ -138,30 +258,48 @@ def _data(cfg: Any) -> None:
         print(f"{split:6} {images:7} images {questions:8} questions  {len(shards)} shards")
 
 
+def _rollouts(cfg: Any) -> None:
+    from pyrskip.config import read
+    from pyrskip.evaluation.report import print_rollouts
+    from pyrskip.stages import rollouts_of, run_stages
+
+    config, nodes = read(cfg)
+    run_stages(config, nodes)
+    tables = rollouts_of(config, nodes)
+    if tables:
+        print_rollouts(tables)
+
+
 def _evaluate(cfg: Any) -> None:
     from omegaconf import OmegaConf
 
     from pyrskip.config import read
     from pyrskip.stages import evaluate_again
 
-    root = Path(str(cfg.run)).resolve()
-    try:
-        saved = json.loads((root / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"run={cfg.run} is no run: it holds no config.json; allowed: a directory that train made") from error
-    if not isinstance(saved, dict) or not isinstance(saved.get("evaluation"), dict):
-        raise UserError(f"run={cfg.run} is no run: its config.json has no evaluation; allowed: a directory that train made")
+    saved = _saved(Path(str(cfg.run)))
     given = {key: value for key, value in cfg.evaluation.items() if value is not None}
+    saved.setdefault("trainer", {})["quiet"] = bool(cfg.trainer.quiet)
     saved["evaluation"] |= OmegaConf.to_container(OmegaConf.create(given))
-    saved["root"], saved["name"] = str(root.parent), root.name
     config, nodes = read(OmegaConf.create(saved))
     evaluate_again(config, nodes)
 
 
+def _saved(run: Path) -> dict[str, Any]:
+    """The config of a run, wherever it lies now. Raises UserError where there is none."""
+    root = run.resolve()
+    try:
+        saved = json.loads((root / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"run={run} is no run: it holds no config.json; allowed: a directory that train made") from error
+    if not isinstance(saved, dict) or not isinstance(saved.get("evaluation"), dict):
+        raise UserError(f"run={run} is no run: its config.json has no evaluation; allowed: a directory that train made")
+    return saved | {"root": str(root.parent), "name": root.name}
+
+
 def _hydra(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> None:
     """Check the whole config first, so that what is wrong is one sentence, then hand over to Hydra."""
-    if find_spec("hydra") is None or find_spec("pytorch_lightning") is None:
-        _fail(UserError("this command needs the training extra: pip install 'pyrskip[train]'"))
+    _need_training()
+    arguments = ["trainer.quiet=true" if a == "--quiet" else a for a in arguments]
     if any(a in ("-h", "--help") for a in arguments):
         print(_usage())
         return
@@ -192,7 +330,7 @@ def _hydra(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> 
 
     for argument in arguments:
         if argument.startswith("-") and argument.split("=")[0] not in FLAGS:
-            _fail(UserError(f"{argument!r} is no flag of this command; allowed: {', '.join(('--help', *FLAGS))}"))
+            _fail(UserError(f"{argument!r} is no flag of this command; allowed: {', '.join(('--help', '--quiet', *FLAGS))}"))
     if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
         _check(name, [a for a in arguments if not a.startswith("-")], sweep=bool(flags))
     sys.argv = [typed[0], *flags, *(a for a in arguments if a not in flags)]
@@ -290,6 +428,11 @@ def _refuse_rank_sweeps(strategy: str, ranks: int) -> None:
         )
 
 
+def _need_training() -> None:
+    if find_spec("hydra") is None or find_spec("pytorch_lightning") is None:
+        _fail(UserError("this command needs the training extra: pip install 'pyrskip[train]'"))
+
+
 def _quiet() -> None:
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
@@ -300,7 +443,7 @@ def _usage() -> str:
     def options(group: str) -> str:
         return ", ".join(sorted(path.stem for path in (conf_directory() / group).glob("*.yaml")))
 
-    groups = ("experiment", "gate", "rule", "reward", "trainer", "logger")
+    groups = ("experiment", "model", "gate", "rule", "reward", "trainer", "logger")
     return USAGE.format(**{f"{group}s": options(group) for group in groups})
 
 

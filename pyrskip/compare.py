@@ -33,23 +33,28 @@ from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.oracles import by_type
 from pyrskip.rollouts.table import RolloutTable
-from pyrskip.training import find_rule, valid_pairs
+from pyrskip.training import RULES, find_rule, valid_pairs
 from pyrskip.training.gate import GateModule, RuleConfig
 from pyrskip.training.module import OptimizerConfig, step_seed
 
+# of each rule's own options: one for all would collapse the rules that learn from less
+ENTROPY = {"supervised": 0.0, "gumbel": 0.1, "reinforce": 0.1, "actor_critic": 0.2, "exact": 0.1}
 # validation questions that the reward is followed on, and the share of its final value that counts as reached
 WATCHED, REACHED = 400, 0.95
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """prices: that every gate is evaluated at. seeds: gates of each pair. batch, entropy (it falls to entropy_end), optimizer:
-    of every rule alike. checks: how often the reward is measured in training. workers: processes, 0: none but this one."""
+    """prices: that every gate is evaluated at. seeds: gates of each pair. batch, entropy_end, optimizer: of every rule alike.
+
+    entropy: weight of the entropy bonus by rule, which falls to entropy_end; by default what conf/rule has. checks: how often
+    the reward is measured in training. workers: processes, 0: none but this one.
+    """
 
     prices: tuple[float, ...] = (0.005, 0.015, 0.03, 0.06, 0.12, 0.2, 0.35, 0.7)
     seeds: int = 3
     batch: int = 128
-    entropy: float = 0.1
+    entropy: dict[str, float] = field(default_factory=lambda: dict(ENTROPY))
     entropy_end: float = 0.001
     checks: int = 16
     workers: int = 2
@@ -58,7 +63,10 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if not self.prices or min(self.prices) <= 0 or len(set(self.prices)) < len(self.prices):
             raise UserError(f"compare.prices={list(self.prices)}: allowed: one or more different prices above 0")
-        if min(self.seeds, self.batch, self.checks) < 1 or self.workers < 0 or min(self.entropy, self.entropy_end) < 0:
+        if self.entropy.keys() != RULES.keys():
+            raise UserError(f"compare.entropy names {', '.join(sorted(self.entropy))}; allowed: each of {', '.join(RULES)}")
+        least = min(self.workers, self.entropy_end, *self.entropy.values())
+        if min(self.seeds, self.batch, self.checks) < 1 or least < 0:
             raise UserError(
                 f"compare.seeds={self.seeds}, batch={self.batch}, checks={self.checks}, workers={self.workers}, "
                 f"entropy={self.entropy}, entropy_end={self.entropy_end}: allowed: at least 1, 1, 1, and 0 for the others"
@@ -67,7 +75,8 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class Task:
-    """All that a process needs. query_flops: of encoding a question, flops_share: of 1 FLOP in the cost model's unit."""
+    """All that a process needs. query_flops, glance_flops: of encoding a question, and a glance for the gate alone, in the cost
+    model's unit; flops_share: of 1 FLOP in it."""
 
     config: CompareConfig
     gate: GateConfig
@@ -77,6 +86,7 @@ class Task:
     rollouts: Path
     out: Path
     query_flops: float
+    glance_flops: float
     flops_share: float
 
     @cached_property
@@ -123,9 +133,9 @@ def play(task: Task, rule: str, policy: str, seed: int) -> None:
     environment = task.environment("gate")
     torch.manual_seed(seed)
     gate = build_gate(replace(task.gate, policy=policy), environment.layout)
-    target = "probability" if kind.soft else "score"
+    target = "probability" if kind.soft and environment.table.probability is not None else "score"
     settings = RuleConfig(
-        rule, batch=c.batch, target=target, entropy=c.entropy, entropy_end=c.entropy_end, optimizer=c.optimizer
+        rule, batch=c.batch, target=target, entropy=c.entropy[rule], entropy_end=c.entropy_end, optimizer=c.optimizer
     )
     module = kind(settings, gate, environment, task.reward, seed)
     curve = train(module, task)
@@ -186,7 +196,8 @@ def evaluate(task: Task, gate: Gate, rule: str, policy: str, seed: int, seconds:
     table, unit, prices = task.tables["test"], task.unit, task.config.prices
     decided = decide(gate, table, task.pyramid, task.budget, unit, prices)
     seen = task.environment("test").observe(torch.arange(1), torch.tensor([prices[0]]))
-    own = (gate.flops(seen) * task.flops_share + task.query_flops * gate.reads_query) / unit
+    encoding = task.query_flops * gate.reads_query + task.glance_flops * gate.reads_glance
+    own = (gate.flops(seen) * task.flops_share + encoding) / unit
     score, flops = table.score[:, : len(table.actions)].double(), table.cost.flops[:, : len(table.actions)].double()
     full = float(score[:, table.actions.full].mean())
     bootstrap, hull = Bootstrap(table.image_of, 200), _hull(task)

@@ -15,6 +15,7 @@ from pyrskip.budget import BudgetRule
 from pyrskip.compare import CompareConfig
 from pyrskip.data.datamodule import LoaderConfig
 from pyrskip.data.shards import DataConfig
+from pyrskip.decision import ActionConfig
 from pyrskip.errors import UserError, choose
 from pyrskip.evaluation.evaluate import EvaluationConfig
 from pyrskip.gates import GATES
@@ -22,6 +23,7 @@ from pyrskip.gates.gate import GateConfig
 from pyrskip.gates.policies import PRODUCTS
 from pyrskip.models.language import LanguageConfig
 from pyrskip.models.native import CostConfig, ModelConfig, PyramidConfig
+from pyrskip.models.served import AnswererConfig, check_served
 from pyrskip.models.text import TextConfig
 from pyrskip.models.vision import VisionConfig
 from pyrskip.reward import RewardConfig
@@ -31,7 +33,7 @@ from pyrskip.training.flex import FlexConfig
 from pyrskip.training.gate import RuleConfig
 from pyrskip.training.trainer import TrainerConfig
 
-STAGES = ("data", "flex", "rollouts", "gate", "frontier", "compare")
+STAGES = ("data", "cache", "flex", "rollouts", "gate", "frontier", "compare")
 ABLATIONS = ("glance", "predictor")
 
 
@@ -43,16 +45,18 @@ class Config:
     root: str = "runs"
     seed: int = 0
     seeds: int = 3
-    stages: tuple[str, ...] = STAGES[:5]
+    stages: tuple[str, ...] = STAGES[:-1]
     borrow: str | None = None
     ablations: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
+    model: AnswererConfig = field(default_factory=AnswererConfig)
     pyramid: PyramidConfig = field(default_factory=PyramidConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     cost: CostConfig = field(default_factory=CostConfig)
     budget: BudgetRule = field(default_factory=BudgetRule)
+    actions: ActionConfig = field(default_factory=ActionConfig)
     flex: FlexConfig = field(default_factory=FlexConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
@@ -73,6 +77,15 @@ class Config:
         for stage in self.stages:
             if stage not in STAGES:
                 raise choose("stages", stage, STAGES)
+        if self.data.cache is not None and not self.vision.frozen:
+            raise UserError(
+                f"data.cache={self.data.cache} with vision.frozen=false: maps would change; allowed: vision.frozen=true"
+            )
+        if self.data.cache is not None and self.model.served:
+            raise UserError(
+                f"data.cache={self.data.cache} with model.name={self.model.name}, which answers from pixels; "
+                "allowed: data.cache=null"
+            )
         if self.pyramid.levels < 2:
             raise UserError(f"pyramid.levels={self.pyramid.levels} leaves a gate nothing to skip; allowed: at least 2")
         if self.gate.name not in GATES:
@@ -82,15 +95,25 @@ class Config:
         if not all(0 < target <= 1.5 for target in self.evaluation.retentions):
             raise UserError(f"evaluation.retentions={list(self.evaluation.retentions)}: allowed: numbers in (0, 1.5]")
         find_rule(self.rule.name).check(self.rule, self.gate, self.reward)
-        if self.gate.policy in ("bernoulli", *PRODUCTS) and max(self.pyramid.grid, default=1) > 1:
+        single = max(self.pyramid.grid, default=1) > 1
+        if self.gate.policy in ("bernoulli", *PRODUCTS) and (self.actions.sample or (single and self.actions.unit == "level")):
+            choices = len(self.budget.rungs or (0, 1))
             raise UserError(
-                f"gate.policy={self.gate.policy} with pyramid.grid={list(self.pyramid.grid)} gates single tiles, but rollouts "
-                "and the frontier list whole levels; allowed: gate.policy=categorical, or pyramid.grid=[1]"
+                f"gate.policy={self.gate.policy} with pyramid.grid={list(self.pyramid.grid)} decides on single tiles and needs "
+                f"all {choices ** (self.pyramid.tiles - 1)} selections of them; actions.unit={self.actions.unit}, "
+                f"sample={self.actions.sample} lists others; allowed: gate.policy=categorical, actions.unit=tile without a "
+                "sample, or pyramid.grid=[1]"
             )
         if self.gate.policy == "bernoulli" and self.budget.rungs is not None:
             raise UserError(
                 f"gate.policy=bernoulli with budget.rungs={list(self.budget.rungs)} knows no rung between all and nothing; "
                 "allowed: gate.policy=rungs, categorical, autoregressive or sequential"
+            )
+        played = {"frontier", "compare"} & set(self.stages)
+        if self.gate.looks and (played or not self.rule.online or self.reward.mode == "target"):
+            raise UserError(
+                "gate.looks=true decides on features of what it has kept, and rollout tables hold none; allowed: "
+                "rule.online=true, stages without frontier and compare, and reward=fixed or sampled"
             )
         if self.reward.mode == "sampled" and self.gate.policy != "utility":
             low, high = self.reward.low, self.reward.high
@@ -101,8 +124,31 @@ class Config:
                         "(reward.low, reward.high)"
                     )
 
+    def check_served(self) -> None:
+        """Refuse what cannot be done with a model that shows nothing of its inside, without loading it."""
+        check_served(self.model, self.vision, self.text)
+        name = f"model.name={self.model.name}"
+        if self.rule.online:
+            raise UserError(
+                f"rule.online=true differentiates the model, and {name} shows nothing of its inside; allowed: false"
+            )
+        if self.model.name == "remote" and self.rule.target == "probability":
+            raise UserError(f"rule.target=probability is not told by {name}; allowed: rule.target=score")
+        if self.model.name == "remote" and self.rule.confidence:
+            raise UserError(f"rule.confidence=true needs probabilities, which {name} does not tell; allowed: false")
+        if self.budget != BudgetRule():
+            raise UserError(
+                f"budget.total, floor, cap, weights, rungs: {name} gives a tile its own number of tokens; allowed: budget=full"
+            )
+
     @property
-    def model(self) -> ModelConfig:
+    def chain(self) -> tuple[str, ...]:
+        """The stages of a run: a served model is not trained, and maps are cached where that is asked for."""
+        left_out = {"flex"} if self.model.served else set()
+        return tuple(s for s in STAGES if s not in left_out | ({"cache"} if self.data.cache != "run" else set()))
+
+    @property
+    def native(self) -> ModelConfig:
         return ModelConfig(self.pyramid, self.vision, self.text, self.language, self.cost)
 
     @property

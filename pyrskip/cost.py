@@ -5,23 +5,29 @@ look-ups are not counted. Attention over a prompt of n tokens counts either all 
 dense kernels do) or the n (n + 1) / 2 that a causal model needs ("causal"). A `Convention` says which; the default is
 full FLOPs.
 Counts are float64, exact for whole numbers up to 2^53.
+
+The formulas take numbers, numpy arrays and tensors alike, and torch is imported where something is measured alone: a service
+without torch counts with this file.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
-import torch
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+import numpy as np
+from numpy.typing import NDArray
 
 from pyrskip.errors import UserError, choose
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Attention = Literal["full", "causal"]
 Unit = Literal["flops", "macs"]
-Count = TypeVar("Count", float, Tensor)
+Count = TypeVar("Count", float, "NDArray[np.float64]", "Tensor")
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,8 @@ class Transformer:
     """The sizes of a decoder that decide its cost.
 
     heads divides width and kv_heads divides heads (fewer: grouped-query attention). mlp: hidden width; gated: three MLP
-    matrices instead of two. vocab: size of the output head, 0 for none. Raises UserError where sizes do not fit.
+    matrices instead of two. vocab: size of the output head, 0 for none. cross: visual tokens are no part of the sequence;
+    every layer has a cross-attention that reads their keys and values. Raises UserError where sizes do not fit.
     """
 
     layers: int
@@ -60,6 +67,7 @@ class Transformer:
     mlp: int
     gated: bool
     vocab: int = 0
+    cross: bool = False
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "kv_heads", "mlp"):
@@ -94,9 +102,27 @@ def decode_flops(spec: Transformer, context: Count, steps: Count | int, *, conve
     The i-th attends to the context, to those before it and to itself: context + i pairs in either attention convention.
     """
     context = _float64(context)
-    rows = steps.double() if isinstance(steps, Tensor) else float(steps)
+    rows = float(steps) if isinstance(steps, int) else _float64(steps)
     pairs = context * rows + rows * (rows + 1) / 2
     return convention.per_mac * (_layer_macs(spec, rows, pairs) + rows * spec.width * spec.vocab)
+
+
+def answer_flops(
+    spec: Transformer, visual: Count, words: Count, answer: Count | int, *, convention: Convention = FULL
+) -> Count:
+    """FLOPs (or MACs) of reading `visual` tokens and `words` of a prompt, and of `answer` tokens written after them.
+
+    With cross-attention a layer adds 2 n d d_kv multiply-adds for the keys and values of n visual tokens, and for each of m
+    text tokens 2 d^2 for its query and what it read and 2 d n for what it compares and sums.
+    """
+    if not spec.cross:
+        context = visual + words
+        prefill = prefill_flops(spec, context, convention=convention)
+        return prefill + decode_flops(spec, context, answer, convention=convention)
+    n, m = _float64(visual), _float64(words) + (float(answer) if isinstance(answer, int) else _float64(answer))
+    read = spec.layers * 2 * (n * spec.width * spec.kv_width + m * spec.width * spec.width + m * n * spec.width)
+    text = prefill_flops(spec, words, convention=convention) + decode_flops(spec, words, answer, convention=convention)
+    return text + convention.per_mac * read
 
 
 def kv_bytes(spec: Transformer, tokens: Count, bytes_per_value: float = 2) -> Count:
@@ -109,6 +135,9 @@ def measured_flops(module: Callable[..., object], *inputs: object) -> int:
 
     Without gradients, in the mode (train or eval) that the module is in. Attention counts as full, whatever its mask.
     """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), _fused_kernels_off(), counter:
         module(*inputs)
@@ -132,7 +161,9 @@ def _layer_macs(spec: Transformer, rows: Count | float, pairs: Count) -> Count:
 
 
 def _float64(count: Count) -> Count:
-    return count.double() if isinstance(count, Tensor) else float(count)
+    # of torch's and numpy's, tensors alone have double(); the product is float64 for whole numbers and arrays of them
+    doubled: Any = count.double() if hasattr(count, "double") else count * 1.0
+    return cast(Count, doubled)
 
 
 @contextmanager
@@ -141,6 +172,9 @@ def _fused_kernels_off() -> Iterator[None]:
 
     The counter silently counts 0 for their fused kernels on a CPU, and for fused recurrent layers on a GPU.
     """
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     backends: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
     enabled = [backend.enabled for backend in backends]
     fast = torch.backends.mha.get_fastpath_enabled()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
-from pyrskip.errors import UserError
+from pyrskip.errors import UserError, choose
 from pyrskip.pyramid import Pyramid
 
 MAX_ACTIONS = 4096
@@ -39,12 +39,31 @@ def realise(asked: Tensor, cells: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class ActionConfig:
+    """Which decisions are candidates. unit: 'level' (whole levels) or 'tile' (single tiles). sample: at most so many, drawn by
+    `seed`, with those that keep whole levels whole always among them; None lists all."""
+
+    unit: str = "level"
+    sample: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("level", "tile"):
+            raise choose("actions.unit", self.unit, ("level", "tile"))
+        if self.seed < 0 or (self.sample is not None and not 2 <= self.sample <= MAX_ACTIONS):
+            raise UserError(
+                f"actions.sample={self.sample}, seed={self.seed}: allowed: null or 2 to {MAX_ACTIONS}, and at least 0"
+            )
+
+
+@dataclass(frozen=True)
 class ActionSet:
     """The candidate decisions, where they can be listed.
 
-    selection [S, T] bool; names: the levels kept beside the glance, with the rung (level:rung) where it is not the highest.
-    ladder: the rungs, ascending from 0, and rung [S, T] int64: which of them is asked of each tile. Rung r of highest rung R
-    asks for r / R of a tile's capacity. Without a ladder the budget rule gives the tokens.
+    selection [S, T] bool; names: what is kept beside the glance, a level by its number and a tile by its level and place, with
+    the rung (level:rung) where it is not the highest. ladder: the rungs, ascending from 0, and rung [S, T] int64: which of
+    them is asked of each tile. Rung r of highest rung R asks for r / R of a tile's capacity. Without a ladder the budget rule
+    gives the tokens.
     """
 
     selection: Tensor
@@ -53,42 +72,45 @@ class ActionSet:
     rung: Tensor | None = None
 
     @classmethod
-    def of(cls, pyramid: Pyramid, budget: BudgetRule) -> "ActionSet":
-        """The action set of a budget: every level's rungs where it has any, else whole levels."""
-        return cls.by_level(pyramid) if budget.rungs is None else cls.rungs(pyramid, budget.rungs)
+    def of(cls, pyramid: Pyramid, budget: BudgetRule, config: ActionConfig | None = None) -> "ActionSet":
+        """The product of what may be asked of every unit but the glance: the budget's rungs, or all and nothing.
+
+        Or a sample of it. Raises UserError where the product is too large to list, and says how large.
+        """
+        config, ladder = config or ActionConfig(), budget.rungs or ()
+        unit = pyramid.tile_level if config.unit == "level" else torch.arange(pyramid.tiles)
+        finer, choices = int(unit[-1]), len(ladder) or 2
+        size = choices**finer
+        if config.sample is not None and config.sample < size:
+            return cls._named(pyramid, _draw(pyramid, unit, choices, config), ladder)
+        if size > MAX_ACTIONS:
+            cut = f"pyramid.levels={pyramid.levels}" if config.unit == "level" else f"pyramid.grid={list(pyramid.grid)}"
+            rungs = f"budget.rungs={list(ladder)} on " if ladder else ""
+            raise UserError(
+                f"{rungs}{cut} gives {size} {'decisions' if ladder else 'selections'}; at most {MAX_ACTIONS} can be listed; "
+                "allowed: actions.sample=<how many>, or less of either"
+            )
+        picks = torch.tensor(list(product(range(choices), repeat=finer))).view(size, finer)
+        return cls._named(pyramid, _with_glance(picks, choices)[:, unit], ladder)
 
     @classmethod
     def by_level(cls, pyramid: Pyramid) -> "ActionSet":
         """All 2^(L-1) sets of whole levels that hold the glance, cheapest names first: 'glance', '2', '1', '1,2', ..."""
-        finer = pyramid.levels - 1
-        if 2**finer > MAX_ACTIONS:
-            raise UserError(f"pyramid.levels={pyramid.levels} gives {2**finer} selections; at most {MAX_ACTIONS} can be listed")
-        keeps = sorted(product((False, True), repeat=finer), key=lambda keep: keep)
-        level = pyramid.tile_level
-        selection = torch.stack([torch.tensor([*keep, True])[level] for keep in keeps])
-        names = tuple(",".join(str(i) for i in range(finer) if keep[i]) or "glance" for keep in keeps)
-        return cls(selection, names)
+        return cls.of(pyramid, BudgetRule())
 
     @classmethod
     def rungs(cls, pyramid: Pyramid, rungs: tuple[int, ...]) -> "ActionSet":
         """The product of the rungs over all levels but the glance, which is asked for whole: 'glance', '2:64', ..., '0,1,2'.
 
-        rungs: ascending from 0, at least two. Raises UserError where they make more decisions than can be listed.
+        rungs: ascending from 0, at least two.
         """
-        finer, highest = pyramid.levels - 1, len(rungs) - 1
-        if len(rungs) ** finer > MAX_ACTIONS:
-            raise UserError(
-                f"budget.rungs={list(rungs)} on pyramid.levels={pyramid.levels} gives {len(rungs) ** finer} decisions; "
-                f"at most {MAX_ACTIONS} can be listed"
-            )
-        picks = list(product(range(len(rungs)), repeat=finer))
-        rung = torch.tensor([[*pick, highest] for pick in picks])[:, pyramid.tile_level]
+        return cls.of(pyramid, BudgetRule(rungs=rungs))
 
-        def name(pick: tuple[int, ...]) -> str:
-            kept = [(level, of) for level, of in enumerate(pick) if of]
-            return ",".join(f"{level}" if of == highest else f"{level}:{rungs[of]}" for level, of in kept) or "glance"
-
-        return cls(rung > 0, tuple(map(name, picks)), tuple(rungs), rung)
+    @classmethod
+    def _named(cls, pyramid: Pyramid, rung: Tensor, ladder: tuple[int, ...]) -> "ActionSet":
+        """rung [S, T]: the choice of each tile, 0 or 1 without a ladder."""
+        names = tuple(_name(pyramid, row, ladder) for row in rung)
+        return cls(rung > 0, names, ladder, rung if ladder else None)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -133,6 +155,47 @@ class ActionSet:
         return budget.tokens(self.selection.to(capacity.device)[None], capacity[:, None])
 
 
+def _draw(pyramid: Pyramid, unit: Tensor, choices: int, config: ActionConfig) -> Tensor:
+    """Every set of whole levels, and random others up to `sample`: [S, T], the choice of each tile.
+
+    How much is kept is drawn first, so that cheap and dear decisions are as likely as those between.
+    """
+    assert config.sample is not None
+    whole = torch.tensor(list(product((0, choices - 1), repeat=pyramid.levels - 1)))
+    if len(whole) > config.sample:
+        raise UserError(
+            f"actions.sample={config.sample} has no room for the {len(whole)} selections of whole levels, which are always "
+            f"among them; allowed: {len(whole)} to {MAX_ACTIONS}"
+        )
+    found = {tuple(row): None for row in _with_glance(whole, choices)[:, pyramid.tile_level].tolist()}
+    generator = torch.Generator().manual_seed(config.seed)
+    finer = int(unit[-1])
+    while len(found) < config.sample:
+        kept = torch.rand(MAX_ACTIONS, finer, generator=generator) < torch.rand(MAX_ACTIONS, 1, generator=generator)
+        pick = torch.randint(1, choices, (MAX_ACTIONS, finer), generator=generator) * kept
+        for row in _with_glance(pick, choices)[:, unit].tolist():
+            if len(found) < config.sample:
+                found.setdefault(tuple(row))
+    return torch.tensor(list(found))
+
+
+def _with_glance(picks: Tensor, choices: int) -> Tensor:
+    """Choices of all units but the glance [S, n] -> with the glance's, the highest: [S, n + 1]."""
+    return torch.cat([picks, torch.full((len(picks), 1), choices - 1)], dim=1)
+
+
+def _name(pyramid: Pyramid, rung: Tensor, ladder: tuple[int, ...]) -> str:
+    """'0.3:64,1': tile 3 of level 0 at rung 64, and level 1 whole. rung [T]."""
+    parts = []
+    for level in range(pyramid.levels - 1):
+        of_tiles = rung[pyramid.tile_level == level].tolist()
+        alike = of_tiles[:1] if len(set(of_tiles)) == 1 else []
+        named = [(str(level), step) for step in alike] or [(f"{level}.{i}", step) for i, step in enumerate(of_tiles)]
+        highest = len(ladder) - 1 if ladder else 1
+        parts += [name if step == highest else f"{name}:{ladder[step]}" for name, step in named if step]
+    return ",".join(parts) or "glance"
+
+
 def rung_tokens(rung: Tensor, ladder: tuple[int, ...], capacity: Tensor) -> Tensor:
     """Tokens that rungs ask for: r / R of the capacity, rounded up. rung and capacity int [..., T] -> int64 [..., T]."""
     share = torch.tensor([step / ladder[-1] for step in ladder], dtype=torch.float64, device=rung.device)[rung]
@@ -143,6 +206,12 @@ def rung_tokens(rung: Tensor, ladder: tuple[int, ...], capacity: Tensor) -> Tens
 def reference(pyramid: Pyramid) -> Tensor:
     """Selection [T] of the model as used without pyrskip: level 0 alone, no glance."""
     return pyramid.tile_level == 0
+
+
+def one_picture(pyramid: Pyramid) -> Tensor:
+    """Selection [T] of a model that is given one picture and shrinks it to its own size: the finest level of one tile."""
+    whole = [level for level, g in enumerate(pyramid.grid) if g == 1]
+    return pyramid.tile_level == whole[0]
 
 
 def blind(pyramid: Pyramid) -> Tensor:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from pyrskip.errors import UserError
+from pyrskip.picture import fitted
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,7 @@ class Pyramid:
 
 def fit(image: Image.Image, size: int) -> Tensor:
     """The image as uint8 [3, h, w] with h, w <= size: shrunk by area filtering where larger, never enlarged."""
-    image = image.convert("RGB")
-    scale = min(1.0, size / max(image.size))
-    if scale < 1.0:
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BOX)
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    return torch.from_numpy(fitted(image, size))
 
 
 def mipmaps(image: Tensor, size: Tensor, levels: int) -> list[Tensor]:

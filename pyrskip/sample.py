@@ -16,6 +16,7 @@ class Question:
 
     level: the coarsest pyramid level of the stored image that shows the answer; boxes: what holds it, x0, y0, x1, y1 as shares
     of the image's width and height. Ground truth where a source knows it, for evaluation alone: nothing learns from it.
+    metric: how an answer is scored, a name of `pyrskip.metrics.METRICS`.
     """
 
     text: str
@@ -23,15 +24,20 @@ class Question:
     type: str = "all"
     level: int | None = None
     boxes: tuple[tuple[float, float, float, float], ...] = ()
+    metric: str = "exact"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image, uint8 [3, h, w] fitted to the canvas, with all its questions. key: unique in the data set."""
+    """An image, uint8 [3, h, w] fitted to the canvas, with all its questions. key: unique in the data set.
+
+    maps: where a cache holds them, the encoder's map of each tile, [rows, columns, C] half; the image is blank then.
+    """
 
     key: str
     image: Tensor
     questions: tuple[Question, ...]
+    maps: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class Batch:
     """B questions on I images. An image is held once however many questions it has, so it is encoded at most once.
 
     image uint8 [I, 3, S, S], zero in padding; size int64 [I, 2]: valid rows, columns; image_of int64 [B]: the row of `image`
-    that each question is about.
+    that each question is about. maps: None, or from a cache each tile's map [I, C, rows, columns] half, zero in padding; the
+    images are blank then.
     """
 
     image: Tensor
@@ -48,16 +55,20 @@ class Batch:
     questions: tuple[Question, ...]
     keys: tuple[str, ...]
     image_keys: tuple[str, ...]
+    maps: tuple[Tensor, ...] | None = None
 
     @classmethod
     def collate(cls, samples: Sequence[Sample], side: int) -> "Batch":
         """Pad the samples' images to side x side and line up their questions. keys are '<image key>/<number>'."""
-        image = torch.zeros(len(samples), 3, side, side, dtype=torch.uint8)
-        size = torch.empty(len(samples), 2, dtype=torch.int64)
-        for row, sample in enumerate(samples):
-            _, height, width = sample.image.shape
-            image[row, :, :height, :width] = sample.image
-            size[row] = torch.tensor([height, width])
+        size = torch.tensor([sample.image.shape[1:] for sample in samples]).view(-1, 2)
+        maps = [sample.maps for sample in samples if sample.maps is not None]
+        assert len(maps) in (0, len(samples)), "samples come from a cache, or do not"
+        if maps:
+            image = torch.zeros(1, dtype=torch.uint8).expand(len(samples), 3, side, side)
+        else:
+            image = torch.zeros(len(samples), 3, side, side, dtype=torch.uint8)
+            for row, sample in enumerate(samples):
+                image[row, :, : size[row, 0], : size[row, 1]] = sample.image
         return cls(
             image=image,
             size=size,
@@ -65,6 +76,7 @@ class Batch:
             questions=tuple(q for s in samples for q in s.questions),
             keys=tuple(f"{s.key}/{i}" for s in samples for i in range(len(s.questions))),
             image_keys=tuple(s.key for s in samples),
+            maps=tuple(map(_pad, zip(*maps, strict=True))) or None,
         )
 
     def __len__(self) -> int:
@@ -78,6 +90,11 @@ class Batch:
     def types(self) -> list[str]:
         return [q.type for q in self.questions]
 
+    def of_images(self, keep: Tensor) -> Tensor:
+        """The tiles that any question of an image keeps. keep [B, T] bool -> [I, T] bool."""
+        kept = torch.zeros(len(self.image), keep.shape[1], dtype=torch.int64, device=keep.device)
+        return kept.index_add(0, self.image_of, keep.long()) > 0
+
     def rows(self, index: Sequence[int]) -> "Batch":
         """The batch of these questions alone, with the images that they are about."""
         images, image_of = torch.unique(self.image_of[list(index)], return_inverse=True)
@@ -88,6 +105,7 @@ class Batch:
             questions=tuple(self.questions[i] for i in index),
             keys=tuple(self.keys[i] for i in index),
             image_keys=tuple(self.image_keys[i] for i in images.tolist()),
+            maps=None if self.maps is None else tuple(m[images] for m in self.maps),
         )
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -98,4 +116,16 @@ class Batch:
             self.questions,
             self.keys,
             self.image_keys,
+            None if self.maps is None else tuple(m.to(device) for m in self.maps),
         )
+
+
+def _pad(maps: Sequence[Tensor]) -> Tensor:
+    """Maps [rows, columns, C], of one tile -> [I, C, most rows, most columns], zero in padding."""
+    rows, columns = (max(m.shape[axis] for m in maps) for axis in (0, 1))
+    if all(m.shape[:2] == (rows, columns) for m in maps):
+        return torch.stack(list(maps)).permute(0, 3, 1, 2)
+    out = maps[0].new_zeros(len(maps), rows, columns, maps[0].shape[2])
+    for row, m in enumerate(maps):
+        out[row, : m.shape[0], : m.shape[1]] = m
+    return out.permute(0, 3, 1, 2)

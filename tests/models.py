@@ -28,6 +28,7 @@ def tiny_model(
     text: str = "embedding",
     vision: VisionConfig = BACKBONE,
     cost: CostConfig | None = None,
+    language: str = "decoder",
 ) -> NativeModel:
     """Random weights of unit variance, so that answers depend on every token."""
     torch.manual_seed(0)
@@ -35,7 +36,7 @@ def tiny_model(
         PyramidConfig(SIDE, levels, tuple(grid)),
         vision,
         TextConfig(text),
-        LanguageConfig(layers=layers, width=32, heads=2, mlp=48, vocabulary=320, max_answer=6),
+        LanguageConfig(language, layers=layers, width=32, heads=2, mlp=48, vocabulary=320, max_answer=6),
         cost or CostConfig(),
     )
     return NativeModel(config, train_tokenizer([*TEXTS, *ANSWERS] * 3, 320)).eval()

@@ -26,7 +26,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_help_lists_commands_and_what_can_be_chosen(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     main(arguments)
     said = capsys.readouterr().out
-    for word in ("train", "eval", "data", "easy_vqa", "joint", "gumbel", "wandb_offline", "from="):
+    for word in ("train", "eval", "data", "rollouts", "easy_vqa", "remote", "joint", "gumbel", "wandb_offline", "from="):
         assert word in said
 
 
@@ -51,6 +51,13 @@ def test_help_lists_commands_and_what_can_be_chosen(arguments: tuple[str, ...], 
         (("eval",), "run= is missing"),
         (("data", "inspect"), "takes one directory"),
         (("data", "inspect", "nowhere"), "nowhere"),
+        (("data", "reshard", "nowhere"), "takes two directories"),
+        (("data", "reshard", "nowhere", "new", "samples_per_shard=many"), "samples_per_shard=<number>"),
+        (("data", "reshard", "nowhere", "new"), "nowhere holds no index.json"),
+        (("data", "data=llava", "data.files.metric=bleu"), "data.files.metric='bleu'.*anls"),
+        (("data", "data=shards", "data.shards.paths=[]"), r"data.shards.paths=\[\]"),
+        (("train", "loader.order=random"), "loader.order='random'.*samples, shards"),
+        (("train", "data.max_bad_fraction=1"), "data.max_bad_fraction=1.0.*below 1"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +116,11 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.C
     assert f"root={tmp_path}/file cannot be written" in refused(
         capsys, "train", "experiment=easy_vqa", f"root={tmp_path}/file", "data.limit=2"
     )
+
+
+def test_reshard_counts_what_it_wrote(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["data", "reshard", str(tiny_data), str(tmp_path / "new"), "samples_per_shard=5"])
+    assert "train: 24 images" in (said := capsys.readouterr().out) and "in 5 shards" in said
 
 
 def test_inspect_counts_and_draws(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pyrskip.data import shards
-from pyrskip.data.reader import Fault, ShardDataset, collate
+from pyrskip.data.faults import Fault
+from pyrskip.data.reader import Filled, ShardDataset, collate
 from pyrskip.data.shards import SPLITS, DataConfig, parse_index, prepare, read_index
 from pyrskip.data.sources import SOURCES, Record, easy_vqa
 from pyrskip.errors import UserError
@@ -138,7 +139,7 @@ def test_the_same_config_writes_the_same_bytes(config: DataConfig, tmp_path: Pat
         prepare(config, tmp_path / name)
     written = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("a", "b")]
     assert written[0] == written[1]
-    assert len(written[0]) == 4 + 2 + 1 + 2 + 1
+    assert len(written[0]) == 2 * (4 + 2 + 1 + 2) + 1
 
 
 def test_a_shard_holds_the_original_bytes_and_every_question(config: DataConfig, tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(
 
     def full(descriptor: int) -> None:
         calls.append(descriptor)
-        if len(calls) == {"shard": 3, "index": 10}[broken]:
+        if len(calls) == {"shard": 5, "index": 19}[broken]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(descriptor)
 
@@ -262,8 +263,8 @@ def test_easy_vqa_types_follow_from_the_question_alone(tiny_data: Path) -> None:
 def test_easy_vqa_images_are_the_bytes_of_its_files(tiny_data: Path) -> None:
     records = {r.key: r.image for r in easy_vqa("test")}
     dataset = ShardDataset(tiny_data, "test", 64)
-    for entry in dataset._entries:
-        assert dataset._read(entry.shard, entry.image) == records[entry.key]
+    for key, (image, _) in zip(dataset.image_keys, dataset.raw(range(len(dataset))), strict=True):
+        assert image == records[key]
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +312,7 @@ def test_descriptors_stay_behind_when_a_dataset_is_pickled(tiny_data: Path) -> N
 
 
 def test_few_shards_are_open_at_a_time(config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyrskip.data.reader.MAX_OPEN", 2)
+    monkeypatch.setattr("pyrskip.data.storage.MAX_OPEN", 2)
     prepare(config, tmp_path)
     dataset = ShardDataset(tmp_path, "train", 64)
     before = len(os.listdir("/proc/self/fd"))
@@ -363,8 +364,8 @@ def link(name: str, kind: bytes) -> tarfile.TarInfo:
     [
         ([("b.png", png())], "b: has no json"),
         ([("b.json", QUESTIONS)], "b: has no image"),
-        ([*whole("b")[:1], ("b.txt", b"red")], "b: b.txt is none of png, jpg, jpeg, json"),
-        ([*whole("b")[:1], ("b.pickle", pickle.dumps(1))], "b: b.pickle is none of png, jpg, jpeg, json"),
+        ([*whole("b")[:1], ("b.txt", b"red")], "b: b.txt is none of png, jpg, jpeg, webp, json"),
+        ([*whole("b")[:1], ("b.pickle", pickle.dumps(1))], "b: b.pickle is none of png, jpg, jpeg, webp, json"),
         ([*whole("b")[:1], link("b.png", tarfile.SYMTYPE)], "b: b.png is no plain file"),
         ([*whole("b")[:1], link("b.png", tarfile.LNKTYPE)], "b: b.png is no plain file"),
         ([*whole("b")[:1], link("b.png", tarfile.FIFOTYPE)], "b: b.png is no plain file"),
@@ -441,6 +442,19 @@ def test_nothing_that_is_read_is_unpickled(tiny_data: Path, monkeypatch: pytest.
     assert all(sample is not None for sample in ShardDataset(tiny_data, "val", 64))  # type: ignore[attr-defined]
 
 
-def test_a_batch_of_which_nothing_can_be_read_is_an_error() -> None:
-    with pytest.raises(UserError, match="none of the 2 samples"):
-        collate([None, None], 64)
+def test_an_evaluation_batch_of_which_nothing_can_be_read_is_empty() -> None:
+    batch = collate([None, None], 64)
+    assert len(batch) == 0 and batch.image.shape == (0, 3, 64, 64) and batch.image_of.dtype == torch.int64
+
+
+def test_a_training_batch_of_which_nothing_can_be_read_is_the_next_sample(tmp_path: Path) -> None:
+    broken = [("b.json", QUESTIONS), ("b.png", b"")]
+    data = Filled(ShardDataset(write_data(tmp_path, tar(*broken, *whole("a"))), "train", 64))
+    assert [sample and sample.key for sample in data.__getitems__([0])] == ["a"]
+    assert [sample and sample.key for sample in data.__getitems__([0, 1])] == [None, "a"]
+
+
+def test_training_on_data_of_which_nothing_can_be_read_ends(tmp_path: Path) -> None:
+    data = Filled(ShardDataset(write_data(tmp_path, tar(("b.json", QUESTIONS), ("b.png", b""))), "train", 64))
+    with pytest.raises(UserError, match="no image of .* can be read"):
+        data[0]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyrskip.budget import BudgetRule
-from pyrskip.decision import ActionSet, blind, realise, reference
+from pyrskip.decision import ActionConfig, ActionSet, blind, one_picture, realise, reference
 from pyrskip.errors import UserError
 from pyrskip.pyramid import Pyramid
 
@@ -133,6 +133,54 @@ def test_an_action_set_is_what_the_budget_lists() -> None:
 def test_more_rungs_than_can_be_listed_are_refused() -> None:
     with pytest.raises(UserError, match=r"on pyramid\.levels=8 gives 16384 decisions; at most 4096"):
         ActionSet.rungs(Pyramid(1 << 7, 8, 1), (0, 1, 2, 3))
+
+
+def test_single_tiles_list_every_set_and_name_whole_levels_as_ever() -> None:
+    pyramid = Pyramid(64, 3, 8, (2, 1, 1))
+    actions = ActionSet.of(pyramid, BudgetRule(), ActionConfig("tile"))
+    assert len(actions) == 2**5 == len(set(actions.names)) == len({tuple(row) for row in actions.selection.tolist()})
+    assert actions.selection[:, pyramid.glance].all()
+    by_level = ActionSet.by_level(pyramid)
+    for name, selection in zip(by_level.names, by_level.selection, strict=True):
+        assert actions.selection[actions.index(name)].equal(selection)
+    assert actions.selection[actions.index("0.1,0.3,1")].tolist() == [False, True, False, True, True, True]
+    assert actions.names[actions.full] == "0,1"
+
+
+@pytest.mark.parametrize("rungs", [None, (0, 64, 256)])
+def test_a_sample_holds_whole_levels_and_different_others_cheap_and_dear(rungs: tuple[int, ...] | None) -> None:
+    pyramid, budget = Pyramid(256, 4, 8, (4, 2, 1, 1)), BudgetRule(rungs=rungs)
+    config = ActionConfig("tile", 100, 3)
+    actions = ActionSet.of(pyramid, budget, config)
+    assert len(actions) == 100 == len(set(actions.names)) and set(ActionSet.by_level(pyramid).names) <= set(actions.names)
+    assert actions.selection[:, pyramid.glance].all() and actions.names[actions.full] == "0,1,2"
+    tokens = actions.tokens(pyramid.capacity(torch.tensor([[256, 256]])), budget)[0]
+    assert len({tuple(row) for row in tokens.tolist()}) == 100
+    share = tokens.sum(-1) / tokens[actions.full].sum()
+    assert (share < 0.25).sum() > 10 and (share > 0.5).sum() > 10
+    again = ActionSet.of(pyramid, budget, config)
+    assert again.selection.equal(actions.selection) and again.names == actions.names
+    assert ActionSet.of(pyramid, budget, ActionConfig("tile", 100, 4)).names != actions.names
+
+
+def test_a_sample_as_large_as_the_set_is_the_set() -> None:
+    pyramid = Pyramid(64, 3, 8)
+    listed = ActionSet.of(pyramid, BudgetRule(), ActionConfig("level", 4))
+    assert listed.names == ActionSet.by_level(pyramid).names
+
+
+def test_a_set_that_is_too_large_says_how_large_and_can_be_sampled() -> None:
+    pyramid = Pyramid(256, 4, 8, (4, 2, 1, 1))
+    with pytest.raises(UserError, match=r"grid=\[4, 2, 1, 1\] gives 2097152 selections; at most 4096 .*actions\.sample="):
+        ActionSet.of(pyramid, BudgetRule(), ActionConfig("tile"))
+    with pytest.raises(UserError, match=r"actions\.sample=7 has no room for the 8 selections of whole levels.*allowed: 8 to"):
+        ActionSet.of(pyramid, BudgetRule(), ActionConfig("tile", 7))
+
+
+def test_one_picture_is_the_finest_level_that_is_not_cut() -> None:
+    assert one_picture(Pyramid(64, 3, 8)).tolist() == [True, False, False]
+    assert one_picture(Pyramid(64, 3, 8, (2, 1, 1))).tolist() == [False] * 4 + [True, False]
+    assert one_picture(Pyramid(64, 3, 8, (2, 2, 1))).tolist() == [False] * 8 + [True]
 
 
 def test_the_reference_is_the_finest_level_alone_and_the_blind_decision_nothing() -> None:

@@ -3,16 +3,22 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 
+from tests.own_data import embedded, picture, write_llava, write_parquet
 from tests.test_stages import TWO_STEPS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+OWN = ["language.heads=4", "data.files.workers=0"]
 # make targets are what continuous integration and people run; they build an environment of their own
 RUNNERS = ("python train.py", "python eval.py", "pyrskip ")
 
@@ -44,14 +50,48 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
     small = [override for override in TWO_STEPS if not override.startswith(("seeds=", "evaluation.prices="))]
     for name in ("train.py", "eval.py"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
+    if page.name == "your-data.md":
+        small += OWN
+        write_llava(tmp_path, images=60)
+        rows = [{"question": f"q{i}?", "answers": ["a"] * 10, "image": embedded(picture(i))} for i in range(60)]
+        (tmp_path / "textvqa").mkdir()
+        write_parquet(tmp_path / "textvqa" / "train-0.parquet", rows)
     # pages after the first command's stand on its run
     lines = [c for c in commands(page) if c.startswith(RUNNERS)]
     if any("runs/easy_vqa" in line for line in lines) and "train.py experiment=easy_vqa" not in lines[0]:
         lines.insert(0, "python train.py experiment=easy_vqa")
     for line in lines:
+        if line.startswith("pyrskip serve "):
+            serve_and_stop(shlex.split(line), tmp_path, environment)
+            continue
         words = shlex.split(line)
         given = {word.split("=")[0] for word in words}
-        if "inspect" not in line and (" train" in line or "train.py" in line or " data " in line):
+        if "data=shards" in line:
+            given |= {"data.limit", "data.files.workers"}
+        if not {"inspect", "reshard"} & set(words) and (" train" in line or "train.py" in line or " data " in line):
             words += [override for override in small if override.split("=")[0] not in given]
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def serve_and_stop(words: list[str], directory: Path, environment: dict[str, str]) -> None:
+    """A service of the docs starts, says that it is well, and ends well."""
+    (port,) = (word.split("=")[1] for word in words if word.startswith("port="))
+    process = subprocess.Popen(words, cwd=directory, env=environment)
+    try:
+        for _ in range(300):
+            try:
+                assert urlopen(f"http://127.0.0.1:{port}/health").status == 200
+                break
+            except URLError:
+                assert process.poll() is None, "the service ended"
+                time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()

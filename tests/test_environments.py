@@ -28,9 +28,8 @@ WHOLE = BudgetRule()
 
 def roll_out(model: NativeModel, batches: list[Batch], budget: BudgetRule = WHOLE) -> RolloutTable:
     module = RolloutModule(model, ActionSet.by_level(model.pyramid), budget, "val")
-    for i, batch in enumerate(batches):
-        module.predict_step(batch, i)
-    return RolloutTable.concatenate(module.parts)
+    parts = [module.predict_step(batch, i) for i, batch in enumerate(batches)]
+    return RolloutTable.concatenate([part for part in parts if part is not None])
 
 
 class World:
@@ -69,6 +68,7 @@ def test_scores_and_costs_are_the_same_online_and_offline(world: World) -> None:
     for asked in world.actions():
         assert world.online.score(world.batch, asked).equal(world.offline.score(world.rows, asked))
         assert torch.allclose(world.online.cost(world.batch, asked), world.offline.cost(world.rows, asked), rtol=1e-6)
+        assert world.online.tokens(world.batch, asked).equal(world.offline.tokens(world.rows, asked))
     assert world.online.scores(world.batch).equal(world.offline.scores(world.rows))
     full = world.actions()[world.table.actions.full]
     assert float(world.offline.cost(world.rows, full).mean()) == pytest.approx(1, rel=1e-6)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyrskip.budget import BudgetRule
 from pyrskip.evaluation.frontier import Frontier, Inputs, Row, frontier, hull_at, upper_hull
-from pyrskip.evaluation.report import Shown, plot_frontier, plot_selections, print_table
+from pyrskip.evaluation.plots import plot_frontier
+from pyrskip.evaluation.report import Shown, plot_selections, print_table
 from pyrskip.evaluation.summary import summary
 from pyrskip.evaluation.timing import Clock, Timing
 from pyrskip.gates import build_gate
@@ -269,6 +270,6 @@ def test_the_report_is_written(tmp_path: Path) -> None:
     assert max(map(len, text.splitlines())) <= 120
     plot_frontier(rows, tmp_path / "frontier.png")
     image = torch.randint(0, 255, (3, 40, 64), dtype=torch.uint8)
-    shown = Shown(image, "what is it?", "a", "b", torch.tensor([False, True, True]), 0.4, "shape")
+    shown = Shown(image, "what is it?", "a", "b", False, torch.tensor([False, True, True]), 20, 0.4, "shape")
     plot_selections([shown] * 3, synthetic_pyramid(), tmp_path / "selections.png")
     assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("frontier.png", "selections.png"))

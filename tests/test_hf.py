@@ -1,6 +1,7 @@
 """A third-party model as a black box: a tiny LLaVA with random weights, built from configs."""
 
 import inspect
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,61 +20,9 @@ from pyrskip.sample import Batch, Question, Sample
 transformers = pytest.importorskip("transformers")
 
 from pyrskip.models.hf import HfConfig, HfVlm, check_family  # noqa: E402
+from tests.vlm import TEMPLATE, TOKENS, WORDS, llava, processor  # noqa: E402
 
 PYRAMID = Pyramid(size=64, levels=3, stride=8, grid=(2, 1, 1))
-VOCABULARY = "USER : ASSISTANT what colour is the car dog ? red blue green a b c d e f"
-WORDS = VOCABULARY.split()
-TEMPLATE = (
-    "{% for message in messages %}USER : {% for c in message['content'] %}"
-    "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %} ASSISTANT :"
-)
-# one image token a patch of the 24 / 8 x 24 / 8 grid
-TOKENS = 9
-
-
-def processor(side: int = 24, template: str | None = TEMPLATE) -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
-
-    special = ["<unk>", "<s>", "</s>", "<image>"]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens=["<image>"],
-    )
-    pixels = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    return LlavaProcessor(
-        pixels,
-        fast,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template,
-    )
-
-
-def llava(**text: Any) -> Any:
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**sizes, image_size=24, patch_size=8, initializer_factor=5.0),
-        # weights this large make the answer depend on every token and its position
-        text_config=LlamaConfig(
-            **sizes
-            | {"num_key_value_heads": 2, "vocab_size": 4 + len(WORDS), "initializer_range": 0.3, "eos_token_id": 2}
-            | text
-        ),
-        image_token_index=3,
-        image_seq_length=TOKENS,
-    )
-    return LlavaForConditionalGeneration(config)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +140,7 @@ def test_a_tile_that_is_not_square_is_padded_not_cropped(vlm: HfVlm, batch: Batc
 
 
 def test_the_cost_is_the_flops_that_really_run(vlm: HfVlm, batch: Batch) -> None:
-    counted = HfVlm(vlm.model, vlm.processor, PYRAMID, HfConfig(cost=CostConfig(answer_tokens=0)))
+    counted = HfVlm(vlm.model, vlm.processor, PYRAMID, cost=CostConfig(answer_tokens=0))
     for row in range(len(batch)):
         one, asked = batch.rows([row]), ASKED[row : row + 1]
         size = one.size[one.image_of]
@@ -259,12 +208,12 @@ def test_an_instruction_follows_every_question(vlm: HfVlm, batch: Batch) -> None
 def test_it_loads_from_a_folder_of_safetensors_alone(vlm: HfVlm, batch: Batch, tmp_path: Path) -> None:
     vlm.model.save_pretrained(tmp_path)
     vlm.processor.save_pretrained(tmp_path)
-    loaded = HfVlm.from_pretrained(str(tmp_path), PYRAMID, vlm.config)
+    loaded = HfVlm.from_pretrained(replace(vlm.config, path=str(tmp_path)), PYRAMID)
     torch.testing.assert_close(loaded.loglik(batch, ASKED), vlm.loglik(batch, ASKED), atol=1e-4, rtol=1e-4)
     (tmp_path / "model.safetensors").unlink()
     torch.save(vlm.model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors"):
-        HfVlm.from_pretrained(str(tmp_path), PYRAMID)
+        HfVlm.from_pretrained(HfConfig(str(tmp_path)), PYRAMID)
 
 
 def test_another_family_is_refused() -> None:
@@ -283,7 +232,7 @@ def test_another_family_in_a_folder_is_refused_before_its_weights_are_read(tmp_p
 
     Idefics3Config().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="idefics3"):
-        HfVlm.from_pretrained(str(tmp_path), PYRAMID)
+        HfVlm.from_pretrained(HfConfig(str(tmp_path)), PYRAMID)
 
 
 @pytest.mark.parametrize(

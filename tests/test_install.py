@@ -8,7 +8,11 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+import pyrskip
+from pyrskip.gates.gate import Gate
+from pyrskip.models.native import NativeModel
 from tests.test_stages import TWO_STEPS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -38,6 +42,28 @@ def test_a_wheel_installed_elsewhere_trains(tmp_path: Path) -> None:
     trained = run(str(elsewhere / "bin/pyrskip"), "train", *TINY, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert json.loads((tmp_path / "runs/easy_vqa/frontier.json").read_text())
+
+
+@pytest.mark.slow
+def test_base_dependencies_and_onnxruntime_run_an_export(exported: tuple[Path, NativeModel, Gate], tmp_path: Path) -> None:
+    """In an environment of its own, without torch: the same answers."""
+    built = run(sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(REPOSITORY), cwd=tmp_path)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    elsewhere = tmp_path / "venv"
+    assert run(sys.executable, "-m", "venv", str(elsewhere), cwd=tmp_path).returncode == 0
+    python = str(elsewhere / "bin/python")
+    constraints = str(REPOSITORY / "constraints.txt")
+    installed = run(python, "-m", "pip", "install", "-q", "-c", constraints, f"{wheel}[onnx]", cwd=tmp_path)
+    assert installed.returncode == 0, installed.stderr
+    assert run(python, "-c", "import torch", cwd=tmp_path).returncode != 0
+    Image.effect_noise((40, 30), 80).convert("RGB").save(tmp_path / "a.png")
+    asked = [f"input={tmp_path / 'a.png'}", "question=how many?", f"out={tmp_path / 'out.jsonl'}"]
+    answered = run(str(elsewhere / "bin/pyrskip"), "predict", f"model={exported[0]}", *asked, cwd=tmp_path)
+    assert answered.returncode == 0, answered.stderr
+    told = json.loads((tmp_path / "out.jsonl").read_text())
+    wanted = pyrskip.load(exported[0], "torch").answer(tmp_path / "a.png", "how many?")
+    assert (told["answer"], told["tiles"]) == (wanted.text, list(wanted.selection.tiles))
 
 
 @pytest.mark.slow

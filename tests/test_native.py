@@ -12,7 +12,7 @@ from pyrskip.cost import Convention, Cost, decode_flops, prefill_flops
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.metrics import exact
-from pyrskip.models.language import END, weighted_attention
+from pyrskip.models.language import END, LANGUAGES, weighted_attention
 from pyrskip.models.native import CostConfig, NativeModel
 from pyrskip.models.projector import pool
 from pyrskip.models.vision import VisionConfig
@@ -23,9 +23,10 @@ GRIDS = ((1,), (2, 2, 1))
 LONG = "one two three four five six seven eight"
 
 
-@pytest.fixture(scope="module", params=GRIDS, ids=str)
+@pytest.fixture(scope="module", params=[(grid, name) for grid in GRIDS for name in LANGUAGES], ids=str)
 def model(request: pytest.FixtureRequest) -> NativeModel:
-    return tiny_model(request.param)
+    grid, language = request.param
+    return tiny_model(grid, language=language)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_a_larger_canvas_of_padding_changes_no_token() -> None:
 
 def test_a_token_written_has_the_logits_that_forcing_it_has(model: NativeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, asked = tiny_batch(), mixed_decisions(model, tiny_batch(), 1)
-    tokens, real, _ = model.project(batch, model.encode(batch, asked > 0), asked)
+    visual, _ = model.visual(batch, model.encode(batch, asked > 0), asked)
     question, language = model.language.tokenize(batch.texts), model.language
     steps: list[Tensor] = []
     head = language._head
@@ -124,10 +125,10 @@ def test_a_token_written_has_the_logits_that_forcing_it_has(model: NativeModel, 
 
     with monkeypatch.context() as patch:
         patch.setattr(language, "_head", record)
-        language.generate(tokens, real, question)
+        language.generate(visual, question)
     written = torch.stack(steps, dim=1)
     assert written.shape[1] == language.config.max_answer
-    forced = language.logits(tokens, real, None, question, written.argmax(-1))
+    forced = language.logits(visual, None, question, written.argmax(-1))
     # after the end of an answer nothing is read
     before = (written.argmax(-1) == END).cumsum(-1).roll(1, -1)
     before[:, 0] = 0
@@ -184,7 +185,7 @@ def test_gradients_to_gates_are_those_of_finite_differences(model: NativeModel, 
         moved[:, tile] += move
         return model.forced(batch, features, asked, gates=moved).loglik.double()
 
-    step = 2e-3
+    step = 5e-4 if gate == 0.0 and model.config.language.name == "cross" else 2e-3  # bent where a tile comes in
     with torch.no_grad():
         for tile in range(model.pyramid.tiles):
             near, far = (loglik(tile, k * step) - loglik(tile, -k * step) for k in (1, 2))

@@ -1,7 +1,13 @@
 """Claims about resuming: a run that is stopped anywhere sees the same samples and ends with the same weights."""
 
+import os
+import random
+import signal
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from pyrskip.data.datamodule import LoaderConfig, StepData
+from pyrskip.data.reader import Filled, ShardDataset, collate
+from pyrskip.data.sampler import Parts
+from pyrskip.data.shards import DataConfig, prepare
 from pyrskip.errors import UserError
+from pyrskip.sample import Batch
 
 STEPS = 8
 
@@ -215,6 +225,59 @@ class SeenByRank(Callback):
         torch.save((pl_module.seen, pl_module.weight.detach()), self._folder / f"rank-{trainer.global_rank}.pt")
 
 
+def test_another_batch_times_ranks_goes_on_at_the_next_sample_if_told_to(tmp_path: Path) -> None:
+    path = tmp_path / "saved.ckpt"
+    with pytest.raises(Killed):
+        trainer(SaveIn("on_train_batch_end", 2, path)).fit(Recorder(), data())
+    with pytest.raises(UserError, match="batch x ranks = 2, this run has 3; allowed: 2, loader.replan=true"):
+        trainer().fit(Recorder(), data(batch=3), ckpt_path=str(path))
+    order = [i for batch in uninterrupted().seen for i in batch]
+
+    def resumed(start: Path, batch: int, at: int | None = None) -> list[int]:
+        model, replanned = Recorder(), StepData(Numbers(), torch.tensor, batch, STEPS, 5, replan=True)
+        saver = [] if at is None else [SaveIn("on_train_batch_end", at, tmp_path / "again.ckpt")]
+        with suppress(Killed):
+            trainer(*saver).fit(model, replanned, ckpt_path=str(start))
+        return [i for batch in model.seen for i in batch]
+
+    assert resumed(path, 3)[:10] == order[6:16]
+    # and once more from a checkpoint of the replanned run
+    assert resumed(path, 3, at=3) == order[6:9]
+    assert resumed(tmp_path / "again.ckpt", 1) == order[9:13]
+
+
+class Shards(Numbers):
+    parts = Parts(((3, 4, 2, 2),))
+
+
+@pytest.mark.parametrize("killed", [2, 3, 5])
+def test_readers_of_own_shards_resume_exactly(tmp_path: Path, killed: int) -> None:
+    def own(workers: int = 2) -> StepData:
+        return StepData(Shards(), torch.tensor, 2, STEPS, 5, workers, order="shards")
+
+    whole, model = Recorder(), Recorder()
+    trainer().fit(whole, own())
+    with pytest.raises(Killed):
+        trainer(SaveIn("on_train_batch_end", killed, tmp_path / "saved.ckpt")).fit(Recorder(), own())
+    trainer().fit(model, own(), ckpt_path=str(tmp_path / "saved.ckpt"))
+    assert model.seen == whole.seen[killed + 1 :]
+    assert torch.equal(model.weight, whole.weight)
+    for other, says in ((own(1), "workers = 2, this run has 1; allowed: 2, or a new run"), (data(), "order = shards")):
+        with pytest.raises(UserError, match=says):
+            trainer().fit(Recorder(), other, ckpt_path=str(tmp_path / "saved.ckpt"))
+
+
+def test_a_workers_refusal_is_one_sentence() -> None:
+    class Bad(Numbers):
+        def __getitem__(self, index: int) -> int:
+            raise UserError("too much is broken")
+
+    for workers in (0, 1):
+        with pytest.raises(UserError) as caught:
+            trainer().fit(Recorder(), StepData(Bad(), torch.tensor, 2, STEPS, workers=workers))
+        assert str(caught.value) == "too much is broken"
+
+
 @pytest.mark.slow
 def test_two_ranks_with_two_workers_resume_exactly(tmp_path: Path) -> None:
     def run(name: str, max_steps: int = -1, start: Path | None = None) -> list[tuple[list[list[int]], Tensor]]:
@@ -232,6 +295,86 @@ def test_two_ranks_with_two_workers_resume_exactly(tmp_path: Path) -> None:
         assert stopped[rank][0] + resumed[rank][0] == whole[rank][0]
         assert torch.equal(resumed[rank][1], whole[rank][1])
     assert [a + b for a, b in zip(whole[0][0], whole[1][0], strict=True)] == alone.seen
+
+
+class OfImages(pl.LightningModule):
+    """Learns from the images and keys that it sees, notes the keys, and at step `die` kills its own process."""
+
+    def __init__(self, notes: Path, die: int | None) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(12, 3)
+        self._notes, self._die = notes, die
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if batch_idx == self._die:
+            self.trainer.strategy.barrier()  # both ranks have come so far
+            os.kill(os.getpid(), signal.SIGKILL)
+        with open(self._notes / f"rank-{self.global_rank}", "a") as file:
+            file.write(f"{batch_idx} {' '.join(batch.image_keys)}\n")
+        pixels = torch.nn.functional.adaptive_avg_pool2d(batch.image.float() / 255, 2).flatten(1)
+        return (self.layer(pixels) - len(batch)).pow(2).mean()
+
+    def on_train_end(self) -> None:
+        content = b"".join(p.detach().numpy().tobytes() for p in self.parameters())
+        (self._notes / f"hash-{self.global_rank}").write_text(sha256(content).hexdigest())
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), 0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["samples", "shards"])
+def test_a_run_killed_at_ten_random_steps_sees_the_same_samples_and_ends_with_the_same_weights(
+    order: str, tmp_path: Path
+) -> None:
+    """2 ranks x 2 workers on shards, one image of them broken, killed by signal 9; the two orders make it twenty steps."""
+    steps = 24
+    prepare(DataConfig(limit=40, samples_per_shard=5), tmp_path / "shards")
+    shard = tmp_path / "shards/train-000001.tar"
+    content = bytearray(shard.read_bytes())
+    start, length = ShardDataset(tmp_path / "shards", "train", 64)._spans[6, :2].tolist()
+    content[start : start + length] = bytes(length)
+    shard.write_bytes(content)
+
+    def run(name: str, die: int | None = None) -> None:
+        notes = tmp_path / name
+        notes.mkdir(exist_ok=True)
+        # a killed rank's workers, who live on for a moment, hold its port
+        os.environ.pop("MASTER_PORT", None)
+        torch.manual_seed(0)
+        images = Filled(ShardDataset(tmp_path / "shards", "train", 64))
+        shards = StepData(images, partial(collate, side=64), 2, steps, 3, workers=2, order=order)
+        saver = ModelCheckpoint(notes, filename="last", every_n_train_steps=1, enable_version_counter=False)
+        fit = trainer(saver, strategy="ddp_fork", devices=2)
+        last = notes / "last.ckpt"
+        fit.fit(OfImages(notes, die), shards, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+
+    def seen(name: str, rank: int) -> dict[int, list[str]]:
+        """Step -> keys. What a step saw twice, before a kill and after, must be the same."""
+        found: dict[int, list[str]] = {}
+        for line in (tmp_path / name / f"rank-{rank}").read_text().splitlines():
+            step, *keys = line.split()
+            assert found.setdefault(int(step), keys) == keys
+        return found
+
+    run("whole")
+    kills = sorted(random.Random(order).sample(range(1, steps), 10))
+    for die in kills:
+        with pytest.raises(Exception, match=r"(?i)signal|terminated|exit"):
+            run("killed", die)
+        assert max(seen("killed", 0)) == max(seen("killed", 1)) == die - 1
+    run("killed")
+    for rank in (0, 1):
+        assert seen("killed", rank) == seen("whole", rank)
+        assert sorted(seen("whole", rank)) == list(range(steps))
+        for name in ("killed", "whole"):
+            hashes = {(tmp_path / name / f"hash-{r}").read_text() for r in (0, 1)}
+            assert len(hashes) == 1
+        assert (tmp_path / "killed" / f"hash-{rank}").read_text() == (tmp_path / "whole" / f"hash-{rank}").read_text()
+    # the first epoch of both ranks together, as far as both have come: nothing twice, and the broken image never
+    keys = [key for step in range(steps // 3) for rank in (0, 1) for key in seen("whole", rank)[step]]
+    assert len(set(keys)) == len(keys)
+    assert ShardDataset(tmp_path / "shards", "train", 64).image_keys[6] not in keys
 
 
 def test_a_run_that_ends_within_an_accumulated_batch_is_refused() -> None:

@@ -68,7 +68,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path) -> None:
         prepare(DataConfig(source="scenes", samples_per_shard=5, scenes=config), directory)
         written.append({path.name: path.read_bytes() for path in directory.iterdir()})
     assert written[0] == written[1] == written[2]
-    assert len(written[0]) == 2 + 1 + 1 + 1 + 1
+    assert len(written[0]) == 2 * (2 + 1 + 1 + 1) + 1
 
 
 def test_an_image_depends_on_seed_split_and_number_alone() -> None:

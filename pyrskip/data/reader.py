@@ -1,194 +1,275 @@
 """Shards as a map-style dataset: any sample by its index, so that the order of samples is for a sampler to choose.
 
-Nothing that is read can run code or leave the directory: shards hold plain png, jpg and json members, which are read where
-they lie and never extracted. What is broken is recorded as a `Fault`, and no other sample is lost to it.
+Nothing that is read can run code or leave the directory: shards hold plain png, jpg, webp and json members, which are read
+where they lie and never extracted. What is broken is recorded as a `Fault`, and no other sample is lost to it.
 """
 
 import io
 import json
 import logging
-import os
-import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, TypeVar
 
+import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from pyrskip.data.shards import parse_index
+from pyrskip.data.entries import Entries, cut_off, list_name, parse, scan
+from pyrskip.data.faults import Fault, FaultLog
+from pyrskip.data.sampler import Parts
+from pyrskip.data.shards import Shard, parse_index
+from pyrskip.data.storage import LocalStorage, Range, Storage, open_storage
 from pyrskip.errors import UserError, choose
+from pyrskip.metrics import METRICS
 from pyrskip.pyramid import fit
 from pyrskip.sample import Batch, Question, Sample
 
 logger = logging.getLogger(__name__)
 
-IMAGES = ("png", "jpg", "jpeg")
-MAX_OPEN = 256
-"""Shards held open at a time by each process."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something broken, and what it costs: the sample `key`, or where key is empty the rest of the shard."""
-
-    shard: str
-    key: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.shard}: {self.key}: {self.reason}" if self.key else f"{self.shard}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Bytes of a shard."""
-
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """Where the sample `key` lies."""
-
-    key: str
-    shard: str
-    image: _Span
-    questions: _Span
+FORMATS = ("PNG", "JPEG", "WEBP")
+GAP = 1 << 14
+"""Bytes between an image and its questions up to which they are read at once."""
+TOGETHER = 256
+"""Lists of entries, or samples' questions, that are read at once."""
+T = TypeVar("T")
 
 
 class ShardDataset(Dataset[Sample | None]):
     """The samples of one split, in the order of the index. Safe to use in loader workers, forked or spawned.
 
     size: side of the canvas that images are fitted into, pixels. A sample whose image or questions turn out to be broken is
-    None. `faults`: what the scan of the shards found broken, and what was read since, in this process; faults of samples are
-    logged as well, once a key. Raises UserError where the directory has no index, or no such split.
+    None. `faults`: what was found broken, first in the shards and then in what was read since, in this process; faults of
+    samples are logged as well, once a key. log: gathers them from all processes, and stops the run where they are too many.
+    Raises UserError where the directory has no index, no such split, or too much that is broken.
     """
 
-    def __init__(self, directory: Path, split: str, size: int) -> None:
+    def __init__(self, directory: Path, split: str, size: int, log: FaultLog | None = None) -> None:
         index = parse_index(directory)
         if split not in index.splits:
             raise choose("split", split, index.splits)
+        self.directory = directory
         self.faults: list[Fault] = []
-        self._directory = directory
-        self._size = size
+        self._size, self._log = size, log
         self._failed: set[str] = set()
-        self._descriptors: dict[str, int] = {}
-        entries: dict[str, _Entry] = {}
-        for shard in index.splits[split]:
-            found, faults = _scan(directory / shard.shard)
-            self.faults += faults
-            for entry in found:
-                if entry.key in entries:
-                    self.faults.append(Fault(entry.shard, entry.key, f"is in {entries[entry.key].shard} as well"))
-                entries.setdefault(entry.key, entry)
-        self._entries = list(entries.values())
+        self._storages = [open_storage(part.root or str(directory)) for part in index.parts]
+        # shards of a part follow each other, so that an index of the part plus its offset is one of all
+        self._shards = sorted(index.splits[split], key=lambda shard: shard.part)
+        self._keys: list[str] = []
+        shard_of: list[int] = []
+        spans = []
+        seen: dict[str, str] = {}
+        for number, (shard, (entries, faults)) in enumerate(zip(self._shards, self._find(), strict=True)):
+            prefix = f"{shard.part}-" if len(index.parts) > 1 else ""
+            kept = []
+            for row, key in enumerate(entries.keys):
+                if prefix + key in seen:
+                    faults.append(Fault(shard.shard, key, f"is in {seen[prefix + key]} as well"))
+                else:
+                    seen[prefix + key] = shard.shard
+                    self._keys.append(prefix + key)
+                    kept.append(row)
+            shard_of += [number] * len(kept)
+            spans.append(entries.spans[kept])
+            self._record_found(faults, shard, len(kept))
+        self._shard_of = np.asarray(shard_of, dtype=np.int32)
+        self._spans = np.concatenate([*spans, np.empty((0, 4), dtype=np.int64)])
+        sizes = np.bincount(self._shard_of, minlength=len(self._shards))
+        self.parts = Parts(
+            tuple(
+                tuple(int(n) for n, shard in zip(sizes, self._shards, strict=True) if shard.part == part)
+                for part in range(len(index.parts))
+            ),
+            tuple(part.weight for part in index.parts),
+        )
+        if log is not None and self.faults:
+            log.check()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._keys)
 
     def __getitem__(self, index: int) -> Sample | None:
-        entry = self._entries[index]
-        try:
-            questions = _parse_questions(self._read(entry.shard, entry.questions))
-            with Image.open(io.BytesIO(self._read(entry.shard, entry.image)), formats=("PNG", "JPEG")) as image:
-                return Sample(entry.key, fit(image, self._size), questions)
-        except Exception as error:  # decoders raise almost anything on broken bytes
-            if entry.key not in self._failed:
-                self._failed.add(entry.key)
-                self.faults.append(Fault(entry.shard, entry.key, f"{type(error).__name__}: {error}"))
-                logger.warning("%s", self.faults[-1])
-            return None
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
+        """Several at once, which costs a server one round of requests."""
+        return [self._decoded(i, self._sample, *content) for i, content in zip(indices, self.raw(indices), strict=True)]
+
+    def __iter__(self) -> Iterator[Sample | None]:
+        return (self[i] for i in range(len(self)))
 
     @property
     def image_keys(self) -> list[str]:
         """The key of every sample, by index."""
-        return [entry.key for entry in self._entries]
+        return self._keys
 
-    def _read(self, shard: str, span: _Span) -> bytes:
-        if shard not in self._descriptors:
-            if len(self._descriptors) == MAX_OPEN:
-                os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            self._descriptors[shard] = os.open(self._directory / shard, os.O_RDONLY)
-        # pread leaves the position alone, which forked workers share
-        content = os.pread(self._descriptors[shard], span.length, span.offset)
-        if len(content) != span.length:
-            raise EOFError(f"the shard ends {span.length - len(content)} bytes too early")
-        return content
+    def questions(self) -> Iterator[tuple[Question, ...] | None]:
+        """Of every sample in order, images unread; None where they are broken."""
+        for low in range(0, len(self), TOGETHER):
+            yield from self.questions_of(range(low, min(low + TOGETHER, len(self))))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_descriptors": {}}
+    def questions_of(self, indices: Sequence[int]) -> list[tuple[Question, ...] | None]:
+        """Of some samples, images unread; None where they are broken."""
+        found: dict[int, tuple[Question, ...] | None] = {}
+        for part, of_part in self._by_part(indices).items():
+            asked = [(self._name(i), start, start + length) for i in of_part for start, length in [self._spans[i, 2:].tolist()]]
+            for i, content in zip(of_part, self._storages[part].ranges(asked), strict=True):
+                found[i] = self._decoded(i, self._questions, b"", content)
+        return [found[i] for i in indices]
 
-    def __del__(self) -> None:
-        for descriptor in self.__dict__.get("_descriptors", {}).values():
-            os.close(descriptor)
+    def raw(self, indices: Sequence[int]) -> list[tuple[bytes | Exception, bytes | Exception]]:
+        """The bytes of each sample's image and questions, or why they cannot be read."""
+        results: dict[int, tuple[bytes | Exception, bytes | Exception]] = {}
+        for part, of_part in self._by_part(indices).items():
+            asked: list[Range] = []
+            for i in of_part:
+                asked += _ranges(self._name(i), self._spans[i].tolist())
+            found = iter(self._storages[part].ranges(asked))
+            for i in of_part:
+                results[i] = _split(found, self._spans[i].tolist())
+        return [results[i] for i in indices]
+
+    def _by_part(self, indices: Sequence[int]) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for i in indices:
+            found.setdefault(self._shards[int(self._shard_of[i])].part, []).append(i)
+        return found
+
+    def _questions(self, index: int, image: bytes, questions: bytes) -> tuple[Question, ...]:
+        return parse_questions(questions)
+
+    def _sample(self, index: int, image: bytes, questions: bytes) -> Sample:
+        parsed = parse_questions(questions)
+        if not image:
+            raise ValueError("the image has no bytes")
+        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+            return Sample(self._keys[index], fit(opened, self._size), parsed)
+
+    def _decoded(
+        self, index: int, decode: Callable[[int, bytes, bytes], T], image: bytes | Exception, questions: bytes | Exception
+    ) -> T | None:
+        """decode's result, or None and a fault."""
+        try:
+            for content in (image, questions):
+                if isinstance(content, Exception):
+                    raise content
+            return decode(index, image, questions)  # type: ignore[arg-type]
+        except UserError:
+            raise
+        except Exception as error:  # decoders raise almost anything on broken bytes
+            key = self._keys[index]
+            if key not in self._failed:
+                self._failed.add(key)
+                self._record(Fault(self._name(index), key, f"{type(error).__name__}: {error}"))
+                logger.warning("%s", self.faults[-1])
+            return None
+
+    def _record(self, fault: Fault) -> None:
+        self.faults.append(fault)
+        if self._log is not None:
+            self._log.add(fault)
+
+    def _record_found(self, faults: list[Fault], shard: Shard, found: int) -> None:
+        """Of one shard. What it should hold and does not, and no fault names by its key, is lost to the shard's own."""
+        unnamed = max(0, shard.samples - found - sum(1 for fault in faults if fault.key))
+        own = next((fault for fault in faults if not fault.key), None)
+        if own is None and unnamed:
+            faults.append(Fault(shard.shard, "", f"holds {found} of {shard.samples} samples", unnamed))
+        for fault in faults:
+            self._record(replace(fault, lost=unnamed) if fault is own else fault)
+
+    def _find(self) -> Iterator[tuple[Entries, list[Fault]]]:
+        """The entries of every shard, from its list if there is a whole one."""
+        for number, storage in enumerate(self._storages):
+            mine = [shard for shard in self._shards if shard.part == number]
+            for start in range(0, len(mine), TOGETHER):
+                some = mine[start : start + TOGETHER]
+                for shard, content in zip(some, storage.files([list_name(shard.shard) for shard in some]), strict=True):
+                    yield _entries(storage, shard, content)
+
+    def _name(self, index: int) -> str:
+        return self._shards[int(self._shard_of[index])].shard
+
+
+class Samples(Protocol):
+    """A split's samples, however they are kept."""
+
+    directory: Path
+    parts: Parts
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample | None: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]: ...
+
+
+class Filled(Dataset[Sample | None]):
+    """A dataset for training: a batch of which nothing can be read is the next sample that can be, so that no rank is left
+    with nothing to learn from. Raises UserError where nothing at all can be read."""
+
+    def __init__(self, data: Samples) -> None:
+        self.data, self.parts = data, data.parts
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
+        samples = self.data.__getitems__(indices)
+        for step in range(1, len(self) + 1):
+            if any(sample is not None for sample in samples):
+                return samples
+            samples = [self.data[(indices[-1] + step) % len(self)]]
+        raise UserError(f"no image of {self.data.directory} can be read; the log names what is broken")
+
+    def __getitem__(self, index: int) -> Sample | None:
+        return self.__getitems__([index])[0]
 
 
 def collate(samples: Sequence[Sample | None], side: int) -> Batch:
-    """A batch of the samples that could be read, on a canvas of `side` pixels. Raises UserError where none could."""
-    readable = [sample for sample in samples if sample is not None]
-    if not readable:
-        raise UserError(f"none of the {len(samples)} samples of a batch could be read; the log names what is broken")
-    return Batch.collate(readable, side)
+    """A batch of the samples that could be read, on a canvas of `side` pixels; of none, if none could."""
+    return Batch.collate([sample for sample in samples if sample is not None], side)
 
 
-def _scan(path: Path) -> tuple[list[_Entry], list[Fault]]:
-    """The whole samples of a shard, from the headers of its members alone, and what is wrong with the others."""
-    faults: list[Fault] = []
-    members: dict[str, dict[str, _Span]] = {}
-    length = 0
+def _entries(storage: Storage, shard: Shard, content: bytes | Exception) -> tuple[Entries, list[Fault]]:
     try:
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            length = os.fstat(file.fileno()).st_size
-            for member in tar:
-                key, extension = _split_name(member.name)
-                kind = "image" if extension in IMAGES else extension
-                reason = _refusal(member, extension)
-                if reason is None and kind in members.get(key, {}):
-                    reason = f"has more than one {kind}"
-                if reason is None:
-                    members.setdefault(key, {})[kind] = _Span(member.offset_data, member.size)
-                else:
-                    faults.append(Fault(path.name, key, reason))
-            # tarfile takes damage and truncation between members for the end, which is marked by a block of zeros
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                faults.append(Fault(path.name, "", f"is damaged or cut off at byte {tar.offset} of {length}"))
-    except (OSError, tarfile.TarError, ValueError) as error:
-        faults.append(Fault(path.name, "", f"{type(error).__name__}: {error}"))
-    entries = []
-    for key, spans in members.items():
-        missing = [kind for kind in ("image", "json") if kind not in spans]
-        if missing:
-            faults.append(Fault(path.name, key, f"has no {missing[0]}"))
-        elif any(span.offset + span.length > length for span in spans.values()):
-            faults.append(Fault(path.name, key, f"is cut off: the shard ends at byte {length}"))
-        else:
-            entries.append(_Entry(key, path.name, spans["image"], spans["json"]))
-    return entries, faults
+        if isinstance(content, bytes):
+            try:
+                entries = parse(content)
+            except ValueError as error:
+                logger.warning("%s cannot be used, %s is read instead: %s", list_name(shard.shard), shard.shard, error)
+            else:
+                if isinstance(storage, LocalStorage):
+                    return cut_off(entries, shard.shard, storage.local(shard.shard).stat().st_size)
+                return entries, []
+        return scan(storage.local(shard.shard))
+    except OSError as error:
+        return parse(b'{"keys": [], "spans": []}'), [Fault(shard.shard, "", f"{type(error).__name__}: {error}")]
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """'a/b.png' -> 'a/b', 'png': as webdataset has it, the key ends at the first dot of the file's name."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower()
+def _ranges(name: str, span: list[int]) -> list[Range]:
+    """Of an image and its questions: one where they lie together, else one each."""
+    image, image_length, questions, length = span
+    start, stop = min(image, questions), max(image + image_length, questions + length)
+    if stop - start <= image_length + length + GAP:
+        return [(name, start, stop)]
+    return [(name, image, image + image_length), (name, questions, questions + length)]
 
 
-def _refusal(member: tarfile.TarInfo, extension: str) -> str | None:
-    """Why a member is not to be read, or None."""
-    if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
-        return f"{member.name} points out of the shard"
-    if not member.isreg() or member.issparse():
-        return f"{member.name} is no plain file"
-    if extension not in (*IMAGES, "json"):
-        return f"{member.name} is none of {', '.join(IMAGES)}, json"
-    return None
+def _split(found: Iterator[bytes | Exception], span: list[int]) -> tuple[bytes | Exception, bytes | Exception]:
+    """The contents of `_ranges` -> the image's and the questions'."""
+    image, image_length, questions, length = span
+    start = min(image, questions)
+    first = next(found)
+    if len(_ranges("", span)) == 2:
+        return first, next(found)
+    if isinstance(first, Exception):
+        return first, first
+    return first[image - start : image - start + image_length], first[questions - start : questions - start + length]
 
 
-def _parse_questions(content: bytes) -> tuple[Question, ...]:
+def parse_questions(content: bytes) -> tuple[Question, ...]:
     """Raises ValueError, TypeError or KeyError where the content is not as `pyrskip.data.shards` has it."""
     questions = tuple(
         Question(
@@ -197,11 +278,14 @@ def _parse_questions(content: bytes) -> tuple[Question, ...]:
             _text(q.get("type", "all")),
             _level(q.get("level")),
             tuple(_box(box) for box in q.get("boxes", ())),
+            _metric(q.get("metric", "exact")),
         )
         for q in json.loads(content)["questions"]
     )
-    if not questions or not all(q.answers for q in questions):
-        raise ValueError("no questions" if not questions else "a question has no answer")
+    if not questions:
+        raise ValueError("no questions")
+    if any(not question.answers for question in questions):
+        raise ValueError("a question has no answer")
     return questions
 
 
@@ -222,3 +306,9 @@ def _box(value: object) -> tuple[float, float, float, float]:
         raise ValueError(f"{value!r} is no box")
     x0, y0, x1, y1 = value
     return x0, y0, x1, y1
+
+
+def _metric(value: object) -> str:
+    if value not in METRICS:
+        raise ValueError(f"{value!r} is no metric; allowed: {', '.join(METRICS)}")
+    return str(value)

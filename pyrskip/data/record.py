@@ -8,7 +8,8 @@ from pyrskip.sample import Question
 
 @dataclass(frozen=True)
 class Record:
-    """An image file's bytes, as they are, with all its questions. key: unique in the source; extension: png or jpg."""
+    """An image file's bytes, as they are, with all its questions. key: unique in the source;
+    extension: png, jpg or webp."""
 
     key: str
     image: bytes
@@ -18,4 +19,4 @@ class Record:
     def __post_init__(self) -> None:
         # a dot would end the key in a shard, a slash would make it a path, and a tar header holds 100 characters
         assert re.fullmatch(r"[A-Za-z0-9_-]{1,90}", self.key), self.key
-        assert self.extension in ("png", "jpg"), self.extension
+        assert self.extension in ("png", "jpg", "webp"), self.extension

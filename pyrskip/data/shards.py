@@ -1,7 +1,8 @@
 """Data as tar shards: written once from a source, divided into splits by image, and listed in an index.
 
-A shard is a plain webdataset tar: `<key>.png` or `<key>.jpg` holds an image file's own bytes and `<key>.json` its questions,
-{"questions": [{"text": ..., "answers": [...], "type": ...}]}, with "level" and "boxes" where the source knows them.
+A shard is a plain webdataset tar: `<key>.png`, `.jpg` or `.webp` holds an image file's own bytes and `<key>.json` its
+questions, {"questions": [{"text": ..., "answers": [...], "type": ...}]}, with "level" and "boxes" where the source knows
+them, and "metric" where it is not exact. Beside each shard a list says where its samples lie (`pyrskip.data.entries`).
 `index.json`, written last, lists the shards of each split.
 """
 
@@ -9,25 +10,48 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.progress import Progress
 from webdataset import TarWriter
 
+from pyrskip.data.convert.config import FORMATS, FilesConfig
+from pyrskip.data.entries import list_name, scan, to_json
 from pyrskip.data.record import Record
 from pyrskip.data.scenes.config import SceneConfig
 from pyrskip.data.sources import SOURCES, ListedSource, Source
+from pyrskip.data.storage import is_url
 from pyrskip.errors import UserError, choose
 from pyrskip.sample import Question
 
+WRITTEN = "shards"
+"""The value of data.source for data directories that are there already."""
 SPLITS = ("train", "gate", "val", "test")
 INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class ShardsConfig:
+    """paths: data directories, local or URLs. weights: how often training draws from each; [] for as often as it has images."""
+
+    paths: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+
+    def check(self) -> None:
+        """Raises UserError where a value is not allowed: called where the source is shards, as other sources ignore it all."""
+        if not self.paths:
+            raise UserError("data.shards.paths=[]: allowed: one or more data directories, or their URLs")
+        if self.weights and (len(self.weights) != len(self.paths) or min(self.weights) <= 0):
+            raise UserError(
+                f"data.shards.weights={list(self.weights)}: allowed: [], or a number above 0 for each of "
+                f"{len(self.paths)} paths"
+            )
 
 
 @dataclass(frozen=True)
@@ -36,7 +60,10 @@ class DataConfig:
 
     gate_fraction, val_fraction: shares of the source's training images that train gates, and that choose between them;
     flex trains on what is left. seed: of the division. limit: at most so many images of each split, for quick runs.
-    scenes: read where the source is scenes.
+    cache: null, or where the frozen encoder's maps are kept: 'run' is this run's own (or its lender's) cache stage, else the
+    directory of a cache.
+    max_bad_fraction: of what a source or a split holds, may be broken. scenes, files, shards: read where the source is
+    scenes, one that reads files, or shards that are written already.
     """
 
     source: str = "easy_vqa"
@@ -45,11 +72,17 @@ class DataConfig:
     seed: int = 0
     limit: int | None = None
     samples_per_shard: int = 500
+    cache: str | None = None
+    max_bad_fraction: float = 0.05
     scenes: SceneConfig = field(default_factory=SceneConfig)
+    files: FilesConfig = field(default_factory=FilesConfig)
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
 
     def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise choose("data.source", self.source, SOURCES)
+        if self.source not in (*SOURCES, *FORMATS, WRITTEN):
+            raise choose("data.source", self.source, (*SOURCES, *FORMATS, WRITTEN))
+        if not 0.0 <= self.max_bad_fraction < 1.0:
+            raise UserError(f"data.max_bad_fraction={self.max_bad_fraction}: allowed: at least 0 and below 1")
         for name in ("gate_fraction", "val_fraction"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise UserError(f"data.{name}={getattr(self, name)} is no share of the images; allowed: 0 < {name} < 1")
@@ -64,17 +97,36 @@ class DataConfig:
             raise UserError(f"data.samples_per_shard={self.samples_per_shard} is too small; allowed: at least 1")
         if self.source == "scenes":
             self.scenes.check()
+        if self.source in FORMATS:
+            self.files.check()
+        if self.source == WRITTEN:
+            self.shards.check()
+            if self.limit is not None:
+                raise UserError(f"data.limit={self.limit} cannot cut shards that are written already; allowed: null")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One line of the index. shard: file name; samples: images; questions: of all of them; bytes: size of the file."""
+    """One line of the index. shard: file name; samples: images; questions: of all of them; bytes: size of the file.
+
+    part: which of the index's parts it lies in.
+    """
 
     shard: str
     samples: int
     questions: int
     bytes: int
     sha256: str
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where some of the shards lie. root: a directory or URL, '' for the index's own directory; weight: how often training
+    draws from it, against the other parts'."""
+
+    root: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +136,7 @@ class Index:
     directory: Path
     source: str
     splits: dict[str, tuple[Shard, ...]]
+    parts: tuple[Part, ...] = (Part(),)
 
 
 def prepare(config: DataConfig, directory: Path) -> Index:
@@ -94,7 +147,7 @@ def prepare(config: DataConfig, directory: Path) -> Index:
     """
     source = _open(config)
     split_of = _divide(source.keys("train"), source.keys("test"), config)
-    with _writing(directory):
+    with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         (directory / INDEX).unlink(missing_ok=True)
     console = Console(stderr=True)
@@ -102,8 +155,7 @@ def prepare(config: DataConfig, directory: Path) -> Index:
     written: dict[str, list[Shard]] = {split: [] for split in SPLITS}
 
     def write(split: str) -> None:
-        name = f"{split}-{len(written[split]):06d}.tar"
-        written[split].append(_write_shard(directory / name, waiting[split]))
+        written[split].append(write_shard(directory / shard_name(split, len(written[split])), waiting[split]))
         waiting[split].clear()
 
     with Progress(console=console, disable=not console.is_terminal) as progress:
@@ -120,18 +172,32 @@ def prepare(config: DataConfig, directory: Path) -> Index:
             if waiting[split]:
                 write(split)
     if not console.is_terminal:
-        for split in SPLITS:
-            images, questions = (sum(getattr(s, count) for s in written[split]) for count in ("samples", "questions"))
-            console.print(f"{split}: {images} images, {questions} questions in {len(written[split])} shards")
+        for line in counted(written):
+            console.print(line)
+    return write_index(directory, config.source, written)
 
+
+def write_index(
+    directory: Path, source: str, splits: Mapping[str, Iterable[Shard]], parts: Iterable[Part] = (Part(),)
+) -> Index:
+    """List the shards of a directory, which is complete from then on."""
     content = {
         "format": 1,
-        "source": config.source,
-        "splits": {split: [asdict(shard) for shard in shards] for split, shards in written.items()},
+        "source": source,
+        "parts": [asdict(part) for part in parts],
+        "splits": {split: [asdict(shard) for shard in splits[split]] for split in SPLITS},
     }
-    with _whole_file(directory / INDEX) as file:
+    with whole_file(directory / INDEX) as file:
         file.write(json.dumps(content, indent=2).encode())
     return read_index(directory)
+
+
+def counted(splits: Mapping[str, Iterable[Shard]]) -> Iterator[str]:
+    """A line for each split."""
+    for split, shards in splits.items():
+        found = list(shards)
+        images, questions = sum(s.samples for s in found), sum(s.questions for s in found)
+        yield f"{split}: {images} images, {questions} questions in {len(found)} shards"
 
 
 def parse_index(directory: Path) -> Index:
@@ -139,12 +205,20 @@ def parse_index(directory: Path) -> Index:
     path = directory / INDEX
     if not path.is_file():
         raise UserError(f"{directory} holds no {INDEX}, so it is no data directory, or was not written to the end")
+    return index_from(path.read_bytes(), directory)
+
+
+def index_from(content: bytes, directory: Path) -> Index:
+    """What `directory`/index.json says. Raises UserError where it is no index."""
+    path = directory / INDEX
     try:
-        content = json.loads(path.read_bytes())
-        if content["format"] != 1:
-            raise UserError(f"{path} has format {content['format']}; this version reads format 1")
-        splits = {split: tuple(Shard(**shard) for shard in content["splits"][split]) for split in SPLITS}
-        index = Index(directory, content["source"], splits)
+        plain = json.loads(content)
+        if plain["format"] != 1:
+            raise UserError(f"{path} has format {plain['format']}; this version reads format 1")
+        splits = {split: tuple(Shard(**shard) for shard in plain["splits"][split]) for split in SPLITS}
+        parts = tuple(Part(**part) for part in plain.get("parts", [{}]))
+        index = Index(directory, plain["source"], splits, parts)
+        _check_types(index)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
@@ -156,15 +230,28 @@ def parse_index(directory: Path) -> Index:
 
 
 def read_index(directory: Path) -> Index:
-    """The index of a data directory whose shards are all there. Raises UserError naming the one that is not."""
+    """The index of a data directory whose shards on disks are all there. Raises UserError naming the one that is not."""
     index = parse_index(directory)
     for shard in chain(*index.splits.values()):
-        path = directory / shard.shard
+        root = index.parts[shard.part].root
+        if is_url(root):
+            continue
+        path = Path(root or directory) / shard.shard
         if not path.is_file():
             raise UserError(f"{path} is missing, though {INDEX} lists it")
         if path.stat().st_size != shard.bytes:
             raise UserError(f"{path} has {path.stat().st_size} bytes, but {INDEX} says {shard.bytes}")
     return index
+
+
+def _check_types(index: Index) -> None:
+    for part in index.parts:
+        if not isinstance(part.root, str) or not isinstance(part.weight, int | float) or not part.weight > 0:
+            raise ValueError(f"{part} is no part")
+    for shard in chain(*index.splits.values()):
+        numbers = (shard.samples, shard.questions, shard.bytes, shard.part)
+        if not all(type(n) is int and n >= 0 for n in numbers) or shard.part >= len(index.parts):
+            raise ValueError(f"{shard} is no shard")
 
 
 def _open(config: DataConfig) -> Source:
@@ -187,36 +274,47 @@ def _shuffled(keys: list[str], seed: int) -> list[str]:
     return sorted(keys, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
 
 
-def _write_shard(path: Path, records: list[Record]) -> Shard:
-    # owner, mode and time are fixed, so that the same records are the same bytes
+def shard_name(split: str, number: int) -> str:
+    return f"{split}-{number:06d}.tar"
+
+
+def write_shard(path: Path, records: Iterable[Record]) -> Shard:
+    """Write a shard and the list of its entries, one record in memory at a time. The same records give the same bytes."""
+    samples = questions = 0
+    # owner, mode and time are fixed
     with (
-        _whole_file(path) as file,
+        whole_file(path) as file,
         TarWriter(file, user="", group="", mode=0o444, encoder=False, mtime=0) as tar,
     ):
         for record in records:
-            questions = {"questions": [_plain(question) for question in record.questions]}
-            text = json.dumps(questions, ensure_ascii=False).encode()
+            content = {"questions": [_plain(question) for question in record.questions]}
+            text = json.dumps(content, ensure_ascii=False).encode()
             tar.write({"__key__": record.key, record.extension: record.image, "json": text})
+            samples, questions = samples + 1, questions + len(record.questions)
+    with whole_file(path.with_name(list_name(path.name))) as file:
+        file.write(to_json(scan(path)[0]))
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(path.name, len(records), sum(len(r.questions) for r in records), path.stat().st_size, sha256)
+    return Shard(path.name, samples, questions, path.stat().st_size, sha256)
 
 
-def _plain(question: Question) -> dict[str, object]:
-    """Without the ground truth that the source does not know."""
-    plain = asdict(question)
+def _plain(question: Question) -> dict[str, Any]:
+    """Without the ground truth that the source does not know, and what is as by default."""
+    plain = dict(vars(question))
     if question.level is None:
         del plain["level"]
     if not question.boxes:
         del plain["boxes"]
+    if question.metric == "exact":
+        del plain["metric"]
     return plain
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that takes its name once all of it is on the disk, and leaves nothing behind otherwise."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with _writing(path):
+    with writing(path):
         try:
             with open(temporary, "wb") as file:
                 yield file
@@ -228,7 +326,7 @@ def _whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

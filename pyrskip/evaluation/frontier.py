@@ -23,7 +23,7 @@ from pyrskip.gates.heuristics import cosine_actions, keyword_actions
 from pyrskip.gates.policies import multilinear
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.environments import TableEnvironment
-from pyrskip.rollouts.oracles import by_sample, by_type
+from pyrskip.rollouts.oracles import by_sample, by_type, cross
 from pyrskip.rollouts.table import OUTSIDE, RolloutTable
 
 SPLITS = ("val", "test")
@@ -71,7 +71,8 @@ class Inputs:
 
     tables: 'gate' (the gate's training rollouts), 'val' and 'test'. gates: 'gate', 'gate:query_only' and
     'gate:glance_only' -> one gate a seed, in the order of `seeds`. gate_flops: of one decision, by the same names.
-    tile_flops: split -> [M, T], FLOPs of encoding each tile of each image, counted as the table's are.
+    tile_flops: split -> [M, T], FLOPs of encoding each tile of each image, counted as the table's are; None where tables have
+    no similarity. crossed: 'gate', 'val' and 'test' of the same questions under another flex seed, for oracle:cross.
     """
 
     tables: Mapping[str, RolloutTable]
@@ -81,9 +82,10 @@ class Inputs:
     seeds: Sequence[int]
     prices: Sequence[float]
     gate_flops: Mapping[str, float]
-    tile_flops: Mapping[str, Tensor]
+    tile_flops: Mapping[str, Tensor | None]
     timing: Timing | None = None
     resamples: int = 1000
+    crossed: Mapping[str, RolloutTable] | None = None
 
     @property
     def unit(self) -> float:
@@ -213,11 +215,12 @@ def _plays(inputs: Inputs, split: str, vertices: Sequence[int]) -> Iterator[Play
         yield Play("random:bernoulli", F.pad(weight, (0, len(OUTSIDE))).expand(len(table), -1))
     texts = [table.texts[i] for i in table.query_of.tolist()]
     yield Play("heuristic", _one_hot(keyword_actions(texts, actions, inputs.pyramid.levels), columns))
-    padding = inputs.pyramid.capacity(table.size)[table.image_of] == 0
-    similarity = table.similarity.masked_fill(padding, float("-inf"))
-    for k in range(1, inputs.pyramid.levels - 1):
-        picked = cosine_actions(similarity, actions, inputs.pyramid.tile_level, k)
-        yield Play("cosine", _one_hot(picked, columns), encodes_all=True)
+    if table.similarity is not None:
+        padding = inputs.pyramid.capacity(table.size)[table.image_of] == 0
+        similarity = table.similarity.masked_fill(padding, float("-inf"))
+        for k in range(1, inputs.pyramid.levels - 1):
+            picked = cosine_actions(similarity, actions, inputs.pyramid.tile_level, k)
+            yield Play("cosine", _one_hot(picked, columns), encodes_all=True)
     own = {price for gates in inputs.gates.values() for gate in gates for price in gate.prices(())}
     for price in sorted({*inputs.prices, *own}):
         best = by_type(inputs.tables["gate"], price, inputs.unit)
@@ -225,6 +228,9 @@ def _plays(inputs: Inputs, split: str, vertices: Sequence[int]) -> Iterator[Play
         picked = torch.tensor([best.get(kind, actions.full) for kind in table.types])
         yield Play("oracle:type", _one_hot(picked, columns), price)
         yield Play("oracle:sample", _one_hot(by_sample(table, price, inputs.unit), columns), price)
+        if inputs.crossed is not None:
+            picked = cross(table, inputs.crossed[table.split], price, inputs.crossed["gate"].mean_full_flops)
+            yield Play("oracle:cross", _one_hot(picked, columns), price)
 
 
 def _gate_plays(inputs: Inputs, table: RolloutTable) -> Iterator[Play]:
@@ -257,10 +263,12 @@ def _permuted(action: Tensor, columns: int, generator: torch.Generator) -> Tenso
 
 
 def _bernoulli(keep: float, actions: ActionSet, tile_level: Tensor) -> Tensor:
-    """Weight of each listed action where each level beside the glance is kept with this probability, [1, S]."""
+    """Weight of each listed action where each level beside the glance is kept whole with this probability, [1, S]."""
     finer = int(tile_level.max())
-    level = torch.stack([actions.selection[:, tile_level == i].any(-1) for i in range(finer)], dim=-1)
-    weight = multilinear(torch.full((1, finer), keep, dtype=torch.float64), level)
+    share = actions.selection.double() if actions.rung is None else actions.rung / (len(actions.ladder) - 1)
+    kept = torch.stack([share[:, tile_level == i].mean(-1) for i in range(finer)], dim=-1)
+    weight = multilinear(torch.full((1, finer), keep, dtype=torch.float64), kept == 1)
+    weight = weight * ((kept == 0) | (kept == 1)).all(-1)
     return weight / weight.sum(-1, keepdim=True)
 
 
@@ -274,9 +282,10 @@ class _Ruler:
         self.full_tokens = float(gate.cost.tokens[:, gate.actions.full].double().mean())
         self.full, self.reference = (_means(table.score)[c] for c in (table.actions.full, table.column("reference")))
         self.reference_flops = float(table.cost.flops[:, table.column("reference")].mean())
-        tile_flops = inputs.tile_flops[split][table.image_of].double()
+        tile_flops = inputs.tile_flops[split]
         # [N, S]: what the encoder would still spend on the tiles that an action skips
-        self.unencoded = tile_flops @ (~table.actions.selection).double().T
+        if tile_flops is not None:
+            self.unencoded = tile_flops[table.image_of].double() @ (~table.actions.selection).double().T
         self.masks = {k: torch.tensor([t == k for t in table.types]) for k in sorted(set(table.types))}
 
     def point(self, play: Play) -> Point:

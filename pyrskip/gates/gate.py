@@ -90,18 +90,22 @@ class Layout:
 
 
 class Gate(nn.Module, ABC):
-    """A trunk (the subclass's) and a head. reads_query: whether a query encoder must run for it.
+    """A trunk (the subclass's) and a head. reads_query, reads_glance: what must be encoded for it. sequential: it decides
+    on a level, and may look at it, before it decides on the next, so that one pass of its outputs is no decision.
 
     price: the only price that it was trained for, -1 where it serves more; price_range: the prices that it was told in
     training. `tilt` moves the trained policy along the cost axis: calibration sets it.
     """
 
     reads_query = True
+    reads_glance = True
+    sequential = False
 
     def __init__(self, config: GateConfig, layout: Layout) -> None:
         super().__init__()
         self.config, self.layout = config, layout
         self.dial = config.policy != "utility"
+        self.sequential = config.policy == "sequential"
         if config.policy in PRODUCTS and not layout.actions.complete:
             raise UserError(
                 f"gate.policy={config.policy} chooses level by level, but the action set of {len(layout.actions)} does not "

@@ -21,7 +21,7 @@ class GlancePool(nn.Module):
         rows, columns = ((torch.arange(n, device=glance.device) + 0.5) / n for n in glance.shape[-2:])
         position = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
         normal = self.norm(glance.float().flatten(2).transpose(1, 2))
-        cells = F.gelu(self.project(torch.cat([normal, position.expand(len(glance), -1, -1)], dim=-1)))
+        cells = F.gelu(self.project(torch.cat([normal, position.expand(glance.shape[0], -1, -1)], dim=-1)))
         scores = (cells @ by[..., None]).squeeze(-1) * cells.shape[-1] ** -0.5
         attention = scores.masked_fill(~mask, float("-inf")).softmax(-1)
         attended = (attention[:, None] @ cells).squeeze(1)

@@ -21,6 +21,8 @@ class WordPool(nn.Module):
 class PredictorGate(Gate):
     """The level-predictor MLP."""
 
+    reads_glance = False
+
     def __init__(self, config: GateConfig, layout: Layout) -> None:
         super().__init__(config, layout)
         self.words = WordPool(layout.query_width, config.width)

@@ -83,7 +83,7 @@ class SequentialPolicy:
         reveal: Reveal | None = None,
     ) -> None:
         self.head, self.context, self.cost, self.asked, self.actions = head, context.float(), cost, asked, actions
-        self.tilt, self.reveal, self.radix = tilt, reveal, actions.radix
+        self.tilt, self.reveal, self.radix = tilt, reveal, actions.radix.to(context.device)
         self.listed = None
         if reveal is None:
             self.listed = CategoricalPolicy(self._log_probs() - tilt * cost, asked, actions)
@@ -136,7 +136,7 @@ class SequentialPolicy:
     def steps(self, asked: Tensor) -> Steps:
         """The episode that ends in a decision [B, T] of the action set."""
         same = (asked[:, None] == self.asked).all(-1)
-        chosen = self.actions.steps[same.int().argmax(-1)]
+        chosen = self.actions.steps.to(asked.device)[same.int().argmax(-1)]
         return self._walk(lambda tile, _: chosen[:, tile])[1]
 
     def prefixes(self, steps: Steps) -> list[Tensor]:

@@ -18,29 +18,21 @@ How it carries out a decision:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from pyrskip.cost import (
-    Attention,
-    Convention,
-    Cost,
-    Transformer,
-    Unit,
-    decode_flops,
-    kv_bytes,
-    measured_flops,
-    prefill_flops,
-)
+from pyrskip.cost import Cost, Transformer, decode_flops, kv_bytes, measured_flops, prefill_flops
+from pyrskip.decision import one_picture
 from pyrskip.errors import UserError, choose
 from pyrskip.models.native import CostConfig
-from pyrskip.pyramid import Pyramid, mipmaps
+from pyrskip.models.tiles import crops
+from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
 
 if TYPE_CHECKING:
@@ -49,16 +41,25 @@ if TYPE_CHECKING:
 FAMILIES = ("llava",)
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 LANGUAGES = ("llama", "mistral", "qwen2")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class HfConfig:
-    """max_answer: tokens of an answer, its end included. instruction: a line after every question, such as 'Answer in
-    one word.'; cost: how to count."""
+    """path: a folder or a hub id. max_answer: tokens of an answer, its end included. instruction: a line after every
+    question, such as 'Answer in one word.'. dtype: of the weights, 'auto' as they are stored. at_once: questions in a pass."""
 
+    path: str = ""
     max_answer: int = 16
     instruction: str = ""
-    cost: CostConfig = field(default_factory=CostConfig)
+    dtype: str = "auto"
+    at_once: int = 16
+
+    def __post_init__(self) -> None:
+        if self.max_answer < 2 or self.at_once < 1:
+            raise UserError(f"model.hf.max_answer={self.max_answer}, at_once={self.at_once}: allowed: at least 2 and 1")
+        if self.dtype not in DTYPES:
+            raise choose("model.hf.dtype", self.dtype, DTYPES)
 
 
 class HfVlm(nn.Module):
@@ -74,12 +75,15 @@ class HfVlm(nn.Module):
         processor: "ProcessorMixin",
         pyramid: Pyramid,
         config: HfConfig | None = None,
+        cost: CostConfig | None = None,
     ) -> None:
         super().__init__()
         check_family(model.config)
         self.model, self.processor, self.pyramid, self.config = model, processor, pyramid, config or HfConfig()
-        c = self.config.cost
-        self.convention = Convention(cast(Attention, c.attention), cast(Unit, c.unit))
+        self.counting = cost or CostConfig()
+        self.convention = self.counting.convention
+        self.at_once = self.config.at_once
+        self.reference = one_picture(pyramid)
         self.order = sorted(range(pyramid.tiles), key=lambda tile: (-int(pyramid.tile_level[tile]), tile))
         self.ends = _ends(model, processor)
         self.requires_grad_(False)
@@ -88,13 +92,12 @@ class HfVlm(nn.Module):
         self.encoded = 0
 
     @classmethod
-    def from_pretrained(
-        cls, name: str, pyramid: Pyramid, config: HfConfig | None = None, dtype: str | torch.dtype = "auto"
-    ) -> "HfVlm":
-        """Load from a folder or a hub id: safetensors alone, and no code of the repository is run.
+    def from_pretrained(cls, config: HfConfig, pyramid: Pyramid, cost: CostConfig | None = None) -> "HfVlm":
+        """Load from the config's folder or hub id: safetensors alone, and no code of the repository is run.
 
-        dtype: of the weights, 'auto' as they are stored. Raises UserError where nothing of the kind can be loaded.
+        Raises UserError where nothing of the kind can be loaded.
         """
+        name = config.path
         try:
             from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
         except ImportError as error:
@@ -104,13 +107,13 @@ class HfVlm(nn.Module):
             check_family(AutoConfig.from_pretrained(name, trust_remote_code=False))
             processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
             model = AutoModelForImageTextToText.from_pretrained(
-                name, trust_remote_code=False, use_safetensors=True, dtype=dtype
+                name, trust_remote_code=False, use_safetensors=True, dtype=config.dtype
             )
         except UserError:
             raise
         except (OSError, ValueError) as error:
             raise UserError(f"{name!r} holds no model in safetensors that can be loaded: {error}") from error
-        return cls(model, processor, pyramid, config)
+        return cls(model, processor, pyramid, config, cost)
 
     def train(self, mode: bool = True) -> "HfVlm":
         return super().train(False)
@@ -133,13 +136,13 @@ class HfVlm(nn.Module):
         return torch.tensor([len(ids) - 1 for ids in self._ids(batch.texts)], device=batch.size.device)
 
     def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
-        """realised [B, T], size [B, 2], prompt_tokens [B] -> tokens, FLOPs and KV bytes, [B] each; without a gate's.
+        """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> tokens, FLOPs and KV bytes, [B, ...] each; without a gate's.
 
         Every kept tile costs a run of the whole tower and projector at the processor's fixed size, measured.
         """
         tokens = realised.sum(-1)
-        context = tokens + prompt_tokens
-        spec, c = self.transformer, self.config.cost
+        context = tokens + prompt_tokens.view(-1, *[1] * (realised.ndim - 2))
+        spec, c = self.transformer, self.counting
         per_image = self.image_flops / 2 if self.convention.unit == "macs" else float(self.image_flops)
         flops = (
             prefill_flops(spec, context, convention=self.convention)
@@ -238,8 +241,7 @@ class HfVlm(nn.Module):
         keep [B, T] -> features [U, image_tokens, D] and the place of each tile among them [I, T], which
         means nothing where it is not encoded.
         """
-        wanted = torch.zeros(len(batch.image), self.pyramid.tiles, dtype=torch.int64, device=keep.device)
-        wanted = wanted.index_add(0, batch.image_of, keep.long()) > 0
+        wanted = batch.of_images(keep)
         number = (wanted.flatten().cumsum(0) - 1).view_as(wanted)
         pictures = self._pictures(batch, wanted)
         if not pictures:
@@ -252,14 +254,11 @@ class HfVlm(nn.Module):
         """The wanted tiles [I, T] bool, from the pixels of their levels."""
         mean = getattr(self.processor.image_processor, "image_mean", None) or [0.5] * 3
         background = (torch.tensor(mean) * 255)[:, None, None]
-        levels = [level.cpu() for level in mipmaps(batch.image.float(), batch.size, self.pyramid.levels)]
-        pixels = self.pyramid.pixels(batch.size)
         pictures = []
-        for image, tile in wanted.nonzero().tolist():
-            rows, columns = pixels[image, tile].tolist()
-            crop = self.pyramid.crop(levels[int(self.pyramid.tile_level[tile])][image : image + 1], tile)[0]
+        for _, _, crop in crops(self.pyramid, batch, wanted):
+            _, rows, columns = crop.shape
             square = background.repeat(1, max(rows, columns), max(rows, columns))
-            square[:, :rows, :columns] = crop[:, :rows, :columns]
+            square[:, :rows, :columns] = crop
             pictures.append(Image.fromarray(square.round().byte().permute(1, 2, 0).numpy()))
         return pictures
 

@@ -1,6 +1,6 @@
 """The small language model: a prefix decoder, trained from scratch, that writes answers of an open vocabulary.
 
-Axes: B batch, N visual tokens, W question words, A answer tokens, K keys, D width, V vocabulary.
+Axes: B batch, U distinct sets of N visual tokens, W question words, A answer tokens, K keys, D width, V vocabulary.
 
 A sequence is [visual tokens][question][<answer> a1 a2 ... <end>]. The prompt (visual tokens and question) sees itself
 whole, the answer is causal. Words carry learned positions from fixed starts and visual tokens carry their image
@@ -9,6 +9,8 @@ coordinates, so that a row's result depends neither on how many tokens were skip
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +22,14 @@ from pyrskip.errors import UserError, choose
 
 PAD, ANSWER, END = 0, 1, 2
 SPECIAL = ("<pad>", "<answer>", "<end>")
+LANGUAGES = ("decoder", "cross")
 
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """name: 'decoder'. max_words: questions are cut there. max_answer: tokens of an answer, its end included.
+    """name: 'decoder' (visual tokens go through every layer, as the question does) or 'cross' (every layer reads them).
+
+    max_words: questions are cut there. max_answer: tokens of an answer, its end included.
 
     vocabulary: most entries of the byte-level BPE, which is trained on the training split.
     """
@@ -40,8 +45,8 @@ class LanguageConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name != "decoder":
-            raise choose("language.name", self.name, ("decoder",))
+        if self.name not in LANGUAGES:
+            raise choose("language.name", self.name, LANGUAGES)
         if min(self.max_words, self.vocabulary) < 1 or self.max_answer < 2 or not 0 <= self.dropout < 1:
             raise UserError(
                 f"language.max_words={self.max_words}, vocabulary={self.vocabulary}, max_answer={self.max_answer}, "
@@ -55,7 +60,31 @@ class LanguageConfig:
 
     def transformer(self, vocabulary: int) -> Transformer:
         """What it costs. Raises UserError where sizes do not fit."""
-        return Transformer(self.layers, self.width, self.heads, self.heads, self.mlp, gated=True, vocab=vocabulary)
+        cross = self.name == "cross"
+        return Transformer(self.layers, self.width, self.heads, self.heads, self.mlp, gated=True, vocab=vocabulary, cross=cross)
+
+
+@dataclass(frozen=True)
+class Visual:
+    """Visual tokens of questions, held once where several see the same: question b sees row of[b].
+
+    tokens [U, N, D]; real [U, N] bool: the others are padding; of [B] int64.
+    """
+
+    tokens: Tensor
+    real: Tensor
+    of: Tensor
+
+
+Cache = tuple[Tensor, Tensor]
+
+
+class Layer(Protocol):
+    """A layer of a decoder, bound to what it sees of the image."""
+
+    def __call__(
+        self, x: Tensor, allowed: Tensor, past: Cache | None = None, wanted: int | None = None
+    ) -> tuple[Tensor, Cache]: ...
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -86,18 +115,30 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(width, 2 * mlp, bias=False)
         self.down = nn.Linear(mlp, width, bias=False)
 
+    @property
+    def writers(self) -> tuple[nn.Linear, ...]:
+        """What adds to the residual stream."""
+        return (self.out, self.down)
+
     def forward(
         self,
         x: Tensor,
         allowed: Tensor,
-        weight: Tensor | None = None,
-        past: tuple[Tensor, Tensor] | None = None,
+        past: Cache | None = None,
         wanted: int | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x [B, Q, D], allowed [B, Q, K] bool, weight [B, K] in [0, 1] or None (all 1), past keys and values or None.
+        weight: Tensor | None = None,
+    ) -> tuple[Tensor, Cache]:
+        """x [B, Q, D], allowed [B, Q, K] bool, past keys and values or None; weight [B, N] in [0, 1] of the first N keys, or
+        None (all 1).
 
         wanted: only so many last positions come out; the others are keys alone, which is all that the last layer needs.
         """
+        x, cache = self.attend(x, allowed, past, wanted, weight)
+        return self.mix(x), cache
+
+    def attend(
+        self, x: Tensor, allowed: Tensor, past: Cache | None, wanted: int | None, weight: Tensor | None = None
+    ) -> tuple[Tensor, Cache]:
         batch, queries, width = x.shape
         normal, heads = self.norm1(x), (self.heads, width // self.heads)
         kv = F.linear(normal, self.qkv.weight[width:]).view(batch, queries, 2, *heads)
@@ -110,12 +151,15 @@ class Block(nn.Module):
         if weight is None:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed[:, None])
         else:
+            weight = F.pad(weight, (0, k.shape[2] - weight.shape[1]), value=1.0)
             mixed = weighted_attention(q, k, v, allowed[:, None], weight[:, None, None])
-        x = x + self._drop(self.out(mixed.transpose(1, 2).reshape(batch, queries, width)))
-        gate, up = self.gate_up(self.norm2(x)).chunk(2, dim=-1)
-        return x + self._drop(self.down(F.silu(gate) * up)), (k, v)
+        return x + self.drop(self.out(mixed.transpose(1, 2).reshape(batch, queries, width))), (k, v)
 
-    def _drop(self, x: Tensor) -> Tensor:
+    def mix(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(self.norm2(x)).chunk(2, dim=-1)
+        return x + self.drop(self.down(F.silu(gate) * up))
+
+    def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
 
 
@@ -134,7 +178,7 @@ def weighted_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, weight:
 
 
 class Decoder(nn.Module):
-    """A prefix language model over visual tokens [B, N, D] and text."""
+    """A prefix language model over visual tokens and text."""
 
     def __init__(self, config: LanguageConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -144,22 +188,26 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding(vocabulary, config.width)
         self.word_position = nn.Embedding(config.max_words, config.width)
         self.answer_position = nn.Embedding(config.max_answer, config.width)
-        blocks = [Block(config.width, config.heads, config.mlp, config.dropout) for _ in range(config.layers)]
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList([self.build_block() for _ in range(config.layers)])
         self.norm = nn.RMSNorm(config.width)
-        self._initialise(blocks)
+        self._initialise()
 
-    def _initialise(self, blocks: Sequence[Block]) -> None:
+    def build_block(self) -> Block:
+        c = self.config
+        return Block(c.width, c.heads, c.mlp, c.dropout)
+
+    def _initialise(self) -> None:
         """Unit variance everywhere: with the usual 0.02 a model this narrow needs many times the steps to compare question
         and image at all."""
         nn.init.normal_(self.embed.weight, std=self.width**-0.5)
         for position in (self.word_position, self.answer_position):
             nn.init.normal_(position.weight, std=0.3)
-        for block in blocks:
-            for linear in (block.qkv, block.gate_up, block.out, block.down):
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            for linear in (m for m in block.modules() if isinstance(m, nn.Linear)):
                 nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-            for linear in (block.out, block.down):
-                linear.weight.data /= (2 * len(blocks)) ** 0.5
+            for linear in block.writers:
+                linear.weight.data /= (len(block.writers) * len(self.blocks)) ** 0.5
 
     @property
     def transformer(self) -> Transformer:
@@ -187,57 +235,82 @@ class Decoder(nn.Module):
         device = self.embed.weight.device
         return padded.to(device), mask.to(device)
 
-    def logits(
-        self, visual: Tensor, visual_mask: Tensor, weight: Tensor | None, question: tuple[Tensor, Tensor], answer: Tensor
-    ) -> Tensor:
+    def logits(self, visual: Visual, weight: Tensor | None, question: tuple[Tensor, Tensor], answer: Tensor) -> Tensor:
         """Teacher-forced logits [B, A, V] of the answer tokens.
 
-        visual [B, N, D], visual_mask [B, N] bool, weight [B, N] in [0, 1] or None, question (ids, mask), answer [B, A].
+        weight [B, N] in [0, 1] of each question's visual tokens, or None; question (ids, mask) [B, W]; answer [B, A].
         """
-        x, keys = self._prompt(visual, visual_mask, question)
+        x, keys, layers = self.prompt(visual, weight, question)
         start = torch.full_like(answer[:, :1], ANSWER)
         asked = self._answer(torch.cat([start, answer[:, :-1]], dim=1), 0)
         batch, prompt, length = x.shape[0], x.shape[1], asked.shape[1]
         allowed = torch.zeros(batch, prompt + length, prompt + length, dtype=torch.bool, device=x.device)
         allowed[:, :, :prompt] = keys[:, None]
         allowed[:, prompt:, prompt:] = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        if weight is not None:
-            weight = F.pad(weight, (0, prompt + length - weight.shape[1]), value=1.0)
         x = torch.cat([x, asked], dim=1)
-        for i, block in enumerate(self.blocks):
-            x, _ = block(x, allowed, weight, wanted=length if i + 1 == len(self.blocks) else None)
+        for layer in layers[:-1]:
+            x, _ = layer(x, allowed)
+        x, _ = layers[-1](x, allowed, wanted=length)
         return self._head(x)
 
     @torch.no_grad()
-    def generate(self, visual: Tensor, visual_mask: Tensor, question: tuple[Tensor, Tensor]) -> list[str]:
+    def generate(self, visual: Visual, question: tuple[Tensor, Tensor]) -> list[str]:
         """Greedy answers, decoded with a cache of keys and values."""
-        x, keys = self._prompt(visual, visual_mask, question)
-        x = torch.cat([x, self._answer(torch.full_like(question[0][:, :1], ANSWER), 0)], dim=1)
-        batch, length = x.shape[:2]
-        keys = F.pad(keys, (0, 1), value=True)
-        allowed = keys[:, None].expand(-1, length, -1).clone()
-        allowed[:, :-1, -1] = False
-        caches: list[tuple[Tensor, Tensor] | None] = [None] * len(self.blocks)
+        logits, keys, caches, layers = self.prefill(visual, question)
         written: list[Tensor] = []
-        done = torch.zeros(batch, dtype=torch.bool, device=x.device)
+        done = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
         for step in range(self.config.max_answer):
-            for i, block in enumerate(self.blocks):
-                x, caches[i] = block(x, allowed, past=caches[i])
-            token = self._head(x[:, -1]).argmax(-1)
+            token = logits.argmax(-1)
             written.append(token.masked_fill(done, END))
             done = done | (token == END)
             if bool(done.all()) or step + 1 == self.config.max_answer:
                 break
-            x = self._answer(token[:, None], step + 1)
             keys = F.pad(keys, (0, 1), value=True)
-            allowed = keys[:, None]
+            logits, caches = self.decode(token, torch.tensor([step + 1], device=keys.device), keys, caches, layers)
         ids = torch.stack(written, dim=1).tolist()
         return [t.strip() for t in self.tokenizer.decode_batch([row[: row.index(END)] if END in row else row for row in ids])]
 
-    def _prompt(self, visual: Tensor, visual_mask: Tensor, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def prefill(self, visual: Visual, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, list[Cache], Sequence[Layer]]:
+        """Read a prompt and <answer>: logits [B, V] of the first token, keys that are real [B, K], each layer's cache, and the
+        layers to go on with."""
+        x, keys, layers = self.prompt(visual, None, question)
+        x = torch.cat([x, self._answer(torch.full_like(question[0][:, :1], ANSWER), 0)], dim=1)
+        keys = F.pad(keys, (0, 1), value=True)
+        last = torch.arange(keys.shape[1], device=x.device) == keys.shape[1] - 1
+        # the prompt does not see <answer>, the last key
+        unseen = ~last[:, None] & last[None, :]
+        allowed = keys[:, None] & ~unseen
+        caches = []
+        for i, layer in enumerate(layers):
+            x, cache = layer(x, allowed, wanted=1 if i + 1 == len(layers) else None)
+            caches.append(cache)
+        return self._head(x[:, -1]), keys, caches, layers
+
+    def decode(
+        self, token: Tensor, step: Tensor, keys: Tensor, caches: Sequence[Cache], layers: Sequence[Layer]
+    ) -> tuple[Tensor, list[Cache]]:
+        """Append a token [B], the answer's number `step` [1]: logits [B, V] of the next, and the longer caches. keys [B, K];
+        layers of `prefill`: a prefix decoder's are its blocks."""
+        x = self._embed(token[:, None]) + self.answer_position(step)
+        longer = []
+        for layer, past in zip(layers, caches, strict=True):
+            x, cache = layer(x, keys[:, None], past=past)
+            longer.append(cache)
+        return self._head(x[:, -1]), longer
+
+    def prompt(
+        self, visual: Visual, weight: Tensor | None, question: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Sequence[Layer]]:
+        """Embedded prompt [B, P, D], which of its positions are keys [B, P] bool, and the layers for it."""
+        x, mask = self.words(question)
+        x = torch.cat([visual.tokens[visual.of], x], dim=1)
+        layers = [partial(block, weight=weight) for block in self.blocks]
+        return x, torch.cat([visual.real[visual.of], mask], dim=1), layers
+
+    def words(self, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Question (ids, mask) [B, W] -> embedded with their positions [B, W, D], and the mask."""
         ids, mask = question
-        words = self._embed(ids) + self.word_position.weight[: ids.shape[1]]
-        return torch.cat([visual, words], dim=1), torch.cat([visual_mask, mask], dim=1)
+        return self._embed(ids) + self.word_position.weight[: ids.shape[1]], mask
 
     def _answer(self, ids: Tensor, start: int) -> Tensor:
         return self._embed(ids) + self.answer_position.weight[start : start + ids.shape[1]]

@@ -18,17 +18,21 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from pyrskip.cost import Attention, Convention, Cost, Unit, decode_flops, kv_bytes, prefill_flops
-from pyrskip.decision import realise
+from pyrskip.cost import Attention, Convention, Cost, Unit, answer_flops, kv_bytes
+from pyrskip.decision import realise, reference
 from pyrskip.errors import UserError
-from pyrskip.metrics import Metric, exact
-from pyrskip.models.language import Decoder, LanguageConfig
+from pyrskip.metrics import score
+from pyrskip.models.cross import CrossDecoder
+from pyrskip.models.language import Decoder, LanguageConfig, Visual
 from pyrskip.models.projector import Projector, pool
 from pyrskip.models.text import TextConfig, build_text
 from pyrskip.models.tiers import Features
+from pyrskip.models.tiles import encode_flops, encode_tiles
 from pyrskip.models.vision import VisionConfig, VisionEncoder
-from pyrskip.pyramid import Pyramid, mipmaps
+from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
+
+DECODERS: dict[str, type[Decoder]] = {"decoder": Decoder, "cross": CrossDecoder}
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,12 @@ class PyramidConfig:
     size: int = 64
     levels: int = 3
     grid: tuple[int, ...] = (1,)
+
+    @property
+    def tiles(self) -> int:
+        """T, the glance included."""
+        grid = self.grid * (self.levels - 1) if len(self.grid) == 1 else self.grid[:-1]
+        return sum(g * g for g in grid) + 1
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,8 @@ class NativeModel(nn.Module):
         self.vision = VisionEncoder(config.vision)
         p = config.pyramid
         self.pyramid = Pyramid(p.size, p.levels, self.vision.stride, tuple(p.grid))
-        self.language = Decoder(config.language, tokenizer)
+        self.reference = reference(self.pyramid)
+        self.language = DECODERS[config.language.name](config.language, tokenizer)
         self.projector = Projector(self.vision.channels, self.language.width, p.levels)
         self.text = build_text(config.text, self.language)
         self.convention = config.cost.convention
@@ -128,38 +139,34 @@ class NativeModel(nn.Module):
     def device(self) -> torch.device:
         return self.language.embed.weight.device
 
-    def encode(self, batch: Batch, keep: Tensor) -> Features:
-        """Encode the tiles that any question of an image keeps. keep [B, T] bool."""
-        images, tiles = len(batch.image), self.pyramid.tiles
-        wanted = torch.zeros(images, tiles, dtype=torch.int64, device=keep.device)
-        wanted = wanted.index_add(0, batch.image_of, keep.long()) > 0
-        pixels = self.pyramid.pixels(batch.size)
-        wanted &= pixels[..., 0] > 0
-        levels = mipmaps(batch.image.float() / 255, batch.size, self.pyramid.levels)
-        maps = [self._encode_tile(levels, tile, wanted[:, tile], pixels[:, tile]) for tile in range(tiles)]
-        return Features(tuple(maps), wanted)
+    @property
+    def encoded(self) -> int:
+        """Tiles that have been encoded."""
+        return self.vision.encoded
 
-    def _encode_tile(self, levels: list[Tensor], tile: int, wanted: Tensor, pixels: Tensor) -> Tensor:
-        level, stride = int(self.pyramid.tile_level[tile]), self.vision.stride
-        crop = self.pyramid.crop(levels[level], tile)
-        side = crop.shape[-1] // stride
-        out = crop.new_zeros(len(crop), self.vision.channels, side, side)
-        extent = -(-pixels // stride)
-        for rows, columns in torch.unique(extent[wanted], dim=0).tolist():
-            images = (wanted & (extent == extent.new_tensor([rows, columns])).all(-1)).nonzero().squeeze(1)
-            features = self.vision(crop[images, :, : rows * stride, : columns * stride])
-            out = out.to(features.dtype)
-            out[images, :, :rows, :columns] = features
-        return out
+    def encode(self, batch: Batch, keep: Tensor) -> Features:
+        """Encode the tiles that any question of an image keeps, or read their maps from the cache. keep [B, T] bool."""
+        return encode_tiles(self.vision, self.pyramid, batch, keep)
 
     def project(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens of a decision, packed: a row's real tokens come first, finest level first, glance last.
 
-        asked [B, T] -> tokens [B, N, D], real [B, N] bool, tile [B, N] int64. An image's map is pooled and projected once
-        for each size that its questions ask of it.
+        asked [B, T] -> tokens [B, N, D], real [B, N] bool, tile [B, N] int64.
+        """
+        visual, tile = self.visual(batch, features, asked)
+        return visual.tokens[visual.of], visual.real[visual.of], tile[visual.of]
+
+    def visual(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Visual, Tensor]:
+        """The tokens of `project`, once for all questions that ask the same of an image, and their tiles [U, N] int64.
+
+        An image's map is pooled and projected once for each size that its questions ask of it.
         """
         cells = self.pyramid.cells(batch.size)
         size = realise(asked, cells[batch.image_of])
+        # those who see nothing of any image see the same
+        seen = torch.cat([batch.image_of.where((size > 0).any(-1).any(-1), -1)[:, None], size.flatten(1)], dim=1)
+        seen, of = torch.unique(seen, dim=0, return_inverse=True)
+        image_of, size = seen[:, 0], seen[:, 1:].unflatten(1, (-1, 2))
         count = size.prod(-1)
         start = count.cumsum(-1) - count
         longest = int(count.sum(-1).amax()) if len(count) else 0
@@ -171,8 +178,8 @@ class NativeModel(nn.Module):
             rows = count[:, tile].nonzero().squeeze(1)
             if not len(rows):
                 continue
-            key = torch.cat([batch.image_of[rows, None], size[rows, tile]], dim=1)
-            key, of = torch.unique(key, dim=0, return_inverse=True)
+            key = torch.cat([image_of[rows, None], size[rows, tile]], dim=1)
+            key, same = torch.unique(key, dim=0, return_inverse=True)
             image, sizes = key[:, 0], key[:, 1:]
             pooled, valid = pool(features.maps[tile][image], cells[image, tile], sizes)
             centre, extent = self._where(batch.size[image], tile, sizes, valid.shape[1:])
@@ -182,14 +189,14 @@ class NativeModel(nn.Module):
             flat.append(tokens[valid])
             number = (valid.flatten().cumsum(0) - 1).view_as(valid) + filled
             rank = valid.long().cumsum(-1) - 1
-            b, n = valid[of].nonzero(as_tuple=True)
-            slot = start[rows[b], tile] + rank[of[b], n]
-            source[rows[b], slot] = number[of[b], n]
+            b, n = valid[same].nonzero(as_tuple=True)
+            slot = start[rows[b], tile] + rank[same[b], n]
+            source[rows[b], slot] = number[same[b], n]
             tile_of[rows[b], slot] = tile
             filled += len(flat[-1])
         tokens = F.embedding(source, torch.cat([f.to(flat[-1].dtype) for f in flat]))
         real = torch.arange(longest, device=asked.device) < count.sum(-1, keepdim=True)
-        return tokens, real, tile_of
+        return Visual(tokens, real, of), tile_of
 
     def _where(self, size: Tensor, tile: int, sizes: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Centre and extent [U, h * w, 2] of pooled cells, image coordinates with the longest side = 1."""
@@ -204,10 +211,10 @@ class NativeModel(nn.Module):
 
     def forced(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Forced:
         """Teacher-force each question's first accepted answer. gates [B, T] in [0, 1] weigh each tile's tokens."""
-        tokens, real, tile = self.project(batch, features, asked)
-        weight = None if gates is None else gates.gather(1, tile)
+        visual, tile = self.visual(batch, features, asked)
+        weight = None if gates is None else gates.gather(1, tile[visual.of])
         ids, mask = self.language.tokenize_answers([q.answers[0] for q in batch.questions])
-        logits = self.language.logits(tokens, real, weight, self.language.tokenize(batch.texts), ids)
+        logits = self.language.logits(visual, weight, self.language.tokenize(batch.texts), ids)
         nll = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
         greedy = ((logits.argmax(-1) == ids) | ~mask).all(-1)
         return Forced(-(nll * mask).sum(-1), greedy)
@@ -228,22 +235,20 @@ class NativeModel(nn.Module):
     @torch.no_grad()
     def write(self, batch: Batch, features: Features, asked: Tensor) -> list[str]:
         """Greedy answers from features that are there already."""
-        tokens, real, _ = self.project(batch, features, asked)
-        return self.language.generate(tokens, real, self.language.tokenize(batch.texts))
+        visual, _ = self.visual(batch, features, asked)
+        return self.language.generate(visual, self.language.tokenize(batch.texts))
 
     @torch.no_grad()
-    def score(
-        self, batch: Batch, features: Features, asked: Tensor, metric: Metric = exact, forced: Forced | None = None
-    ) -> Tensor:
-        """The metric of each question's greedy answer, [B] in [0, 1].
+    def score(self, batch: Batch, features: Features, asked: Tensor, forced: Forced | None = None) -> Tensor:
+        """The score of each question's greedy answer by its own metric, [B] in [0, 1].
 
         Where one answer alone is right, one teacher-forced pass (`forced`, if it has been run) tells whether greedy decoding
         would write it.
         """
-        if metric is exact and all(len(q.answers) == 1 and self._plain(q.answers[0]) for q in batch.questions):
+        if all(q.metric == "exact" and len(q.answers) == 1 and self._plain(q.answers[0]) for q in batch.questions):
             return (forced or self.forced(batch, features, asked)).greedy.float()
         answers = self.write(batch, features, asked)
-        scores = [metric(answer, q.answers) for answer, q in zip(answers, batch.questions, strict=True)]
+        scores = [score(answer, q.answers, q.metric, q.text) for answer, q in zip(answers, batch.questions, strict=True)]
         return torch.tensor(scores, device=asked.device)
 
     def _plain(self, answer: str) -> bool:
@@ -264,23 +269,21 @@ class NativeModel(nn.Module):
         tokens = realised.sum(-1)
         batch = (len(size), *[1] * (realised.ndim - 2))
         words, encode = prompt_tokens.view(batch), self.encode_flops(size).view(*batch, -1)
-        context = tokens + words
         spec, c = self.language.transformer, self.config.cost
         flops = (
-            prefill_flops(spec, context, convention=self.convention)
-            + decode_flops(spec, context, c.answer_tokens, convention=self.convention)
+            answer_flops(spec, tokens, words, c.answer_tokens, convention=self.convention)
             + self._share(self.projector.flops_per_token()) * tokens
             + self._share(1) * ((realised > 0) * encode).sum(-1)
         )
-        return Cost(tokens, flops, kv_bytes(spec, context + c.answer_tokens, c.bytes_per_value))
+        return Cost(tokens, flops, kv_bytes(spec, tokens + words + c.answer_tokens, c.bytes_per_value))
 
     def encode_flops(self, size: Tensor) -> Tensor:
         """Measured FLOPs of encoding every tile. size [B, 2] -> [B, T] float64."""
-        stride = self.vision.stride
-        extent = -(-self.pyramid.pixels(size) // stride) * stride
-        unique, of = torch.unique(extent.flatten(0, 1), dim=0, return_inverse=True)
-        flops = [float(self.vision.flops(rows, columns)) if rows else 0.0 for rows, columns in unique.tolist()]
-        return torch.tensor(flops, dtype=torch.float64, device=size.device)[of].view(extent.shape[:2])
+        return encode_flops(self.vision, self.pyramid, size)
+
+    def glance_flops(self, size: Tensor) -> Tensor:
+        """None: the gate looks at what is encoded for the answer anyway. size [B, 2] -> [B] float64."""
+        return torch.zeros(len(size), dtype=torch.float64, device=size.device)
 
     def _share(self, flops: int) -> float:
         return flops / 2 if self.convention.unit == "macs" else float(flops)

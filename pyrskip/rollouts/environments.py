@@ -18,7 +18,7 @@ from pyrskip.gates.gate import Layout, Observation
 from pyrskip.gates.policies import Relaxed
 from pyrskip.gates.sequential import Reveal
 from pyrskip.models.native import NativeModel
-from pyrskip.models.tiers import Features
+from pyrskip.models.tiers import Features, GatedModel
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch
@@ -29,6 +29,8 @@ Worth = Callable[[Tensor, Tensor], Tensor]
 
 
 class Environment(Protocol, Generic[Rows]):
+    """tile_level [T] int64: the level of each tile."""
+
     layout: Layout
     tile_level: Tensor
 
@@ -61,7 +63,7 @@ class Environment(Protocol, Generic[Rows]):
         ...
 
     def tokens(self, rows: Rows, asked: Tensor) -> Tensor:
-        """Visual tokens that a decision [B, T] really gives -> [B]."""
+        """Realised tokens of a decision [B, T] -> [B] float."""
         ...
 
     def types(self, rows: Rows) -> Sequence[str]:
@@ -130,6 +132,8 @@ class TableEnvironment:
         return self.table.score[rows, : len(self.table.actions)]
 
     def chances(self, rows: Tensor) -> Tensor:
+        if self.table.probability is None:
+            raise UserError("rule.target=probability, which this model's rollouts do not hold; allowed: rule.target=score")
         return self.table.probability[rows, : len(self.table.actions)]
 
     def cost(self, rows: Tensor, asked: Tensor) -> Tensor:
@@ -144,9 +148,11 @@ class TableEnvironment:
     def relaxed(self, rows: Tensor, sample: Relaxed, worth: Worth, soft: bool) -> Tensor:
         """The table's multilinear extension: the expectation over actions, of their weights."""
         if sample.weight is None:
+            listed, tiles = self.table.actions.selection.shape
             raise UserError(
-                "gate.policy=bernoulli decides tile by tile, and the rollout table lists whole levels; "
-                "allowed: rule.online=true, gate.policy=categorical, or pyramid.grid=[1]"
+                f"gate.policy=bernoulli decides tile by tile: it needs all {2 ** (tiles - 1)} selections, and "
+                f"the rollout table lists {listed}; allowed: rule.online=true, gate.policy=categorical, or "
+                "actions.unit=tile without a sample"
             )
         scores = self.chances(rows) if soft else self.scores(rows)
         return (sample.weight * worth(scores, self.relative[rows])).sum(-1)
@@ -234,7 +240,7 @@ class ModelEnvironment:
         return self.model.cost(self.model.realise(asked, size), size, self.model.prompt_tokens(rows)).flops.float()
 
 
-def observe(model: NativeModel, layout: Layout, rows: Batch, features: Features, price: Tensor, unit: float) -> Observation:
+def observe(model: GatedModel, layout: Layout, rows: Batch, features: Features, price: Tensor, unit: float) -> Observation:
     """The observation of a batch whose glance is encoded."""
     query, mask = model.text.encode(rows.texts)
     capacity = model.pyramid.capacity(rows.size)[rows.image_of]
@@ -251,7 +257,7 @@ def observe(model: NativeModel, layout: Layout, rows: Batch, features: Features,
         capacity=capacity,
         cost=(cost.flops / unit).float(),
         price=price,
-        reveal=partial(_look, model, rows),
+        reveal=partial(_look, model, rows) if isinstance(model, NativeModel) else None,
     )
 
 
@@ -266,7 +272,7 @@ def _look(model: NativeModel, rows: Batch, tile: int, keep: Tensor) -> Tensor:
     return (cells.sum((-1, -2)) / count[:, None])[rows.image_of] * keep[:, None]
 
 
-def action_costs(model: NativeModel, layout: Layout, rows: Batch) -> Cost:
+def action_costs(model: GatedModel, layout: Layout, rows: Batch) -> Cost:
     """Cost of every listed action, [B, S] each."""
     size = rows.size[rows.image_of]
     asked = layout.actions.tokens(model.pyramid.capacity(rows.size)[rows.image_of], layout.budget)

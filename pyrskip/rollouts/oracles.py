@@ -6,6 +6,7 @@ Axes: N questions, S listed actions. Values are score - price x relative cost, w
 import torch
 from torch import Tensor
 
+from pyrskip.errors import UserError
 from pyrskip.rollouts.table import RolloutTable
 
 
@@ -30,6 +31,25 @@ def by_sample(table: RolloutTable, price: float, unit: float) -> Tensor:
     """
     actions = len(table.actions)
     return _best(table.score[:, :actions].double(), table.cost.flops[:, :actions].double() / unit, price)
+
+
+def cross(table: RolloutTable, other: RolloutTable, price: float, unit: float) -> Tensor:
+    """The listed action that is best for each question in `other`, to be played in `table`, [N].
+
+    other: the same questions rolled out with another flex seed; unit: its own FLOPs of relative cost 1. Luck of one model's
+    answers does not carry over to another's, so this is an upper bound that can be reached, which `by_sample` is not. Raises
+    UserError where the two tables do not list the same questions and actions.
+    """
+    if other.actions.names != table.actions.names:
+        raise UserError(
+            f"oracle:cross needs one action set: the other rollouts list {', '.join(other.actions.names[:8])}, these "
+            f"{', '.join(table.actions.names[:8])}"
+        )
+    where = {key: row for row, key in enumerate(other.keys)}
+    missing = [key for key in table.keys if key not in where]
+    if missing:
+        raise UserError(f"oracle:cross needs the same questions: the other {other.split} rollouts lack {missing[0]!r}")
+    return by_sample(other, price, unit)[torch.tensor([where[key] for key in table.keys])]
 
 
 def _best(score: Tensor, cost: Tensor, price: float) -> Tensor:

@@ -1,11 +1,14 @@
-"""Stage rollouts: score every listed action on every question of a split, in parallel over ranks.
+"""Stage rollouts: score every listed action on every question of a split, in parallel over ranks, resumable.
 
-Axes: B questions of a batch, S listed actions, T tiles.
+Axes: B questions of a batch, K decisions, S listed actions, T tiles. A split is rolled out in chunks of images. A chunk is
+written whole or not at all, whatever the number of ranks, so a run that was killed goes on with the chunks that are not there.
 """
 
 import shutil
-from functools import partial
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -14,59 +17,80 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyrskip.budget import BudgetRule
-from pyrskip.cost import Cost
-from pyrskip.data.reader import ShardDataset, collate
-from pyrskip.data.sampler import EvalSampler
-from pyrskip.decision import ActionSet, blind, reference
+from pyrskip.data.cache import CachedDataset
+from pyrskip.data.reader import ShardDataset
+from pyrskip.data.sampler import ChunkSampler
+from pyrskip.decision import ActionSet, blind
+from pyrskip.errors import UserError
 from pyrskip.gates.gate import Layout
 from pyrskip.models.native import NativeModel
+from pyrskip.models.served import ServedModel
+from pyrskip.models.tiers import Features
 from pyrskip.rollouts.environments import observe
-from pyrskip.rollouts.table import RolloutTable
-from pyrskip.sample import Batch
+from pyrskip.rollouts.play import play_native, play_served
+from pyrskip.rollouts.table import RolloutTable, check_origin
+from pyrskip.sample import Batch, Sample
+
+UNREADABLE = "unreadable"
+"""A file in a chunk's directory that stands for its table, where none of its images can be read."""
 
 
 class RolloutModule(pl.LightningModule):
-    """Predicts the part of a table that a batch gives."""
+    """Predicts the part of a table that a batch gives. origin: what the table is to know of its making."""
 
-    def __init__(self, model: NativeModel, actions: ActionSet, budget: BudgetRule, split: str) -> None:
+    def __init__(
+        self,
+        model: NativeModel | ServedModel,
+        actions: ActionSet,
+        budget: BudgetRule,
+        split: str,
+        origin: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.split = model, split
+        self.model, self.split, self.origin = model, split, dict(origin or {})
         self.layout = Layout(model.text.width, model.vision.channels, model.pyramid.tiles, actions, budget)
-        self.parts: list[RolloutTable] = []
+        # a rank whose chunks are all done has nothing left
+        self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def decisions(self, capacity: Tensor) -> Tensor:
         """The listed actions and what is outside of the set. capacity [B, T] -> [B, S + 2, T]."""
-        outside = torch.stack([reference(self.model.pyramid), blind(self.model.pyramid)]).to(capacity.device)
+        outside = torch.stack([self.model.reference, blind(self.model.pyramid)]).to(capacity.device)
         listed = self.layout.actions.tokens(capacity, self.layout.budget)
         return torch.cat([listed, self.layout.budget.tokens(outside[None], capacity[:, None])], dim=1)
 
     @torch.no_grad()
-    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+    def predict_step(self, batch: Batch | None, batch_idx: int) -> RolloutTable | None:
+        """None where no sample of the batch can be read."""
+        if batch is None:
+            return None
         model, layout = self.model, self.layout
         capacity = model.pyramid.capacity(batch.size)[batch.image_of]
-        size, words = batch.size[batch.image_of], model.prompt_tokens(batch)
-        features = model.encode(batch, capacity > 0)
-        scores, chances, costs = [], [], []
-        for asked in self.decisions(capacity).unbind(1):
-            forced = model.forced(batch, features, asked)
-            scores.append(model.score(batch, features, asked, forced=forced))
-            chances.append(forced.loglik.exp())
-            costs.append(model.cost(model.realise(asked, size), size, words))
-        seen = observe(model, layout, batch, features, torch.zeros(len(batch), device=self.device), 1.0)
-        similarity = self.similarity(batch, features_tokens=model.project(batch, features, capacity))
+        size, asked = batch.size[batch.image_of], self.decisions(capacity)
+        score: Tensor
+        chance: Tensor | None
+        similarity: Tensor | None = None
+        if isinstance(model, NativeModel):
+            features = model.encode(batch, (asked > 0).any(1))
+            score, chance = play_native(model, batch, features, asked)
+            similarity = self.similarity(model, batch, features, capacity)
+        else:
+            glance = torch.arange(model.pyramid.tiles, device=capacity.device) == model.pyramid.glance
+            features = model.encode(batch, glance.expand(len(batch), -1))
+            score, chance = play_served(model, batch, asked)
+        realised = model.realise(asked, size[:, None].expand(-1, asked.shape[1], -1))
+        seen = observe(model, layout, batch, features, torch.zeros(len(batch), device=asked.device), 1.0)
         first = [int((batch.image_of == i).int().argmax()) for i in range(len(batch.image))]
         texts = tuple(dict.fromkeys(batch.texts))
         where = {t: i for i, t in enumerate(texts)}
-        query_of = torch.tensor([where[t] for t in batch.texts])
         said = [batch.texts.index(t) for t in texts]
         part = RolloutTable(
             actions=layout.actions,
-            score=torch.stack(scores, dim=1),
-            probability=torch.stack(chances, dim=1),
-            cost=Cost(*(torch.stack([getattr(c, n) for c in costs], dim=1) for n in ("tokens", "flops", "kv_bytes"))),
+            score=score,
+            probability=chance,
+            cost=model.cost(realised, size, model.prompt_tokens(batch)),
             similarity=similarity,
             image_of=batch.image_of,
-            query_of=query_of,
+            query_of=torch.tensor([where[t] for t in batch.texts]),
             query=seen.query[said],
             query_mask=seen.query_mask[said],
             glance=seen.glance[first],
@@ -77,32 +101,99 @@ class RolloutModule(pl.LightningModule):
             texts=texts,
             image_keys=batch.image_keys,
             split=self.split,
+            origin=self.origin,
         )
-        self.parts.append(part.to(torch.device("cpu")))
+        return part.to(torch.device("cpu"))
 
-    def similarity(self, batch: Batch, features_tokens: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def similarity(self, model: NativeModel, batch: Batch, features: Features, capacity: Tensor) -> Tensor:
         """Cosine of the mean word embedding with every tile's mean token, [B, T]; -1 where a tile has none."""
-        tokens, real, tile = features_tokens
-        ids, mask = self.model.language.tokenize(batch.texts)
-        question = (self.model.language.embed(ids) * mask[..., None]).sum(1)
-        member = F.one_hot(tile, self.model.pyramid.tiles) * real[..., None]
+        tokens, real, tile = model.project(batch, features, capacity)
+        ids, mask = model.language.tokenize(batch.texts)
+        question = (model.language.embed(ids) * mask[..., None]).sum(1)
+        member = F.one_hot(tile, model.pyramid.tiles) * real[..., None]
         mean = torch.einsum("bnt,bnd->btd", member.to(tokens), tokens)
         cosine = F.cosine_similarity(question[:, None], mean, dim=-1)
         return cosine.masked_fill(member.sum(1) == 0, -1.0)
 
 
-def roll_out(trainer: pl.Trainer, module: RolloutModule, data: ShardDataset, images: int, directory: Path) -> None:
-    """Write `directory`/table.safetensors, each rank a part of it first."""
-    sampler = EvalSampler(len(data), images, trainer.global_rank, trainer.world_size)
-    loader = DataLoader(data, batch_sampler=sampler, collate_fn=partial(collate, side=module.model.pyramid.size))
-    module.parts.clear()
+class ChunkWriter(pl.Callback):
+    """Writes each chunk as soon as its last batch is done, and tells a line for each fifth of a rank's."""
+
+    def __init__(self, sampler: ChunkSampler, directory: Path, quiet: bool) -> None:
+        self.sampler, self.directory, self.quiet = sampler, directory, quiet
+        self.parts: list[RolloutTable] = []
+        self.written = 0
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if outputs is not None:
+            self.parts.append(outputs)
+        chunk = self.sampler.ends.get(batch_idx)
+        if chunk is None:
+            return
+        place = self.directory / _name(chunk)
+        if self.parts:
+            RolloutTable.concatenate(self.parts).save(place)
+        else:
+            place.mkdir(parents=True, exist_ok=True)
+            (place / UNREADABLE).touch()
+        self.parts.clear()
+        self.written += 1
+        total = len(self.sampler.ends)
+        told = trainer.is_global_zero and not self.quiet and not sys.stderr.isatty()  # a terminal shows a bar
+        if told and self.written * 5 // total > (self.written - 1) * 5 // total:
+            print(f"  {self.directory.name}: chunk {self.written}/{total}", file=sys.stderr, flush=True)
+
+
+def roll_out(
+    trainer: pl.Trainer,
+    module: RolloutModule,
+    data: ShardDataset | CachedDataset,
+    images: int,
+    chunk: int,
+    directory: Path,
+    quiet: bool = True,
+) -> None:
+    """Write `directory`/table.safetensors and table.json, each rank chunks of it first.
+
+    images: of a pass; chunk: images of a chunk. Chunks that are there are kept; UserError where they are of another origin.
+    """
+    whole = ChunkSampler(len(data), images, chunk)
+    places = {c: directory / _name(c) for c in whole.chunks}
+    done = [c for c, place in places.items() if (place / "table.json").exists()]
+    for c in done:
+        check_origin(RolloutTable.load(places[c]), module.origin, places[c])
+    sampler = ChunkSampler(len(data), images, chunk, done, trainer.global_rank, trainer.world_size)
+
+    def gather(samples: list[Sample | None]) -> Batch | None:
+        readable = [sample for sample in samples if sample is not None]
+        return Batch.collate(readable, module.model.pyramid.size) if readable else None
+
+    trainer.callbacks.append(ChunkWriter(sampler, directory, quiet))  # type: ignore[attr-defined]
+    loader = DataLoader(data, batch_sampler=sampler, collate_fn=gather)
     trainer.predict(module, loader, return_predictions=False)
-    part = directory / f"part-{trainer.global_rank}"
-    RolloutTable.concatenate(module.parts).save(part)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
-        parts = [directory / f"part-{rank}" for rank in range(trainer.world_size)]
+        parts = [place for place in places.values() if not (place / UNREADABLE).exists()]
+        for part in parts:
+            if not (part / "table.json").exists():
+                raise UserError(f"{part} is gone, so another run may have written here; run the same command again, alone")
+        if not parts:
+            raise UserError(
+                f"none of the {len(data)} samples of split {module.split} could be read; the log names what is broken"
+            )
         RolloutTable.concatenate([RolloutTable.load(p) for p in parts]).save(directory)
-        for p in parts:
-            shutil.rmtree(p)
+        for old in directory.glob("chunk-*"):
+            shutil.rmtree(old)
     trainer.strategy.barrier()
+
+
+def _name(chunk: tuple[int, int]) -> str:
+    return f"chunk-{chunk[0]:08d}-{chunk[1]:08d}"

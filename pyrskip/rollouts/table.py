@@ -4,11 +4,13 @@ Axes: N questions, M images, U distinct question texts, S listed actions, T tile
 
 The columns of `score`, `probability` and `cost` are the listed actions in the action set's order, and after them the
 decisions outside of it (OUTSIDE): the model as used without pyrskip, and no image at all.
+A table knows its origin: what it was rolled out with, and what would give other numbers if it were another.
 """
 
 import json
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,15 @@ class RolloutTable:
 
     similarity [N, T]: cosine of the question with each tile's mean token; image_of [N] and query_of [N]: rows of the images
     and texts; query [U, W, Q], query_mask [U, W]; glance [M, C, h, w], glance_mask [M, h, w]; size [M, 2] rows and columns
-    of the image; types, keys: N; texts: U; image_keys: M.
+    of the image; types, keys: N; texts: U; image_keys: M; origin: see `check_origin`. probability and similarity are None where
+    the model shows too little of its inside.
     """
 
     actions: ActionSet
     score: Tensor
-    probability: Tensor
+    probability: Tensor | None
     cost: Cost
-    similarity: Tensor
+    similarity: Tensor | None
     image_of: Tensor
     query_of: Tensor
     query: Tensor
@@ -50,6 +53,7 @@ class RolloutTable:
     texts: tuple[str, ...]
     image_keys: tuple[str, ...]
     split: str
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.score)
@@ -67,15 +71,18 @@ class RolloutTable:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()}
         moved["cost"] = Cost(*(getattr(self.cost, n).to(device) for n in ("tokens", "flops", "kv_bytes")))
-        moved["actions"] = ActionSet(self.actions.selection.to(device), self.actions.names)
+        rung = None if self.actions.rung is None else self.actions.rung.to(device)
+        moved["actions"] = replace(self.actions, selection=self.actions.selection.to(device), rung=rung)
         return RolloutTable(**moved)
 
     def save(self, directory: Path) -> None:
         tensors = {name: getattr(self.cost, name) for name in ("tokens", "flops", "kv_bytes")}
         tensors |= {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         tensors["selection"] = self.actions.selection
-        lists = {name: getattr(self, name) for name in ("types", "keys", "texts", "image_keys", "split")}
-        lists["actions"] = self.actions.names
+        if self.actions.rung is not None:
+            tensors["rung"] = self.actions.rung
+        lists = {name: getattr(self, name) for name in ("types", "keys", "texts", "image_keys", "split", "origin")}
+        lists["actions"], lists["ladder"] = self.actions.names, self.actions.ladder
         directory.mkdir(parents=True, exist_ok=True)
         _replace(directory / "table.safetensors", safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}))
         _replace(directory / "table.json", json.dumps(lists).encode())
@@ -87,10 +94,12 @@ class RolloutTable:
             tensors = safetensors.torch.load_file(directory / "table.safetensors")
             lists = json.loads((directory / "table.json").read_text())
             cost = Cost(tensors.pop("tokens"), tensors.pop("flops"), tensors.pop("kv_bytes"))
-            actions = ActionSet(tensors.pop("selection"), tuple(lists.pop("actions")))
-            split = lists.pop("split")
-            members: dict[str, Any] = {**tensors, **{k: tuple(v) for k, v in lists.items()}}
-            table = cls(actions=actions, cost=cost, split=split, **members)
+            names, ladder = tuple(lists.pop("actions")), tuple(lists.pop("ladder"))
+            actions = ActionSet(tensors.pop("selection"), names, ladder, tensors.pop("rung", None))
+            split, origin = lists.pop("split"), dict(lists.pop("origin"))
+            unknown: dict[str, Any] = {"probability": None, "similarity": None}
+            members: dict[str, Any] = {**unknown, **tensors, **{k: tuple(v) for k, v in lists.items()}}
+            table = cls(actions=actions, cost=cost, split=split, origin=origin, **members)
             table._check_lengths()
             return table
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -100,14 +109,16 @@ class RolloutTable:
         """Raises ValueError where two members disagree on N, M, U, S or T."""
         rows, width = len(self.score), len(self.actions.names) + len(OUTSIDE)
         columns = {name: getattr(self.cost, name) for name in ("tokens", "flops", "kv_bytes")}
-        columns |= {"score": self.score, "probability": self.probability}
+        columns |= {"score": self.score} | ({} if self.probability is None else {"probability": self.probability})
         for name, tensor in columns.items():
             if tensor.shape != (rows, width):
                 raise ValueError(f"{name} is {list(tensor.shape)}, not {[rows, width]}")
-        if self.actions.selection.shape != (width - len(OUTSIDE), self.similarity.shape[1]):
+        if len(self.actions.selection) != width - len(OUTSIDE):
             raise ValueError(f"selection is {list(self.actions.selection.shape)}, for {width - len(OUTSIDE)} actions")
+        if self.similarity is not None and self.similarity.shape != (rows, self.actions.selection.shape[1]):
+            raise ValueError(f"similarity is {list(self.similarity.shape)}, not {[rows, self.actions.selection.shape[1]]}")
         alike = {
-            "score": ("types", "keys", "similarity", "image_of", "query_of"),
+            "score": ("types", "keys", "image_of", "query_of"),
             "image_keys": ("size", "glance", "glance_mask"),
             "texts": ("query", "query_mask"),
         }
@@ -135,8 +146,9 @@ class RolloutTable:
             query_mask[rows, : part.query.shape[1]] = part.query_mask
         images = torch.tensor([0] + [len(part.image_keys) for part in parts]).cumsum(0).tolist()
 
-        def joined(name: str) -> Tensor:
-            return torch.cat([getattr(part, name) for part in parts])
+        def joined(name: str) -> Any:
+            members = [getattr(part, name) for part in parts]
+            return None if members[0] is None else torch.cat(members)
 
         return cls(
             actions=first.actions,
@@ -156,7 +168,22 @@ class RolloutTable:
             texts=texts,
             image_keys=tuple(k for part in parts for k in part.image_keys),
             split=first.split,
+            origin=first.origin,
         )
+
+
+def check_origin(table: RolloutTable, wanted: Mapping[str, str], where: Path) -> None:
+    """Refuse a table that was rolled out with another model, data, split, layout, budget, decoding or action set.
+
+    wanted: what this run would roll out with, by the same names as the table's origin.
+    """
+    for name in sorted(wanted.keys() | table.origin.keys()):
+        old, new = table.origin.get(name), wanted.get(name)
+        if old != new:
+            raise UserError(
+                f"{where} holds rollouts of another {name}: {old}, this run has {new}; delete it to roll out anew, or start "
+                "another run with name=<other>"
+            )
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -28,6 +28,7 @@ class ExactModule(GateModule):
         reward = self.worth(price, batch_idx)(self.scores(rows), seen.cost)
         entropy = policy.entropy().mean()
         expected = estimators.expectation(probs, reward)
-        loss = -(self.weight(rows, price, batch_idx) * expected).mean() - self.entropy_weight(batch_idx) * entropy
-        self.record(rows, seen, policy, loss, batch_idx, policy_loss=loss, entropy=entropy)
+        policy_loss = -(self.weight(rows, price, batch_idx) * expected).mean()
+        loss = policy_loss - self.entropy_weight(batch_idx) * entropy
+        self.record(rows, seen, policy, loss, batch_idx, policy_loss=policy_loss, entropy=entropy)
         return loss

@@ -91,7 +91,7 @@ class GateModule(StepModule):
 
     policies: what the rule can train, offline_only: those of them that need a rollout table; forms: of the reward; soft:
     whether it is best taught the answer's probability (a sampled decision gives no gradient to it, so its score does).
-    log_every: steps between logged metrics, 0 for none.
+    log_every: steps between logged metrics, the last step's beside; 0 for none.
     """
 
     policies: tuple[str, ...] = ()
@@ -184,7 +184,8 @@ class GateModule(StepModule):
         **losses: Tensor,
     ) -> None:
         """Move the multiplier by what samples cost; log what the gate does by its mode, and look for a collapse."""
-        logs = self.log_every > 0 and (batch_idx + 1) % self.log_every == 0
+        done = batch_idx + 1
+        logs = self.log_every > 0 and (done % self.log_every == 0 or done == self.config.optimizer.steps)
         targeted = self.price.config.mode == "target"
         if not (logs or targeted):
             return
@@ -201,9 +202,9 @@ class GateModule(StepModule):
             "reward/mean": worth(self.price.config, score, cost, seen.price).mean(),
             "reward/price": seen.price.mean(),
             "gate/accuracy": score.mean(),
+            "cost/tokens": self.environment.tokens(rows, asked).mean(),
             "cost/relative_flops": cost.mean(),
             "cost/relative_flops_sampled": sampled.mean(),
-            "cost/tokens": self.environment.tokens(rows, asked).mean(),
         }
         metrics |= {f"losses/{name}": value for name, value in losses.items()}
         level = self.environment.tile_level

@@ -23,6 +23,7 @@ class GumbelModule(GateModule):
         sample = policy.rsample(self.config.temperature)
         reward = self.environment.relaxed(rows, sample, self.worth(price, batch_idx), self.config.target == "probability")
         entropy = policy.entropy().mean()
-        loss = -(self.weight(rows, price, batch_idx) * reward).mean() - self.entropy_weight(batch_idx) * entropy
-        self.record(rows, seen, policy, loss, batch_idx, policy_loss=loss, entropy=entropy)
+        policy_loss = -(self.weight(rows, price, batch_idx) * reward).mean()
+        loss = policy_loss - self.entropy_weight(batch_idx) * entropy
+        self.record(rows, seen, policy, loss, batch_idx, policy_loss=policy_loss, entropy=entropy)
         return loss

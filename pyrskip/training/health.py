@@ -27,9 +27,9 @@ def signs(policy: Policy, asked: Tensor, sampled: Tensor, types: Sequence[str], 
     distinct selections, what they tell of the question type, and how often the sample is not the mode.
     """
     label = labels(asked > 0)
-    found = {
-        f"gate/keep_rate/level_{level}": rate for level, rate in keep_rates(asked > 0, tile_level.to(asked.device)).items()
-    }
+    rates = keep_rates(asked > 0, tile_level.to(asked.device))
+    # the last level is the glance, which is always kept
+    found = {f"gate/keep_rate/level_{level}": rates[level] for level in sorted(rates)[:-1]}
     return found | {
         "gate/entropy": float(policy.entropy().mean()),
         "gate/decision_entropy": entropy_of(label),

@@ -9,11 +9,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
 from pyrskip.data.datamodule import StepData
 from pyrskip.errors import UserError
+from pyrskip.training.clock import Clock
+from pyrskip.training.progress import Bar, Lines
 
 CHECKPOINT = "last.ckpt"
 
@@ -43,15 +45,19 @@ class TrainerConfig:
             raise UserError(f"trainer.gradient_clip={self.gradient_clip} clips nothing; allowed: null, or more than 0")
 
 
-def build_trainer(config: TrainerConfig, directory: Path, loggers: Sequence[Logger] = (), title: str = "") -> pl.Trainer:
+def build_trainer(
+    config: TrainerConfig,
+    directory: Path,
+    loggers: Sequence[Logger] = (),
+    title: str = "",
+    callbacks: Sequence[Callback] = (),
+) -> pl.Trainer:
     """A Trainer whose one epoch is the whole run and whose checkpoints go to `directory`/last.ckpt.
 
     title: what its progress is told as.
     """
     terminal = sys.stderr.isatty() and not config.quiet
-    progress: list[Callback] = [TQDMProgressBar(refresh_rate=10)] if terminal else []
-    if not terminal and not config.quiet:
-        progress = [PlainProgress(title)]
+    progress: list[Callback] = [] if config.quiet else [Bar(title) if terminal else Lines(title)]
     checkpoint = ModelCheckpoint(
         dirpath=directory,
         filename=Path(CHECKPOINT).stem,
@@ -63,7 +69,7 @@ def build_trainer(config: TrainerConfig, directory: Path, loggers: Sequence[Logg
     return _trainer(
         config,
         logger=list(loggers),
-        callbacks=[checkpoint, *progress],
+        callbacks=[Clock(), *callbacks, checkpoint, *progress],
         enable_progress_bar=terminal,
     )
 
@@ -130,21 +136,3 @@ def check_readable(path: Path, module: torch.nn.Module | None = None) -> None:
                 f"{path} is the checkpoint of another model: {wrong[0]} is {there.get(wrong[0], 'missing')} there and "
                 f"{wanted.get(wrong[0], 'missing')} here; {mend}"
             )
-
-
-class PlainProgress(Callback):
-    """A line for each fifth of the run, where no terminal shows a bar."""
-
-    SHOWN = ("train/loss", "train/accuracy", "gate/accuracy", "cost/relative_flops")
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        total = int(trainer.num_training_batches)
-        if trainer.is_global_zero and (batch_idx + 1) * 5 // total > batch_idx * 5 // total:
-            metrics = trainer.callback_metrics
-            figures = "  ".join(f"{name} {float(metrics[name]):.4f}" for name in self.SHOWN if name in metrics)
-            print(f"  {self.title}: step {batch_idx + 1}/{total}  {figures}", file=sys.stderr, flush=True)

@@ -1,0 +1,269 @@
+"""A frozen encoder's maps, encoded once and read by every later run.
+
+A cache directory has one file for each run of a split's images, `<split>-000000.safetensors`: tile_<t> [cells, C] float16, the
+cells of all its images below each other, and size [images, 2] their rows and columns, (0, 0) for one that could not be
+read. `cache.json`, written last, lists them and says what the maps depend on.
+
+Axes: I images, T tiles, C channels.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pyrskip.data.reader import ShardDataset
+from pyrskip.data.shards import SPLITS, parse_index, whole_file
+from pyrskip.errors import UserError
+from pyrskip.models.tiles import encode_tiles
+from pyrskip.models.vision import VisionConfig, VisionEncoder
+from pyrskip.pyramid import Pyramid
+from pyrskip.sample import Batch, Question, Sample
+
+INDEX = "cache.json"
+FORMAT = 1
+IMAGES_PER_FILE = 250
+MAX_OPEN = 64
+
+
+def fingerprint(config: VisionConfig, vision: VisionEncoder, pyramid: Pyramid, data: Path | None) -> dict[str, Any]:
+    """What cached maps depend on: the encoder and its weights, how pixels reach it, and the images (None: not there yet)."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted({**dict(vision.named_parameters()), **dict(vision.named_buffers())}.items()):
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    made = {
+        "vision.backbone": config.backbone,
+        "vision.out_index": config.out_index,
+        "vision.kwargs": config.kwargs,
+        "vision.weights": weights.hexdigest(),
+        "pyramid.size": pyramid.size,
+        "pyramid.levels": pyramid.levels,
+        "pyramid.grid": list(pyramid.grid),
+    }
+    if data is not None:
+        index = parse_index(data)
+        images = hashlib.sha256("".join(s.sha256 for split in SPLITS for s in index.splits[split]).encode())
+        made["data"] = images.hexdigest()
+    return made
+
+
+def check_cache(directory: Path, wanted: Mapping[str, Any]) -> None:
+    """Raises UserError where the directory holds no whole cache, or one with another fingerprint than `wanted`."""
+    path = directory / INDEX
+    if not path.is_file():
+        raise UserError(f"data.cache={directory} holds no {INDEX}, so it is no cache, or was not written to the end")
+    try:
+        content = json.loads(path.read_bytes())
+        made, files = content["fingerprint"], [f for split in SPLITS for f in content["splits"][split]]
+        if content["format"] != FORMAT:
+            raise UserError(f"{path} has format {content['format']}; this version reads format {FORMAT}")
+        for file in files:
+            if (directory / Path(file["file"]).name).stat().st_size != file["bytes"]:
+                raise UserError(f"{directory / file['file']} has not the {file['bytes']} bytes that {INDEX} says")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read as the index of a cache ({type(error).__name__}: {error})") from error
+    for key, value in wanted.items():
+        if made.get(key) != value:
+            raise UserError(
+                f"data.cache={directory} is stale: made with {key}={_short(made.get(key))}, this run has {_short(value)}; "
+                f"allowed: {_short(made.get(key))}, data.cache=null, or data.cache=run in a run with another name"
+            )
+
+
+class CachedDataset(Dataset[Sample | None]):
+    """The samples of a split with their maps instead of their pixels. A sample that cannot be read is None.
+
+    Safe to use in loader workers. Raises UserError where the cache does not hold the split's images.
+    """
+
+    def __init__(self, data: ShardDataset, directory: Path, split: str, pyramid: Pyramid) -> None:
+        self.data, self._directory, self._pyramid = data, directory, pyramid
+        self.directory, self.parts = data.directory, data.parts
+        self._open: dict[str, Any] = {}
+        content = json.loads((directory / INDEX).read_bytes())
+        self._files: list[str] = [file["file"] for file in content["splits"][split]]
+        self._place: list[tuple[int, int]] = [
+            (number, row) for number, file in enumerate(content["splits"][split]) for row in range(file["images"])
+        ]
+        if len(self._place) != len(data):
+            raise UserError(f"data.cache={directory} holds {len(self._place)} images of {split}, the data {len(data)}")
+        sizes = [self._file(name).get_tensor("size") for name in self._files]
+        self._size = torch.cat(sizes)
+        cells = pyramid.cells(self._size)
+        count = [c.prod(-1) for c in cells.split([len(s) for s in sizes])]
+        # where each image's cells start in its file
+        self._start = torch.cat([c.cumsum(0) - c for c in count])
+        self._cells = cells
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def questions(self) -> Iterator[tuple[Question, ...] | None]:
+        return self.data.questions()
+
+    def __getitem__(self, index: int) -> Sample | None:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
+        return [self._sample(i, questions) for i, questions in zip(indices, self.data.questions_of(indices), strict=True)]
+
+    def _sample(self, index: int, questions: tuple[Question, ...] | None) -> Sample | None:
+        height, width = self._size[index].tolist()
+        if questions is None or not height:
+            return None
+        file = self._file(self._files[self._place[index][0]])
+        maps = []
+        for tile, ((rows, columns), start) in enumerate(
+            zip(self._cells[index].tolist(), self._start[index].tolist(), strict=True)
+        ):
+            side = self._pyramid.side(int(self._pyramid.tile_level[tile])) // self._pyramid.stride
+            cells = file.get_slice(f"tile_{tile}")[start : start + rows * columns]
+            whole = cells.view(rows, columns, cells.shape[-1])
+            if (rows, columns) != (side, side):
+                whole = torch.nn.functional.pad(whole, (0, 0, 0, side - columns, 0, side - rows))
+            maps.append(whole)
+        blank = torch.zeros(1, dtype=torch.uint8).expand(3, height, width)
+        return Sample(self.data.image_keys[index], blank, questions, tuple(maps))
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            if len(self._open) == MAX_OPEN:
+                self._open.pop(next(iter(self._open)))
+            try:
+                self._open[name] = safe_open(self._directory / name, "pt")
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{self._directory / name} cannot be read: {error}; delete the cache's directory") from error
+        return self._open[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}
+
+
+class CacheModule(pl.LightningModule):
+    """Predicts the maps of batches of images, and writes a file whenever one is full."""
+
+    def __init__(self, vision: VisionEncoder, pyramid: Pyramid, directory: Path, split: str, total: int) -> None:
+        super().__init__()
+        self.vision, self.pyramid, self.directory, self.split, self.total = vision, pyramid, directory, split, total
+        self.waiting: dict[int, tuple[Tensor, list[Tensor]]] = {}
+
+    @torch.no_grad()
+    def predict_step(self, batch: tuple[list[int], list[int], Batch | None], batch_idx: int) -> None:
+        numbers, found, images = batch
+        tiles = self.pyramid.tiles
+        nothing = torch.zeros(2, dtype=torch.int64), [torch.zeros(0, self.vision.channels).half()] * tiles
+        self.waiting |= dict.fromkeys(numbers, nothing)
+        if images is not None:
+            keep = torch.ones(len(images), tiles, dtype=torch.bool, device=images.size.device)
+            maps = [m.half().cpu() for m in encode_tiles(self.vision, self.pyramid, images, keep).maps]
+            cells = self.pyramid.cells(images.size).tolist()
+            for row, number in enumerate(found):
+                kept = [m[row, :, : c[0], : c[1]].permute(1, 2, 0).flatten(0, 1) for m, c in zip(maps, cells[row], strict=True)]
+                self.waiting[number] = images.size[row].cpu(), kept
+        last = numbers[-1]
+        if (last + 1) % IMAGES_PER_FILE == 0 or last + 1 == self.total:
+            self._write(last // IMAGES_PER_FILE)
+
+    def _write(self, number: int) -> None:
+        sizes, kept = zip(*(self.waiting[i] for i in sorted(self.waiting)), strict=True)
+        tensors = {f"tile_{t}": torch.cat(maps) for t, maps in enumerate(zip(*kept, strict=True))}
+        with whole_file(self.directory / _name(self.split, number)) as file:
+            file.write(safetensors.torch.save({"size": torch.stack(list(sizes)), **tensors}))
+        self.waiting.clear()
+
+
+def write_cache(
+    trainer: pl.Trainer,
+    vision: VisionEncoder,
+    pyramid: Pyramid,
+    data: Mapping[str, ShardDataset],
+    directory: Path,
+    made: Mapping[str, Any],
+    images: int,
+    workers: int,
+) -> None:
+    """Encode every split, ranks in parallel, `images` a pass; what an earlier, killed run has written is kept.
+
+    made: `fingerprint`. Raises UserError where the disk is too small or a file cannot be written.
+    """
+    rank, world = trainer.global_rank, trainer.world_size
+    if trainer.is_global_zero:
+        directory.mkdir(parents=True, exist_ok=True)
+        _check_space(vision, pyramid, sum(map(len, data.values())), directory)
+    for split, samples in data.items():
+        count = len(samples)
+        wanted = [n for n in range(-(-count // IMAGES_PER_FILE)) if not (directory / _name(split, n)).exists()]
+        mine = _Passes(samples, wanted[rank::world], images, pyramid.size)
+        module = CacheModule(vision, pyramid, directory, split, count)
+        if len(mine):
+            loader = DataLoader(mine, batch_size=None, num_workers=workers)
+            trainer.predict(module, loader, return_predictions=False)
+        trainer.strategy.barrier()
+    if trainer.is_global_zero:
+        splits = {split: _listed(directory, split, len(samples)) for split, samples in data.items()}
+        content = {"format": FORMAT, "fingerprint": dict(made), "splits": splits}
+        with whole_file(directory / INDEX) as file:
+            file.write(json.dumps(content, indent=1).encode())
+    trainer.strategy.barrier()
+
+
+class _Passes(Dataset[tuple[list[int], list[int], Batch | None]]):
+    """The images of some files, in passes of `images` that never span two files: numbers of all, numbers of those that
+    could be read, and their batch."""
+
+    def __init__(self, data: ShardDataset, files: Sequence[int], images: int, side: int) -> None:
+        self._data, self._side = data, side
+        self._passes = [
+            range(low, min(low + images, end))
+            for number in files
+            for end in [min((number + 1) * IMAGES_PER_FILE, len(data))]
+            for low in range(number * IMAGES_PER_FILE, end, images)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._passes)
+
+    def __getitem__(self, index: int) -> tuple[list[int], list[int], Batch | None]:
+        samples = zip(self._passes[index], self._data.__getitems__(self._passes[index]), strict=True)
+        found = [(number, sample) for number, sample in samples if sample is not None]
+        batch = Batch.collate([sample for _, sample in found], self._side) if found else None
+        return list(self._passes[index]), [number for number, _ in found], batch
+
+
+def _listed(directory: Path, split: str, count: int) -> list[dict[str, Any]]:
+    names = [_name(split, n) for n in range(-(-count // IMAGES_PER_FILE))]
+    images = [min(IMAGES_PER_FILE, count - n * IMAGES_PER_FILE) for n in range(len(names))]
+    return [
+        {"file": name, "images": n, "bytes": (directory / name).stat().st_size} for name, n in zip(names, images, strict=True)
+    ]
+
+
+def _check_space(vision: VisionEncoder, pyramid: Pyramid, images: int, directory: Path) -> None:
+    cells = int(pyramid.capacity(torch.tensor([[pyramid.size, pyramid.size]])).sum())
+    there = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    needed, free = images * cells * vision.channels * 2 - there, shutil.disk_usage(directory).free
+    if needed > free:
+        raise UserError(
+            f"{directory} has {free / 1e9:.1f} GB free, and maps of {images} images need up to {needed / 1e9:.1f} GB; "
+            "allowed: another disk (root=), fewer images, or data.cache=null"
+        )
+
+
+def _name(split: str, number: int) -> str:
+    return f"{split}-{number:06d}.safetensors"
+
+
+def _short(value: object) -> object:
+    return value[:12] if isinstance(value, str) and len(value) == 64 else value

@@ -1,0 +1,170 @@
+"""Tables with embedded images, as lmms-eval's sets on the Hugging Face hub are: TextVQA, DocVQA, POPE, MME, ChartQA, and GQA
+with its questions in one table and its images in another.
+
+An image is a struct of `bytes` and `path`, as the datasets library writes it, or plain bytes. It is known by its bytes, so
+that rows with the same image are questions on one image; or in GQA's form by its id. Columns are found by their usual names
+(`USUAL`), or given as data.files.columns; a dot reaches into a struct.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pyrskip.data.convert.rows import Found, Row, content_key, image_key, ordered
+from pyrskip.data.faults import Fault
+from pyrskip.data.storage import open_file
+from pyrskip.errors import UserError
+from pyrskip.sample import Question
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+ROWS = 64
+"""Rows in memory at a time."""
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "question": ("question", "query"),
+    "answers": ("answers", "answer", "label"),
+    "image": ("image", "images"),
+    "image_id": ("imageId", "image_id"),
+    "type": ("types.structural", "category", "question_types", "question_type", "type"),
+    "key": ("id", "imageId", "image_id"),
+}
+"""What a column is for -> the names that it has in published sets. key: an image's own, in a table of images."""
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """apart: images are in tables of their own (`image_rows`), and rows name them by id."""
+
+    metric: str
+    apart: bool
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def rows(self, path: str) -> Iterator[Row]:
+        with open_file(path) as file:
+            table = _open(file, path)
+            wanted = ("question", "answers", "image_id" if self.apart else "image")
+            named = {role: self._column(table, role, path) for role in wanted}
+            kind = self._column(table, "type", path, needed=False)
+            for number, place, row in _rows(table, path, [*named.values(), *([kind] if kind else [])]):
+                try:
+                    question = _reach(row, named["question"])
+                    if not isinstance(question, str) or not question.strip():
+                        raise ValueError(f"question={question!r} is no text")
+                    asked = Question(
+                        question.strip(),
+                        ordered(_answers(_reach(row, named["answers"]))),
+                        _kind(_reach(row, kind) if kind else None),
+                        metric=self.metric,
+                    )
+                    if self.apart:
+                        yield Found(image_key(str(_reach(row, named["image_id"]))), None, (asked,))
+                    else:
+                        yield Found(content_key(_bytes(_reach(row, named["image"]))), place, (asked,))
+                except (ValueError, TypeError, KeyError) as error:
+                    yield Fault(path, f"row {number}", f"{type(error).__name__}: {error}")
+
+    def image_rows(self, path: str) -> Iterator[Row]:
+        """The same for a table of images."""
+        with open_file(path) as file:
+            table = _open(file, path)
+            key = self._column(table, "key", path)
+            self._column(table, "image", path)
+            for _, place, row in _rows(table, path, [key]):
+                yield Found(image_key(str(_reach(row, key))), place)
+
+    def image(self, place: str) -> bytes:
+        path, group, row = place.rsplit("\t", 2)
+        column = self.columns.get("image", "")
+        return _bytes(_group_images(path, int(group), column)[int(row)].as_py())
+
+    def _column(self, table: "ParquetFile", role: str, path: str, needed: bool = True) -> str:
+        """The name of the column that is there for this; '' where none is and none is needed."""
+        names = table.schema_arrow.names
+        given = self.columns.get(role)
+        for name in (given,) if given else USUAL[role]:
+            if name in names or ("." in name and _has(table.schema_arrow, name)):
+                return name
+        if not needed and not given:
+            return ""
+        raise UserError(
+            f"{path} has no column for data.files.columns.{role} "
+            f"({'named ' + given if given else 'of the usual names ' + ', '.join(USUAL[role])}); it has {', '.join(names)}"
+        )
+
+
+def _open(file: Any, path: str) -> "ParquetFile":
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise UserError("data.source=parquet needs the extra: pip install 'pyrskip[convert]'") from error
+    try:
+        return ParquetFile(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} is no parquet file that can be read: {' '.join(str(error).split())}") from error
+
+
+def _rows(table: "ParquetFile", path: str, columns: list[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """The number of every row, where it is, and its values."""
+    number = 0
+    for group in range(table.num_row_groups):
+        in_group = 0
+        for batch in table.iter_batches(ROWS, row_groups=[group], columns=columns):
+            for row in range(batch.num_rows):
+                values = {name: batch.column(name)[row].as_py() for name in batch.schema.names}
+                yield number, f"{path}\t{group}\t{in_group}", values
+                number, in_group = number + 1, in_group + 1
+
+
+def _group_images(path: str, group: int, column: str) -> Any:
+    """The images of a row group. Each thread keeps its last: rows of a shard come in the order of the file."""
+    if getattr(_LAST, "place", None) != (path, group, column):
+        _LAST.place = _LAST.images = None  # one at a time
+        with open_file(path) as file:
+            table = _open(file, path)
+            name = column or next(name for name in USUAL["image"] if name in table.schema_arrow.names)
+            _LAST.images = table.read_row_group(group, columns=[name]).column(name)
+        _LAST.place = (path, group, column)
+    return _LAST.images
+
+
+_LAST = threading.local()
+
+
+def _has(schema: Any, name: str) -> bool:
+    first, _, rest = name.partition(".")
+    if first not in schema.names:
+        return False
+    kind = schema.field(first).type
+    return hasattr(kind, "get_field_index") and kind.get_field_index(rest) >= 0
+
+
+def _reach(row: Mapping[str, Any], name: str) -> Any:
+    value: Any = row
+    for part in [name] if name in row else name.split("."):
+        value = value[part] if value is not None else None
+    return value
+
+
+def _answers(value: Any) -> list[Any]:
+    """'a', ['a', 'b'] or [{'answer': 'a'}, ...] -> a list."""
+    values = value if isinstance(value, list) else [value]
+    return [v["answer"] if isinstance(v, dict) else v for v in values]
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if not isinstance(value, bytes):
+        raise ValueError("the image is not embedded")
+    return value
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return str(value) if value else "all"

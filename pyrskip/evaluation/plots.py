@@ -1,0 +1,182 @@
+"""The frontier as a picture that can be printed."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pyrskip.errors import UserError
+from pyrskip.evaluation.curves import curve as curve_of
+from pyrskip.evaluation.curves import of_tiles
+from pyrskip.evaluation.frontier import Row
+from pyrskip.evaluation.styles import BLACK, CYCLE, GREY, PANELS, POINTS, line_of
+
+DPI = 150
+FORMATS = (".svg", ".pdf", ".png")
+MARKERS = ("o", "s", "^", "v", "D", "P")
+
+
+def plot_frontier(rows: Sequence[Row], path: Path) -> None:
+    """Accuracy against relative FLOPs on the test split, as a PNG: the gate beside what it competes with, and beside
+    what tells why it works."""
+    rows = [r for r in rows if r.split == "test"]
+    figure = Figure(figsize=(13, 6.4), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    low, high = _range([r.accuracy for r in rows if r.method != "question_only"])
+    for axes, (title, methods) in zip(panels, PANELS.items(), strict=True):
+        for method in methods:
+            _draw(axes, method, [r for r in rows if r.method == method])
+        axes.set_title(title, fontsize=12)
+        axes.set_xlabel("FLOPs over the mean full pyramid's", fontsize=11)
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylim(low, high)
+    panels[0].set_xlim(0, 1.06 * max(r.relative_flops for r in rows))
+    panels[0].set_ylabel("accuracy, %", fontsize=11)
+    for axes in panels:
+        _floor(axes, [r for r in rows if r.method == "question_only"], low)
+    handles = {label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=10)
+    figure.canvas.draw()
+    full = {r.flops for r in rows if r.method == "full"}
+    _label_fixed(panels[0], [r for r in rows if r.method.startswith("fixed:") and not of_tiles(r) and r.flops not in full])
+    figure.savefig(path, dpi=DPI)
+
+
+def plot_runs(runs: Mapping[str, Sequence[Row]], colours: Mapping[str, str], path: Path, method: str = "gate") -> None:
+    """One method's test curve of several runs with 95 % intervals, one column of a paper wide.
+
+    runs: label -> rows; colours: label -> colour. The full pyramid, the reference and the hull of fixed selections are the
+    first run's. Raises UserError where a run has no such method, or the file's ending is none of FORMATS.
+    """
+    if path.suffix not in FORMATS:
+        raise UserError(f"out={path} is no picture that can be drawn; allowed: a name that ends in {', '.join(FORMATS)}")
+    drawn = {label: [r for r in rows if r.split == "test" and r.method == method] for label, rows in runs.items()}
+    for label, rows in drawn.items():
+        if not rows:
+            raise UserError(f"{label} has no method {method!r}; allowed: {', '.join(sorted({r.method for r in runs[label]}))}")
+    base = [r for r in next(iter(runs.values())) if r.split == "test"]
+    # type 42 and text as text: fonts stay editable, and publishers accept them
+    with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "font.size": 8, "svg.hashsalt": "pyrskip"}):
+        figure = Figure(figsize=(3.5, 2.7), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for name in ("hull", "full", "reference"):
+            _draw(axes, name, [r for r in base if r.method == name], small=True)
+        for marker, (label, rows) in zip(MARKERS * len(drawn), drawn.items(), strict=False):
+            curve = curve_of(rows)
+            style: dict[str, Any] = {
+                "color": colours[label],
+                "marker": marker,
+                "markersize": 3.5,
+                "linewidth": 1.4,
+                "zorder": 5,
+            }
+            axes.plot(curve.x, curve.y, label=label, **style)
+            axes.fill_between(curve.x, curve.low, curve.high, color=colours[label], alpha=0.15, linewidth=0)
+            if len(curve.x) == 1:  # a band needs two
+                axes.vlines(curve.x, curve.low, curve.high, color=colours[label], linewidth=1)
+        shown = [r for rows in drawn.values() for r in rows] + [r for r in base if r.method in ("full", "reference", "hull")]
+        axes.set_ylim(*_range([r.accuracy for r in shown]))
+        axes.set_xlim(0, 1.06 * max(r.relative_flops for r in shown))
+        axes.set_xlabel("FLOPs over the mean full pyramid's")
+        axes.set_ylabel("accuracy, %")
+        axes.grid(color="0.92", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=7, loc="lower right")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # without a date the same rows give the same file
+            figure.savefig(path, dpi=300, metadata={".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix))
+        except OSError as error:
+            raise UserError(f"out={path} cannot be written: {error}") from error
+
+
+def run_colours(rules: Mapping[str, str], of_rule: Mapping[str, str]) -> dict[str, str]:
+    """Label -> colour: the rule's own where every run has another rule, else in turn. rules: label -> rule's name."""
+    if len(set(rules.values())) == len(rules) and all(rule in of_rule for rule in rules.values()):
+        return {label: of_rule[rule] for label, rule in rules.items()}
+    return {label: CYCLE[i % len(CYCLE)] for i, label in enumerate(rules)}
+
+
+def _draw(axes: Axes, method: str, rows: Sequence[Row], small: bool = False) -> None:
+    if not rows:
+        return
+    curve = curve_of(rows)
+    if method in POINTS:
+        colour, marker, area = POINTS[method]
+        axes.scatter(
+            curve.x, curve.y, s=area / 4 if small else area, c=colour, marker=marker, zorder=6, label=method, edgecolors="white"
+        )
+        return
+    colour, line, marker = line_of(method)
+    main = method == "gate"
+    axes.plot(
+        curve.x,
+        curve.y,
+        color=colour,
+        linestyle=line,
+        marker=marker,
+        markersize=6 if main else 5,
+        linewidth=2.4 if main else 1.0 if small else 1.5,
+        zorder=5 if main else 3,
+        label="gate (95 % band)" if main else method,
+    )
+    if main:
+        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _range(accuracy: Sequence[float]) -> tuple[float, float]:
+    """Limits of the axis in percent, with room below for a note."""
+    low, high = 100 * min(accuracy), 100 * max(accuracy)
+    room = max(high - low, 1.0)
+    return low - 0.14 * room, high + 0.08 * room
+
+
+def _floor(axes: Axes, rows: Sequence[Row], low: float) -> None:
+    """The accuracy without an image: a line, or a note where it lies below the axis."""
+    if not rows:
+        return
+    value = 100 * rows[0].accuracy
+    if value > low:
+        axes.axhline(value, color=GREY, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+    text = f"question only: {value:.1f} %" + ("" if value > low else ", below this axis")
+    place = axes.get_yaxis_transform()
+    axes.text(0.99, max(value, low), text, transform=place, ha="right", va="bottom", fontsize=9, color="0.35")
+
+
+def _label_fixed(axes: Axes, fixed: Sequence[Row]) -> None:
+    """The fixed selections as rings, each named where its name hides as little as can be. The figure must be drawn."""
+    x, y = [r.relative_flops for r in fixed], [100 * r.accuracy for r in fixed]
+    axes.scatter(x, y, s=42, facecolors="white", edgecolors=BLACK, linewidths=1.2, zorder=4)
+    corners = [axes.transData.transform(point) for points in axes.collections for point in np.asarray(points.get_offsets())]
+    marks = [(float(a), float(b)) for a, b in corners]
+    for line in axes.get_lines():
+        ends = [axes.transData.transform(point) for point in np.asarray(line.get_xydata())]
+        marks += [tuple(a + (b - a) * i / 40) for a, b in pairwise(ends) for i in range(41)]
+    taken = [(a - 7, b - 7, a + 7, b + 7) for a, b in marks]
+    frame = axes.get_window_extent()
+    for i, row in enumerate(fixed):
+        name = row.method.removeprefix("fixed:")
+        left, bottom = axes.transData.transform((x[i], y[i]))
+        wide, tall = 12.5 * len(name) + 4, 20
+        above, below, across = 12, -12 - tall, -wide / 2
+        spots = ((14, -tall / 2), (across, above), (across, below), (-14 - wide, -tall / 2), (10, below), (-10 - wide, above))
+        boxes = [(left + dx, bottom + dy, left + dx + wide, bottom + dy + tall) for dx, dy in spots]
+        boxes = [box for box in boxes if frame.x0 < box[0] and box[2] < frame.x1]
+        box = min(boxes, key=lambda box: sum(_overlap(box, other) for other in taken))
+        taken.append(box)
+        place = axes.transData.inverted().transform(box[:2])
+        axes.text(float(place[0]), float(place[1]), name, fontsize=9, va="bottom", ha="left", zorder=7)
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

@@ -1,0 +1,1 @@
+"""Write exports, from runs. Needs the training stack; what reads them is pyrskip.inference, which does not."""

@@ -1,0 +1,97 @@
+"""The model card of an export: what it decides, what that costs, how it was trained, how it is loaded."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyrskip.config import Config, to_plain
+from pyrskip.export.parity import Parity
+
+# sections of the run's config that made the weights
+TRAINED_BY = ("data", "pyramid", "vision", "text", "language", "flex", "budget", "gate", "rule", "reward")
+
+TEMPLATE = """---
+library_name: pyrskip
+pipeline_tag: visual-question-answering
+tags: [pyrskip, skip-gate, image-pyramid]
+---
+
+# {name}: a skip gate and the model that it decides for
+
+From the question and a glance of {glance} px, the gate (`{gate}`, policy `{policy}`) decides which levels of an image
+pyramid of {size} px and {levels} levels are encoded, before any of their pixels are. The price is the dial: what
+relative cost 1, the mean full pyramid, is worth in score. Default: {price}.
+
+```python
+import pyrskip
+
+model = pyrskip.load("path/to/this/export", backend="onnx")
+answer = model.answer("image.png", "a question", price={price})
+print(answer.text, answer.selection.levels, answer.selection.cost)
+```
+
+## Accuracy against cost
+
+The test split of `{source}`. Cost is FLOPs of everything that runs, the gate included, over the mean full pyramid's.
+
+| method | price | accuracy | 95% interval | cost | over the model without a gate | visual tokens |
+|---|---|---|---|---|---|---|
+{frontier}
+
+## Parity
+
+Checked on the whole test split before this was written; an export that differs is not written.
+
+{parity}
+
+## How it was trained
+
+Gate seed {seed}, by the rule `{rule}`. Stages: data, flex, rollouts, gate, frontier. The config that made the weights:
+
+```json
+{config}
+```
+
+## Limits
+
+* Accuracy and cost are those of the split above; on other images and questions they must be measured.
+* Images are shrunk to {size} px a side, questions hold at most {words} tokens, answers at most {answer}.
+* Checksums tell damage and changes, not who made the files.
+"""
+
+METHODS = ("full", "reference", "gate")
+
+
+def card(
+    config: Config, plain: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], parity: Sequence[Parity], seed: int
+) -> str:
+    """README.md. plain: config.json; rows: the frontier's, of this seed and of methods without one."""
+    whole = to_plain(config)
+    pyramid = plain["pyramid"]
+    levels = len(pyramid["grid"])
+    return TEMPLATE.format(
+        name=config.name,
+        glance=pyramid["size"] >> (levels - 1),
+        gate=plain["gate"]["config"]["name"],
+        policy=plain["gate"]["policy"],
+        size=pyramid["size"],
+        levels=levels,
+        price=plain["prices"]["default"],
+        source=config.data.source,
+        frontier="\n".join(
+            _line(row) for method in METHODS for row in rows if row["method"] == method and row["split"] == "test"
+        ),
+        parity="\n".join(f"* {result}" for result in parity),
+        seed=seed,
+        rule=config.rule.name,
+        config=json.dumps({key: whole[key] for key in TRAINED_BY}, indent=1),
+        words=plain["language"]["max_words"],
+        answer=plain["language"]["max_answer"],
+    )
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    low, high = row["accuracy_ci95"]
+    price = "" if row["price"] is None else f"{row['price']:g}"
+    cells = (row["method"], price, f"{row['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", f"{row['relative_flops']:.3f}")
+    return "| " + " | ".join((*cells, f"{row['flops_of_reference']:.3f}", f"{row['tokens']:.1f}")) + " |"

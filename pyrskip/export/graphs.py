@@ -1,0 +1,152 @@
+"""Graphs of a model and its gate: traced once, written as ONNX and, where asked for, as compiled packages.
+
+Every dimension that varies in service is traced as varying, and never at size 1, which would be taken for fixed.
+"""
+
+import copy
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import Conv2dSame
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from pyrskip.errors import UserError
+from pyrskip.gates.gate import Gate
+from pyrskip.inference.bundle import GRAPHS
+from pyrskip.inference.modules import parts_of
+from pyrskip.models.native import NativeModel
+from pyrskip.models.text import MiniLmText
+
+OUTPUTS = {
+    "query": ("query",),
+    "gate": ("outputs",),
+    "vision": ("features",),
+    "projector": ("tokens",),
+    "prefill": ("logits", "keys", "values"),
+    "decode": ("logits", "longer_keys", "longer_values"),
+}
+
+
+def trace(model: NativeModel, gate: Gate, graphs: Sequence[str] = GRAPHS) -> dict[str, ExportedProgram]:
+    """Graph name -> program. Raises UserError for a part that cannot be traced, such as a backbone of one image size."""
+    parts = parts_of(model, gate)
+    parts["vision"] = _with_fixed_padding(parts["vision"])
+    programs = {}
+    examples = _examples(model, gate)
+    for name in graphs:
+        example, varying = examples[name]
+        try:
+            with torch.no_grad():
+                programs[name] = torch.export.export(parts[name], (), kwargs=example, dynamic_shapes=varying)
+        except Exception as error:  # the tracer's own errors have no common base but this
+            reason = " ".join(str(error).split())[:400]
+            raise UserError(f"the {name} graph cannot be exported with dimensions that vary: {reason}") from error
+    return programs
+
+
+def write_onnx(programs: dict[str, ExportedProgram], directory: Path) -> None:
+    """`directory`/<graph>.onnx, each one file."""
+    directory.mkdir(parents=True)
+    for name, program in programs.items():
+        with warnings.catch_warnings():
+            # the exporter tells of its own deprecations and of names of dimensions that it merges
+            warnings.simplefilter("ignore")
+            level = logging.getLogger("torch.onnx").level
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            onnx = torch.onnx.export(program, dynamo=True, verbose=False, output_names=OUTPUTS[name])
+            logging.getLogger("torch.onnx").setLevel(level)
+        assert onnx is not None
+        onnx.save(directory / f"{name}.onnx")
+
+
+def write_native(programs: dict[str, ExportedProgram], directory: Path) -> None:
+    """`directory`/<graph>.pt2: AOTInductor packages, native code for this kind of machine. Needs a C++ compiler."""
+    directory.mkdir(parents=True)
+    for name, program in programs.items():
+        torch._inductor.aoti_compile_and_package(program, package_path=str(directory / f"{name}.pt2"))
+
+
+def _examples(model: NativeModel, gate: Gate) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Inputs of each graph by name, and which of their dimensions vary. The numbers themselves do not matter."""
+    layout, language, stride = gate.layout, model.config.language, model.vision.stride
+    side = model.pyramid.side(model.pyramid.levels - 1) // stride
+    batch, words, tokens, past = Dim("batch"), Dim("words", max=language.max_words), Dim("tokens"), Dim("past")
+    rows, columns = Dim("rows"), Dim("columns")
+    head = language.width // language.heads
+    question = {"ids": torch.full((3, 5), 2), "mask": torch.ones(3, 5, dtype=torch.bool)}
+    seen = {
+        "query": torch.rand(3, 5, layout.query_width),
+        "query_mask": question["mask"],
+        "glance": torch.rand(3, layout.channels, side, side),
+        "glance_mask": torch.ones(3, side, side, dtype=torch.bool),
+        "capacity": torch.ones(3, layout.tiles, dtype=torch.int64),
+        "cost": torch.rand(3, len(layout.actions)),
+        "price": torch.rand(3),
+    }
+    cache = torch.rand(language.layers, 3, language.heads, 13, head)
+    query_words = Dim("words", max=model.text.max_words) if isinstance(model.text, MiniLmText) else words
+    return {
+        "query": (question, {name: {0: batch, 1: query_words} for name in question}),
+        "gate": (seen, {name: {0: batch, 1: query_words} if name.startswith("query") else {0: batch} for name in seen}),
+        "vision": (
+            {"pixels": torch.rand(3, 3, 2 * stride, 3 * stride)},
+            {"pixels": {0: batch, 2: stride * rows, 3: stride * columns}},
+        ),
+        "projector": (
+            {
+                "features": torch.rand(3, 7, layout.channels),
+                "centre": torch.rand(3, 7, 2),
+                "extent": torch.rand(3, 7, 2),
+                "level": torch.zeros(7, dtype=torch.int64),
+            },
+            {**{name: {0: batch, 1: tokens} for name in ("features", "centre", "extent")}, "level": {0: tokens}},
+        ),
+        "prefill": (
+            {"visual": torch.rand(3, 7, language.width), **question},
+            {"visual": {0: batch, 1: tokens}, "ids": {0: batch, 1: words}, "mask": {0: batch, 1: words}},
+        ),
+        "decode": (
+            {
+                "token": torch.full((3,), 2),
+                "step": torch.tensor([1]),
+                "real": torch.ones(3, 14, dtype=torch.bool),
+                "keys": cache,
+                "values": cache.clone(),
+            },
+            {
+                "token": {0: batch},
+                "step": {},
+                "real": {0: batch, 1: past + 1},
+                "keys": {1: batch, 3: past},
+                "values": {1: batch, 3: past},
+            },
+        ),
+    }
+
+
+def _with_fixed_padding(vision: nn.Module) -> nn.Module:
+    """A copy whose TensorFlow-style convolutions pad by constants.
+
+    They compute their padding from the image's size, which makes a trace slow and its graph large; where sizes are multiples of
+    the stride, as all tiles' are, it is always the same.
+    """
+    vision = copy.deepcopy(vision)
+    for parent in list(vision.modules()):
+        for name, conv in list(parent.named_children()):
+            if not isinstance(conv, Conv2dSame):
+                continue
+            bias = conv.bias is not None
+            plain = nn.Conv2d(
+                conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, 0, conv.dilation, conv.groups, bias
+            )
+            plain.load_state_dict(conv.state_dict())
+            sides = zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)
+            rows, columns = (max(0, (kernel - 1) * dilation + 1 - stride) for kernel, stride, dilation in sides)
+            pad = nn.ZeroPad2d((columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+            setattr(parent, name, nn.Sequential(pad, plain).eval())
+    return vision

@@ -1,0 +1,62 @@
+"""Load an export and run it: one call, no training stack, and with backend='onnx' no torch."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from pyrskip.errors import UserError, choose
+from pyrskip.inference.backends import OnnxBackend
+from pyrskip.inference.bundle import CHECKSUMS, file_digest, read_bundle
+from pyrskip.inference.engine import Answer, Backend, Engine, Request, Selection
+from pyrskip.inference.hub import fetch
+
+__all__ = ["BACKENDS", "Answer", "Engine", "Request", "Selection", "load"]
+
+BACKENDS = ("torch", "onnx")
+
+
+def load(
+    source: str | Path,
+    backend: str = "torch",
+    *,
+    allow_native: bool = False,
+    threads: int | None = None,
+    revision: str | None = None,
+) -> Engine:
+    """An export, ready to select and to answer.
+
+    source: a directory that `pyrskip export` made, or a hub id such as 'someone/gate' (with its revision). backend: 'torch', or
+    'onnx', which needs onnxruntime and no torch. threads: of one operator, with 'onnx'. allow_native: run the export's
+    compiled code in place of torch's own operators; only for exports whose maker you trust.
+
+    Raises UserError where the export is broken, changed, newer than this version, or needs what is not installed.
+    """
+    if backend not in BACKENDS:
+        raise choose("backend", backend, BACKENDS)
+    if allow_native and backend != "torch":
+        raise UserError(f"allow_native=True is for backend='torch'; backend={backend!r} has no compiled code")
+    directory = fetch(str(source), revision, native=allow_native)
+    spec = read_bundle(directory, native=allow_native)
+    tokenizer = _tokenizer(directory / "tokenizer.json")
+    query_tokenizer = None
+    if spec.own_query:
+        query_tokenizer = _tokenizer(directory / "query" / "tokenizer.json")
+        query_tokenizer.no_padding()
+        query_tokenizer.enable_truncation(spec.query_words)
+    run: Backend
+    if backend == "onnx":
+        run = OnnxBackend(directory, threads)
+    else:
+        try:
+            from pyrskip.inference.torch_backend import TorchBackend
+        except ImportError as error:
+            raise UserError("backend='torch' needs torch and timm: pip install 'pyrskip[torch]'") from error
+        run = TorchBackend(directory, spec, tokenizer, allow_native)
+    return Engine(spec, tokenizer, query_tokenizer, run, file_digest(directory / CHECKSUMS))
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizer's own errors are no narrower
+        raise UserError(f"{path} cannot be read as a tokenizer: {error}") from error

@@ -1,0 +1,114 @@
+"""Batching across requests: one thread runs the engine, on whatever has come in while it was busy.
+
+Nothing waits for a batch to fill: a lone request runs at once, and under load batches grow by themselves.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import perf_counter
+
+from pyrskip.inference.engine import Answer, Engine, Prepared, Request, Selection
+
+
+class BusyError(Exception):
+    """As many requests wait as may, or the service is shutting down."""
+
+
+@dataclass(frozen=True)
+class Job:
+    request: Request
+    answer: bool
+    result: "asyncio.Future[Answer | Selection]"
+
+
+class Batcher:
+    """most: requests of one batch; waiting: of all that wait. observe(requests, seconds): called after each batch."""
+
+    def __init__(
+        self, engine: Engine, most: int = 16, waiting: int = 128, observe: Callable[[int, float], None] = lambda n, s: None
+    ) -> None:
+        self.engine, self.most, self.waiting, self.observe = engine, most, waiting, observe
+        self.jobs: deque[Job] = deque()
+        self.wake = asyncio.Event()
+        self.closing = False
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self.task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self.task = asyncio.get_running_loop().create_task(self._work())
+
+    async def close(self) -> None:
+        """Answer what waits, take nothing new, and stop."""
+        self.closing = True
+        self.wake.set()
+        if self.task is not None:
+            await self.task
+        self.thread.shutdown()
+
+    def submit(self, request: Request, answer: bool) -> "asyncio.Future[Answer | Selection]":
+        """A future of the result; one that is cancelled before its batch starts is never computed. Raises BusyError."""
+        if self.closing or len(self.jobs) >= self.waiting:
+            raise BusyError
+        job = Job(request, answer, asyncio.get_running_loop().create_future())
+        self.jobs.append(job)
+        self.wake.set()
+        return job.result
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch: list[Job] = []
+            while self.jobs and len(batch) < self.most:
+                job = self.jobs.popleft()
+                if not job.result.done():
+                    batch.append(job)
+            if batch:
+                for job, result in zip(batch, await loop.run_in_executor(self.thread, self._run, batch), strict=True):
+                    _settle(job.result, result)
+                continue
+            if self.closing:
+                return
+            self.wake.clear()
+            await self.wake.wait()
+
+    def _run(self, batch: list[Job]) -> list[Answer | Selection | Exception]:
+        """In the engine's thread. What is wrong with one request is its own error alone."""
+        start = perf_counter()
+        results = self._answer(batch)
+        self.observe(len(batch), perf_counter() - start)
+        return results
+
+    def _answer(self, batch: list[Job]) -> list[Answer | Selection | Exception]:
+        results: list[Answer | Selection | Exception] = [RuntimeError("not run")] * len(batch)
+        good: list[tuple[int, Prepared]] = []
+        for row, job in enumerate(batch):
+            try:
+                good.append((row, self.engine.prepare_one(job.request, {})))
+            except Exception as error:
+                results[row] = error
+        try:
+            for answer in (True, False):
+                rows = [(row, prepared) for row, prepared in good if batch[row].answer == answer]
+                if rows:
+                    decisions = self.engine.decide([prepared for _, prepared in rows])
+                    texts = self.engine.write(decisions).texts if answer else [None] * len(rows)
+                    for (row, _), text, selection in zip(rows, texts, decisions.selections, strict=True):
+                        results[row] = selection if text is None else Answer(text, selection)
+        except Exception as error:
+            if len(batch) == 1:
+                return [error]
+            # whoever broke the batch breaks alone
+            return [self._answer([job])[0] for job in batch]
+        return results
+
+
+def _settle(future: "asyncio.Future[Answer | Selection]", result: Answer | Selection | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

@@ -1,0 +1,170 @@
+"""An export on disk: what its files are called, what config.json says, and that nothing in it was changed.
+
+config.json            names from registries, sizes, preprocessing, costs, prices; never an import path
+model.safetensors      the model's weights under model., the gate's under gate.
+tokenizer.json         of the language model
+query/                 weights and tokenizer of the question encoder, where that is a model of its own
+onnx/<graph>.onnx      query, gate, vision, projector, prefill, decode
+native/<graph>.pt2     compiled code, only where it was asked for; never read unless the caller allows it
+README.md              model card;  metrics.json  the frontier and the parity check
+checksums.json         SHA-256 of every other file
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyrskip.cost import Convention, Transformer
+from pyrskip.errors import UserError
+from pyrskip.inference.geometry import Geometry
+from pyrskip.inference.policy import POLICIES, Budget, Rule
+
+FORMAT = "pyrskip-export"
+VERSION = 1
+GRAPHS = ("query", "gate", "vision", "projector", "prefill", "decode")
+NATIVE = "native"
+CHECKSUMS = "checksums.json"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What decisions cost. encode: (rows, columns) of a tile's map -> FLOPs of encoding it; unit: FLOPs of relative cost 1."""
+
+    transformer: Transformer
+    convention: Convention
+    answer_tokens: int
+    projector: float
+    gate: float
+    unit: float
+    encode: Mapping[tuple[int, int], float]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Allowed: low <= price <= high. default: what is used where neither a price nor max_tokens is given."""
+
+    low: float
+    high: float
+    default: float
+
+
+@dataclass(frozen=True)
+class Spec:
+    """config.json, checked. query_words: most tokens of a question that the query encoder takes; sequential: the gate looks
+    at a level before it decides on the next."""
+
+    geometry: Geometry
+    rule: Rule
+    costs: Costs
+    prices: Prices
+    max_words: int
+    max_answer: int
+    end: int
+    query_words: int
+    own_query: bool
+    sequential: bool
+    plain: dict[str, Any]
+
+    @classmethod
+    def parse(cls, plain: dict[str, Any]) -> "Spec":
+        """Raises UserError for another format or a newer version, KeyError, TypeError or ValueError for a broken one."""
+        if plain.get("format") != FORMAT:
+            raise UserError(f"config.json has format={plain.get('format')!r}; allowed: {FORMAT!r}")
+        version = plain["format_version"]
+        if not isinstance(version, int) or not 1 <= version <= VERSION:
+            raise UserError(
+                f"config.json has format_version={version!r}, made by pyrskip {plain.get('pyrskip_version')}; "
+                f"this pyrskip reads 1 to {VERSION}: upgrade it"
+            )
+        gate, cost, language = plain["gate"], plain["cost"], plain["language"]
+        if gate["policy"] not in POLICIES:
+            raise ValueError(f"gate.policy={gate['policy']!r} is none of {', '.join(POLICIES)}")
+        pyramid, budget = plain["pyramid"], dict(plain["budget"])
+        budget["weights"] = tuple(budget["weights"]) if budget["weights"] else None
+        selection = np.array(plain["actions"]["selection"], dtype=bool)
+        geometry = Geometry(int(pyramid["size"]), int(pyramid["stride"]), tuple(int(g) for g in pyramid["grid"]))
+        if selection.shape != (len(plain["actions"]["names"]), geometry.tiles):
+            raise ValueError(f"actions.selection is {selection.shape}")
+        prices = plain["prices"]
+        high = math.inf if prices["high"] is None else float(prices["high"])
+        return cls(
+            geometry=geometry,
+            rule=Rule(gate["policy"], float(gate["temperature"]), float(gate["tilt"]), selection, Budget(**budget)),
+            costs=Costs(
+                transformer=Transformer(**cost["transformer"]),
+                convention=Convention(cost["attention"], cost["unit"]),
+                answer_tokens=int(cost["answer_tokens"]),
+                projector=float(cost["projector_per_token"]),
+                gate=float(cost["gate"]),
+                unit=float(cost["full_pyramid"]),
+                encode={(int(r), int(c)): float(flops) for r, c, flops in cost["encode"]},
+            ),
+            prices=Prices(float(prices["low"]), high, float(prices["default"])),
+            max_words=int(language["max_words"]),
+            max_answer=int(language["max_answer"]),
+            end=int(language["end"]),
+            query_words=int(plain["query"]["max_words"]),
+            own_query=plain["query"]["name"] != "embedding",
+            sequential=bool(gate["sequential"]),
+            plain=plain,
+        )
+
+
+def read_bundle(directory: Path, native: bool = False) -> Spec:
+    """Check every file against its checksum, then read config.json. native: whether compiled code counts as well.
+
+    Raises UserError where a file is missing, was changed, is not listed, or says what this version cannot read.
+    """
+    check_files(directory, native)
+    try:
+        plain = json.loads((directory / "config.json").read_text())
+        if not isinstance(plain, dict):
+            raise TypeError("it is no object")
+        return Spec.parse(plain)
+    except UserError as error:
+        raise UserError(f"{directory}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise UserError(f"{directory}/config.json cannot be read ({type(error).__name__}: {error}); export again") from error
+
+
+def check_files(directory: Path, native: bool = False) -> None:
+    """Raises UserError unless the files are those that were written, byte for byte."""
+    try:
+        listed = json.loads((directory / CHECKSUMS).read_text())
+        sums = {str(name): str(digest) for name, digest in listed.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{directory} is no export: {CHECKSUMS} cannot be read ({error}); run pyrskip export") from error
+    for name, digest in sums.items():
+        path = directory / name
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise UserError(f"{directory}/{CHECKSUMS} lists {name}, which is outside of it")
+        if _is_native(name) and not native:
+            continue
+        if not path.is_file():
+            raise UserError(f"{directory} is incomplete: {name} is missing; export or download it again")
+        if file_digest(path) != digest:
+            raise UserError(f"{path} is not the file that was exported (its SHA-256 differs); export or download it again")
+    needed = {"config.json", "model.safetensors", "tokenizer.json", *(f"onnx/{graph}.onnx" for graph in GRAPHS)}
+    for name in sorted(needed - sums.keys()):
+        raise UserError(f"{directory}/{CHECKSUMS} does not list {name}; export again")
+
+
+def write_checksums(directory: Path) -> None:
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    sums = {path.relative_to(directory).as_posix(): file_digest(path) for path in files}
+    (directory / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_native(name: str) -> bool:
+    return Path(name).parts[0] == NATIVE

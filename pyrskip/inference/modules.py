@@ -1,0 +1,112 @@
+"""The parts of a model and its gate, one torch module a graph: what an export traces and what backend='torch' runs.
+
+Axes: B questions, W words, Q query width, U tiles, C channels, h x w cells, T tiles, S actions, N visual tokens, D width,
+K keys, V vocabulary, L layers, H heads.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from pyrskip.gates.gate import Gate, Observation
+from pyrskip.models.language import Decoder, Visual
+from pyrskip.models.native import NativeModel
+from pyrskip.models.projector import Projector
+from pyrskip.models.text import MiniLmText, TextEncoder
+from pyrskip.models.vision import VisionEncoder
+
+
+class QueryPart(nn.Module):
+    """Question ids to what the gate reads."""
+
+    def __init__(self, text: TextEncoder, language: Decoder) -> None:
+        super().__init__()
+        self.encoder = text.model if isinstance(text, MiniLmText) else None
+        self.embed = language.embed if self.encoder is None else None
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids [B, W] int64, mask [B, W] bool -> query [B, W, Q]."""
+        if self.embed is not None:
+            return cast(Tensor, self.embed(ids)).float()
+        assert self.encoder is not None
+        return cast(Tensor, self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state).float()
+
+
+class GatePart(nn.Module):
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(
+        self,
+        query: Tensor,
+        query_mask: Tensor,
+        glance: Tensor,
+        glance_mask: Tensor,
+        capacity: Tensor,
+        cost: Tensor,
+        price: Tensor,
+    ) -> Tensor:
+        """An Observation's members -> raw outputs, [B, T] or [B, S]."""
+        seen = Observation(query, query_mask, glance, glance_mask, capacity, cost, price)
+        return cast(Tensor, self.gate(seen))
+
+
+class VisionPart(nn.Module):
+    def __init__(self, vision: VisionEncoder) -> None:
+        super().__init__()
+        self.vision = vision
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels [U, 3, rows, columns] in 0..1, multiples of the stride -> [U, C, h, w]."""
+        return self.vision.features(pixels)
+
+
+class ProjectorPart(nn.Module):
+    def __init__(self, projector: Projector) -> None:
+        super().__init__()
+        self.projector = projector
+
+    def forward(self, features: Tensor, centre: Tensor, extent: Tensor, level: Tensor) -> Tensor:
+        """features [B, N, C], centre and extent [B, N, 2] on the image, level [N] int64 -> tokens [B, N, D]."""
+        return cast(Tensor, self.projector(features, centre, extent, level))
+
+
+class PrefillPart(nn.Module):
+    def __init__(self, language: Decoder) -> None:
+        super().__init__()
+        self.language = language
+
+    def forward(self, visual: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """visual [B, N, D], all of them real; ids, mask [B, W] -> logits [B, V], keys and values [L, B, H, K, d]."""
+        real = torch.ones_like(visual[..., 0], dtype=torch.bool)
+        logits, _, caches, _ = self.language.prefill(Visual(visual, real, torch.arange(visual.shape[0])), (ids, mask))
+        return logits, torch.stack([k for k, _ in caches]), torch.stack([v for _, v in caches])
+
+
+class DecodePart(nn.Module):
+    def __init__(self, language: Decoder) -> None:
+        super().__init__()
+        self.language = language
+
+    def forward(self, token: Tensor, step: Tensor, real: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """token [B], its number in the answer [1], which keys are real [B, K + 1] bool, caches [L, B, H, K, d] -> logits
+        [B, V] of the next token and the caches, one key longer."""
+        logits, caches = self.language.decode(
+            token, step, real, list(zip(keys, values, strict=True)), list(self.language.blocks)
+        )
+        return logits, torch.stack([k for k, _ in caches]), torch.stack([v for _, v in caches])
+
+
+def parts_of(model: NativeModel, gate: Gate) -> dict[str, nn.Module]:
+    """Graph name -> module, in evaluation mode."""
+    parts: dict[str, nn.Module] = {
+        "query": QueryPart(model.text, model.language),
+        "gate": GatePart(gate),
+        "vision": VisionPart(model.vision),
+        "projector": ProjectorPart(model.projector),
+        "prefill": PrefillPart(model.language),
+        "decode": DecodePart(model.language),
+    }
+    return {name: part.eval() for name, part in parts.items()}

@@ -1,0 +1,127 @@
+"""A small language model that reads visual tokens by cross-attention: they are keys and values alone, and no layer updates
+them (Flamingo, arXiv:2204.14198; Llama 3.2 Vision).
+
+Axes: U distinct sets of visual tokens, B questions, N visual tokens, Q text positions, K keys, D width, H heads.
+
+Next to the prefix decoder a visual token costs its keys and values, not every layer's whole work, and questions that look at
+the same tokens of one image share them. That makes pyramids of over a thousand tokens readable on a CPU.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyrskip.models.language import Block, Cache, Decoder, Layer, Visual, weighted_attention
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Questions in rows of those that share visual tokens, so that a row's attention is one matrix product.
+
+    row, slot [B] int64: question b is the slot-th of its row; rows, slots: how many there are.
+    """
+
+    row: Tensor
+    slot: Tensor
+    rows: int
+    slots: int
+
+    @classmethod
+    def of(cls, row: Tensor, rows: int) -> "Groups":
+        order = row.argsort(stable=True)
+        count = torch.bincount(row, minlength=rows)
+        first = count.cumsum(0) - count
+        slot = torch.empty_like(row)
+        slot[order] = torch.arange(len(row), device=row.device) - first[row[order]]
+        return cls(row, slot, rows, int(count.max()) if len(row) else 0)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[B, Q, D] -> [U, slots * Q, D], zeros where a row has fewer questions."""
+        out = x.new_zeros(self.rows, self.slots, *x.shape[1:])
+        out[self.row, self.slot] = x
+        return out.flatten(1, 2)
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """[U, slots * Q, D] -> [B, Q, D]."""
+        out: Tensor = x.unflatten(1, (self.slots, -1))[self.row, self.slot]
+        return out
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Which tokens the text may read. real [U, N] bool; weight [B, N] in [0, 1] or None: of each question's tokens."""
+
+    real: Tensor
+    groups: Groups
+    weight: Tensor | None = None
+
+
+class CrossBlock(Block):
+    """A decoder block over the text that reads between attention and MLP, with a learned key for "nothing of this"."""
+
+    def __init__(self, width: int, heads: int, mlp: int, dropout: float) -> None:
+        super().__init__(width, heads, mlp, dropout)
+        self.norm3 = nn.RMSNorm(width)
+        self.read_query = nn.Linear(width, width, bias=False)
+        self.read_kv = nn.Linear(width, 2 * width, bias=False)
+        self.read_out = nn.Linear(width, width, bias=False)
+        # what text without an image reads; and how much attention falls to it tells how many tokens fit
+        self.nothing = nn.Parameter(torch.stack([torch.randn(width), torch.zeros(width)]))
+
+    @property
+    def writers(self) -> tuple[nn.Linear, ...]:
+        return (*super().writers, self.read_out)
+
+    def memorise(self, tokens: Tensor) -> Cache:
+        """tokens [U, N, D] -> keys and values [U, H, 1 + N, d], the learned one first."""
+        kv = self.read_kv(tokens).unflatten(-1, (2, -1))
+        kv = torch.cat([self.nothing.expand(len(kv), 1, -1, -1).to(kv.dtype), kv], dim=1)
+        k, v = kv.unflatten(-1, (self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return k, v
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        allowed: Tensor,
+        past: Cache | None = None,
+        wanted: int | None = None,
+        *,
+        memory: Memory,
+        kv: Cache,
+    ) -> tuple[Tensor, Cache]:
+        x, cache = self.attend(x, allowed, past, wanted)
+        return self.mix(x + self.drop(self.read(x, memory, kv))), cache
+
+    def read(self, x: Tensor, memory: Memory, kv: Cache) -> Tensor:
+        """x [B, Q, D] -> [B, Q, D]; kv of `memorise`."""
+        groups = memory.groups
+        q = groups.gather(self.read_query(self.norm3(x))).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        real = F.pad(memory.real, (1, 0), value=True)[:, None, None]
+        if memory.weight is None:
+            mixed = F.scaled_dot_product_attention(q, *kv, attn_mask=None if bool(real.all()) else real)
+        else:
+            weight = F.pad(memory.weight, (1, 0), value=1.0)
+            weight = groups.gather(weight[:, None].expand(-1, x.shape[1], -1))[:, None]
+            mixed = weighted_attention(q, *kv, real, weight)
+        read: Tensor = self.read_out(groups.scatter(mixed.transpose(1, 2).flatten(2)))
+        return read
+
+
+class CrossDecoder(Decoder):
+    """A language model over text that reads visual tokens."""
+
+    def build_block(self) -> Block:
+        c = self.config
+        return CrossBlock(c.width, c.heads, c.mlp, c.dropout)
+
+    def prompt(
+        self, visual: Visual, weight: Tensor | None, question: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Sequence[Layer]]:
+        x, mask = self.words(question)
+        memory = Memory(visual.real, Groups.of(visual.of, len(visual.tokens)), weight)
+        blocks = [block for block in self.blocks if isinstance(block, CrossBlock)]
+        return x, mask, [partial(b, memory=memory, kv=b.memorise(visual.tokens)) for b in blocks]

@@ -1,0 +1,68 @@
+"""Tiles of a batch's images: their pixels, and what an encoder makes of them.
+
+Axes: I images, B questions, T tiles, C channels.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pyrskip.models.tiers import Features
+from pyrskip.models.vision import VisionEncoder
+from pyrskip.pyramid import Pyramid, mipmaps
+from pyrskip.sample import Batch
+
+
+def crops(pyramid: Pyramid, batch: Batch, wanted: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """The wanted tiles [I, T] bool one by one: image, tile, and its level's pixels without padding, [3, h, w] 0..255."""
+    levels = [level.cpu() for level in mipmaps(batch.image.float(), batch.size, pyramid.levels)]
+    pixels = pyramid.pixels(batch.size)
+    for image, tile in wanted.nonzero().tolist():
+        rows, columns = pixels[image, tile].tolist()
+        crop = pyramid.crop(levels[int(pyramid.tile_level[tile])][image : image + 1], tile)[0]
+        yield image, tile, crop[:, :rows, :columns]
+
+
+def encode_tiles(vision: VisionEncoder, pyramid: Pyramid, batch: Batch, keep: Tensor) -> Features:
+    """Encode the tiles that any question of an image keeps, each alone from its own pixels, or read their maps from the
+    batch's cache. keep [B, T] bool."""
+    pixels = pyramid.pixels(batch.size)
+    wanted = batch.of_images(keep) & (pixels[..., 0] > 0)
+    if batch.maps is not None:
+        return Features(tuple(_cached(vision, m, wanted[:, t]) for t, m in enumerate(batch.maps)), wanted)
+    levels = mipmaps(batch.image.float() / 255, batch.size, pyramid.levels)
+    maps = []
+    for tile in range(pyramid.tiles):
+        crop = pyramid.crop(levels[int(pyramid.tile_level[tile])], tile)
+        maps.append(_encode_tile(vision, crop, wanted[:, tile], pixels[:, tile]))
+    return Features(tuple(maps), wanted)
+
+
+def _encode_tile(vision: VisionEncoder, crop: Tensor, wanted: Tensor, pixels: Tensor) -> Tensor:
+    """crop [I, 3, side, side], wanted [I] bool, pixels [I, 2] valid rows and columns -> [I, C, cells, cells]."""
+    side = crop.shape[-1] // vision.stride
+    out = crop.new_zeros(len(crop), vision.channels, side, side)
+    extent = -(-pixels // vision.stride)
+    for rows, columns in torch.unique(extent[wanted], dim=0).tolist():
+        images = (wanted & (extent == extent.new_tensor([rows, columns])).all(-1)).nonzero().squeeze(1)
+        features = vision(crop[images, :, : rows * vision.stride, : columns * vision.stride])
+        out = out.to(features.dtype)
+        out[images, :, :rows, :columns] = features
+    return out
+
+
+def encode_flops(vision: VisionEncoder, pyramid: Pyramid, size: Tensor) -> Tensor:
+    """Measured FLOPs of encoding every tile. size [B, 2] -> [B, T] float64."""
+    extent = -(-pyramid.pixels(size) // vision.stride) * vision.stride
+    unique, of = torch.unique(extent.flatten(0, 1), dim=0, return_inverse=True)
+    flops = [float(vision.flops(rows, columns)) if rows else 0.0 for rows, columns in unique.tolist()]
+    return torch.tensor(flops, dtype=torch.float64, device=size.device)[of].view(extent.shape[:2])
+
+
+def _cached(vision: VisionEncoder, maps: Tensor, wanted: Tensor) -> Tensor:
+    """A tile's maps [I, C, rows, columns] from the cache as the encoder would give them, so zero where not wanted [I]."""
+    dtype = vision.mean.dtype
+    if not bool(wanted.any()):
+        return maps.new_zeros((), dtype=dtype).expand(maps.shape)
+    return maps.to(dtype) if bool(wanted.all()) else maps.to(dtype) * wanted[:, None, None, None]

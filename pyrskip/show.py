@@ -1,0 +1,77 @@
+"""Commands that look at finished runs: report, plot, dashboard. Nothing is trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyrskip.errors import UserError, choose
+
+
+def report(arguments: Sequence[str]) -> None:
+    """One HTML file of a run's or a sweep's directory."""
+    from pyrskip.evaluation.page import write_report
+
+    places, given = split_arguments(arguments, ("out",))
+    if len(places) != 1:
+        raise UserError("pyrskip report takes one directory; allowed beside it: out=<file.html>")
+    out = Path(given.get("out", f"{places[0]}/report.html"))
+    if out.suffix != ".html":
+        raise UserError(f"out={out} is no page; allowed: a name that ends in .html")
+    write_report(Path(places[0]), out)
+    print(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
+def plot(arguments: Sequence[str]) -> None:
+    """A picture of the frontiers of one or more runs."""
+    from pyrskip.evaluation.plots import plot_runs, run_colours
+    from pyrskip.evaluation.runs import load_runs
+    from pyrskip.evaluation.styles import RULES
+
+    places, given = split_arguments(arguments, ("out", "method"))
+    if len(places) < 2 or places[0] != "frontier":
+        raise UserError(
+            "pyrskip plot takes frontier and one or more directories; allowed beside them: out=<file>, method=<name>"
+        )
+    runs = [run for place in places[1:] for run in load_runs(Path(place))]
+    labels = [run.label for run in runs]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise UserError(f"two runs are named {twice[0]}; allowed: directories of different names")
+    out = Path(given.get("out", "frontier.svg"))
+    colours = run_colours({run.label: run.rule for run in runs}, RULES)
+    plot_runs({run.label: run.rows for run in runs}, colours, out, given.get("method", "gate"))
+    print(f"picture: {out}")
+
+
+def dashboard(arguments: Sequence[str]) -> None:
+    """A W&B workspace and a report of a project, or what they would be."""
+    from importlib.util import find_spec
+
+    dry = "--dry-run" in arguments
+    places, given = split_arguments([a for a in arguments if a != "--dry-run"], ("entity", "project"))
+    if places:
+        raise choose("dashboard argument", places[0], ("--dry-run", "entity=<name>", "project=<name>"))
+    if find_spec("wandb_workspaces") is None:
+        raise UserError("this command needs the wandb extra: pip install 'pyrskip[wandb]'")
+    from pyrskip.tracking.workspaces import as_json, default_project, save
+
+    project = given.get("project", default_project())
+    if dry:
+        print(as_json(given.get("entity", "entity"), project))
+        return
+    for address in save(given.get("entity"), project):
+        print(address)
+
+
+def split_arguments(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Places, and key=value pairs. Raises UserError for other keys, and for flags. A place may hold '=' behind a slash: a
+    sweep's runs do."""
+    places, given = [], {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if argument.startswith("-") or (equals and key not in keys and "/" not in key):
+            raise choose("argument", argument, [f"{k}=<value>" for k in keys])
+        if equals and key in keys:
+            given[key] = value
+        else:
+            places.append(argument)
+    return places, given

@@ -1,0 +1,353 @@
+"""Claims about the report, the pictures and the terminal: what people look at is there, and is what was measured."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyrskip.cli import main
+from pyrskip.errors import UserError
+from pyrskip.evaluation.figures import frontier_figure, shares_by_type
+from pyrskip.evaluation.gallery import PLACE, pick
+from pyrskip.evaluation.page import write_report
+from pyrskip.evaluation.plots import run_colours
+from pyrskip.evaluation.runs import load_runs
+from pyrskip.evaluation.styles import LINES, POINTS, RULES
+from pyrskip.reward import RewardConfig
+from pyrskip.training.progress import Bar, Lines, figures
+from tests.runs import NASTY, write_run
+from tests.test_cli import refused
+from tests.test_frontier import computed
+from tests.test_rules import toy_module
+
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "one")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sweep")
+    for rule in ("supervised", "gumbel"):
+        write_run(root / f"rule={rule}", rule)
+    return root
+
+
+def data_of(page: Path) -> Any:
+    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), flags=re.DOTALL)
+    assert found is not None
+    # a browser's parser knows no NaN
+    return json.loads(found[1], parse_constant=lambda name: pytest.fail(f"{name} in the page"))
+
+
+def test_the_report_of_a_run_has_every_part(run: Path, tmp_path: Path) -> None:
+    write_report(run, tmp_path / "report.html")
+    parts = {s.get("title"): s for s in data_of(tmp_path / "report.html")["sections"]}
+    for title in ("Frontier", "Every method", "By question type", "Health of the gates", "Samples", "Config", "Versions"):
+        assert title in parts
+    methods = {row[0] for row in parts["Every method"]["rows"]}
+    assert {"full", "reference", "gate", "oracle:type", "random"} <= methods
+    assert len(parts["Samples"]["samples"]) == 12
+    told = load_runs(run)[0].summary["targets"]["0.99"]["gate"]["seeds"][0]["health"]["distinct"]
+    (row,) = [r for r in parts["Health of the gates"]["rows"] if r[:3] == [99, "gate", 0]]
+    assert row[-3] == told
+
+
+def test_the_report_asks_no_network_and_runs_no_question(run: Path, tmp_path: Path) -> None:
+    write_report(run, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    own = page.replace(page[page.index("<script>") : page.rindex("<script>")], "")  # without plotly's script
+    assert not re.search(r'(src|href)="?(https?:)?//', own)
+    assert NASTY not in page and "onerror" in page
+    assert page.count("<script") - page.count("\\u003cscript") >= 3
+
+
+def test_nan_in_a_run_becomes_no_value(run: Path, tmp_path: Path) -> None:
+    write_report(run, tmp_path / "report.html")
+    curves = next(s for s in data_of(tmp_path / "report.html")["sections"] if s.get("title") == "Training")["plots"]
+    loss = next(p for p in curves if p["layout"]["title"]["text"] == "Loss")["data"][0]
+    assert (loss["x"], loss["y"]) == ([0, 20], [0.7, 0.5])
+
+
+def test_the_report_of_a_sweep_tells_what_differs(sweep: Path, tmp_path: Path) -> None:
+    write_report(sweep, tmp_path / "report.html")
+    parts = {s.get("title"): s for s in data_of(tmp_path / "report.html")["sections"]}
+    assert {row[0] for row in parts["Runs"]["rows"]} == {"rule=supervised", "rule=gumbel"}
+    assert {row[0] for row in parts["Health of the gates"]["rows"]} == {"rule=supervised", "rule=gumbel"}
+    assert json.loads(parts["Configs, where they differ"]["text"]) == {
+        "rule.name": {"rule=gumbel": "gumbel", "rule=supervised": "supervised"}
+    }
+    names = [trace["name"] for trace in parts["Frontier"]["plots"][0]["data"]]
+    assert names == ["hull", "full", "reference", "rule=gumbel", "rule=supervised"]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda d: (d / "frontier.json").unlink(), "is no finished run and holds none"),
+        (lambda d: (d / "frontier.json").write_text("[{}]"), "holds no frontier that can be read .*draw it again"),
+        (lambda d: (d / "summary.json").write_text("{"), "holds no frontier that can be read"),
+        (lambda d: (d / "summary.json").unlink(), "holds no frontier that can be read"),
+    ],
+)
+def test_a_directory_without_a_whole_frontier_is_named(break_it: Any, said: str, run: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(run, tmp_path / "broken")
+    break_it(broken)
+    with pytest.raises(UserError, match=said):
+        write_report(broken, tmp_path / "report.html")
+
+
+def test_a_run_without_gallery_and_versions_is_reported(run: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(run, tmp_path / "old")
+    (old / PLACE / "003.png").unlink()
+    (old / "versions.json").unlink()
+    write_report(old, tmp_path / "report.html")
+    assert "Samples" not in {s.get("title") for s in data_of(tmp_path / "report.html")["sections"]}
+
+
+def test_the_gallery_shows_wrong_answers_of_every_type(run: Path) -> None:
+    frontier = computed()
+    table = frontier.inputs.tables["test"]
+    point = frontier.select("gate", "test", 0.2, 0)[0]
+    assert point.action is not None
+    rows = pick(point.action, table, 12)
+    right = [bool(point.score[row] > 0.5) for row in rows]
+    assert len(set(rows)) == 12 and right.count(False) == 4
+    assert {table.types[row] for row, ok in zip(rows, right, strict=True) if ok} == set(table.types)
+    told = load_runs(run)[0].gallery
+    assert told["wrong_share"] == pytest.approx(1 - float(point.score.mean()))
+
+
+def test_the_shares_of_selections_sum_to_one_by_type() -> None:
+    frontier = computed()
+    table, point = frontier.inputs.tables["test"], frontier.select("gate", "test", 0.2, 0)[0]
+    assert point.action is not None
+    shares = shares_by_type(point.action, table.types, len(table.actions))
+    assert set(shares) == set(table.types)
+    assert all(sum(row) == pytest.approx(1) for row in shares.values())
+
+
+def test_a_method_looks_the_same_in_every_picture() -> None:
+    drawn = {trace.name: trace for trace in frontier_figure(computed().rows).data}
+    looks = {**LINES, **POINTS}
+    assert looks.keys() - drawn.keys() == {"oracle:cross"}  # which needs a second run
+    for method in looks.keys() & drawn.keys():
+        assert drawn[method].line.color == looks[method][0]
+    gate = [r for r in computed().rows if r.method == "gate" and r.split == "test" and r.price == 0.2]
+    point = next(i for i, told in enumerate(drawn["gate"].customdata) if "price 0.2," in told[1])
+    assert drawn["gate"].x[point] == pytest.approx(sum(r.relative_flops for r in gate) / 3)
+    assert drawn["gate"].y[point] == pytest.approx(100 * sum(r.accuracy for r in gate) / 3)
+
+
+def test_runs_keep_their_rules_colours_where_rules_differ() -> None:
+    assert run_colours({"a": "gumbel", "b": "exact"}, RULES) == {"a": RULES["gumbel"], "b": RULES["exact"]}
+    colours = run_colours({"a": "gumbel", "b": "gumbel"}, RULES)
+    assert len(set(colours.values())) == 2
+
+
+@pytest.mark.parametrize("ending", ["svg", "pdf", "png"])
+def test_a_frontier_is_drawn_for_a_paper(ending: str, sweep: Path, tmp_path: Path) -> None:
+    out = tmp_path / f"frontier.{ending}"
+    places = [str(p) for p in sorted(sweep.iterdir())]
+    main(["plot", "frontier", *places, f"out={out}"])
+    first = out.read_bytes()
+    assert first[:4] == {"svg": b"<?xm", "pdf": b"%PDF", "png": b"\x89PNG"}[ending]
+    if ending == "svg":
+        for word in ("rule=gumbel", "accuracy, %", RULES["gumbel"].lower()):
+            assert word in first.decode().replace(RULES["gumbel"], RULES["gumbel"].lower())
+    main(["plot", "frontier", str(sweep), f"out={out}"])
+    assert out.read_bytes() == first  # the same rows give the same file
+
+
+def test_report_is_a_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["report", str(run), f"out={tmp_path}/a/b.html"])
+    assert (tmp_path / "a/b.html").stat().st_size < 6e6
+    assert "report: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("report",), "takes one directory"),
+        (("report", "nowhere"), "nowhere is no finished run"),
+        (("report", ".", "out=a.pdf"), "out=a.pdf is no page"),
+        (("report", ".", "colour=red"), "'colour=red' is unknown; allowed: out=<value>"),
+        (("plot", "frontier"), "takes frontier and one or more directories"),
+        (("plot", "frontier", "nowhere"), "nowhere is no finished run"),
+        (("dashboard", "everything"), "'everything' is unknown; allowed: --dry-run"),
+    ],
+)
+def test_bad_input_of_what_looks_at_runs_is_one_sentence(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(capsys, *arguments)
+
+
+def test_a_picture_of_what_is_not_there_is_refused(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "has no method 'magic'; allowed: " in refused(
+        capsys, "plot", "frontier", str(sweep), "method=magic", f"out={tmp_path}/a.png"
+    )
+    assert "allowed: a name that ends in .svg" in refused(capsys, "plot", "frontier", str(sweep), f"out={tmp_path}/a.gif")
+
+
+def test_a_dashboard_without_a_login_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    pytest.importorskip("wandb_workspaces")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    wandb.teardown()
+    assert "wandb is not logged in" in refused(capsys, "dashboard")
+    main(["dashboard", "--dry-run", "entity=me", "project=mine"])
+    assert json.loads(capsys.readouterr().out).keys() == {"workspace", "report"}
+
+
+class Trainer:
+    """As much of a Trainer as the lines ask for."""
+
+    num_training_batches = 10
+    is_global_zero = True
+    callback_metrics = {  # noqa: RUF012
+        "train/loss": 0.5,
+        "gate/keep_rate/level_0": 0.25,
+        "gate/keep_rate/level_1": 0.75,
+        "cost/relative_flops": 0.2,
+        "reward/price": 0.1,
+    }
+
+
+def test_progress_tells_loss_keep_rate_and_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    assert figures(Trainer.callback_metrics) == {"loss": 0.5, "cost": 0.2, "keep": 0.5}
+    lines: Any = Lines("gate/seed-0")
+    for step in range(10):
+        lines.on_train_batch_end(Trainer(), None, None, None, step)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 5
+    assert said[-1] == "  gate/seed-0: step 10/10  loss 0.5000  cost 0.2000  keep 0.5000"
+
+
+def test_the_bar_tells_loss_keep_rate_cost_and_the_time_left() -> None:
+    import pytorch_lightning as pl
+    from torch.utils.data import DataLoader
+
+    from tests.test_rules import batches
+
+    module = toy_module("supervised", "utility", RewardConfig(), steps=20)
+    out = StringIO()
+    bar = Bar("gate/seed-0", file=out, force_terminal=True, width=160, stderr=False)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
+    pl.Trainer(max_epochs=1, callbacks=[bar], **quiet).fit(module, DataLoader(batches(module), batch_size=None))  # type: ignore[arg-type]
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    last = [line for line in text.splitlines() if "20/20" in line][-1]
+    assert "gate/seed-0" in last
+    for word in ("loss: 0.", "keep: 0.", "cost: ", "•"):
+        assert word in last, last
+    assert re.search(r"\d:\d\d:\d\d • (\d|-):", last)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the dev extra, for playwright")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed here (chromium, chromium-browser or google-chrome)")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        yield started
+        started.close()
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "desktop": {"viewport": {"width": 1280, "height": 900}},
+    "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("what", ["run", "sweep"])
+def test_the_report_works_in_a_browser(
+    what: str, kind: str, browser: Any, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    write_report(request.getfixturevalue(what), tmp_path / "report.html")
+    context = browser.new_context(**KINDS[kind], offline=True)
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("dialog", lambda dialog: wrong.append(dialog.message))
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else wrong.append(r.url))
+    page.goto((tmp_path / "report.html").as_uri())
+    page.wait_for_selector(".plot .scatterlayer .point")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(20, 24, 28)" if kind == "dark" else "rgb(255, 255, 255)")
+
+    # hover, or a tap, tells a point's method, price, accuracy and cost
+    plot = page.locator(".plot").first
+    plot.scroll_into_view_if_needed()
+    place = page.evaluate(
+        """() => {
+            const plot = document.querySelector(".plot");
+            const trace = plot.data.find((t) => t.name === "gate" || t.name.startsWith("rule="));
+            const box = plot.getBoundingClientRect(), x = plot._fullLayout.xaxis, y = plot._fullLayout.yaxis;
+            return [box.left + x._offset + x.d2p(trace.x[1]), box.top + y._offset + y.d2p(trace.y[1])];
+        }"""
+    )
+    (page.touchscreen.tap if kind == "phone" else page.mouse.move)(*place)
+    page.wait_for_selector(".hoverlayer .hovertext")
+    told = page.locator(".hoverlayer .hovertext").first.text_content()
+    # a finger is not as exact as a mouse: at a neighbouring point it is another method's
+    for word in (() if kind == "phone" else ("gate",)) + ("price", "accuracy", "cost", "tokens"):
+        assert word in told, told
+
+    # the legend hides a method
+    before = page.locator(".plot").first.locator(".scatterlayer .trace").count()
+    page.locator(".legend button").first.click()
+    assert page.locator(".legend button").first.get_attribute("aria-pressed") == "false"
+    page.wait_for_function(
+        "n => document.querySelector('.plot').querySelectorAll('.scatterlayer .trace').length < n", arg=before
+    )
+
+    # a click on a heading sorts, a second one the other way
+    table = page.locator("table").first
+    names = [cell.text_content() for cell in table.locator("th").all()]
+    column = names.index("x full" if what == "run" else "target %")
+
+    def values() -> list[float]:
+        cells = [row.locator("td").nth(column).text_content() for row in table.locator("tbody tr").all()]
+        return [float(cell) for cell in cells if cell]
+
+    table.locator("th button").nth(column).click()
+    rising = values()
+    assert rising == sorted(rising) and len(set(rising)) > 1
+    table.locator("th button").nth(column).click()
+    assert values() == sorted(rising, reverse=True)
+
+    if what == "run":
+        shown = lambda: page.locator("figure:visible").count()  # noqa: E731
+        assert shown() == 12
+        page.select_option("select[name=answer]", "wrong")
+        assert shown() == page.locator("figure:visible .wrong").count() == 4
+        page.select_option("select[name=type]", "color")
+        kinds = page.locator("figure:visible .meta").all_text_contents()
+        assert all(text.startswith("color ·") for text in kinds)
+        assert page.locator("output").text_content() == f"{len(kinds)} of 12 samples"
+        page.select_option("select[name=answer]", "all")
+        page.select_option("select[name=type]", "all")
+        assert NASTY in page.locator("figcaption div").first.text_content()
+        loaded = "[...document.images].every((image) => image.complete && image.naturalWidth > 0)"
+        page.wait_for_function(loaded)
+    assert wrong == []
+    context.close()

@@ -1,0 +1,313 @@
+"""Claims about the service: the right answer, the right status for what is wrong, and it keeps serving."""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from schemathesis import GenerationMode
+from schemathesis.checks import positive_data_acceptance
+from starlette.testclient import TestClient
+
+import pyrskip
+from pyrskip.gates.gate import Gate
+from pyrskip.inference import Engine, Request
+from pyrskip.inference.batcher import Batcher, BusyError
+from pyrskip.inference.limits import Limits
+from pyrskip.inference.serve import create_app
+from pyrskip.models.native import NativeModel
+from tests.models import TEXTS
+
+LIMITS = Limits(batch=4, waiting=6, timeout=5.0, max_bytes=50_000)
+
+
+def png(side: int = 20) -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((side, side), 90).convert("RGB").save(file, "PNG")
+    return file.getvalue()
+
+
+IMAGE = png()
+GOOD = {"image": base64.b64encode(IMAGE).decode(), "question": TEXTS[0], "price": 0.1}
+
+
+@pytest.fixture(scope="session")
+def engine(exported: tuple[Path, NativeModel, Gate]) -> Engine:
+    return pyrskip.load(exported[0], "onnx", threads=1)
+
+
+@pytest.fixture(scope="module")
+def client(engine: Engine) -> Iterator[TestClient]:
+    with TestClient(create_app(engine, LIMITS)) as client:
+        yield client
+
+
+class SlowEngine(Engine):
+    """Takes its time, and breaks on one question."""
+
+    seconds = 0.2
+
+    def decide(self, prepared: Any) -> Any:
+        time.sleep(self.seconds)
+        if any(p.question == "break" for p in prepared):
+            raise RuntimeError("broken inside")
+        return super().decide(prepared)
+
+
+@pytest.fixture
+def slow(engine: Engine) -> SlowEngine:
+    return SlowEngine(engine.spec, engine.tokenizer, engine.query_tokenizer, engine.backend, engine.digest)
+
+
+@asynccontextmanager
+async def running(engine: Engine, most: int = 4, waiting: int = 6) -> Any:
+    batcher = Batcher(engine, most, waiting)
+    batcher.start()
+    yield batcher
+    await batcher.close()
+
+
+def ask(text: str = TEXTS[0]) -> Request:
+    return Request(IMAGE, text, price=0.1)
+
+
+def test_the_service_answers_as_the_engine_does(client: TestClient, engine: Engine) -> None:
+    wanted = engine.answer(IMAGE, TEXTS[0], price=0.1)
+    got = client.post("/answer", json=GOOD)
+    assert got.status_code == 200
+    assert got.json()["answer"] == wanted.text
+    assert got.json()["tiles"] == list(wanted.selection.tiles)
+    selected = client.post("/select", json=GOOD)
+    assert selected.json() == {k: v for k, v in got.json().items() if k != "answer"}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "says"),
+    [
+        ({"image": "!!"}, 422, "image"),
+        ({"image": base64.b64encode(b"no image").decode()}, 422, "cannot be read as PNG"),
+        ({"image": GOOD["image"][:40]}, 422, "cannot be read as PNG"),
+        ({"image": ""}, 422, "image"),
+        ({"question": ""}, 422, "question"),
+        ({"question": "  "}, 422, "empty"),
+        ({"question": "word " * 60}, 422, "more than 48 tokens"),
+        ({"question": 7}, 422, "question"),
+        ({"price": -1}, 422, "price"),
+        ({"price": "cheap"}, 422, "price"),
+        ({"max_tokens": 0}, 422, "max_tokens"),
+        ({"max_tokens": 2.5}, 422, "max_tokens"),
+        ({"colour": 1}, 422, "colour"),
+        ({"image": "A" * 60_000}, 413, "more than 50000 bytes"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/select", "/answer"])
+def test_bad_requests_have_their_status_and_a_sentence(
+    client: TestClient, path: str, change: dict[str, Any], status: int, says: str
+) -> None:
+    refused = client.post(path, json=GOOD | change)
+    assert refused.status_code == status
+    assert says in refused.json()["error"]
+    assert client.post(path, json=GOOD).status_code == 200
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe", b'{"image": NaN}'])
+def test_a_body_that_is_no_json_is_refused(client: TestClient, body: bytes) -> None:
+    refused = client.post("/answer", content=body, headers={"Content-Type": "application/json"})
+    assert refused.status_code == 422
+    assert isinstance(refused.json()["error"], str)
+
+
+def test_a_body_without_a_length_is_cut_off_at_the_limit(client: TestClient) -> None:
+    refused = client.post("/answer", content=(b"x" * 10_000 for _ in range(20)))
+    assert refused.status_code == 413
+
+
+def test_a_body_far_too_large_is_not_read(client: TestClient) -> None:
+    refused = client.post("/answer", content=b"x", headers={"Content-Length": str(10**12)})
+    assert refused.status_code == 413
+
+
+def test_other_paths_and_methods_are_told(client: TestClient) -> None:
+    assert client.get("/answer").status_code == 405
+    assert client.post("/nothing").status_code == 404
+    assert client.get("/health").json()["status"] == "ok"
+
+
+def test_metrics_count_what_happened(engine: Engine) -> None:
+    with TestClient(create_app(engine, LIMITS)) as client:
+        client.post("/answer", json=GOOD)
+        client.post("/answer", json=GOOD | {"price": -1})
+        client.get("/some/path")
+        told = client.get("/metrics").text
+    assert 'pyrskip_requests_total{path="/answer",status="200"} 1.0' in told
+    assert 'pyrskip_requests_total{path="/answer",status="422"} 1.0' in told
+    assert 'path="other",status="404"' in told
+    assert "pyrskip_batch_requests_sum 1.0" in told
+    assert "process_resident_memory_bytes" in told
+
+
+def test_requests_are_run_together_and_answered_apart(slow: SlowEngine) -> None:
+    sizes: list[int] = []
+
+    async def both() -> list[Any]:
+        async with running(slow) as batcher:
+            batcher.observe = lambda n, seconds: sizes.append(n)
+            futures = [batcher.submit(ask(text), answer=i % 2 == 0) for i, text in enumerate((*TEXTS, ""))]
+            return await asyncio.gather(*futures, return_exceptions=True)
+
+    *good, bad = asyncio.run(both())
+    assert sizes[0] > 1
+    assert [getattr(r, "text", None) is not None for r in good] == [True, False, True, False]
+    for text, result in zip(TEXTS, good, strict=True):
+        wanted = Engine.answer(slow, IMAGE, text, price=0.1)
+        assert result in (wanted, wanted.selection)
+    assert "empty" in str(bad)
+
+
+def test_a_request_that_breaks_the_engine_breaks_alone(slow: SlowEngine) -> None:
+    slow.seconds = 0.0
+
+    async def three() -> list[Any]:
+        async with running(slow) as batcher:
+            futures = [batcher.submit(ask(text), answer=True) for text in (TEXTS[0], "break", TEXTS[1])]
+            return await asyncio.gather(*futures, return_exceptions=True)
+
+    first, broken, last = asyncio.run(three())
+    assert first.selection.tokens > 0
+    assert last.selection.tokens > 0
+    assert isinstance(broken, RuntimeError)
+
+
+def test_a_broken_engine_is_a_500_and_the_next_request_is_served(slow: SlowEngine) -> None:
+    slow.seconds = 0.0
+    with TestClient(create_app(slow, LIMITS), raise_server_exceptions=False) as client:
+        broken = client.post("/answer", json=GOOD | {"question": "break"})
+        assert broken.status_code == 500
+        assert "inside" not in broken.text
+        assert client.post("/answer", json=GOOD).status_code == 200
+
+
+def test_more_than_may_wait_are_told_so(slow: SlowEngine) -> None:
+    async def many() -> int:
+        refused = 0
+        async with running(slow, waiting=3) as batcher:
+            for _ in range(5):
+                try:
+                    batcher.submit(ask(), answer=False)
+                except BusyError:
+                    refused += 1
+        return refused
+
+    assert asyncio.run(many()) == 2
+
+
+def test_a_request_that_was_given_up_is_never_computed(slow: SlowEngine) -> None:
+    ran: list[int] = []
+
+    async def give_up() -> None:
+        async with running(slow, most=1) as batcher:
+            batcher.observe = lambda n, seconds: ran.append(n)
+            first, second = (batcher.submit(ask(), answer=False) for _ in range(2))
+            await asyncio.sleep(0.05)
+            second.cancel()
+            await first
+
+    asyncio.run(give_up())
+    assert ran == [1]
+
+
+def test_closing_answers_what_waits_and_takes_nothing_new(slow: SlowEngine) -> None:
+    async def close() -> list[Any]:
+        async with running(slow) as batcher:
+            futures = [batcher.submit(ask(), answer=True) for _ in range(5)]
+        with pytest.raises(BusyError):
+            batcher.submit(ask(), answer=True)
+        return [future.result() for future in futures]
+
+    assert len(asyncio.run(close())) == 5
+
+
+def test_what_takes_too_long_is_a_504(slow: SlowEngine) -> None:
+    with TestClient(create_app(slow, replace(LIMITS, timeout=0.05))) as client:
+        assert client.post("/answer", json=GOOD).status_code == 504
+        slow.seconds = 0.0
+        time.sleep(0.3)
+        assert client.post("/answer", json=GOOD).status_code == 200
+
+
+@pytest.mark.slow
+def test_the_openapi_document_holds(engine: Engine) -> None:
+    """Requests made from the document, good and bad: no crash, and only answers that the document knows."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(engine, replace(LIMITS, waiting=128)))
+    # a document can say that a text is base64, but not that it is an image: good requests by the document may be refused
+    beyond = [positive_data_acceptance]
+
+    paths = set()
+    for operation in schema.get_all_operations():
+        strategies = [operation.ok().as_strategy(mode) for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)]
+
+        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(case=st.one_of(strategies))
+        def holds(case: schemathesis.Case) -> None:
+            paths.add(case.path)
+            case.call_and_validate(excluded_checks=beyond)
+
+        holds()
+    assert paths == {"/select", "/answer", "/health", "/metrics"}
+
+
+@pytest.mark.slow
+def test_a_stopped_service_answers_what_came_in(exported: tuple[Path, NativeModel, Gate], tmp_path: Path) -> None:
+    """The command itself: it serves, survives clients that go away and senders that stall, and ends well on SIGTERM."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from pyrskip.cli import main; main()", "serve", f"model={exported[0]}", f"port={port}"]
+    process = subprocess.Popen(
+        [*command, "timeout=2"], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            try:
+                if httpx.get(f"{address}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        body = json.dumps(GOOD).encode()
+        head = f"POST /answer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", port)) as gone:
+                gone.sendall(head.encode() + body)
+        with socket.create_connection(("127.0.0.1", port)) as stalled:
+            stalled.sendall(b"POST /answer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            assert b"408" in stalled.recv(100)
+        assert httpx.post(f"{address}/answer", json=GOOD).status_code == 200
+        waiting = [socket.create_connection(("127.0.0.1", port)) for _ in range(32)]
+        for connection in waiting:
+            connection.sendall(head.encode() + body)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        replies = [connection.makefile("rb").read() for connection in waiting]
+        assert all(reply.startswith(b"HTTP/1.1 200") and b'"answer"' in reply for reply in replies)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
