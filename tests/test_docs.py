@@ -14,6 +14,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.own_data import embedded, picture, write_llava, write_parquet
+from tests.server import serve
 from tests.test_stages import TWO_STEPS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -60,18 +61,25 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
     lines = [c for c in commands(page) if c.startswith(RUNNERS)]
     if any("runs/easy_vqa" in line for line in lines) and "train.py experiment=easy_vqa" not in lines[0]:
         lines.insert(0, "python train.py experiment=easy_vqa")
-    for line in lines:
-        if line.startswith("pyrskip serve "):
-            serve_and_stop(shlex.split(line), tmp_path, environment)
-            continue
-        words = shlex.split(line)
-        given = {word.split("=")[0] for word in words}
-        if "data=shards" in line:
-            given |= {"data.limit", "data.files.workers"}
-        if not {"inspect", "reshard"} & set(words) and (" train" in line or "train.py" in line or " data " in line):
-            words += [override for override in small if override.split("=")[0] not in given]
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    if any("my-vlm" in line for line in lines):
+        pytest.importorskip("transformers")
+        from tests.vlm import save_llava
+
+        save_llava(tmp_path / "my-vlm")
+    with serve(lambda text, pictures: "yes") as server:
+        for line in lines:
+            words = shlex.split(line.replace("http://localhost:8000/v1", server.url))
+            if line.startswith("pyrskip serve "):
+                serve_and_stop(words, tmp_path, environment)
+                continue
+            given = {word.split("=")[0] for word in words}
+            if "data=shards" in line:
+                given |= {"data.limit", "data.files.workers"}
+            composes = {"train", "train.py", "data", "rollouts"} & set(words) and not {"inspect", "reshard"} & set(words)
+            if composes:
+                words += [override for override in small if override.split("=")[0] not in given]
+            done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+            assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300

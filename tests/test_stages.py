@@ -1,5 +1,6 @@
 """Claims about runs: stages are skipped, resumed, refused and borrowed as their fingerprints say."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from hydra import compose, initialize_config_dir
+from lightning_fabric.plugins import TorchCheckpointIO
 
 from pyrskip.cli import conf_directory
 from pyrskip.compare import CompareConfig
@@ -408,3 +410,23 @@ def test_a_stale_cache_is_refused_before_any_work(tmp_path: Path) -> None:
 def test_maps_of_an_encoder_that_trains_are_not_cached(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="data.cache=run with vision.frozen=false: maps would change"):
         tiny(tmp_path, "data.cache=run", "vision.frozen=false")
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_training(
+    copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = TorchCheckpointIO.save_checkpoint
+    left = [1, 1, 0, 1]
+
+    def fill(*arguments: Any) -> None:
+        if not (left.pop(0) if left else 1):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved(*arguments)
+
+    run = ("stages=[data,flex]", "flex.optimizer.steps=4", "data.limit=12")
+    whole = run_stages(tiny(copied, "name=whole", *run), {})
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", fill)
+    short = run_stages(tiny(copied, "name=short", *run), {})
+    assert not left and same(whole / "flex" / "model.safetensors", short / "flex" / "model.safetensors")
+    said = capsys.readouterr().err
+    assert said.count("last.ckpt cannot be written: No space left on device; training goes on") == 1

@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import Logger
 
 from pyrskip.data.datamodule import StepData
 from pyrskip.errors import UserError
+from pyrskip.training.checkpoint import PatientIO
 from pyrskip.training.clock import Clock
 from pyrskip.training.progress import Bar, Lines
 
@@ -101,6 +102,7 @@ def _trainer(config: TrainerConfig, **rest: Any) -> pl.Trainer:
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
+            plugins=[PatientIO()],
             **rest,
         )
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
