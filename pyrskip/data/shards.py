@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -114,6 +114,8 @@ def prepare(config: DataConfig, directory: Path) -> Index:
             with closing(source.records(part, split_of)) as records:
                 for record in records:
                     split = split_of[record.key]
+                    if split == "train":
+                        record = replace(record, questions=record.questions + record.further)
                     waiting[split].append(record)
                     if len(waiting[split]) == config.samples_per_shard:
                         write(split)
