@@ -12,6 +12,7 @@ from pyrskip.cost import Convention, Cost, decode_flops, prefill_flops
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.metrics import exact
+from pyrskip.models.cross import CrossBlock
 from pyrskip.models.language import END, LANGUAGES, weighted_attention
 from pyrskip.models.native import CostConfig, NativeModel
 from pyrskip.models.projector import pool
@@ -406,3 +407,15 @@ def test_a_long_question_is_cut_and_an_empty_one_is_allowed() -> None:
     asked = every_tile(model, batch)
     assert model.loglik(batch, asked).isfinite().all()
     assert model.prompt_tokens(batch).tolist() == [model.config.language.max_words + 1, 2]
+
+
+@torch.no_grad()
+def test_a_word_reads_the_token_that_is_named_so_before_any_training() -> None:
+    language = tiny_model(language="cross").language
+    words = language._embed(torch.arange(100, 120))
+    for block in language.blocks:
+        assert isinstance(block, CrossBlock)
+        keys, _ = block.memorise(words[None])
+        queries = block.read_query(block.norm3(words)).unflatten(-1, (block.heads, -1)).transpose(0, 1)
+        scores = (queries @ keys[0].transpose(-1, -2)).sum(0)
+        assert scores[:, 1:].argmax(-1).equal(torch.arange(20))

@@ -5,6 +5,7 @@ import os
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pyrskip.data.reader import ShardDataset
 from pyrskip.data.scenes import SceneSource, assets, make_record
 from pyrskip.data.scenes.backgrounds import CONTRAST, contrast
 from pyrskip.data.scenes.config import SceneConfig
+from pyrskip.data.scenes.further import further_questions
 from pyrskip.data.scenes.layout import COVER
 from pyrskip.data.scenes.levels import COLOR, GLANCE, ICON, NUMBER, WORD, levels, needed_level
 from pyrskip.data.scenes.plan import Plan, make_plan
@@ -27,6 +29,7 @@ from pyrskip.data.scenes.scene import Scene, make_scene
 from pyrskip.data.scenes.vocabulary import BACKGROUNDS, COLORS, DISTRACTORS, ICONS, POSITIONS, RELATIONS
 from pyrskip.data.shards import SPLITS, DataConfig, prepare
 from pyrskip.errors import UserError
+from pyrskip.sample import Question
 from tests.test_data import png, tar, write_data
 
 SMALL = SceneConfig(size=256, train=12, test=4)
@@ -238,6 +241,77 @@ def test_colours_stand_out_against_every_background() -> None:
     assert min(shown.values()) >= len(BACKGROUNDS) - 3
 
 
+# further questions
+
+
+@pytest.fixture(scope="module")
+def further(some: list[Scene]) -> list[tuple[Scene, tuple[Question, ...]]]:
+    return [(scene, further_questions(scene, 100, np.random.default_rng(0))) for scene in some]
+
+
+def test_further_questions_are_of_the_images_that_flex_trains_on_alone(tmp_path: Path) -> None:
+    plain, more = tmp_path / "plain", tmp_path / "more"
+    prepare(DataConfig(source="scenes", scenes=SMALL), plain)
+    prepare(DataConfig(source="scenes", scenes=replace(SMALL, further=6)), more)
+    for split in SPLITS:
+        few, many = (ShardDataset(directory, split, 256) for directory in (plain, more))
+        assert len(few) == len(many)
+        for before, after in zip(few, many, strict=True):  # type: ignore[call-overload]
+            assert before.image.equal(after.image)
+            assert after.questions[:5] == before.questions
+            assert len(after.questions) <= 11
+            assert (len(after.questions) > 5) == (split == "train")
+
+
+def test_further_questions_are_true_and_asked_once(further: list[tuple[Scene, tuple[Question, ...]]]) -> None:
+    kinds = Counter(question.type for _, questions in further for question in questions)
+    letters = {"first_letter", "last_letter", "first_digit", "last_digit"}
+    assert kinds.keys() == {"object", "named", "position", "relation", "beside"} | letters
+    for scene, questions in further:
+        texts = [question.text for question in (*scene.questions, *questions)]
+        assert len(set(texts)) == len(texts)
+        by_box = {tuple(edge / scene.size for edge in thing.box): thing for thing in scene.things.values()}
+        for question in questions:
+            answer, shown = question.answers[0], [by_box[box] for box in question.boxes]
+            assert question.level == min(thing.level for thing in shown)
+            same = [t for t in scene.things.values() if shown[0].what == t.what]
+            middles = [((t.box[0] + t.box[2]) / 2 / scene.size, (t.box[1] + t.box[3]) / 2 / scene.size) for t in shown]
+            if question.type == "object":
+                assert answer == shown[0].color and f" {shown[0].what}" in question.text and len(same) == 1
+            elif question.type == "named":
+                alike = [t for t in scene.things.values() if t.color and t.color in question.text.split()]
+                assert not alike or alike == shown
+                assert answer == shown[0].what
+            elif question.type == "position":
+                axis, sign = POSITIONS[answer]
+                assert sign * (middles[0][axis] - 0.5) > 0.15
+            elif question.type == "beside":
+                axis, sign = POSITIONS[answer]
+                assert sign * (middles[0][axis] - middles[1][axis]) > 0.15
+            elif question.type == "relation":
+                axis, sign = next(r for text, r in RELATIONS.items() if f" {text} the " in question.text)
+                assert (sign * (middles[0][axis] - middles[1][axis]) > 0) == (answer == "yes")
+            else:
+                assert answer.upper() == shown[0].what[0 if question.type.startswith("first") else -1]
+
+
+def test_every_needed_level_is_asked_further(some: list[Scene]) -> None:
+    few = [q for i, s in enumerate(some) for q in further_questions(s, 6, np.random.default_rng(i)) if q.type == "object"]
+    every = [q for s in some for q in further_questions(s, 100, np.random.default_rng(0)) if q.type == "object"]
+    share = [sum(q.level == 0 for q in questions) / len(questions) for questions in (few, every)]
+    assert share[0] < 0.35 < share[1]
+
+
+def test_further_answers_give_nothing_away(further: list[tuple[Scene, tuple[Question, ...]]]) -> None:
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for _, questions in further:
+        for question in questions:
+            answers[question.type][question.answers[0]] += 1
+    most = {"object": 0.2, "named": 0.12, "position": 0.4, "relation": 0.62, "beside": 0.4, "first_digit": 0.4}
+    for kind, share in most.items():
+        assert answers[kind].most_common(1)[0][1] < share * answers[kind].total(), kind
+
+
 # the question alone gives nothing away
 
 
@@ -272,7 +346,7 @@ def test_answers_of_a_type_are_about_equally_frequent(asked: Any) -> None:
 
 
 def test_there_are_many_phrasings_and_held_out_ones_are_for_testing_alone(asked: Any) -> None:
-    known = {word for phrasings in PHRASINGS["train"].values() for text in phrasings for word in text.strip("?").split()}
+    known = {word for kind in MIX for text in PHRASINGS["train"][kind] for word in text.strip("?").split()}
     for kind in MIX:
         held_out = set(_HELD_OUT[kind])
         assert len(PHRASINGS["train"][kind]) >= 6 and len(held_out) >= 2
@@ -299,6 +373,7 @@ def test_phrasings_of_different_types_differ() -> None:
         ({"train": 0}, "data.scenes.train=0 .*at least 1"),
         ({"workers": -1}, "data.scenes.workers=-1 .*at least 0"),
         ({"seed": -1}, "data.scenes.seed=-1"),
+        ({"further": -1}, "data.scenes.further=-1 .*at least 0"),
         ({"types": ("object", "mood")}, "data.scenes.types='mood' .*scene_color, large_object"),
         ({"types": ()}, "data.scenes.types=.*at least one"),
         ({"types": ("count", "count")}, "data.scenes.types=.*each once"),

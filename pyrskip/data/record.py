@@ -8,13 +8,16 @@ from pyrskip.sample import Question
 
 @dataclass(frozen=True)
 class Record:
-    """An image file's bytes, as they are, with all its questions. key: unique in the source;
-    extension: png, jpg or webp."""
+    """An image file's bytes, as they are, with all its questions. key: unique in the source; extension: png, jpg or webp.
+
+    further: questions that are asked too where flex trains on the image, and nowhere else.
+    """
 
     key: str
     image: bytes
     extension: str
     questions: tuple[Question, ...]
+    further: tuple[Question, ...] = ()
 
     def __post_init__(self) -> None:
         # a dot would end the key in a shard, a slash would make it a path, and a tar header holds 100 characters

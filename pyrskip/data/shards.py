@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -164,6 +164,8 @@ def prepare(config: DataConfig, directory: Path) -> Index:
             with closing(source.records(part, split_of)) as records:
                 for record in records:
                     split = split_of[record.key]
+                    if split == "train":
+                        record = replace(record, questions=record.questions + record.further)
                     waiting[split].append(record)
                     if len(waiting[split]) == config.samples_per_shard:
                         write(split)

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from pyrskip.models.language import Block, Cache, Decoder, Layer, Visual, weighted_attention
 
+NOISE = 0.1
+"""Of the usual random weights, so much is added where reading starts as the identity."""
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -117,6 +120,17 @@ class CrossDecoder(Decoder):
     def build_block(self) -> Block:
         c = self.config
         return CrossBlock(c.width, c.heads, c.mlp, c.dropout)
+
+    def _initialise(self) -> None:
+        """As the decoder's, but reading starts near the identity: a token that has come to name a thing, in the matrix that
+        embeds words and writes answers alike, is then found by that name, and a word reads what the token says."""
+        super()._initialise()
+        same = torch.eye(self.width)
+        for block in self.blocks:
+            assert isinstance(block, CrossBlock)
+            share = (len(block.writers) * len(self.blocks)) ** -0.5
+            for linear, start in ((block.read_query, same), (block.read_kv, same.repeat(2, 1)), (block.read_out, same * share)):
+                linear.weight.data.mul_(NOISE).add_(start)
 
     def prompt(
         self, visual: Visual, weight: Tensor | None, question: tuple[Tensor, Tensor]

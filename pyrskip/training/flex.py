@@ -4,12 +4,13 @@ Axes: B questions, T tiles.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from pyrskip.budget import StochasticBudget, scale
-from pyrskip.decision import ActionSet, reference
+from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.models.native import NativeModel
 from pyrskip.sample import Batch
@@ -20,12 +21,18 @@ from pyrskip.training.module import OptimizerConfig, StepModule, step_seed
 class FlexConfig:
     """budget: a stochastic budget (tokenflex, uniform, sandwich, fixed). Shares of steps: full_share keep everything,
     reference_share level 0 alone; the rest a random selection, of random tiles half of the time where levels have several.
-    blind_share: of questions, asked without any image."""
+    blind_share: of questions, asked without any image.
+
+    coarse_until: shares of all steps, in order, after each of which one finer level opens; empty: all are open from the start.
+    [0.25, 0.6] of four levels starts with the two coarsest, opens level 1 after a quarter of the steps and level 0 after .6 of
+    them. Until then full_share keeps what is open and reference_share the finest open level. To find things and to name them
+    is learned many times faster, and more cheaply, among a hundred tokens than among a thousand; then it carries over."""
 
     budget: str = "tokenflex"
     full_share: float = 0.3
     reference_share: float = 0.1
     blind_share: float = 0.05
+    coarse_until: tuple[float, ...] = ()
     seed: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -36,12 +43,23 @@ class FlexConfig:
                 f"flex.full_share={self.full_share}, reference_share={self.reference_share}, blind_share={self.blind_share}: "
                 "allowed: at least 0, the first two at most 1 together, the last below 1"
             )
+        edges = (0.0, *self.coarse_until, 1.0)
+        if any(after <= before for before, after in pairwise(edges)):
+            raise UserError(
+                f"flex.coarse_until={list(self.coarse_until)}: allowed: shares of the steps in (0, 1), each above the last"
+            )
         StochasticBudget(self.budget, self.seed)
 
 
 class FlexModule(StepModule):
     def __init__(self, config: FlexConfig, model: NativeModel, actions: ActionSet) -> None:
         super().__init__(config.optimizer, config.seed)
+        levels = model.pyramid.levels
+        if len(config.coarse_until) > levels - 2:
+            raise UserError(
+                f"flex.coarse_until={list(config.coarse_until)} opens {len(config.coarse_until)} levels; allowed: at most "
+                f"{levels - 2} of a pyramid of {levels} levels, as the two coarsest are open from the start"
+            )
         self.config, self.model, self.actions = config, model, actions
         self.budget = StochasticBudget(config.budget, config.seed)
 
@@ -49,12 +67,15 @@ class FlexModule(StepModule):
         """A random selection, [T] bool: one a step, on all ranks, so that none pads to or waits for a larger one's tokens."""
         c, pyramid = self.config, self.model.pyramid
         generator = torch.Generator().manual_seed(step_seed(c.seed, step))
+        finest = sum(step < share * c.optimizer.steps for share in c.coarse_until)
+        open_tiles = pyramid.tile_level >= finest
         kind = float(torch.rand((), generator=generator))
         if kind < c.full_share:
-            return self.actions.selection[self.actions.full]
+            return self.actions.selection[self.actions.full] & open_tiles
         if kind < c.full_share + c.reference_share:
-            return reference(pyramid)
-        chosen = self.actions.selection[int(torch.randint(len(self.actions), (), generator=generator))]
+            return pyramid.tile_level == finest
+        possible = self.actions.selection[(open_tiles | ~self.actions.selection).all(-1)]
+        chosen = possible[int(torch.randint(len(possible), (), generator=generator))]
         if pyramid.tiles > pyramid.levels and float(torch.rand((), generator=generator)) < 0.5:
             some = torch.rand(pyramid.tiles, generator=generator) < 0.5
             some[pyramid.glance] = True

@@ -10,13 +10,19 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
+import numpy as np
+
 from pyrskip.data.record import Record
 from pyrskip.data.scenes.assets import load_assets
 from pyrskip.data.scenes.config import SceneConfig
+from pyrskip.data.scenes.further import further_questions
 from pyrskip.data.scenes.scene import make_scene
 from pyrskip.errors import UserError
+from pyrskip.sample import Question
 
 QUALITY = 92
+FURTHER = 1
+"""Sets the randomness of further questions apart from a scene's own, so that they change neither images nor other questions."""
 AHEAD = 8
 """Images that each worker may be ahead of the one that is written."""
 
@@ -61,7 +67,11 @@ def make_record(config: SceneConfig, split: str, index: int) -> Record:
     scene = make_scene(config, split, index)
     content = io.BytesIO()
     scene.paint().save(content, "JPEG", quality=QUALITY, subsampling=0)
-    return Record(_key(split, index), content.getvalue(), "jpg", scene.questions)
+    further: tuple[Question, ...] = ()
+    if split == "train" and config.further:
+        rng = np.random.default_rng([config.seed, index, FURTHER])
+        further = further_questions(scene, config.further, rng)
+    return Record(_key(split, index), content.getvalue(), "jpg", scene.questions, further)
 
 
 def _key(split: str, index: int) -> str:

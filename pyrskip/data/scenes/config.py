@@ -12,6 +12,7 @@ SMALLEST, LARGEST, UNIT = 256, 2048, 64
 class SceneConfig:
     """size: side of the square images, pixels. train, test: images of the source's own splits. types: what is asked.
 
+    further: at most so many questions of each image that flex trains on, beside the mix; other splits have the mix alone.
     workers: processes that draw, 0 for none; the images do not depend on it.
     """
 
@@ -19,6 +20,7 @@ class SceneConfig:
     train: int = 4000
     test: int = 1000
     types: tuple[str, ...] = tuple(MIX)
+    further: int = 0
     seed: int = 0
     workers: int = 0
 
@@ -33,7 +35,7 @@ class SceneConfig:
         for name in ("train", "test"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.scenes.{name}={getattr(self, name)} is too small; allowed: at least 1 image")
-        for name in ("seed", "workers"):
+        for name in ("further", "seed", "workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"data.scenes.{name}={getattr(self, name)} is negative; allowed: at least 0")
         check_types(self.types)

@@ -102,6 +102,34 @@ _COMMON: dict[str, tuple[str, ...]] = {
         "what number do you see in the picture?",
     ),
 }
+# Asked in training alone, beside the mix (pyrskip/data/scenes/further.py).
+_FURTHER: dict[str, tuple[str, ...]] = {
+    "named": (
+        "what is the {color} object?",
+        "which object is {color}?",
+        "name the {color} object",
+        "what is the thing that is {color}?",
+        "there is a {color} thing, what is it?",
+        "tell me what the {color} object is",
+        "what {color} thing is in the picture?",
+    ),
+    "beside": (
+        "on which side of the {other} is the {icon}?",
+        "the {icon} is on which side of the {other}?",
+        "is the {icon} on the left, right, top or bottom of the {other}?",
+        "which side of the {other} is the {icon} on?",
+    ),
+    "first_letter": (
+        "which letter does the word on the sign begin with?",
+        "what is the first letter of the word on the sign?",
+    ),
+    "last_letter": ("which letter does the word on the sign end with?", "what is the last letter of the word on the sign?"),
+    "first_digit": (
+        "which digit does the number on the sign begin with?",
+        "what is the first digit of the number on the sign?",
+    ),
+    "last_digit": ("which digit does the number on the sign end with?", "what is the last digit of the number on the sign?"),
+}
 _HELD_OUT: dict[str, tuple[str, ...]] = {
     "scene_color": ("which colour does the background have?", "name the colour behind everything"),
     "large_object": ("which thing is the biggest?", "name the biggest object in the scene"),
@@ -114,7 +142,7 @@ _HELD_OUT: dict[str, tuple[str, ...]] = {
     "sign_number": ("name the number on the sign", "what number can you read in the scene?"),
 }
 PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {
-    "train": _COMMON,
+    "train": _COMMON | _FURTHER,
     "test": {kind: (*phrasings, *_HELD_OUT[kind]) for kind, phrasings in _COMMON.items()},
 }
 """Split of the source -> type -> phrasings, all equally likely."""

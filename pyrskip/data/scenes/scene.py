@@ -67,11 +67,12 @@ def make_scene(config: SceneConfig, split: str, index: int) -> Scene:
     plan = make_plan(asked, config.size, background, what)
     things = _arrange(plan, where)
     things = {**_distractors(plan, things, where), **things}
-    questions = tuple(_question(ask, things, split, config.size, words) for ask in plan.asks)
+    questions = tuple(put(ask, things, split, config.size, words) for ask in plan.asks)
     return Scene(config.size, background, things, questions, tuple(ask.names for ask in plan.asks))
 
 
-def _question(ask: Ask, things: dict[str, Thing], split: str, size: int, rng: np.random.Generator) -> Question:
+def put(ask: Ask, things: dict[str, Thing], split: str, size: int, rng: np.random.Generator) -> Question:
+    """A question in words, with its ground truth. split: 'train' or 'test', for its phrasings."""
     shown_by = [things[name] for name in ask.names]
     boxes = [thing.box for thing in shown_by] or [(0, 0, size, size)]
     level = min([thing.level for thing in shown_by] or [needed_level(size, COLOR, size)])

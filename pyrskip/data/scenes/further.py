@@ -1,0 +1,81 @@
+"""Further questions of a scene, for training alone: the picture is there already, and so is every answer.
+
+The mix asks about few of the things in a picture, and an answer of the mix says little about where to look. Asking for every
+icon's colour, for the name of whatever is the only thing of its colour, and for the letters and digits of signs teaches a model
+to find things and to read them, from the same pixels.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import permutations
+
+import numpy as np
+
+from pyrskip.data.scenes import vocabulary
+from pyrskip.data.scenes.layout import beside, on_side
+from pyrskip.data.scenes.plan import Ask
+from pyrskip.data.scenes.scene import Scene, Thing, put
+from pyrskip.sample import Question
+
+PAIRS = 4
+"""Pairs of icons whose relation is asked for, at most: pairs are many, and each says little."""
+SIDES = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+def further_questions(scene: Scene, number: int, rng: np.random.Generator) -> tuple[Question, ...]:
+    """At most `number` questions, none of them asked already.
+
+    Every type and needed level that the scene offers is as likely as any other (weighted sampling without replacement,
+    Efraimidis & Spirakis 2006): most things are small, and who starts on coarse levels learns nothing from what is too small.
+    """
+    questions = {question.text: question for question in _find(scene, rng)}
+    for question in scene.questions:
+        questions.pop(question.text, None)
+    found = list(questions.values())
+    alike = Counter((question.type, question.level) for question in found)
+    keys = [rng.random() ** alike[question.type, question.level] for question in found]
+    return tuple(found[i] for i in np.argsort(keys)[::-1][:number])
+
+
+def _find(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+    for ask in _asks(scene, rng):
+        yield put(ask, scene.things, "train", scene.size, rng)
+
+
+def _asks(scene: Scene, rng: np.random.Generator) -> Iterator[Ask]:
+    icons = {name: thing for name, thing in scene.things.items() if thing.color}
+    whats, colors = ([getattr(thing, part) for thing in icons.values()] for part in ("what", "color"))
+    once = {n: t for n, t in icons.items() if whats.count(t.what) == 1 and t.what in vocabulary.ICONS}
+    for name, thing in once.items():
+        yield Ask("object", thing.color, {"icon": thing.what}, (name,))
+        if colors.count(thing.color) == 1:
+            yield Ask("named", thing.what, {"color": thing.color}, (name,))
+        for answer, (axis, sign) in vocabulary.POSITIONS.items():
+            if on_side(axis, sign, scene.size)(_middle(thing)[None], {})[0]:
+                yield Ask("position", answer, {"icon": thing.what}, (name,))
+    pairs = list(permutations(once, 2))
+    for first, second in (pairs[i] for i in rng.permutation(len(pairs))[:PAIRS]):
+        yield from _relations(first, second, scene, rng)
+    for name, thing in scene.things.items():
+        if not thing.color:
+            kind = "digit" if thing.what.isdigit() else "letter"
+            yield Ask(f"first_{kind}", thing.what[0].lower(), {}, (name,))
+            yield Ask(f"last_{kind}", thing.what[-1].lower(), {}, (name,))
+
+
+def _relations(first: str, second: str, scene: Scene, rng: np.random.Generator) -> Iterator[Ask]:
+    """Which side of the second the first is on, and whether it is on that side or, as often, on the opposite one."""
+    one, other = scene.things[first], scene.things[second]
+    words = {"icon": one.what, "other": other.what}
+    for relation, (axis, sign) in vocabulary.RELATIONS.items():
+        if beside(second, axis, sign, scene.size)(_middle(one)[None], {second: _middle(other)})[0]:
+            yield Ask("beside", SIDES[relation], words, (first, second))
+            true = rng.random() < 0.5
+            asked = words | {"relation": relation if true else OPPOSITE[relation]}
+            yield Ask("relation", "yes" if true else "no", asked, (first, second))
+
+
+def _middle(thing: Thing) -> np.ndarray:
+    x0, y0, x1, y1 = thing.box
+    return np.array([(x0 + x1) / 2, (y0 + y1) / 2])
