@@ -11,12 +11,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from pyrskip.cli import conf_directory
 from pyrskip.config import Config, read, to_plain
 from pyrskip.errors import UserError
+from pyrskip.launch import conf_directory
 from pyrskip.models.native import NativeModel
 from pyrskip.rollouts.table import RolloutTable
-from pyrskip.stages import OF_SOURCES
+from pyrskip.run import OF_SOURCES
 from pyrskip.tracking.loggers import Job, loggers
 from pyrskip.training.trainer import TrainerConfig, check_readable, check_trainer
 from tests.models import tiny_model

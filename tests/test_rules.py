@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyrskip.budget import BudgetRule
-from pyrskip.cli import conf_directory
 from pyrskip.cost import Cost
 from pyrskip.decision import ActionSet, blind, reference
 from pyrskip.errors import UserError
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
+from pyrskip.launch import conf_directory
 from pyrskip.pyramid import Pyramid
 from pyrskip.reward import Price, RewardConfig, worth
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment

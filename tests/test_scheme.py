@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from pyrskip.cli import conf_directory
 from pyrskip.config import read
 from pyrskip.evaluation.summary import summary
+from pyrskip.launch import conf_directory
 from pyrskip.stages import run_stages
 from pyrskip.tracking.frontier import frontier_metrics
 from pyrskip.tracking.scheme import ANY_RULE, FLEX, FOREIGN, FRONTIER, METRICS, Metric, find, markdown

@@ -12,12 +12,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from lightning_fabric.plugins import TorchCheckpointIO
 
-from pyrskip.cli import conf_directory
+from pyrskip.artifacts import ROLLED
 from pyrskip.compare import CompareConfig
 from pyrskip.config import STAGES, Config, read
 from pyrskip.errors import UserError
+from pyrskip.launch import conf_directory
 from pyrskip.rollouts.table import RolloutTable
-from pyrskip.stages import ROLLED, run_stages
+from pyrskip.stages import run_stages
 from pyrskip.training import RULES, valid_pairs
 from pyrskip.training.flex import FlexModule
 from tests.own_data import write_llava

@@ -18,10 +18,10 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from pytorch_lightning.loggers.logger import DummyLogger
 
-from pyrskip.cli import conf_directory
 from pyrskip.config import read
 from pyrskip.data.datamodule import StepData
 from pyrskip.evaluation.figures import heat_map
+from pyrskip.launch import conf_directory
 from pyrskip.reward import RewardConfig
 from pyrskip.stages import run_stages
 from pyrskip.tracking.guard import PATIENCE, Guard

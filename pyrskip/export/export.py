@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.torch
 
 import pyrskip
+from pyrskip.artifacts import gate_directory
 from pyrskip.config import Config
 from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.errors import UserError
@@ -33,7 +34,7 @@ from pyrskip.models.language import END
 from pyrskip.models.native import NativeModel
 from pyrskip.models.text import MiniLmText
 from pyrskip.reward import RewardConfig
-from pyrskip.stages import Run, gate_directory
+from pyrskip.run import Run
 
 SAMPLES = 25
 """Images that the gate's FLOPs are measured on, as the frontier's are."""

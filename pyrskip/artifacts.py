@@ -1,0 +1,138 @@
+"""What finished stages left, as later ones take it up: samples, the model, rollout tables, gates."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pyrskip.config import Config, to_plain
+from pyrskip.data.cache import CachedDataset, check_cache, fingerprint
+from pyrskip.data.faults import FaultLog
+from pyrskip.data.reader import ShardDataset
+from pyrskip.data.shards import parse_index, read_index
+from pyrskip.decision import ActionSet
+from pyrskip.errors import UserError
+from pyrskip.models.hf import HfVlm
+from pyrskip.models.native import NativeModel
+from pyrskip.models.served import ServedModel, build_served, file_digest, identity
+from pyrskip.models.vision import VisionEncoder, map_stride
+from pyrskip.pyramid import Pyramid
+from pyrskip.rollouts.table import RolloutTable, check_origin
+from pyrskip.run import Run, digest
+
+ROLLED = ("gate", "val", "test")
+"""Splits that are rolled out."""
+# directories of gates: the config's own, and the ablations by the gate that they train
+METHODS = {"predictor": "query_only", "glance": "glance_only"}
+
+
+def samples_of(run: Run, split: str) -> ShardDataset:
+    data = ShardDataset(run.directory("data"), split, run.config.pyramid.size, fault_log(run, split))
+    if data.faults:
+        tell_faults(run, split)
+    return data
+
+
+def inputs_of(run: Run, split: str, vision: VisionEncoder) -> ShardDataset | CachedDataset:
+    """A split's samples, with their maps where those are cached."""
+    data = samples_of(run, split)
+    if run.cache is None:
+        return data
+    check_cache_of(run, vision)
+    return CachedDataset(data, run.cache, split, pyramid_of(run.config))
+
+
+def check_cache_of(run: Run, vision: VisionEncoder) -> None:
+    data = run.directory("data") if run.done("data") else None
+    assert run.cache is not None
+    check_cache(run.cache, fingerprint(run.config.vision, vision, pyramid_of(run.config), data))
+
+
+def pyramid_of(config: Config) -> Pyramid:
+    p = config.pyramid
+    return Pyramid(p.size, p.levels, map_stride(config.vision), tuple(p.grid))
+
+
+def model_of(run: Run) -> NativeModel | ServedModel:
+    c = run.config
+    if c.model.served:
+        model = build_served(c.model, c.pyramid, c.vision, c.text, c.cost)
+        if isinstance(model.box, HfVlm) and c.trainer.accelerator in ("gpu", "cuda"):
+            model.box.to("cuda")  # the frontier asks it without a Trainer, and on a CPU it may not even fit
+        return model
+    # costs may be counted anew without training anew
+    return NativeModel.load(run.directory("flex"), c.cost)
+
+
+def tables_of(run: Run, splits: Sequence[str]) -> dict[str, RolloutTable]:
+    """The run's rollouts. Raises UserError where they are not what this run would roll out."""
+    directory = run.directory("rollouts")
+    tables = {split: RolloutTable.load(directory / split) for split in splits}
+    for split, origin in origins_of(run, splits).items():
+        check_origin(tables[split], origin, directory / split)
+    return tables
+
+
+def crossed_tables(run: Run, tables: Mapping[str, RolloutTable]) -> dict[str, RolloutTable] | None:
+    """The rollouts of evaluation.cross: alike in everything but the model's weights."""
+    if run.config.evaluation.cross is None:
+        return None
+    directory = Path(run.config.evaluation.cross) / "rollouts"
+    crossed = {split: RolloutTable.load(directory / split) for split in tables}
+    for split, table in crossed.items():
+        own = tables[split].origin
+        if table.origin.get("model") == own["model"]:
+            raise UserError(
+                f"evaluation.cross={run.config.evaluation.cross} holds rollouts of this run's own model; allowed: a run with "
+                "another flex.seed on the same data"
+            )
+        check_origin(table, {**own, "model": table.origin.get("model", "none")}, directory / split)
+    return crossed
+
+
+def origins_of(run: Run, splits: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What each split's rollouts depend on, in words that a refusal can name."""
+    config = run.config
+    index = read_index(run.directory("data"))
+    pyramid = pyramid_of(config)
+    actions = ActionSet.of(pyramid, config.budget, config.actions)
+    if config.model.served:
+        model, longest = identity(config.model), config.model.max_answer
+        sight = f"{config.vision.backbone} map {config.vision.out_index} {config.vision.weights}, {config.text.name}"
+    else:
+        model, longest = f"native {file_digest(run.directory('flex') / 'model.safetensors')}", config.language.max_answer
+        sight = f"the model's own, {config.text.name}"
+    common = {
+        "model": model,
+        "layout": f"{pyramid.size} px, {pyramid.levels} levels, grid {list(pyramid.grid)}, stride {pyramid.stride}",
+        "action set": f"{len(actions)} actions {digest({'names': actions.names, 'ladder': actions.ladder})}",
+        "budget": json.dumps(to_plain(config.budget)),
+        "cost": json.dumps(to_plain(config.cost)),
+        "metric": "each question's own",
+        "decoding": f"greedy, at most {longest} tokens",
+        "sight of the gate": sight,
+    }
+    shards = {split: digest({"shards": [shard.sha256 for shard in index.splits[split]]}) for split in splits}
+    return {split: common | {"split": split, "data": f"{index.source} {shards[split]}"} for split in splits}
+
+
+def gate_directory(root: Path, method: str, seed: int) -> Path:
+    return root / "gate" / method.replace(":", "-") / f"seed-{seed}"
+
+
+def methods_of(config: Config) -> dict[str, str]:
+    """The frontier's name of each gate that is trained -> the gate. An ablation that is the run's own gate is not."""
+    ablations = {f"gate:{METHODS[name]}": name for name in config.ablations if name != config.gate.name}
+    return {"gate": config.gate.name} | ablations
+
+
+def fault_log(run: Run, split: str) -> FaultLog:
+    images = sum(shard.samples for shard in parse_index(run.directory("data")).splits[split])
+    return FaultLog(run.root / "faults" / split, images, run.config.data.max_bad_fraction)
+
+
+def tell_faults(run: Run, split: str) -> None:
+    told = fault_log(run, split).summary()
+    for line in told["first"]:
+        run.say(f"broken, left out: {line}")
+    if told["lost"]:
+        run.say(f"{split}: {told['lost']} of {told['images']} images lost; {run.root / 'faults' / split} lists them")
