@@ -23,10 +23,10 @@ train: $(READY)  ## set up, prepare easy-VQA, train a model and its gates, and s
 	$(BIN)/python train.py experiment=easy_vqa
 
 test: $(READY)  ## all tests but the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs
 
 test-slow: $(READY)  ## the slow tests: several ranks, kills, a wheel installed elsewhere
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow
 
 lint: $(READY)  ## ruff, and import-linter for the layers
 	$(BIN)/ruff check .
@@ -47,7 +47,7 @@ bench-deploy: $(READY)  ## time an export, export=<directory>: onnx against torc
 	for name in speed saving service; do $(BIN)/python benchmarks/deploy.py $(export) $$name || exit 1; done
 
 docs: $(READY)  ## run every command of the docs on small data
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'slow or not slow' tests/test_docs.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m 'slow or not slow' tests/test_docs.py
 
 clean:  ## remove what tools left behind; runs/ and .venv stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

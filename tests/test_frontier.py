@@ -273,3 +273,11 @@ def test_the_report_is_written(tmp_path: Path) -> None:
     shown = Shown(image, "what is it?", "a", "b", False, torch.tensor([False, True, True]), 20, 0.4, "shape")
     plot_selections([shown] * 3, synthetic_pyramid(), tmp_path / "selections.png")
     assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("frontier.png", "selections.png"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_questions_are_drawn_as_they_are_written(tmp_path: Path) -> None:
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    shown = Shown(image, "is $x^{ more than $5?\x11", "$\\frac", "$5", False, torch.ones(3, dtype=torch.bool), 20, 0.4, "$")
+    plot_selections([shown], synthetic_pyramid(), tmp_path / "selections.png")
+    assert (tmp_path / "selections.png").stat().st_size > 0

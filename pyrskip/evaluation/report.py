@@ -181,7 +181,7 @@ def _draw_sample(axes: Axes, shown: Shown, pyramid: Pyramid) -> None:
     extent = (0.0, width * scale, 1 - height * scale, 1.0)
     axes.imshow(shown.image.permute(1, 2, 0).numpy(), extent=extent, interpolation="nearest")
     axes.add_patch(Rectangle((0, extent[2]), extent[1], 1 - extent[2], fill=False, edgecolor="0.55", linewidth=0.6))
-    axes.text(0, 1.04, shown.type, fontsize=7, va="bottom", color="0.3", style="italic")
+    _write(axes, 1.04, shown.type, fontsize=7, va="bottom", color="0.3", style="italic")
     for level, picture in enumerate(levels_of(shown.image, pyramid)):
         left = (level + 1) * STEP
         rows, columns = picture.shape[:2]
@@ -189,12 +189,17 @@ def _draw_sample(axes: Axes, shown: Shown, pyramid: Pyramid) -> None:
         _draw_tiles(axes, shown, pyramid, level, picture, (left, left + extent[1], *extent[2:]))
     end = pyramid.levels * STEP + 1
     question = textwrap.wrap(textwrap.shorten(shown.question, int(28 * end), placeholder=" …"), int(15 * end))
-    axes.text(0, -0.06, "\n".join(question), fontsize=9, va="top")
+    _write(axes, -0.06, "\n".join(question), fontsize=9, va="top")
     answer, truth = (textwrap.shorten(text, int(4 * end), placeholder=" …") for text in (shown.answer, shown.truth))
     answer = f"✓ {answer}" if shown.right else f"✗ {answer or '(nothing)'}   (right: {truth})"
     low = -0.08 - 0.16 * len(question)
-    axes.text(0, low, answer, fontsize=9, va="top", weight="bold", color=GREEN if shown.right else RED)
+    _write(axes, low, answer, fontsize=9, va="top", weight="bold", color=GREEN if shown.right else RED)
     axes.text(end, low, f"cost {100 * shown.relative_cost:.0f} % of full", fontsize=9, va="top", ha="right")
+
+
+def _write(axes: Axes, y: float, text: str, **look: Any) -> None:
+    """Text of a data set at the left edge, as it is: a $ starts no formula, and what no font draws is left out."""
+    axes.text(0, y, "".join(c for c in text if c.isprintable() or c == "\n"), parse_math=False, **look)
 
 
 def _draw_tiles(
