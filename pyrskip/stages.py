@@ -1,7 +1,7 @@
 """The stages of a run: data -> cache -> flex -> rollouts -> gate -> frontier, each in a directory of its own; and compare,
 which follows the rollouts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,12 +26,12 @@ from pyrskip.artifacts import (
 )
 from pyrskip.compare import Task, compare
 from pyrskip.config import Config, to_plain
-from pyrskip.data.cache import CachedDataset, fingerprint, write_cache
+from pyrskip.data.cache import fingerprint, write_cache
 from pyrskip.data.convert.config import FORMATS
 from pyrskip.data.convert.conversion import check_files, convert
 from pyrskip.data.datamodule import StepData
 from pyrskip.data.gather import gather, read_there
-from pyrskip.data.reader import Filled, ShardDataset, collate
+from pyrskip.data.reader import Filled, Joined, Samples, collate
 from pyrskip.data.sampler import check_shards
 from pyrskip.data.shards import SPLITS, WRITTEN, DataConfig, prepare
 from pyrskip.decision import ActionSet
@@ -48,6 +48,7 @@ from pyrskip.rollouts.environments import Environment, ModelEnvironment, TableEn
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
 from pyrskip.rollouts.table import RolloutTable, check_origin
 from pyrskip.run import Run, first_rank
+from pyrskip.sample import Batch, Sample
 from pyrskip.tracking.frontier import frontier_media, frontier_metrics
 from pyrskip.tracking.loggers import Job, loggers
 from pyrskip.tracking.media import send
@@ -60,6 +61,8 @@ from pyrskip.training.trainer import build_trainer, check_trainer, fit
 
 # a server's count of prompt tokens may be so far from the cost's before that is said
 COUNT_TOLERANCE = 0.2
+# images that the statistics of features are taken from
+WHITENING = 300
 
 
 def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
@@ -135,15 +138,18 @@ def cache_maps(run: Run) -> None:
 def train_flex(run: Run) -> None:
     config, directory = run.config, run.root / "flex"
     torch.manual_seed(config.flex.seed)
-    data = inputs_of(run, "train", VisionEncoder(config.vision))
+    vision = VisionEncoder(config.vision)
+    train = inputs_of(run, "train", vision)
+    data = _with_closeups(run, train, vision) if config.flex.close_steps else train
     if config.loader.order == "shards":
         ranks = config.trainer.devices * config.trainer.nodes
-        check_shards(data.parts, ranks, config.loader.workers, str(run.directory("data")))
+        check_shards(train.parts, ranks, config.loader.workers, str(run.directory("data")))
     tokenizer = train_tokenizer(_texts(data), config.language.vocabulary)
     torch.manual_seed(config.flex.seed)
     model = NativeModel(config.native, tokenizer)
     module = FlexModule(config.flex, model, ActionSet.by_level(model.pyramid))
     gather = partial(collate, side=config.pyramid.size)
+    model.whiten(_first_batches(train, config.loader.rollout_images, gather))
     _fit(run, module, Filled(data), gather, config.loader.batch_images, directory, "flex")
     tell_faults(run, "train")
     if first_rank():
@@ -283,7 +289,8 @@ def _fit(
         trainer = build_trainer(config.trainer, directory, built, name, watches)
         if stage == "flex":
             of = config.loader
-            loader = StepData(data, gather, batch, steps, module.seed, of.workers, of.order, of.replan)
+            early = config.flex.close_steps
+            loader = StepData(data, gather, batch, steps, module.seed, of.workers, of.order, of.replan, early)
         else:
             loader = StepData(data, gather, batch, steps, module.seed)
         fit(trainer, module, loader, directory)
@@ -319,7 +326,27 @@ def _environment(run: Run, table: RolloutTable, unit: float) -> Environment[Any]
     return TableEnvironment(table, pyramid_of(run.config), run.config.budget, unit)
 
 
-def _texts(data: ShardDataset | CachedDataset) -> list[str]:
+def _with_closeups(run: Run, data: Samples, vision: VisionEncoder) -> Joined:
+    close, share = inputs_of(run, "close", vision), run.config.flex.close_share
+    if not len(close):
+        raise UserError(
+            f"flex.close_share={share}: {run.directory('data')} holds no close-ups; allowed: 0, or data.scenes.closeups of at "
+            "least 1"
+        )
+    if run.config.loader.order == "shards":
+        raise UserError(f"flex.close_share={share} needs loader.order=samples; allowed: that, or flex.close_share=0")
+    return Joined(close, data)
+
+
+def _first_batches(data: Samples, images: int, gather: Callable[[list[Sample | None]], Batch]) -> Iterator[Batch]:
+    """The first images of the data, WHITENING of them at most, each of them without what cannot be read."""
+    for low in range(0, min(WHITENING, len(data)), images):
+        batch = gather(data.__getitems__(range(low, min(low + images, len(data)))))
+        if len(batch):
+            yield batch
+
+
+def _texts(data: Samples) -> list[str]:
     return [text for questions in data.questions() for q in questions or () for text in (q.text, *q.answers)]
 
 

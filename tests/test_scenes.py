@@ -266,18 +266,25 @@ def test_further_questions_are_of_the_images_that_flex_trains_on_alone(tmp_path:
 def test_further_questions_are_true_and_asked_once(further: list[tuple[Scene, tuple[Question, ...]]]) -> None:
     kinds = Counter(question.type for _, questions in further for question in questions)
     letters = {"first_letter", "last_letter", "first_digit", "last_digit"}
-    assert kinds.keys() == {"object", "named", "position", "relation", "beside"} | letters
+    assert kinds.keys() == {"scene_color", "object", "named", "position", "relation", "beside", "count_color"} | letters
     for scene, questions in further:
         texts = [question.text for question in (*scene.questions, *questions)]
         assert len(set(texts)) == len(texts)
         by_box = {tuple(edge / scene.size for edge in thing.box): thing for thing in scene.things.values()}
         for question in questions:
-            answer, shown = question.answers[0], [by_box[box] for box in question.boxes]
+            answer = question.answers[0]
+            if question.type == "scene_color":
+                assert answer == scene.background.color
+                continue
+            shown = [by_box[box] for box in question.boxes]
             assert question.level == min(thing.level for thing in shown)
             same = [t for t in scene.things.values() if shown[0].what == t.what]
             middles = [((t.box[0] + t.box[2]) / 2 / scene.size, (t.box[1] + t.box[3]) / 2 / scene.size) for t in shown]
             if question.type == "object":
                 assert answer == shown[0].color and f" {shown[0].what}" in question.text and len(same) == 1
+            elif question.type == "count_color":
+                alike = [t for t in scene.things.values() if t.color and t.color in question.text.strip("?").split()]
+                assert answer == str(len(alike)) and len(shown) == len(alike)
             elif question.type == "named":
                 alike = [t for t in scene.things.values() if t.color and t.color in question.text.split()]
                 assert not alike or alike == shown

@@ -64,7 +64,7 @@ def check_cache(directory: Path, wanted: Mapping[str, Any]) -> None:
         raise UserError(f"data.cache={directory} holds no {INDEX}, so it is no cache, or was not written to the end")
     try:
         content = json.loads(path.read_bytes())
-        made, files = content["fingerprint"], [f for split in SPLITS for f in content["splits"][split]]
+        made, files = content["fingerprint"], [f for files in content["splits"].values() for f in files]
         if content["format"] != FORMAT:
             raise UserError(f"{path} has format {content['format']}; this version reads format {FORMAT}")
         for file in files:

@@ -49,7 +49,8 @@ class StepData(pl.LightningDataModule):
     between runs; images, seed and batch x ranks may not, as the order of samples depends on them. With replan, batch x ranks
     may: the run goes on with the sample that it had come to. With order=shards ranks, batch and workers must all stay.
 
-    dataset: sized, indexed from 0, with `parts` where it is made of several shards. collate: list of its items -> batch.
+    dataset: sized, indexed from 0, with `parts` where it is made of several shards, and `early` where the first `early_steps`
+    steps have samples of their own (`pyrskip.data.reader.Joined`). collate: list of its items -> batch.
     batch: items a rank and step. Fitting raises UserError where steps is no multiple of accumulate_grad_batches, or where a
     checkpoint has another order of samples.
     """
@@ -64,8 +65,10 @@ class StepData(pl.LightningDataModule):
         workers: int = 0,
         order: str = "samples",
         replan: bool = False,
+        early_steps: int = 0,
     ) -> None:
         super().__init__()
+        self._early_steps = early_steps
         self._dataset, self._collate = dataset, collate
         self._batch, self._steps, self._seed, self._workers = batch, steps, seed, workers
         self._order, self._replan = order, replan
@@ -80,8 +83,9 @@ class StepData(pl.LightningDataModule):
             )
         images, world, start = len(self._dataset), trainer.world_size, _resumed_step(trainer)  # type: ignore[arg-type]
         parts: Parts = getattr(self._dataset, "parts", Parts(((images,),)))
+        early = self._early_steps, getattr(self._dataset, "early", 0)
         sampler = StepSampler(
-            parts, self._batch, self._steps, start, self._seed, trainer.global_rank, world, self._order, self._workers
+            parts, self._batch, self._steps, start, self._seed, trainer.global_rank, world, self._order, self._workers, early
         )
         depends: dict[str, Any] = {
             "images": images,
@@ -91,6 +95,8 @@ class StepData(pl.LightningDataModule):
         }
         if len(parts.weights) > 1:
             depends["weights"] = list(parts.weights)
+        if any(early):
+            depends["early steps"] = self._early_steps
         if self._order == "shards":
             depends |= {"ranks": world, "workers": max(1, self._workers)}
         return _StepLoader(

@@ -204,13 +204,39 @@ class Samples(Protocol):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]: ...
 
+    def questions(self) -> Iterator[tuple[Question, ...] | None]: ...
+
+
+class Joined(Dataset[Sample | None]):
+    """Samples that are trained on early, then those of `data`. early: how many the first are."""
+
+    def __init__(self, first: Samples, data: Samples) -> None:
+        self._first, self._data, self.early = first, data, len(first)
+        self.directory, self.parts = data.directory, data.parts
+
+    def __len__(self) -> int:
+        return self.early + len(self._data)
+
+    def __getitem__(self, index: int) -> Sample | None:
+        return self._first[index] if index < self.early else self._data[index - self.early]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
+        """A batch is of the one or of the other."""
+        if max(indices) < self.early:
+            return self._first.__getitems__(indices)
+        return self._data.__getitems__([index - self.early for index in indices])
+
+    def questions(self) -> Iterator[tuple[Question, ...] | None]:
+        yield from self._first.questions()
+        yield from self._data.questions()
+
 
 class Filled(Dataset[Sample | None]):
     """A dataset for training: a batch of which nothing can be read is the next sample that can be, so that no rank is left
     with nothing to learn from. Raises UserError where nothing at all can be read."""
 
     def __init__(self, data: Samples) -> None:
-        self.data, self.parts = data, data.parts
+        self.data, self.parts, self.early = data, data.parts, getattr(data, "early", 0)
 
     def __len__(self) -> int:
         return len(self.data)

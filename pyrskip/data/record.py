@@ -10,7 +10,8 @@ from pyrskip.sample import Question
 class Record:
     """An image file's bytes, as they are, with all its questions. key: unique in the source; extension: png, jpg or webp.
 
-    further: questions that are asked too where flex trains on the image, and nowhere else.
+    further: questions that are asked too where flex trains on the image, and nowhere else. closeups: likewise, images of parts
+    of it, which flex may train on first.
     """
 
     key: str
@@ -18,6 +19,7 @@ class Record:
     extension: str
     questions: tuple[Question, ...]
     further: tuple[Question, ...] = ()
+    closeups: "tuple[Record, ...]" = ()
 
     def __post_init__(self) -> None:
         # a dot would end the key in a shard, a slash would make it a path, and a tar header holds 100 characters

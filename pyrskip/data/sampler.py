@@ -15,6 +15,8 @@ from torch.utils.data import Sampler
 from pyrskip.errors import UserError
 
 ORDERS = ("samples", "shards")
+EARLY = 1
+"""Sets the order of early samples apart from that of the others."""
 BLOCK = 1000
 """Samples in which every part of a mixture comes as often as its weight says."""
 MIX = 4
@@ -139,9 +141,10 @@ class StepSampler(Sampler[list[int]]):
     which rank r takes the r-th `batch`. order=shards: step k takes the next `batch` samples of the sequence that belongs to
     the rank and its k-th worker in turn. A batch may span two epochs.
 
-    data: samples of the dataset, or its parts. batch: samples a rank and step. seed: at least 0. origin: a step, and the
-    sample of the one sequence that it begins at (order=samples alone). Raises UserError where one is too small, or where there
-    are too few shards.
+    early: (steps, samples): the first so many steps draw from so many samples, which come before all others in the dataset.
+    data: the other samples of the dataset, or their parts. batch: samples a rank and step. seed: at least 0. origin: a step,
+    and the sample of the one sequence that it begins at (order=samples alone). Raises UserError where one is too small, or
+    where there are too few shards.
     """
 
     def __init__(
@@ -155,6 +158,7 @@ class StepSampler(Sampler[list[int]]):
         world: int = 1,
         order: str = "samples",
         workers: int = 0,
+        early: tuple[int, int] = (0, 0),
     ) -> None:
         parts = Parts(((data,),)) if isinstance(data, int) else data
         _check(parts.samples, batch, rank, world)
@@ -170,12 +174,18 @@ class StepSampler(Sampler[list[int]]):
             self._sequences = [_sequence(parts, seed, slot, world * workers) for slot in slots]
         else:
             self._sequences = [_sequence(parts, seed)]
+        self._early_steps, self._early_samples = early
+        self._early = Shuffled(self._early_samples, (seed, EARLY))
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self._start, self._steps):
+            if step < self._early_steps:
+                low = self.sample(step) + self._rank * self._batch
+                yield self._early.slice(low, low + self._batch).tolist()
+                continue
             turn, worker = divmod(step, len(self._sequences))
             low = turn * self._batch if self._order == "shards" else self.sample(step) + self._rank * self._batch
-            yield self._sequences[worker].slice(low, low + self._batch).tolist()
+            yield (self._sequences[worker].slice(low, low + self._batch) + self._early_samples).tolist()
 
     def __len__(self) -> int:
         return len(range(self._start, self._steps))

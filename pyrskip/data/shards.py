@@ -32,7 +32,8 @@ from pyrskip.sample import Question
 
 WRITTEN = "shards"
 """The value of data.source for data directories that are there already."""
-SPLITS = ("train", "gate", "val", "test")
+SPLITS = ("train", "gate", "val", "test", "close")
+"""close: close-ups of images of train, where a source has any."""
 INDEX = "index.json"
 
 
@@ -166,9 +167,10 @@ def prepare(config: DataConfig, directory: Path) -> Index:
                     split = split_of[record.key]
                     if split == "train":
                         record = replace(record, questions=record.questions + record.further)
-                    waiting[split].append(record)
-                    if len(waiting[split]) == config.samples_per_shard:
-                        write(split)
+                    for into, one in ((split, record), *(("close", part) for part in record.closeups if split == "train")):
+                        waiting[into].append(one)
+                        if len(waiting[into]) == config.samples_per_shard:
+                            write(into)
                     progress.advance(task)
         for split in SPLITS:
             if waiting[split]:
@@ -217,7 +219,7 @@ def index_from(content: bytes, directory: Path) -> Index:
         plain = json.loads(content)
         if plain["format"] != 1:
             raise UserError(f"{path} has format {plain['format']}; this version reads format 1")
-        splits = {split: tuple(Shard(**shard) for shard in plain["splits"][split]) for split in SPLITS}
+        splits = {split: tuple(Shard(**shard) for shard in plain["splits"].get(split, ())) for split in SPLITS}
         parts = tuple(Part(**part) for part in plain.get("parts", [{}]))
         index = Index(directory, plain["source"], splits, parts)
         _check_types(index)

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FLOOR = 1e-3
+"""Of whitening, as a share of the features' mean variance: directions with less are noise."""
+
 
 def pool(maps: Tensor, cells: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Adaptive average pooling, each map's valid cells to a size of its own.
@@ -39,14 +42,21 @@ def _bins(cells: Tensor, size: Tensor, outputs: int, inputs: int) -> Tensor:
 
 
 class Projector(nn.Module):
-    """Adaptive pooling is before it, then SwiGLU (TokenFLEX, arXiv:2504.03154), position and level."""
+    """Adaptive pooling is before it, then whitening, SwiGLU (TokenFLEX, arXiv:2504.03154), position and level.
+
+    mean [C], whiten [C, C]: features are taken as (x - mean) whiten, with unit covariance: what tells letters or icons apart
+    varies little next to what tells sky from grass, and would be learned last.
+    """
 
     FREQUENCIES = 6
+    mean: Tensor
+    whiten: Tensor
 
     def __init__(self, channels: int, width: int, levels: int) -> None:
         super().__init__()
         hidden = 2 * width
-        self.norm = nn.LayerNorm(channels)
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("whiten", torch.eye(channels))
         self.gate_up = nn.Linear(channels, 2 * hidden)
         self.down = nn.Linear(hidden, width)
         self.position = nn.Linear(4 * self.FREQUENCIES + 2, width)
@@ -56,13 +66,21 @@ class Projector(nn.Module):
 
     def forward(self, features: Tensor, centre: Tensor, extent: Tensor, level: int) -> Tensor:
         """features [U, n, C], centre and extent [U, n, 2] in image coordinates (longest side = 1) -> [U, n, D]."""
-        gate, up = self.gate_up(self.norm(features)).chunk(2, dim=-1)
+        gate, up = self.gate_up((features - self.mean) @ self.whiten).chunk(2, dim=-1)
         frequency = math.pi * 2.0 ** torch.arange(self.FREQUENCIES, device=centre.device)
         angle = (centre[..., None] * frequency).flatten(-2)
         where = torch.cat([angle.sin(), angle.cos(), extent], dim=-1).to(features.dtype)
         tokens: Tensor = self.out_norm(self.down(F.silu(gate) * up) + self.position(where) + self.level.weight[level])
         return tokens
 
+    @torch.no_grad()
+    def fit_whitening(self, mean: Tensor, covariance: Tensor) -> None:
+        """Set it from the features' mean [C] and covariance [C, C]: ZCA, with a floor on the variances."""
+        variance, directions = torch.linalg.eigh(covariance.double())
+        scale = (variance.clamp(min=0) + FLOOR * variance.mean()).rsqrt()
+        self.whiten.copy_(directions * scale @ directions.T)
+        self.mean.copy_(mean)
+
     def flops_per_token(self) -> int:
         linears = (self.gate_up, self.down, self.position)
-        return sum(2 * linear.in_features * linear.out_features for linear in linears)
+        return 2 * self.whiten.numel() + sum(2 * linear.in_features * linear.out_features for linear in linears)

@@ -4,7 +4,6 @@ Axes: B questions, T tiles.
 """
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,16 +22,15 @@ class FlexConfig:
     reference_share level 0 alone; the rest a random selection, of random tiles half of the time where levels have several.
     blind_share: of questions, asked without any image.
 
-    coarse_until: shares of all steps, in order, after each of which one finer level opens; empty: all are open from the start.
-    [0.25, 0.6] of four levels starts with the two coarsest, opens level 1 after a quarter of the steps and level 0 after .6 of
-    them. Until then full_share keeps what is open and reference_share the finest open level. To find things and to name them
-    is learned many times faster, and more cheaply, among a hundred tokens than among a thousand; then it carries over."""
+    close_share: of the steps, the first ones, on close-ups alone and with everything kept. To find things by their names is
+    learned many times faster, and more cheaply, among the few tokens of a close-up than among a thousand; then it carries over.
+    """
 
     budget: str = "tokenflex"
     full_share: float = 0.3
     reference_share: float = 0.1
     blind_share: float = 0.05
-    coarse_until: tuple[float, ...] = ()
+    close_share: float = 0.0
     seed: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -43,23 +41,18 @@ class FlexConfig:
                 f"flex.full_share={self.full_share}, reference_share={self.reference_share}, blind_share={self.blind_share}: "
                 "allowed: at least 0, the first two at most 1 together, the last below 1"
             )
-        edges = (0.0, *self.coarse_until, 1.0)
-        if any(after <= before for before, after in pairwise(edges)):
-            raise UserError(
-                f"flex.coarse_until={list(self.coarse_until)}: allowed: shares of the steps in (0, 1), each above the last"
-            )
+        if not 0 <= self.close_share < 1:
+            raise UserError(f"flex.close_share={self.close_share}: allowed: at least 0 and below 1")
         StochasticBudget(self.budget, self.seed)
+
+    @property
+    def close_steps(self) -> int:
+        return round(self.close_share * self.optimizer.steps)
 
 
 class FlexModule(StepModule):
     def __init__(self, config: FlexConfig, model: NativeModel, actions: ActionSet) -> None:
         super().__init__(config.optimizer, config.seed)
-        levels = model.pyramid.levels
-        if len(config.coarse_until) > levels - 2:
-            raise UserError(
-                f"flex.coarse_until={list(config.coarse_until)} opens {len(config.coarse_until)} levels; allowed: at most "
-                f"{levels - 2} of a pyramid of {levels} levels, as the two coarsest are open from the start"
-            )
         self.config, self.model, self.actions = config, model, actions
         self.budget = StochasticBudget(config.budget, config.seed)
 
@@ -67,15 +60,12 @@ class FlexModule(StepModule):
         """A random selection, [T] bool: one a step, on all ranks, so that none pads to or waits for a larger one's tokens."""
         c, pyramid = self.config, self.model.pyramid
         generator = torch.Generator().manual_seed(step_seed(c.seed, step))
-        finest = sum(step < share * c.optimizer.steps for share in c.coarse_until)
-        open_tiles = pyramid.tile_level >= finest
         kind = float(torch.rand((), generator=generator))
-        if kind < c.full_share:
-            return self.actions.selection[self.actions.full] & open_tiles
+        if step < c.close_steps or kind < c.full_share:
+            return self.actions.selection[self.actions.full]
         if kind < c.full_share + c.reference_share:
-            return pyramid.tile_level == finest
-        possible = self.actions.selection[(open_tiles | ~self.actions.selection).all(-1)]
-        chosen = possible[int(torch.randint(len(possible), (), generator=generator))]
+            return pyramid.tile_level == 0
+        chosen = self.actions.selection[int(torch.randint(len(self.actions), (), generator=generator))]
         if pyramid.tiles > pyramid.levels and float(torch.rand((), generator=generator)) < 0.5:
             some = torch.rand(pyramid.tiles, generator=generator) < 0.5
             some[pyramid.glance] = True

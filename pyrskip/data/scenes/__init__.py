@@ -8,17 +8,18 @@ from collections import deque
 from collections.abc import Container, Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
 
 from pyrskip.data.record import Record
 from pyrskip.data.scenes.assets import load_assets
+from pyrskip.data.scenes.closeup import closeups
 from pyrskip.data.scenes.config import SceneConfig
 from pyrskip.data.scenes.further import further_questions
 from pyrskip.data.scenes.scene import make_scene
 from pyrskip.errors import UserError
-from pyrskip.sample import Question
 
 QUALITY = 92
 FURTHER = 1
@@ -63,15 +64,23 @@ class SceneSource:
 
 
 def make_record(config: SceneConfig, split: str, index: int) -> Record:
-    """The scene of this number as a JPEG, with full resolution of colour too: it is what tiny objects are asked for."""
-    scene = make_scene(config, split, index)
+    """The scene of this number."""
+    scene, key = make_scene(config, split, index), _key(split, index)
+    record = Record(key, _jpeg(scene.paint()), "jpg", scene.questions)
+    if split != "train" or not config.further:
+        return record
+    rng = np.random.default_rng([config.seed, index, FURTHER])
+    further = further_questions(scene, config.further, rng)
+    found = enumerate(closeups(scene, config.closeups, config.further, rng))
+    parts = tuple(Record(f"{key}-{i}", _jpeg(picture), "jpg", questions) for i, (picture, questions) in found)
+    return replace(record, further=further, closeups=parts)
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    """With full resolution of colour too: it is what tiny objects are asked for."""
     content = io.BytesIO()
-    scene.paint().save(content, "JPEG", quality=QUALITY, subsampling=0)
-    further: tuple[Question, ...] = ()
-    if split == "train" and config.further:
-        rng = np.random.default_rng([config.seed, index, FURTHER])
-        further = further_questions(scene, config.further, rng)
-    return Record(_key(split, index), content.getvalue(), "jpg", scene.questions, further)
+    picture.save(content, "JPEG", quality=QUALITY, subsampling=0)
+    return content.getvalue()
 
 
 def _key(split: str, index: int) -> str:

@@ -13,6 +13,7 @@ class SceneConfig:
     """size: side of the square images, pixels. train, test: images of the source's own splits. types: what is asked.
 
     further: at most so many questions of each image that flex trains on, beside the mix; other splits have the mix alone.
+    closeups: at most so many of each image that flex trains on, with `further` questions each, for it to train on first.
     workers: processes that draw, 0 for none; the images do not depend on it.
     """
 
@@ -21,6 +22,7 @@ class SceneConfig:
     test: int = 1000
     types: tuple[str, ...] = tuple(MIX)
     further: int = 0
+    closeups: int = 0
     seed: int = 0
     workers: int = 0
 
@@ -35,7 +37,12 @@ class SceneConfig:
         for name in ("train", "test"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.scenes.{name}={getattr(self, name)} is too small; allowed: at least 1 image")
-        for name in ("further", "seed", "workers"):
+        for name in ("further", "closeups", "seed", "workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"data.scenes.{name}={getattr(self, name)} is negative; allowed: at least 0")
+        if self.closeups and not self.further:
+            raise UserError(
+                f"data.scenes.closeups={self.closeups} have none but further questions; allowed: data.scenes.further of at "
+                "least 1, or no close-ups"
+            )
         check_types(self.types)

@@ -1,8 +1,8 @@
 """Further questions of a scene, for training alone: the picture is there already, and so is every answer.
 
 The mix asks about few of the things in a picture, and an answer of the mix says little about where to look. Asking for every
-icon's colour, for the name of whatever is the only thing of its colour, and for the letters and digits of signs teaches a model
-to find things and to read them, from the same pixels.
+icon's colour, for the name of whatever is the only thing of its colour, how many things a colour has, and for the letters and
+digits of signs teaches a model to find things, to count and to read them, from the same pixels.
 """
 
 from collections import Counter
@@ -19,6 +19,8 @@ from pyrskip.sample import Question
 
 PAIRS = 4
 """Pairs of icons whose relation is asked for, at most: pairs are many, and each says little."""
+ONCE = {"scene_color", "sign_word", "sign_number"}
+"""What is there once at most, so that to ask for it in other words would be to ask again."""
 SIDES = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -26,15 +28,15 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 def further_questions(scene: Scene, number: int, rng: np.random.Generator) -> tuple[Question, ...]:
     """At most `number` questions, none of them asked already.
 
-    Every type and needed level that the scene offers is as likely as any other (weighted sampling without replacement,
-    Efraimidis & Spirakis 2006): most things are small, and who starts on coarse levels learns nothing from what is too small.
+    Every type and needed level (or number, where things are counted) that the scene offers is as likely as any other (weighted
+    sampling without replacement, Efraimidis & Spirakis 2006): most things are small, and of most colours there is one.
     """
-    questions = {question.text: question for question in _find(scene, rng)}
-    for question in scene.questions:
-        questions.pop(question.text, None)
+    asked = {question.text for question in scene.questions}, {question.type for question in scene.questions} & ONCE
+    questions = {q.text: q for q in _find(scene, rng) if q.text not in asked[0] and q.type not in asked[1]}
     found = list(questions.values())
-    alike = Counter((question.type, question.level) for question in found)
-    keys = [rng.random() ** alike[question.type, question.level] for question in found]
+    cells = [(q.type, q.answers[0] if q.type == "count_color" else q.level) for q in found]
+    alike = Counter(cells)
+    keys = [rng.random() ** alike[cell] for cell in cells]
     return tuple(found[i] for i in np.argsort(keys)[::-1][:number])
 
 
@@ -54,12 +56,18 @@ def _asks(scene: Scene, rng: np.random.Generator) -> Iterator[Ask]:
         for answer, (axis, sign) in vocabulary.POSITIONS.items():
             if on_side(axis, sign, scene.size)(_middle(thing)[None], {})[0]:
                 yield Ask("position", answer, {"icon": thing.what}, (name,))
+    for color in dict.fromkeys(colors):
+        names = tuple(name for name, thing in icons.items() if thing.color == color)
+        yield Ask("count_color", str(len(names)), {"color": color}, names)
+    if scene.background.color:
+        yield Ask("scene_color", scene.background.color, {}, ())
     pairs = list(permutations(once, 2))
     for first, second in (pairs[i] for i in rng.permutation(len(pairs))[:PAIRS]):
         yield from _relations(first, second, scene, rng)
     for name, thing in scene.things.items():
         if not thing.color:
-            kind = "digit" if thing.what.isdigit() else "letter"
+            text, kind = ("number", "digit") if thing.what.isdigit() else ("word", "letter")
+            yield Ask(f"sign_{text}", thing.what.lower(), {}, (name,))
             yield Ask(f"first_{kind}", thing.what[0].lower(), {}, (name,))
             yield Ask(f"last_{kind}", thing.what[-1].lower(), {}, (name,))
 

@@ -119,6 +119,12 @@ _FURTHER: dict[str, tuple[str, ...]] = {
         "is the {icon} on the left, right, top or bottom of the {other}?",
         "which side of the {other} is the {icon} on?",
     ),
+    "count_color": (
+        "how many {color} objects are there?",
+        "how many objects are {color}?",
+        "count the {color} objects",
+        "what is the number of {color} objects?",
+    ),
     "first_letter": (
         "which letter does the word on the sign begin with?",
         "what is the first letter of the word on the sign?",
