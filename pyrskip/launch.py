@@ -55,13 +55,16 @@ def launch(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> 
     quiet()
     from omegaconf.errors import OmegaConfBaseException
 
+    from pyrskip.training.preemption import preemptible
+
     typed = sys.argv
     flags = [a for a in arguments if a in ("-m", "--multirun")]  # Hydra wants them first
 
     def guarded(cfg: Any) -> None:
         sys.argv = typed  # what Lightning starts other ranks with
         try:
-            task(cfg)
+            with preemptible():
+                task(cfg)
         except UserError as error:
             fail(error)
         except OmegaConfBaseException as error:
