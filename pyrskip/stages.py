@@ -56,12 +56,14 @@ from pyrskip.tracking.watch import Watch
 from pyrskip.training import find_rule
 from pyrskip.training.flex import FlexModule
 from pyrskip.training.health import glance_is_best
+from pyrskip.training.preemption import preemptible
 from pyrskip.training.trainer import build_trainer, check_trainer, fit
 
 # a server's count of prompt tokens may be so far from the cost's before that is said
 COUNT_TOLERANCE = 0.2
 
 
+@preemptible()
 def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
     """Run the config's stages in order; returns the run's directory."""
     run = Run(config, nodes)
@@ -145,10 +147,12 @@ def train_flex(run: Run) -> None:
     model = NativeModel(config.native, tokenizer)
     module = FlexModule(config.flex, model, ActionSet.by_level(model.pyramid))
     gather = partial(collate, side=config.pyramid.size)
-    _fit(run, module, Filled(data), gather, config.loader.batch_images, directory, "flex")
+    state = _fit(run, module, Filled(data), gather, config.loader.batch_images, directory, "flex")
     tell_faults(run, "train")
     if first_rank():
-        model.save(directory)
+        whole = NativeModel(config.native, tokenizer)
+        whole.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+        whole.save(directory)
 
 
 def roll_out_splits(run: Run) -> None:
@@ -274,20 +278,20 @@ def _fit(
     stage: str,
     seed: int = 0,
     val: TableEnvironment | None = None,
-) -> None:
-    """val: what a gate is watched on while it trains."""
+) -> dict[str, torch.Tensor]:
+    """val: what a gate is watched on while it trains. Returns the module's state."""
     config = run.config
     steps = module.optimizer_config.steps
     name = stage if stage == "flex" else f"{stage}/seed-{seed}"
     with loggers(run.nodes, directory, _job(run, name)) as built:
         watches = [Watch(val, built)] if val is not None else []
-        trainer = build_trainer(config.trainer, directory, built, name, watches)
+        trainer = build_trainer(config.trainer, directory, built, name, watches, sharded=stage == "flex")
         if stage == "flex":
             of = config.loader
             loader = StepData(data, gather, batch, steps, module.seed, of.workers, of.order, of.replan)
         else:
             loader = StepData(data, gather, batch, steps, module.seed)
-        fit(trainer, module, loader, directory)
+        return fit(trainer, module, loader, directory)
 
 
 def _job(run: Run, stage: str) -> Job:
