@@ -61,6 +61,8 @@ from pyrskip.training.trainer import build_trainer, check_trainer, fit
 
 # a server's count of prompt tokens may be so far from the cost's before that is said
 COUNT_TOLERANCE = 0.2
+# stages of the first rank; the others wait for data, and have done their part when the last two begin
+ALONE = ("data", "frontier", "compare")
 
 
 @preemptible()
@@ -84,22 +86,24 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
             run.check_before(stage, config.stages)
     if run.cache is not None and config.data.cache != "run":
         check_cache_of(run, VisionEncoder(config.vision))
-    run.keep_config()
-    for stage in config.chain:
-        if stage not in config.stages:
-            continue
-        if run.done(stage):
-            run.say(f"{stage}: done before, in {run.directory(stage)}")
-            continue
-        run.say(f"{stage}: to {run.root / stage}")
-        if stage == "data" and not first_rank():
-            run.wait_for(stage)
-            continue
-        run.mark(stage, done=False)
-        RUNNERS[stage](run)
-        run.mark(stage, done=True)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()
+    with run.held():
+        run.keep_config()
+        for stage in config.chain:
+            if stage not in config.stages:
+                continue
+            if run.done(stage):
+                run.say(f"{stage}: done before, in {run.directory(stage)}")
+                continue
+            run.say(f"{stage}: to {run.root / stage}")
+            if stage in ALONE and not first_rank():
+                if stage == "data":
+                    run.wait_for(stage)
+                continue
+            run.mark(stage, done=False)
+            RUNNERS[stage](run)
+            run.mark(stage, done=True)
+            if stage not in ALONE and torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.barrier()
     return run.root
 
 

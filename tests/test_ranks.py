@@ -26,6 +26,7 @@ from tests.test_rules import PAIRS, online_module, toy_module
 
 STEPS = 3
 ROWS = 24
+BF16 = 0.02
 SAMPLED, TARGET = RewardConfig("sampled"), RewardConfig("target", target=0.4)
 Found = dict[str, Any]
 
@@ -78,12 +79,11 @@ class Rows(Dataset[Any]):
         return self.batches[index]
 
 
-def train(module: StepModule, batches: Sequence[Any], first: int, total: int, patch: pytest.MonkeyPatch, devices: int) -> Found:
+def train(module: StepModule, batches: Sequence[Any], noise: Noise, patch: pytest.MonkeyPatch, **options: Any) -> Found:
     """Steps of plain gradient descent, under which near gradients stay near."""
-    noise, notes = Noise(patch), Notes()
-    noise.first, noise.total = first, total
+    notes = Notes()
     patch.setattr(module, "configure_optimizers", lambda: torch.optim.SGD(module.parameters(), lr=0.1))
-    config = TrainerConfig(devices=devices, log_every=1, gradient_clip=1.0, quiet=True)
+    config = TrainerConfig(log_every=1, quiet=True, **options)
     trainer = build_trainer(config, Path("/nowhere"), callbacks=[notes])
     trainer.fit(module, DataLoader(Rows(batches), batch_size=None))
     return notes.found
@@ -92,15 +92,16 @@ def train(module: StepModule, batches: Sequence[Any], first: int, total: int, pa
 def world(rank: int | None) -> dict[str, Found]:
     """What every kind of training finds on a rank, or with no ranks on the whole batch."""
     found: dict[str, Found] = {}
-    for name, module, batches, counts in trainings(rank):
-        first, total = (sum(counts[: rank or 0]), sum(counts))
+    for name, module, batches, counts, options in trainings(rank):
         with pytest.MonkeyPatch.context() as patch:
-            found[name] = train(module, batches, first, total, patch, 1 if rank is None else 2)
+            noise = Noise(patch)
+            noise.first, noise.total = sum(counts[: rank or 0]), sum(counts)
+            found[name] = train(module, batches, noise, patch, devices=1 if rank is None else 2, **options)
     return found
 
 
-def trainings(rank: int | None) -> Iterator[tuple[str, StepModule, Sequence[Any], list[int]]]:
-    """Name, module, the steps' batches and how many rows each rank's have."""
+def trainings(rank: int | None) -> Iterator[tuple[str, StepModule, Sequence[Any], list[int], dict[str, Any]]]:
+    """Name, module, the steps' batches, how many rows each rank's have, and of the Trainer what is not as always."""
     own = slice(0, 2 * ROWS) if rank is None else slice(rank * ROWS, (rank + 1) * ROWS)
     rows = [torch.arange(200)[3 * step :: 4][: 2 * ROWS][own] for step in range(STEPS)]
     steps = OptimizerConfig(steps=STEPS)
@@ -111,18 +112,23 @@ def trainings(rank: int | None) -> Iterator[tuple[str, StepModule, Sequence[Any]
     more.append(("actor_critic", "sequential", "joint", TARGET, {"clip": 0.2, "epochs": 2}))
     for rule, policy, gate, reward, options in plain + more:
         module = toy_module(rule, policy, reward, STEPS, gate, **options)
-        yield f"{rule} {policy} {gate} {reward.mode} {options}", module, rows, [ROWS, ROWS]
+        yield f"{rule} {policy} {gate} {reward.mode} {options}", module, rows, [ROWS, ROWS], {}
     # images have as many questions as they have: ranks differ in rows
     parts = [tiny_batch((1, 1, 2, 1, 1), seed=0), tiny_batch((3, 2, 3, 1, 2), seed=1)]
     batch = joined(parts) if rank is None else parts[rank]
     counts = [len(part) for part in parts]
-    yield "gumbel online", online_module("gumbel", "bernoulli", (1,)), [batch] * STEPS, counts
-    yield "supervised online", online_module("supervised", "utility", (1,)), [batch] * STEPS, counts
+    yield "gumbel online", online_module("gumbel", "bernoulli", (1,)), [batch] * STEPS, counts, {}
+    yield "supervised online", online_module("supervised", "utility", (1,)), [batch] * STEPS, counts, {}
     trained = VisionConfig(BACKBONE.backbone, out_index=2, weights="none", frozen=False)
-    for name, vision in (("frozen", BACKBONE), ("trained", trained)):
+    for name, vision, given in (
+        ("frozen", BACKBONE, {}),
+        ("trained", trained, {}),
+        ("accumulated", BACKBONE, {"accumulate": STEPS}),
+        ("bf16", BACKBONE, {"precision": "bf16-mixed"}),
+    ):
         model = tiny_model(vision=vision).train()
         flex = FlexModule(FlexConfig(optimizer=steps, blind_share=0.0), model, ActionSet.by_level(model.pyramid))
-        yield f"flex {name}", flex, [batch] * STEPS, counts
+        yield f"flex {name}", flex, [batch] * STEPS, counts, given
 
 
 def joined(parts: Sequence[Batch]) -> Batch:
@@ -140,16 +146,16 @@ def joined(parts: Sequence[Batch]) -> Batch:
 
 @pytest.mark.slow
 def test_two_ranks_learn_from_two_batches_what_one_rank_learns_from_both(tmp_path: Path) -> None:
-    """Every rule, policy and gate, online and off, flex with a frozen and a trained encoder: gradients of three steps,
-    baselines and multipliers, metrics."""
+    """Every rule, policy and gate, online and off, flex with a frozen and a trained encoder, accumulation, bfloat16:
+    gradients of three steps, baselines and multipliers, metrics."""
     ranks = on_two_ranks(world, tmp_path)
     alone = world(None)
-    assert len(alone) == len(PAIRS) + 11
+    assert len(alone) == len(PAIRS) + 13
     for name, found in alone.items():
         for rank in (0, 1):
             assert ranks[rank][name].keys() == found.keys(), name
             for key, wanted in found.items():
                 if "explained_variance" in key:  # of each rank's own episodes
                     continue
-                got = ranks[rank][name][key]
-                assert torch.allclose(got, wanted, rtol=1e-5, atol=1e-5, equal_nan=True), (name, rank, key, got, wanted)
+                got, near = ranks[rank][name][key], BF16 if "bf16" in name else 1e-5
+                assert torch.allclose(got, wanted, rtol=near, atol=near, equal_nan=True), (name, rank, key, got, wanted)

@@ -1,5 +1,6 @@
 """The Lightning Trainer of every stage that trains, and its resumption."""
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,15 +10,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 
 from pyrskip.data.datamodule import StepData
 from pyrskip.errors import UserError, choose
-from pyrskip.training.checkpoint import PatientIO
+from pyrskip.training.checkpoint import BetweenSteps, PatientIO
 from pyrskip.training.clock import Clock
 from pyrskip.training.preemption import Stop, after_the_step, answer_signals
 from pyrskip.training.progress import Bar, Lines
@@ -74,7 +77,7 @@ def build_trainer(
     """
     terminal = sys.stderr.isatty() and not config.quiet
     progress: list[Callback] = [] if config.quiet else [Bar(title) if terminal else Lines(title)]
-    checkpoint = ModelCheckpoint(
+    checkpoint = BetweenSteps(
         dirpath=directory,
         filename=Path(CHECKPOINT).stem,
         every_n_train_steps=config.checkpoint_every,
@@ -93,6 +96,7 @@ def build_trainer(
 
 def check_trainer(config: TrainerConfig, steps: Iterable[int]) -> None:
     """Refuse a Trainer that cannot be here, and steps of optimizers that accumulation does not divide. Starts nothing."""
+    _check_ranks(config.devices * config.nodes)
     for count in steps:
         if count % config.accumulate:
             raise UserError(
@@ -100,6 +104,24 @@ def check_trainer(config: TrainerConfig, steps: Iterable[int]) -> None:
                 "allowed: a divisor of every trained stage's steps"
             )
     _trainer(config, config.strategy == "fsdp", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+
+
+def _check_ranks(wanted: int) -> None:
+    """Refuse another number of ranks than a launcher has started: they would wait for each other, or each train alone."""
+    if TorchElasticEnvironment.detect():
+        launcher, started = "torchrun", int(os.environ["WORLD_SIZE"])
+    elif SLURMEnvironment.detect():
+        launcher, started = "SLURM", int(os.environ["SLURM_NTASKS"])
+        if started > 1 and "SLURM_STEP_ID" not in os.environ:
+            raise UserError(
+                f"SLURM's job is of {started} tasks, and this is none of them; allowed: srun before the command in its script"
+            )
+    else:
+        return
+    if started != wanted:
+        raise UserError(
+            f"trainer.devices x trainer.nodes = {wanted}, and {launcher} has started {started}; allowed: as many of both"
+        )
 
 
 def _strategy(config: TrainerConfig, sharded: bool) -> Strategy | str:
