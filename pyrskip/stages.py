@@ -57,14 +57,18 @@ from pyrskip.tracking.watch import Watch
 from pyrskip.training import find_rule
 from pyrskip.training.flex import FlexModule
 from pyrskip.training.health import glance_is_best
+from pyrskip.training.preemption import preemptible
 from pyrskip.training.trainer import build_trainer, check_trainer, fit
 
 # a server's count of prompt tokens may be so far from the cost's before that is said
 COUNT_TOLERANCE = 0.2
 # images that the statistics of features are taken from
 WHITENING = 300
+# stages of the first rank; the others wait for data, and have done their part when the last two begin
+ALONE = ("data", "frontier", "compare")
 
 
+@preemptible()
 def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
     """Run the config's stages in order; returns the run's directory."""
     run = Run(config, nodes)
@@ -85,22 +89,24 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
             run.check_before(stage, config.stages)
     if run.cache is not None and config.data.cache != "run":
         check_cache_of(run, VisionEncoder(config.vision))
-    run.keep_config()
-    for stage in config.chain:
-        if stage not in config.stages:
-            continue
-        if run.done(stage):
-            run.say(f"{stage}: done before, in {run.directory(stage)}")
-            continue
-        run.say(f"{stage}: to {run.root / stage}")
-        if stage == "data" and not first_rank():
-            run.wait_for(stage)
-            continue
-        run.mark(stage, done=False)
-        RUNNERS[stage](run)
-        run.mark(stage, done=True)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()
+    with run.held():
+        run.keep_config()
+        for stage in config.chain:
+            if stage not in config.stages:
+                continue
+            if run.done(stage):
+                run.say(f"{stage}: done before, in {run.directory(stage)}")
+                continue
+            run.say(f"{stage}: to {run.root / stage}")
+            if stage in ALONE and not first_rank():
+                if stage == "data":
+                    run.wait_for(stage)
+                continue
+            run.mark(stage, done=False)
+            RUNNERS[stage](run)
+            run.mark(stage, done=True)
+            if stage not in ALONE and torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.barrier()
     return run.root
 
 
@@ -126,7 +132,8 @@ def prepare_data(run: Run) -> None:
 
 def cache_maps(run: Run) -> None:
     config, pyramid = run.config, pyramid_of(run.config)
-    trainer = build_trainer(config.trainer, run.root / "cache", title="cache")
+    # maps serve runs of any precision
+    trainer = build_trainer(replace(config.trainer, precision="32-true"), run.root / "cache", title="cache")
     torch.manual_seed(config.flex.seed)  # weights=none are those that flex will draw
     vision = VisionEncoder(config.vision)
     data = {split: samples_of(run, split) for split in SPLITS}
@@ -150,10 +157,12 @@ def train_flex(run: Run) -> None:
     module = FlexModule(config.flex, model, ActionSet.by_level(model.pyramid))
     gather = partial(collate, side=config.pyramid.size)
     model.whiten(_first_batches(train, config.loader.rollout_images, gather))
-    _fit(run, module, Filled(data), gather, config.loader.batch_images, directory, "flex")
+    state = _fit(run, module, Filled(data), gather, config.loader.batch_images, directory, "flex")
     tell_faults(run, "train")
     if first_rank():
-        model.save(directory)
+        whole = NativeModel(config.native, tokenizer)
+        whole.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+        whole.save(directory)
 
 
 def roll_out_splits(run: Run) -> None:
@@ -279,21 +288,21 @@ def _fit(
     stage: str,
     seed: int = 0,
     val: TableEnvironment | None = None,
-) -> None:
-    """val: what a gate is watched on while it trains."""
+) -> dict[str, torch.Tensor]:
+    """val: what a gate is watched on while it trains. Returns the module's state."""
     config = run.config
     steps = module.optimizer_config.steps
     name = stage if stage == "flex" else f"{stage}/seed-{seed}"
     with loggers(run.nodes, directory, _job(run, name)) as built:
         watches = [Watch(val, built)] if val is not None else []
-        trainer = build_trainer(config.trainer, directory, built, name, watches)
+        trainer = build_trainer(config.trainer, directory, built, name, watches, sharded=stage == "flex")
         if stage == "flex":
             of = config.loader
             early = config.flex.close_steps
             loader = StepData(data, gather, batch, steps, module.seed, of.workers, of.order, of.replan, early)
         else:
             loader = StepData(data, gather, batch, steps, module.seed)
-        fit(trainer, module, loader, directory)
+        return fit(trainer, module, loader, directory)
 
 
 def _job(run: Run, stage: str) -> Job:

@@ -1,29 +1,43 @@
 """The Lightning Trainer of every stage that trains, and its resumption."""
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor
 
 from pyrskip.data.datamodule import StepData
-from pyrskip.errors import UserError
-from pyrskip.training.checkpoint import PatientIO
+from pyrskip.errors import UserError, choose
+from pyrskip.training.checkpoint import BetweenSteps, PatientIO
 from pyrskip.training.clock import Clock
+from pyrskip.training.preemption import Stop, after_the_step, answer_signals
 from pyrskip.training.progress import Bar, Lines
 
 CHECKPOINT = "last.ckpt"
+# how each starts its ranks: `popen` runs the same command again
+STARTS = {"auto": "popen", "ddp": "popen", "ddp_fork": "fork", "ddp_spawn": "spawn", "fsdp": "popen"}
+STRATEGIES = tuple(STARTS)
 
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Lightning's own words. checkpoint_every: steps that a kill can cost at most. quiet: no progress."""
+    """Lightning's own words. checkpoint_every: steps that a kill can cost at most. quiet: no progress.
+
+    strategy: auto (one process, or ddp where there are several), ddp, ddp_fork or ddp_spawn (on one machine, from one process),
+    fsdp (flex alone: its language model in parts, gates by ddp). timeout: seconds that a rank waits for another.
+    """
 
     accelerator: str = "cpu"
     devices: int = 1
@@ -34,14 +48,17 @@ class TrainerConfig:
     gradient_clip: float | None = 1.0
     checkpoint_every: int = 200
     log_every: int = 20
+    timeout: int = 1800
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("devices", "nodes", "accumulate", "checkpoint_every", "log_every"):
+        for name in ("devices", "nodes", "accumulate", "checkpoint_every", "log_every", "timeout"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: at least 1 is needed")
         if self.accelerator not in ("cpu", "gpu", "cuda", "mps", "tpu", "auto"):
             raise UserError(f"trainer.accelerator={self.accelerator!r} is unknown; allowed: auto, cpu, cuda, gpu, mps, tpu")
+        if self.strategy not in STRATEGIES:
+            raise choose("trainer.strategy", self.strategy, STRATEGIES)
         if self.gradient_clip is not None and not 0 < self.gradient_clip < float("inf"):
             raise UserError(f"trainer.gradient_clip={self.gradient_clip} clips nothing; allowed: null, or more than 0")
 
@@ -52,14 +69,15 @@ def build_trainer(
     loggers: Sequence[Logger] = (),
     title: str = "",
     callbacks: Sequence[Callback] = (),
+    sharded: bool = False,
 ) -> pl.Trainer:
     """A Trainer whose one epoch is the whole run and whose checkpoints go to `directory`/last.ckpt.
 
-    title: what its progress is told as.
+    title: what its progress is told as. sharded: whether trainer.strategy=fsdp may share out the module's weights.
     """
     terminal = sys.stderr.isatty() and not config.quiet
     progress: list[Callback] = [] if config.quiet else [Bar(title) if terminal else Lines(title)]
-    checkpoint = ModelCheckpoint(
+    checkpoint = BetweenSteps(
         dirpath=directory,
         filename=Path(CHECKPOINT).stem,
         every_n_train_steps=config.checkpoint_every,
@@ -69,30 +87,60 @@ def build_trainer(
     )
     return _trainer(
         config,
+        sharded,
         logger=list(loggers),
-        callbacks=[Clock(), *callbacks, checkpoint, *progress],
+        callbacks=[Clock(), *callbacks, checkpoint, Stop(directory / CHECKPOINT), *progress],
         enable_progress_bar=terminal,
     )
 
 
 def check_trainer(config: TrainerConfig, steps: Iterable[int]) -> None:
     """Refuse a Trainer that cannot be here, and steps of optimizers that accumulation does not divide. Starts nothing."""
+    _check_ranks(config.devices * config.nodes)
     for count in steps:
         if count % config.accumulate:
             raise UserError(
                 f"trainer.accumulate={config.accumulate} does not divide optimizer.steps={count}; "
                 "allowed: a divisor of every trained stage's steps"
             )
-    _trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    _trainer(config, config.strategy == "fsdp", logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
 
-def _trainer(config: TrainerConfig, **rest: Any) -> pl.Trainer:
+def _check_ranks(wanted: int) -> None:
+    """Refuse another number of ranks than a launcher has started: they would wait for each other, or each train alone."""
+    if TorchElasticEnvironment.detect():
+        launcher, started = "torchrun", int(os.environ["WORLD_SIZE"])
+    elif SLURMEnvironment.detect():
+        launcher, started = "SLURM", int(os.environ["SLURM_NTASKS"])
+        if started > 1 and "SLURM_STEP_ID" not in os.environ:
+            raise UserError(
+                f"SLURM's job is of {started} tasks, and this is none of them; allowed: srun before the command in its script"
+            )
+    else:
+        return
+    if started != wanted:
+        raise UserError(
+            f"trainer.devices x trainer.nodes = {wanted}, and {launcher} has started {started}; allowed: as many of both"
+        )
+
+
+def _strategy(config: TrainerConfig, sharded: bool) -> Strategy | str:
+    ranks, limit = config.devices * config.nodes, timedelta(seconds=config.timeout)
+    if config.strategy == "fsdp" and sharded:
+        return ModelParallelStrategy(ranks, 1, save_distributed_checkpoint=False, timeout=limit)
+    if config.strategy == "auto" and ranks == 1:
+        return "auto"
+    start: Any = STARTS[config.strategy]
+    return DDPStrategy(start_method=start, timeout=limit)
+
+
+def _trainer(config: TrainerConfig, sharded: bool, **rest: Any) -> pl.Trainer:
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.nodes,
-            strategy=config.strategy,
+            strategy=_strategy(config, sharded),
             precision=config.precision,  # type: ignore[arg-type]
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.gradient_clip,
@@ -110,14 +158,19 @@ def _trainer(config: TrainerConfig, **rest: Any) -> pl.Trainer:
             f"trainer.accelerator={config.accelerator}, devices={config.devices}, nodes={config.nodes}, "
             f"strategy={config.strategy}, precision={config.precision} cannot run here: {' '.join(str(error).split())}"
         ) from error
+    answer_signals(trainer)
+    return trainer
 
 
-def fit(trainer: pl.Trainer, module: pl.LightningModule, data: StepData, directory: Path) -> None:
-    """Train to the end, from the directory's checkpoint where there is one."""
+def fit(trainer: pl.Trainer, module: pl.LightningModule, data: StepData, directory: Path) -> dict[str, Tensor]:
+    """Train to the end, from the directory's checkpoint where there is one. Returns the module's state, on the first rank
+    whole, though it may be in parts."""
     path = directory / CHECKPOINT
     if path.exists():
         check_readable(path, module)
-    trainer.fit(module, data, ckpt_path=path if path.exists() else None, weights_only=True)
+    with after_the_step():
+        trainer.fit(module, data, ckpt_path=path if path.exists() else None, weights_only=True)
+    return trainer.strategy.lightning_module_state_dict()
 
 
 def check_readable(path: Path, module: torch.nn.Module | None = None) -> None:
