@@ -1,6 +1,7 @@
 """The stages of a run: data -> cache -> flex -> rollouts -> gate -> frontier, each in a directory of its own; and compare,
 which follows the rollouts."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -36,7 +37,8 @@ from pyrskip.data.sampler import check_shards
 from pyrskip.data.shards import SPLITS, WRITTEN, DataConfig, prepare
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
-from pyrskip.evaluation.evaluate import evaluate
+from pyrskip.evaluation.evaluate import evaluate, write_json
+from pyrskip.evaluation.needs import lists_levels, needs_of, print_needs
 from pyrskip.evaluation.runs import load_runs
 from pyrskip.gates import build_gate, save_gate
 from pyrskip.models.language import train_tokenizer
@@ -174,7 +176,8 @@ def roll_out_splits(run: Run) -> None:
         if (directory / "table.json").exists():
             check_origin(RolloutTable.load(directory), origin, directory)
             continue
-        trainer = build_trainer(config.trainer, directory)
+        # scores are those of inference, which knows of no autocast
+        trainer = build_trainer(replace(config.trainer, precision="32-true"), directory)
         module = RolloutModule(model, actions, config.budget, split, origin)
         images, chunk = config.loader.rollout_images, config.loader.chunk_images
         roll_out(trainer, module, inputs_of(run, split, model.vision), images, chunk, directory, config.trainer.quiet)
@@ -184,6 +187,20 @@ def roll_out_splits(run: Run) -> None:
         if abs(off - 1) > COUNT_TOLERANCE:
             told = f"the server counted {model.box.told} prompt tokens, model.remote's sizes say {model.box.taken}"
             run.say(f"{told}: costs are off")
+    _tell_needs(run)
+
+
+def _tell_needs(run: Run) -> None:
+    """What each type of test question loses without a level."""
+    table = tables_of(run, ("test",))["test"]
+    if first_rank() and lists_levels(table.actions):
+        answers: dict[str, Counter[str]] = defaultdict(Counter)
+        for question in (q for questions in samples_of(run, "test").questions() for q in questions or ()):
+            answers[question.type].update(question.answers)
+        needs = needs_of(table, answers)
+        write_json(run.root / "rollouts" / "needs.json", [vars(need) for need in needs])
+        if not run.config.trainer.quiet:
+            print_needs(needs)
 
 
 def train_gates(run: Run) -> None:
