@@ -419,3 +419,19 @@ def test_a_word_reads_the_token_that_is_named_so_before_any_training() -> None:
         queries = block.read_query(block.norm3(words)).unflatten(-1, (block.heads, -1)).transpose(0, 1)
         scores = (queries @ keys[0].transpose(-1, -2)).sum(0)
         assert scores[:, 1:].argmax(-1).equal(torch.arange(20))
+
+
+def test_whitened_features_have_unit_covariance() -> None:
+    model = tiny_model()
+    batch = tiny_batch()
+    model.whiten([batch])
+    cells = model.pyramid.cells(batch.size)
+    everything = torch.ones(len(batch), model.pyramid.tiles, dtype=torch.bool)
+    square = []
+    for tile, maps in enumerate(model.encode(batch, everything).maps):
+        found = torch.cat([m[:, :rows, :columns].flatten(1).T for m, (rows, columns) in zip(maps, cells[:, tile], strict=True)])
+        white = (found - model.projector.mean) @ model.projector.whiten
+        square.append(white.T @ white / len(white))
+    value = torch.linalg.eigvalsh(torch.stack(square).mean(0))
+    assert float(value.max()) < 1.001  # directions with next to no variance stay small
+    assert float(value.max()) > 0.9

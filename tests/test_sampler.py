@@ -37,6 +37,16 @@ def test_a_resumed_run_goes_on_where_it_was(n: int, batch: int, world: int, step
     assert len(rest) == len(whole[start:])
 
 
+@given(first=size, n=size, batch=small, steps=st.integers(0, 12), early=st.integers(0, 12), start=st.integers(0, 12))
+def test_early_steps_draw_from_the_first_samples_alone(
+    first: int, n: int, batch: int, steps: int, early: int, start: int
+) -> None:
+    whole = list(StepSampler(n, batch, steps, seed=3, early=(early, first)))
+    assert all(max(indices) < first for indices in whole[:early])
+    assert [[i - first for i in indices] for indices in whole[early:]] == list(StepSampler(n, batch, steps, seed=3))[early:]
+    assert list(StepSampler(n, batch, steps, start=start, seed=3, early=(early, first))) == whole[start:]
+
+
 def test_batches_all_have_the_same_size() -> None:
     assert {len(indices) for indices in StepSampler(5, 4, steps=20)} == {4}
 

@@ -19,6 +19,8 @@ from pyrskip.data.inspect import contact_sheet, inspect
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.scenes import SceneSource, assets, make_record
 from pyrskip.data.scenes.backgrounds import CONTRAST, contrast
+from pyrskip.data.scenes.closeup import SIDE as CLOSE
+from pyrskip.data.scenes.closeup import closeups
 from pyrskip.data.scenes.config import SceneConfig
 from pyrskip.data.scenes.further import further_questions
 from pyrskip.data.scenes.layout import COVER
@@ -319,6 +321,42 @@ def test_further_answers_give_nothing_away(further: list[tuple[Scene, tuple[Ques
         assert answers[kind].most_common(1)[0][1] < share * answers[kind].total(), kind
 
 
+def test_close_ups_show_whole_things_and_ask_about_them_alone(some: list[Scene]) -> None:
+    kinds: Counter[str] = Counter()
+    pictures = 0
+    for index, scene in enumerate(some):
+        whole = np.asarray(scene.paint())
+        for picture, questions in closeups(scene, 3, 8, np.random.default_rng(index)):
+            part = np.asarray(picture)
+            assert part.shape == (CLOSE, CLOSE, 3) and 1 <= len(questions) <= 8
+            x, y = next(
+                (x, y)
+                for y in range(scene.size - CLOSE + 1)
+                for x in range(scene.size - CLOSE + 1)
+                if (whole[y, x : x + 4] == part[0, :4]).all() and (whole[y : y + CLOSE, x : x + CLOSE] == part).all()
+            )
+            inside = []
+            for thing in scene.things.values():
+                x0, y0, x1, y1 = thing.box
+                if x0 < x + CLOSE and x1 > x and y0 < y + CLOSE and y1 > y:
+                    assert x0 >= x and y0 >= y and x1 <= x + CLOSE and y1 <= y + CLOSE
+                    inside.append((x0 - x, y0 - y, x1 - x, y1 - y))
+            for question in questions:
+                shown = [tuple(round(edge * CLOSE) for edge in box) for box in question.boxes]
+                assert question.type == "scene_color" or set(shown) <= set(inside)
+            kinds.update(question.type for question in questions)
+            pictures += 1
+    assert pictures > len(some)
+    assert {"object", "named", "relation", "sign_number", "sign_word"} <= kinds.keys()
+
+
+def test_close_ups_are_of_the_images_that_flex_trains_on_alone(tmp_path: Path) -> None:
+    prepare(DataConfig(source="scenes", scenes=replace(SMALL, further=6, closeups=2)), tmp_path)
+    train, close = (ShardDataset(tmp_path, split, 256) for split in ("train", "close"))
+    assert 0 < len(close) <= 2 * len(train)
+    assert {key.rsplit("-", 1)[0] for key in close.image_keys} <= set(train.image_keys)
+
+
 # the question alone gives nothing away
 
 
@@ -381,6 +419,7 @@ def test_phrasings_of_different_types_differ() -> None:
         ({"workers": -1}, "data.scenes.workers=-1 .*at least 0"),
         ({"seed": -1}, "data.scenes.seed=-1"),
         ({"further": -1}, "data.scenes.further=-1 .*at least 0"),
+        ({"closeups": 2}, "data.scenes.closeups=2 have none but further questions; allowed: data.scenes.further"),
         ({"types": ("object", "mood")}, "data.scenes.types='mood' .*scene_color, large_object"),
         ({"types": ()}, "data.scenes.types=.*at least one"),
         ({"types": ("count", "count")}, "data.scenes.types=.*each once"),
