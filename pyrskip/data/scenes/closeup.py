@@ -16,10 +16,11 @@ from pyrskip.data.scenes.layout import Box
 from pyrskip.data.scenes.scene import Scene, Thing
 from pyrskip.sample import Question
 
-SIDE = 160
-"""Of a window, pixels: all that needs level 0, 1 or 2 fits, a large object does not."""
+SIDE = 128
+"""Of a window, pixels: icons that need level 0, 1 or 2 fit, large objects and the larger signs do not."""
 TRIES = 12
-"""Windows that are tried around a thing: most cut something in two. That with the most in it is taken."""
+"""Windows that are tried around a thing: most cut something in two. The first that does not is taken, so many hold one thing
+alone: its name is learned before anything has to be found."""
 MARGIN = 2
 SIGN = 4.0
 """How many times as often as an icon a sign is what a window is around: reading takes the most examples."""
@@ -41,10 +42,9 @@ def closeups(
 
 
 def _window(thing: Thing, things: list[Thing], size: int, rng: np.random.Generator) -> Box | None:
-    """A window around the thing that cuts nothing, of several that with the most in it. None where none was found."""
-    tried = [window for _ in range(TRIES) if (window := _around(thing.box, size, rng)) is not None]
-    whole = [window for window in tried if not any(_cut(other.box, window) for other in things)]
-    return max(whole, key=lambda window: sum(_meet(other.box, window) for other in things), default=None)
+    """A window around the thing that cuts nothing; None where none was found."""
+    tried = (_around(thing.box, size, rng) for _ in range(TRIES))
+    return next((w for w in tried if w is not None and not any(_cut(other.box, w) for other in things)), None)
 
 
 def _around(box: Box, size: int, rng: np.random.Generator) -> Box | None:

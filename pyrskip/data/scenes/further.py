@@ -56,7 +56,9 @@ def _asks(scene: Scene, rng: np.random.Generator) -> Iterator[Ask]:
         for answer, (axis, sign) in vocabulary.POSITIONS.items():
             if on_side(axis, sign, scene.size)(_middle(thing)[None], {})[0]:
                 yield Ask("position", answer, {"icon": thing.what}, (name,))
-    for color in dict.fromkeys(colors):
+    shared = [color for color, number in Counter(colors).items() if number > 1]
+    alone = [color for color in dict.fromkeys(colors) if color not in shared]
+    for color in shared + alone[:1]:
         names = tuple(name for name, thing in icons.items() if thing.color == color)
         yield Ask("count_color", str(len(names)), {"color": color}, names)
     if scene.background.color:
