@@ -45,8 +45,8 @@ from pyrskip.models.tiers import Features
 from pyrskip.models.tiles import encode_tiles
 from pyrskip.models.vision import VisionConfig, VisionEncoder
 from pyrskip.pyramid import Pyramid, fit
-from pyrskip.rollouts.environments import ModelEnvironment, observe
 from pyrskip.reward import RewardConfig
+from pyrskip.rollouts.environments import ModelEnvironment, observe
 from pyrskip.sample import Batch, Question, Sample
 from pyrskip.training import RULES
 from pyrskip.training.gate import RuleConfig

@@ -16,6 +16,7 @@ from pyrskip.artifacts import ROLLED
 from pyrskip.compare import CompareConfig
 from pyrskip.config import STAGES, Config, read
 from pyrskip.errors import UserError
+from pyrskip.evaluation.comparison import Entry
 from pyrskip.launch import conf_directory
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.stages import run_stages
@@ -77,7 +78,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_a_comparison_trains_and_evaluates_every_valid_pair(copied: Path) -> None:
-    config = tiny(copied, "name=done", "stages=[compare]", experiment="compare_rules")
+    config = tiny(copied, f"from={copied / 'done'}", experiment="compare_rules")
     root = run_stages(config, {})
     entries = json.loads((root / "compare/comparison.json").read_text())
     asked = {"rule", "policy", "price", "seed", "accuracy", "retention", "relative_flops", "regret", "seconds"}
@@ -89,11 +90,46 @@ def test_a_comparison_trains_and_evaluates_every_valid_pair(copied: Path) -> Non
     ]
     assert (root / "compare/comparison.png").stat().st_size > 10_000
     # what is there is not trained again
-    part = root / "compare/parts/exact-bernoulli-0.json"
+    part = root / "compare/parts/flex-0-exact-bernoulli-0.json"
     before = part.stat().st_mtime_ns
     (root / "compare/stage.json").unlink()
     run_stages(config, {})
     assert part.stat().st_mtime_ns == before
+
+
+def test_a_comparison_of_any_run_takes_its_data_and_model_from_there_and_goes_over_flex_seeds(copied: Path) -> None:
+    other = run_stages(tiny(copied, "name=second", "flex.seed=1", "stages=[data,flex,rollouts]"), {})
+    borrowed = (f"from={copied / 'done'}", "pyramid.levels=2", "data=scenes", "compare.prices=[0.05,0.5]")
+    config = tiny(copied, *borrowed, f"compare.others=[{other}]", "compare.workers=2", experiment="compare_rules")
+    assert (config.pyramid.levels, config.data.source) == (3, "easy_vqa")
+    root = run_stages(config, {})
+    entries = [Entry(**line) for line in json.loads((root / "compare/comparison.json").read_text())]
+    pairs = [pair for pair in valid_pairs(online=False) if pair[1] != "rungs"]
+    assert {(e.flex_seed, e.rule, e.policy) for e in entries} == {(seed, *pair) for seed in (0, 1) for pair in pairs}
+    # gates of each flex seed are measured on its own test rollouts
+    for seed, run in ((0, copied / "done"), (1, other)):
+        table = RolloutTable.load(run / "rollouts/test")
+        full = float(table.score[:, table.actions.full].double().mean())
+        assert all(e.accuracy == pytest.approx(e.retention * full) for e in entries if e.flex_seed == seed)
+
+
+def test_a_comparison_refuses_runs_that_are_no_other_flex_seeds(copied: Path) -> None:
+    def compared(*places: Path | str) -> None:
+        given = (f"from={copied / 'done'}", f"compare.others=[{','.join(map(str, places))}]")
+        run_stages(tiny(copied, *given, experiment="compare_rules"), {})
+
+    other = run_stages(tiny(copied, "name=second", "flex.seed=1", "stages=[data,flex,rollouts]"), {})
+    with pytest.raises(UserError, match=r"compare\.others=nowhere is no run"):
+        compared("nowhere")
+    for twice in ((copied / "done",), (other, other)):
+        with pytest.raises(UserError, match=r"compare\.others=.*: another run of flex\.seed=[01]; allowed: one run of each"):
+            compared(*twice)
+    assert not (copied / "compare_rules").exists()
+    shutil.copy(copied / "done/rollouts/test/table.json", other / "rollouts/test/table.json")
+    with pytest.raises(UserError, match=r"compare\.others=.*/second holds rollouts of this run's own model"):
+        compared(other)
+    with pytest.raises(UserError, match=r"from=nowhere is no run"):
+        tiny(copied, "from=nowhere", experiment="compare_rules")
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
