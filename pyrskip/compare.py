@@ -294,9 +294,10 @@ def _play_all(jobs: Sequence[tuple[Task, str, str, int]], workers: int) -> None:
         for job in jobs:
             play(*job)
         return
-    tasks = {job[0].flex_seed: job[0] for job in jobs}
+    split = [(task, (rule, policy, seed)) for task, rule, policy, seed in jobs]
+    tasks = {task.flex_seed: task for task, _ in split}
     with ProcessPoolExecutor(workers, get_context("spawn"), _start, (tasks,)) as pool:
-        for done in as_completed([pool.submit(_play_here, task.flex_seed, *job) for task, *job in jobs]):
+        for done in as_completed([pool.submit(_play_here, task.flex_seed, *rest) for task, rest in split]):
             done.result()
 
 
