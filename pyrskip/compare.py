@@ -74,6 +74,18 @@ class CompareConfig:
                 f"entropy={self.entropy}, entropy_end={self.entropy_end}: allowed: at least 1, 1, 1, and 0 for the others"
             )
 
+    def check(self, reward: RewardConfig) -> None:
+        """Refuse a reward that not every rule can learn, and prices outside of what it trains on."""
+        if reward.mode != "sampled" or reward.form != "linear":
+            raise UserError(
+                f"reward.mode={reward.mode}, form={reward.form}: allowed in a comparison: mode=sampled, form=linear"
+            )
+        for price in self.prices:
+            if not reward.low <= price <= reward.high:
+                raise UserError(
+                    f"compare.prices={price} is outside of what is trained on; allowed: {reward.low} to {reward.high}"
+                )
+
 
 @dataclass(frozen=True)
 class Task:
@@ -110,7 +122,6 @@ def compare(tasks: Sequence[Task], seed: int) -> list[Entry]:
     tasks: one of each flex seed, with all else the same.
     """
     first = tasks[0]
-    _check(first)
     jobs = [
         (task, rule, policy, seed + i)
         for rule, policy in valid_pairs(online=False)
@@ -277,15 +288,6 @@ def _oracle(task: Task, price: float) -> tuple[float, float]:
         return float(of.double().gather(1, action).mean())
 
     return mean(table.score), mean(table.cost.flops) / task.unit
-
-
-def _check(task: Task) -> None:
-    reward = task.reward
-    if reward.mode != "sampled" or reward.form != "linear":
-        raise UserError(f"reward.mode={reward.mode}, form={reward.form}: allowed in a comparison: mode=sampled, form=linear")
-    for price in task.config.prices:
-        if not reward.low <= price <= reward.high:
-            raise UserError(f"compare.prices={price} is outside of what is trained on; allowed: {reward.low} to {reward.high}")
 
 
 def _play_all(jobs: Sequence[tuple[Task, str, str, int]], workers: int) -> None:

@@ -131,6 +131,8 @@ class Config:
                 "gate.looks=true decides on features of what it has kept, and rollout tables hold none; allowed: "
                 "rule.online=true, stages without frontier and compare, and reward=fixed or sampled"
             )
+        if "compare" in self.stages:
+            self.compare.check(self.reward)
         if self.reward.mode == "sampled" and self.gate.policy != "utility":
             low, high = self.reward.low, self.reward.high
             for price in self.evaluation.prices:

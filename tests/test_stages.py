@@ -113,6 +113,22 @@ def test_a_comparison_of_any_run_takes_its_data_and_model_from_there_and_goes_ov
         assert all(e.accuracy == pytest.approx(e.retention * full) for e in entries if e.flex_seed == seed)
 
 
+def test_a_price_at_which_the_glance_is_best_is_told_before_gates_are_trained(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dear = ("reward=fixed", "reward.price=50", "stages=[gate]", "ablations=[]", "trainer.quiet=false", "name=dear")
+    run_stages(tiny(copied, f"from={copied / 'done'}", *dear), {})
+    told = capsys.readouterr().err
+    assert "warning: at price 50 the glance alone is best for every question type" in told and "for 50 x" in told
+
+
+def test_a_comparison_refuses_prices_and_rewards_that_not_all_of_its_gates_can_learn(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"compare\.prices=3\.0 is outside of what is trained on; allowed: 0\.001 to 1\.0"):
+        tiny(tmp_path, "compare.prices=[0.1,3.0]", experiment="compare_rules")
+    with pytest.raises(UserError, match=r"reward\.mode=sampled, form=bonus: allowed in a comparison: .*form=linear"):
+        tiny(tmp_path, "rule=exact", "reward.form=bonus", experiment="compare_rules")
+
+
 def test_a_comparison_refuses_runs_that_are_no_other_flex_seeds(copied: Path) -> None:
     def compared(*places: Path | str) -> None:
         given = (f"from={copied / 'done'}", f"compare.others=[{','.join(map(str, places))}]")
