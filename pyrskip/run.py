@@ -94,7 +94,8 @@ class Run:
         return None if self.config.data.cache is None else Path(self.config.data.cache)
 
     def directory(self, stage: str) -> Path:
-        """Where a stage is: borrowed if another run has it and this one does not."""
+        """Where a stage is: borrowed if another run has it and this one does not. Raises UserError where that was made from
+        another config, unless `stages` begins behind data and lists it."""
         own = self.root / stage
         if self.borrowed is None or (own / "stage.json").exists():
             return own
@@ -103,6 +104,9 @@ class Run:
             return own
         if stage in ("gate", "frontier", "compare"):
             return own
+        listed = self.config.stages
+        if stage in listed and listed[0] != "data" and state["fingerprint"] != json.loads(json.dumps(self.fingerprint(stage))):
+            return own  # a run that says from where on it differs does those stages itself
         self._check(stage, state, self.borrowed / stage)
         return self.borrowed / stage
 

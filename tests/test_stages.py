@@ -98,7 +98,7 @@ def test_a_comparison_trains_and_evaluates_every_valid_pair(copied: Path) -> Non
 
 
 def test_a_comparison_of_any_run_takes_its_data_and_model_from_there_and_goes_over_flex_seeds(copied: Path) -> None:
-    other = run_stages(tiny(copied, "name=second", "flex.seed=1", "stages=[data,flex,rollouts]"), {})
+    other = run_stages(tiny(copied, "name=second", f"from={copied / 'done'}", "flex.seed=1", "stages=[flex,rollouts]"), {})
     borrowed = (f"from={copied / 'done'}", "pyramid.levels=2", "data=scenes", "compare.prices=[0.05,0.5]")
     config = tiny(copied, *borrowed, f"compare.others=[{other}]", "compare.workers=2", experiment="compare_rules")
     assert (config.pyramid.levels, config.data.source) == (3, "easy_vqa")
@@ -134,7 +134,7 @@ def test_a_comparison_refuses_runs_that_are_no_other_flex_seeds(copied: Path) ->
         given = (f"from={copied / 'done'}", f"compare.others=[{','.join(map(str, places))}]")
         run_stages(tiny(copied, *given, experiment="compare_rules"), {})
 
-    other = run_stages(tiny(copied, "name=second", "flex.seed=1", "stages=[data,flex,rollouts]"), {})
+    other = run_stages(tiny(copied, "name=second", f"from={copied / 'done'}", "flex.seed=1", "stages=[flex,rollouts]"), {})
     with pytest.raises(UserError, match=r"compare\.others=nowhere is no run"):
         compared("nowhere")
     for twice in ((copied / "done",), (other, other)):
@@ -348,6 +348,22 @@ def test_earlier_stages_are_borrowed_and_never_written(copied: Path) -> None:
 def test_a_borrowed_stage_of_another_config_is_refused(copied: Path) -> None:
     with pytest.raises(UserError, match="done/flex was made with language.layers=1, this config has language.layers=2"):
         run_stages(tiny(copied, "name=other", f"from={copied / 'done'}", "language.layers=2"), {})
+
+
+def test_a_run_that_lists_where_it_begins_to_differ_borrows_what_is_before(copied: Path) -> None:
+    begins = ("budget=rungs", "rule=exact", "gate.policy=categorical", "ablations=[]", "stages=[rollouts,gate,frontier]")
+    root = run_stages(tiny(copied, f"from={copied / 'done'}", "name=rungs", *begins), {})
+    assert not (root / "flex").exists() and not (root / "data").exists()
+    model = RolloutTable.load(copied / "done/rollouts/test").origin["model"]
+    table = RolloutTable.load(root / "rollouts/test")
+    assert table.origin["model"] == model and table.actions.ladder == (0, 64, 144, 256)
+    assert json.loads((root / "summary.json").read_text())["budget_weights"] is not None
+    assert {"budget:capacity", "budget:learned", "strategy"} <= {
+        r["method"] for r in json.loads((root / "frontier.json").read_text())
+    }
+    # what is as it was is borrowed still
+    same = tiny(copied, f"from={copied / 'done'}", "name=same", "stages=[rollouts]")
+    assert not (run_stages(same, {}) / "rollouts").exists()
 
 
 def test_borrowing_from_what_is_no_run_is_refused(tmp_path: Path) -> None:
