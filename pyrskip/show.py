@@ -52,8 +52,9 @@ def equal(arguments: Sequence[str]) -> None:
     from pyrskip.evaluation.equal import at_equal_cost, print_equal
 
     runs, given = _scored("equal", arguments, ("method", "out"))
-    found = at_equal_cost(runs, given.get("method", "gate").split(","))
-    print_equal(found)
+    methods = given.get("method", "gate").split(",")
+    found = at_equal_cost(runs, methods)
+    print_equal(found, runs, methods)
     _keep(found, given)
 
 

@@ -89,9 +89,9 @@ def score_at(run: Scored, method: str, flops: float) -> Tensor | None:
     return torch.stack(mixed).mean(0) if mixed else None
 
 
-def print_equal(found: Sequence[Equal]) -> None:
-    """A line a cost, a column a method and run."""
-    columns = list(dict.fromkeys((e.run, e.method) for e in found))
+def print_equal(found: Sequence[Equal], runs: Sequence[Scored], methods: Sequence[str]) -> None:
+    """A line a cost, a column a run and method; empty where it cannot be had for so little."""
+    columns = [(run.label, method) for run in runs for method in methods]
     table = Table(
         title="Accuracy % at equal FLOPs on the test split",
         caption="x full: FLOPs over the first run's mean full pyramid's; in brackets what it is above the first column, with "
