@@ -42,7 +42,7 @@ PLACES = (*(f"model.remote.{k}" for k in ("url", "key", "parallel", "timeout", "
 # so that a run of before it was there is still the same run
 OF_SOURCES = {"scenes": ("scenes",), "files": FORMATS, "shards": (WRITTEN,)}
 UNTOLD = ("data.cache", "data.max_bad_fraction", "data.scenes.workers", "data.files.workers")
-SINCE = {"loader.order": "samples"}
+SINCE: dict[str, object] = {"loader.order": "samples", "compare.others": []}
 WAIT_SECONDS = 7200
 
 
