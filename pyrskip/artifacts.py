@@ -73,20 +73,23 @@ def tables_of(run: Run, splits: Sequence[str]) -> dict[str, RolloutTable]:
 
 
 def crossed_tables(run: Run, tables: Mapping[str, RolloutTable]) -> dict[str, RolloutTable] | None:
-    """The rollouts of evaluation.cross: alike in everything but the model's weights."""
-    if run.config.evaluation.cross is None:
-        return None
-    directory = Path(run.config.evaluation.cross) / "rollouts"
-    crossed = {split: RolloutTable.load(directory / split) for split in tables}
-    for split, table in crossed.items():
+    """The rollouts of evaluation.cross."""
+    place = run.config.evaluation.cross
+    return None if place is None else other_tables(tables, place, "evaluation.cross")
+
+
+def other_tables(tables: Mapping[str, RolloutTable], place: str, key: str) -> dict[str, RolloutTable]:
+    """The rollouts of the run in `place`, which `key` names: alike in everything but the model's weights."""
+    directory = Path(place) / "rollouts"
+    others = {split: RolloutTable.load(directory / split) for split in tables}
+    for split, table in others.items():
         own = tables[split].origin
         if table.origin.get("model") == own["model"]:
             raise UserError(
-                f"evaluation.cross={run.config.evaluation.cross} holds rollouts of this run's own model; allowed: a run with "
-                "another flex.seed on the same data"
+                f"{key}={place} holds rollouts of this run's own model; allowed: a run with another flex.seed on the same data"
             )
         check_origin(table, {**own, "model": table.origin.get("model", "none")}, directory / split)
-    return crossed
+    return others
 
 
 def origins_of(run: Run, splits: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -37,6 +37,8 @@ commands
             predict and serve list their keys with --help; neither needs the training stack
   report    write one HTML file of a finished run or a sweep: pyrskip report runs/easy_vqa [out=report.html]
   plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
+  equal     print accuracy at equal cost: pyrskip equal runs/a runs/b [method=gate,hull] [out=equal.json]
+  above     test whether anything is above the full pyramid: pyrskip above runs/a runs/b [out=above.json]
   dashboard build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]
 
 examples
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "predict": predict,
         "serve": serve,
     }
-    commands |= {name: _guarded(name) for name in ("report", "plot", "dashboard")}
+    commands |= {name: _guarded(name) for name in ("report", "plot", "equal", "above", "dashboard")}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return

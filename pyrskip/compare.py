@@ -1,4 +1,5 @@
-"""Stage compare: every rule with every policy that it can train, from one set of rollouts, over several gate seeds.
+"""Stage compare: every rule with every policy that it can train, from one set of rollouts or one of each of several flex
+seeds, over several gate seeds.
 
 Axes: P prices, N questions, S listed actions. Gates train in a plain loop around the rules' own `training_step`, since a step
 on a table takes milliseconds, and in several processes of one thread each.
@@ -13,7 +14,6 @@ from functools import cached_property
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +48,8 @@ class CompareConfig:
     """prices: that every gate is evaluated at. seeds: gates of each pair. batch, entropy_end, optimizer: of every rule alike.
 
     entropy: weight of the entropy bonus by rule, which falls to entropy_end; by default what conf/rule has. checks: how often
-    the reward is measured in training. workers: processes, 0: none but this one.
+    the reward is measured in training. workers: processes, 0: none but this one. others: directories of further runs, of other
+    flex seeds on the same data, whose rollouts gates are trained on as well.
     """
 
     prices: tuple[float, ...] = (0.005, 0.015, 0.03, 0.06, 0.12, 0.2, 0.35, 0.7)
@@ -58,6 +59,7 @@ class CompareConfig:
     entropy_end: float = 0.001
     checks: int = 16
     workers: int = 2
+    others: tuple[str, ...] = ()
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
@@ -72,11 +74,23 @@ class CompareConfig:
                 f"entropy={self.entropy}, entropy_end={self.entropy_end}: allowed: at least 1, 1, 1, and 0 for the others"
             )
 
+    def check(self, reward: RewardConfig) -> None:
+        """Refuse a reward that not every rule can learn, and prices outside of what it trains on."""
+        if reward.mode != "sampled" or reward.form != "linear":
+            raise UserError(
+                f"reward.mode={reward.mode}, form={reward.form}: allowed in a comparison: mode=sampled, form=linear"
+            )
+        for price in self.prices:
+            if not reward.low <= price <= reward.high:
+                raise UserError(
+                    f"compare.prices={price} is outside of what is trained on; allowed: {reward.low} to {reward.high}"
+                )
+
 
 @dataclass(frozen=True)
 class Task:
-    """All that a process needs. query_flops, glance_flops: of encoding a question, and a glance for the gate alone, in the cost
-    model's unit; flops_share: of 1 FLOP in it."""
+    """All that a process needs of one flex seed. query_flops, glance_flops: of encoding a question, and a glance for the gate
+    alone, in the cost model's unit; flops_share: of 1 FLOP in it."""
 
     config: CompareConfig
     gate: GateConfig
@@ -84,6 +98,7 @@ class Task:
     pyramid: Pyramid
     budget: BudgetRule
     rollouts: Path
+    flex_seed: int
     out: Path
     query_flops: float
     glance_flops: float
@@ -101,21 +116,24 @@ class Task:
         return TableEnvironment(self.tables[split], self.pyramid, self.budget, self.unit)
 
 
-def compare(task: Task, seed: int) -> list[Entry]:
-    """Train and evaluate every pair and seed that is not there yet; write comparison.json and comparison.png."""
-    _check(task)
+def compare(tasks: Sequence[Task], seed: int) -> list[Entry]:
+    """Train and evaluate every pair and seed that is not there yet; write comparison.json and comparison.png.
+
+    tasks: one of each flex seed, with all else the same.
+    """
+    first = tasks[0]
     jobs = [
-        (rule, policy, seed + i)
+        (task, rule, policy, seed + i)
         for rule, policy in valid_pairs(online=False)
-        if possible(policy, task.tables["gate"].actions)
-        for i in range(task.config.seeds)
+        if possible(policy, first.tables["gate"].actions)
+        for task in tasks
+        for i in range(first.config.seeds)
     ]
-    (task.out / "parts").mkdir(parents=True, exist_ok=True)
-    missing = [job for job in jobs if not _part(task.out, *job).exists()]
-    _play_all(task, missing)
-    entries = [Entry(**line) for job in jobs for line in json.loads(_part(task.out, *job).read_text())]
-    write_json(task.out / "comparison.json", as_list(entries))
-    plot_comparison(entries, marks(task), task.out / "comparison.png")
+    (first.out / "parts").mkdir(parents=True, exist_ok=True)
+    _play_all([job for job in jobs if not _part(*job).exists()], first.config.workers)
+    entries = [Entry(**line) for job in jobs for line in json.loads(_part(*job).read_text())]
+    write_json(first.out / "comparison.json", as_list(entries))
+    plot_comparison(entries, [mark for task in tasks for mark in marks(task)], first.out / "comparison.png")
     print_comparison(entries)
     return entries
 
@@ -141,7 +159,7 @@ def play(task: Task, rule: str, policy: str, seed: int) -> None:
     curve = train(module, task)
     seconds = settled([at for at, _ in curve], [value for _, value in curve])
     entries = evaluate(task, gate, rule, policy, seed, seconds)
-    write_json(_part(task.out, rule, policy, seed), as_list(entries))
+    write_json(_part(task, rule, policy, seed), as_list(entries))
 
 
 def train(module: GateModule, task: Task) -> list[tuple[float, float]]:
@@ -213,6 +231,7 @@ def evaluate(task: Task, gate: Gate, rule: str, policy: str, seed: int, seconds:
                 policy=policy,
                 price=price,
                 seed=seed,
+                flex_seed=task.flex_seed,
                 accuracy=float(right.mean()),
                 accuracy_ci95=bootstrap.interval(right),
                 retention=_over(float(right.mean()), full),
@@ -231,9 +250,10 @@ def marks(task: Task) -> list[Mark]:
     """The fixed hull and the oracle by type on test."""
     table = task.tables["test"]
     full = float(table.score[:, table.actions.full].double().mean())
-    hull = [Mark("hull", _over(accuracy, full), cost) for cost, accuracy in _hull(task)]
+    of = task.flex_seed
+    hull = [Mark("hull", of, _over(accuracy, full), cost) for cost, accuracy in _hull(task)]
     oracle = [_oracle(task, price) for price in task.config.prices]
-    return hull + [Mark("oracle:type", _over(accuracy, full), cost) for accuracy, cost in oracle]
+    return hull + [Mark("oracle:type", of, _over(accuracy, full), cost) for accuracy, cost in oracle]
 
 
 def _over(accuracy: float, full: float) -> float:
@@ -270,37 +290,30 @@ def _oracle(task: Task, price: float) -> tuple[float, float]:
     return mean(table.score), mean(table.cost.flops) / task.unit
 
 
-def _check(task: Task) -> None:
-    reward = task.reward
-    if reward.mode != "sampled" or reward.form != "linear":
-        raise UserError(f"reward.mode={reward.mode}, form={reward.form}: allowed in a comparison: mode=sampled, form=linear")
-    for price in task.config.prices:
-        if not reward.low <= price <= reward.high:
-            raise UserError(f"compare.prices={price} is outside of what is trained on; allowed: {reward.low} to {reward.high}")
-
-
-def _play_all(task: Task, jobs: Sequence[tuple[str, str, int]]) -> None:
+def _play_all(jobs: Sequence[tuple[Task, str, str, int]], workers: int) -> None:
     """Play all jobs, in processes of one thread each where there are workers."""
-    if task.config.workers < 2 or len(jobs) < 2:
+    if workers < 2 or len(jobs) < 2:
         for job in jobs:
-            play(task, *job)
+            play(*job)
         return
-    with ProcessPoolExecutor(task.config.workers, get_context("spawn"), _start, (task,)) as pool:
-        for done in as_completed([pool.submit(_play_here, *job) for job in jobs]):
+    split = [(task, (rule, policy, seed)) for task, rule, policy, seed in jobs]
+    tasks = {task.flex_seed: task for task, _ in split}
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (tasks,)) as pool:
+        for done in as_completed([pool.submit(_play_here, task.flex_seed, *rest) for task, rest in split]):
             done.result()
 
 
-_HERE: dict[str, Any] = {}
+_HERE: dict[int, Task] = {}
 
 
-def _start(task: Task) -> None:
+def _start(tasks: dict[int, Task]) -> None:
     torch.set_num_threads(1)
-    _HERE["task"] = task
+    _HERE.update(tasks)
 
 
-def _play_here(rule: str, policy: str, seed: int) -> None:
-    play(_HERE["task"], rule, policy, seed)
+def _play_here(flex_seed: int, rule: str, policy: str, seed: int) -> None:
+    play(_HERE[flex_seed], rule, policy, seed)
 
 
-def _part(out: Path, rule: str, policy: str, seed: int) -> Path:
-    return out / "parts" / f"{rule}-{policy}-{seed}.json"
+def _part(task: Task, rule: str, policy: str, seed: int) -> Path:
+    return task.out / "parts" / f"flex-{task.flex_seed}-{rule}-{policy}-{seed}.json"

@@ -3,6 +3,7 @@
 A wrong key or value is refused before any work with one sentence: the key, its value, what is allowed.
 """
 
+import json
 import math
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
@@ -35,6 +36,21 @@ from pyrskip.training.trainer import TrainerConfig
 
 STAGES = ("data", "cache", "flex", "rollouts", "gate", "frontier", "compare")
 ABLATIONS = ("glance", "predictor")
+# what a comparison takes from the run whose rollouts it borrows: all that those came from
+ROLLED_FROM = (
+    "data",
+    "model",
+    "pyramid",
+    "vision",
+    "text",
+    "language",
+    "cost",
+    "budget",
+    "actions",
+    "flex",
+    "loader",
+    "trainer",
+)
 
 
 @dataclass(frozen=True)
@@ -115,6 +131,8 @@ class Config:
                 "gate.looks=true decides on features of what it has kept, and rollout tables hold none; allowed: "
                 "rule.online=true, stages without frontier and compare, and reward=fixed or sampled"
             )
+        if "compare" in self.stages:
+            self.compare.check(self.reward)
         if self.reward.mode == "sampled" and self.gate.policy != "utility":
             low, high = self.reward.low, self.reward.high
             for price in self.evaluation.prices:
@@ -168,10 +186,23 @@ def read(cfg: DictConfig) -> tuple[Config, dict[str, Any]]:
     check_loggers(nodes)
     given, saved = plain.pop("from", None), plain.pop("borrow", None)  # a saved config.json has the latter
     plain["borrow"] = saved if given is None else given
+    if plain.get("stages") == ["compare"] and plain["borrow"] is not None:
+        lent = read_saved(plain["borrow"], "from")
+        lent["trainer"]["quiet"] = plain["trainer"]["quiet"]
+        plain |= {key: lent[key] for key in ROLLED_FROM}
     gate, rule = plain.get("gate"), plain.get("rule")
     if isinstance(gate, dict) and isinstance(rule, dict) and gate.get("policy") == "auto":
         gate["policy"] = find_rule(rule.get("name", "supervised")).policies[0]
     return _build(Config, plain, ""), nodes
+
+
+def read_saved(place: str, key: str) -> dict[str, Any]:
+    """The config.json of the run in `place`, which `key` names. Raises UserError where there is none."""
+    try:
+        saved: dict[str, Any] = json.loads((Path(place) / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}={place} is no run: it holds no config.json; allowed: a run's directory") from error
+    return saved
 
 
 def _build(cls: Any, values: Any, path: str) -> Any:

@@ -48,7 +48,7 @@ PLACES = (*(f"model.remote.{k}" for k in ("url", "key", "parallel", "timeout", "
 # so that a run of before it was there is still the same run
 OF_SOURCES = {"scenes": ("scenes",), "files": FORMATS, "shards": (WRITTEN,)}
 UNTOLD = ("data.cache", "data.max_bad_fraction", "data.scenes.workers", "data.files.workers")
-SINCE = {"loader.order": "samples"}
+SINCE: dict[str, object] = {"loader.order": "samples", "compare.others": []}
 PATIENCE = 20
 """Seconds that a run waits for the processes of one that was killed to let go of its directory."""
 # what the disk says when it takes no more
@@ -103,7 +103,8 @@ class Run:
         return None if self.config.data.cache is None else Path(self.config.data.cache)
 
     def directory(self, stage: str) -> Path:
-        """Where a stage is: borrowed if another run has it and this one does not."""
+        """Where a stage is: borrowed if another run has it and this one does not. Raises UserError where that was made from
+        another config, unless `stages` begins behind data and lists it."""
         own = self.root / stage
         if self.borrowed is None or (own / "stage.json").exists():
             return own
@@ -112,6 +113,9 @@ class Run:
             return own
         if stage in ("gate", "frontier", "compare"):
             return own
+        listed = self.config.stages
+        if stage in listed and listed[0] != "data" and state["fingerprint"] != json.loads(json.dumps(self.fingerprint(stage))):
+            return own  # a run that says from where on it differs does those stages itself
         self._check(stage, state, self.borrowed / stage)
         return self.borrowed / stage
 

@@ -1,9 +1,14 @@
-"""Commands that look at finished runs: report, plot, dashboard. Nothing is trained."""
+"""Commands that look at finished runs: report, plot, equal, above, dashboard. Nothing is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pyrskip.errors import UserError, choose
+
+if TYPE_CHECKING:
+    from pyrskip.evaluation.scores import Scored
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -40,6 +45,47 @@ def plot(arguments: Sequence[str]) -> None:
     colours = run_colours({run.label: run.rule for run in runs}, RULES)
     plot_runs({run.label: run.rows for run in runs}, colours, out, given.get("method", "gate"))
     print(f"picture: {out}")
+
+
+def equal(arguments: Sequence[str]) -> None:
+    """Accuracy at equal cost, of methods of one or more runs."""
+    from pyrskip.evaluation.equal import at_equal_cost, print_equal
+
+    runs, given = _scored("equal", arguments, ("method", "out"))
+    methods = given.get("method", "gate").split(",")
+    found = at_equal_cost(runs, methods)
+    print_equal(found, runs, methods)
+    _keep(found, given)
+
+
+def above(arguments: Sequence[str]) -> None:
+    """Whether anything is significantly above the full pyramid in one or more runs."""
+    from pyrskip.evaluation.above import above_full, print_above
+
+    runs, given = _scored("above", arguments, ("out",))
+    candidates = above_full(runs)
+    print_above(candidates)
+    _keep(candidates, given)
+
+
+def _scored(command: str, arguments: Sequence[str], keys: Sequence[str]) -> "tuple[list[Scored], dict[str, str]]":
+    from pyrskip.evaluation.runs import load_runs
+    from pyrskip.evaluation.scores import load_scores
+
+    places, given = split_arguments(arguments, keys)
+    if not places:
+        raise UserError(
+            f"pyrskip {command} takes one or more directories; allowed beside them: {', '.join(f'{k}=<value>' for k in keys)}"
+        )
+    return load_scores([run for place in places for run in load_runs(Path(place))]), given
+
+
+def _keep(found: Sequence[Any], given: Mapping[str, str]) -> None:
+    """Write what was found where out= says, as a list in JSON."""
+    if "out" in given:
+        from pyrskip.evaluation.evaluate import write_json
+
+        write_json(Path(given["out"]), [asdict(one) for one in found])
 
 
 def dashboard(arguments: Sequence[str]) -> None:

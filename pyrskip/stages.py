@@ -20,13 +20,14 @@ from pyrskip.artifacts import (
     methods_of,
     model_of,
     origins_of,
+    other_tables,
     pyramid_of,
     samples_of,
     tables_of,
     tell_faults,
 )
 from pyrskip.compare import Task, compare
-from pyrskip.config import Config, to_plain
+from pyrskip.config import Config, read_saved, to_plain
 from pyrskip.data.cache import fingerprint, write_cache
 from pyrskip.data.convert.config import FORMATS
 from pyrskip.data.convert.conversion import check_files, convert
@@ -83,6 +84,8 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
     ActionSet.of(pyramid, config.budget, config.actions).tokens(pyramid.capacity(largest), config.budget)
     if config.model.served:
         config.check_served()
+    if "compare" in config.stages:
+        other_seeds(config)
     if "data" in config.stages and not run.done("data"):
         check_source(config.data)
     for stage in config.chain:
@@ -258,10 +261,25 @@ def show_frontier(run: Run) -> None:
                 send(built, frontier_media(drawn), 0)
 
 
+def other_seeds(config: Config) -> dict[int, Path]:
+    """Flex seed -> directory of each of compare.others. Raises UserError where two runs are of one seed."""
+    places: dict[int, Path] = {}
+    for place in config.compare.others:
+        seed = int(read_saved(place, "compare.others")["flex"]["seed"])
+        if seed == config.flex.seed or seed in places:
+            raise UserError(f"compare.others={place}: another run of flex.seed={seed}; allowed: one run of each flex seed")
+        places[seed] = Path(place)
+    return places
+
+
 def compare_rules(run: Run) -> None:
     if first_rank():
         model, config = model_of(run), run.config
-        table = tables_of(run, ROLLED)["test"]
+        tables = tables_of(run, ROLLED)
+        table, others = tables["test"], other_seeds(config)
+        for place in others.values():
+            other_tables(tables, str(place), "compare.others")
+        places = {config.flex.seed: run.directory("rollouts")} | {seed: place / "rollouts" for seed, place in others.items()}
         words = table.query_mask.sum(-1)[table.query_of]
         share = model.convention.per_mac / 2
         task = Task(
@@ -270,13 +288,14 @@ def compare_rules(run: Run) -> None:
             reward=config.reward,
             pyramid=model.pyramid,
             budget=config.budget,
-            rollouts=run.directory("rollouts"),
+            rollouts=places[config.flex.seed],
+            flex_seed=config.flex.seed,
             out=run.root / "compare",
             query_flops=float(model.text.flops(words).mean()) * share,
             glance_flops=float(model.glance_flops(table.size)[table.image_of].mean()) * share,
             flops_share=share,
         )
-        compare(task, config.seed)
+        compare([replace(task, flex_seed=seed, rollouts=place) for seed, place in places.items()], config.seed)
 
 
 RUNNERS: dict[str, Callable[[Run], None]] = {

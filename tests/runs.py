@@ -10,6 +10,7 @@ from pyrskip.config import Config, to_plain
 from pyrskip.evaluation.frontier import decide
 from pyrskip.evaluation.gallery import PLACE, pick, write_gallery
 from pyrskip.evaluation.report import Shown
+from pyrskip.evaluation.scores import FILE, save_scores
 from pyrskip.evaluation.summary import summary
 from tests.tables import synthetic_pyramid
 from tests.test_frontier import computed
@@ -33,6 +34,7 @@ def write_run(directory: Path, rule: str = "supervised") -> Path:
     }
     for name, content in parts.items():
         (directory / name).write_text(json.dumps(content))
+    save_scores(frontier, directory / FILE)
     action = decide(inputs.gates["gate"][0], table, pyramid, inputs.budget, inputs.unit, [0.2])[0]
     rows = pick(action, table, 12)
     generator = torch.Generator().manual_seed(0)

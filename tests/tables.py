@@ -18,22 +18,28 @@ def synthetic_pyramid(levels: int = 3) -> Pyramid:
 
 
 def synthetic_table(
-    split: str = "test", images: int = 40, levels: int = 3, seed: int = 0, varied_cost: bool = False
+    split: str = "test",
+    images: int = 40,
+    levels: int = 3,
+    seed: int = 0,
+    varied_cost: bool = False,
+    rungs: tuple[int, ...] | None = None,
 ) -> RolloutTable:
     """A question of each type on every image. A color needs the glance, a shape level 1, a count level 0.
 
     What is needed makes an answer right with p .95, less with p .5, no image with p .3. varied_cost: longer questions
-    cost more.
+    cost more. rungs: what may be asked of a level; then p rises from .5 to .95 with the root of the needed level's tokens.
     """
     generator = torch.Generator().manual_seed(seed)
-    pyramid, budget = synthetic_pyramid(levels), BudgetRule()
-    actions = ActionSet.by_level(pyramid)
+    pyramid, budget = synthetic_pyramid(levels), BudgetRule(rungs=rungs)
+    actions = ActionSet.of(pyramid, budget)
     size = torch.full((images, 2), 64)
     kind = torch.arange(len(TYPES)).repeat(images)
     image_of = torch.arange(images).repeat_interleave(len(TYPES))
 
     selection = torch.cat([actions.selection, reference(pyramid)[None], blind(pyramid)[None]])
-    asked = budget.tokens(selection, pyramid.capacity(size[:1]))
+    capacity = pyramid.capacity(size[:1])
+    asked = torch.cat([actions.tokens(capacity, budget)[0], selection[-2:] * capacity])
     tokens = realise(asked, pyramid.cells(size[:1])[0]).prod(-1).sum(-1).double().expand(len(kind), -1)
     flops = tokens * TOKEN_FLOPS + selection.double() @ synthetic_tile_flops(levels, 1)[0]
     if varied_cost:
@@ -42,6 +48,9 @@ def synthetic_table(
     finest = torch.where(selection.any(-1), selection.int().argmax(-1), levels)
     enough = finest <= torch.tensor([levels - 1, 1, 0])[kind][:, None]
     chance = torch.where(enough, 0.95, 0.5)
+    if rungs is not None:
+        needed = torch.tensor([levels - 1, 1, 0])
+        chance = 0.5 + 0.45 * (asked / capacity).sqrt()[:, needed].T.float()[kind]
     chance[:, -1] = 0.3
     # one draw a question: an action that does more is never worse
     score = (torch.rand(len(kind), 1, generator=generator) < chance).float()

@@ -106,6 +106,12 @@ def test_a_config_survives_json(tmp_path: Path) -> None:
     assert read(plain)[0] == config
 
 
+def test_prices_outside_of_what_a_gate_is_trained_on_are_refused_unless_the_price_is_arithmetic() -> None:
+    with pytest.raises(UserError, match=r"evaluation\.prices=2\.0 is outside .*allowed: 0\.001 to 1\.0 \(reward\.low"):
+        composed("rule=gumbel", "evaluation.prices=[0.1,2.0]")
+    assert composed("rule=supervised", "evaluation.prices=[0.1,2.0]").evaluation.prices == (0.1, 2.0)
+
+
 def test_tile_wise_gates_are_refused_on_a_grid() -> None:
     grid = ("rule=gumbel", "pyramid.grid=[2,1,1]")
     with pytest.raises(UserError, match=r"gate.policy=bernoulli with pyramid.grid=\[2, 1, 1\].*gate.policy=categorical"):

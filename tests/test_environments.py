@@ -21,7 +21,7 @@ from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.rollout import RolloutModule
 from pyrskip.rollouts.table import OUTSIDE, RolloutTable
 from pyrskip.sample import Batch
-from tests.models import taught_model, tiny_batch, tiny_model
+from tests.models import mixed_decisions, taught_model, tiny_batch, tiny_model
 
 WHOLE = BudgetRule()
 
@@ -102,8 +102,28 @@ def test_the_gate_sees_the_glance_where_the_image_is(world: World) -> None:
 
 def test_to_observe_encodes_the_glance_alone(world: World) -> None:
     before = world.model.vision.encoded
-    world.online.observe(world.batch, torch.zeros(len(world.batch)))
+    world.online.observe(replace(world.batch), torch.zeros(len(world.batch)))  # a batch that was not looked at before
     assert world.model.vision.encoded - before == len(world.batch.image)
+
+
+def test_what_is_encoded_of_a_batch_piece_by_piece_is_what_would_be_at_once() -> None:
+    model, batch = tiny_model((2, 1, 1)), tiny_batch()
+    actions = ActionSet.by_level(model.pyramid)
+    online = ModelEnvironment(model, actions, WHOLE, 1.0)
+    asked = mixed_decisions(model, batch)
+    online.observe(batch, torch.zeros(len(batch)))
+    for decision in (asked, asked.roll(1, 0), asked):
+        online.score(batch, decision)
+    every = torch.ones(len(batch), model.pyramid.tiles, dtype=torch.bool)
+    pieces = online.encode(batch, every)
+    assert model.encoded == int((model.pyramid.capacity(batch.size) > 0).sum())
+    at_once = model.encode(batch, every)
+    assert pieces.encoded.equal(at_once.encoded)
+    for a, b in zip(pieces.maps, at_once.maps, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    # another batch has features of its own
+    other = tiny_batch(seed=1)
+    assert not torch.allclose(online.encode(other, every).maps[0], at_once.maps[0], atol=1e-2)
 
 
 def test_a_roll_out_encodes_every_tile_once_for_all_actions() -> None:

@@ -281,3 +281,38 @@ def test_questions_are_drawn_as_they_are_written(tmp_path: Path) -> None:
     shown = Shown(image, "is $x^{ more than $5?\x11", "$\\frac", "$5", False, torch.ones(3, dtype=torch.bool), 20, 0.4, "$")
     plot_selections([shown], synthetic_pyramid(), tmp_path / "selections.png")
     assert (tmp_path / "selections.png").stat().st_size > 0
+
+
+@cache
+def of_rungs() -> Frontier:
+    """One gate at one price, on tables of rungs."""
+    ladder = (0, 64, 144, 256)
+    splits = {s: synthetic_table(s, 60, seed=i, rungs=ladder) for i, s in enumerate(("gate", "val", "test"))}
+    budget = BudgetRule(rungs=ladder)
+    layout = Layout(8, 6, 3, splits["gate"].actions, budget)
+    gates: dict[str, list[Gate]] = {"gate": [build_gate(GateConfig("joint", "categorical", 8), layout)]}
+    inputs = replace(computed().inputs, tables=splits, budget=budget, gates=gates, seeds=(0,), prices=(0.1,))
+    return frontier(inputs)
+
+
+def test_rungs_stand_beside_proportional_budgets_and_strategies_of_the_same_table() -> None:
+    found = of_rungs()
+    points = {m: found.select(m, "test") for m in ("hull", "budget:capacity", "budget:learned", "strategy")}
+    assert all(points.values())
+    # the budgets' hulls are of listed actions: none is above that of them all where it was chosen
+    val = [r for r in found.rows if r.split == "val"]
+    for method in ("budget:capacity", "budget:learned"):
+        for point in found.select(method, "val"):
+            best = hull_at(val, "val", point.row.relative_flops)
+            assert best is not None and point.row.accuracy <= best + 1e-9
+    # capacity weights ask the same share of every level that they keep
+    rung = found.inputs.tables["test"].actions.steps
+    for point in points["budget:capacity"]:
+        assert point.action is not None
+        asked = rung[point.action[0], :-1]
+        assert len(asked[asked > 0].unique()) <= 1
+    # a strategy goes by the question
+    assert any(len(p.action.unique()) > 1 for p in points["strategy"] if p.action is not None)
+    told = summary(found)["budget_weights"]
+    assert found.weights is not None and told == found.weights and len(told) == 3
+    assert summary(computed())["budget_weights"] is None

@@ -279,13 +279,14 @@ def test_a_straight_through_gradient_is_that_of_the_relaxation_at_the_same_noise
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("levels", [2, 3])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_the_straight_through_gradient_of_a_table_is_its_integrated_expectation(temperature: float) -> None:
+def test_the_straight_through_gradient_of_a_table_is_its_integrated_expectation(temperature: float, levels: int) -> None:
     """And its bias against the true gradient, which is printed, is not what is compared."""
     torch.manual_seed(6)
-    actions = ActionSet.by_level(Pyramid(64, 3, 8))
-    table = torch.tensor([0.1, 0.9, 0.4, 0.2], dtype=torch.float64)
-    logit = torch.tensor([0.8, -0.5], dtype=torch.float64)
+    actions, finer = ActionSet.by_level(Pyramid(64, levels, 8)), levels - 1
+    table = torch.tensor([0.1, 0.9, 0.4, 0.2], dtype=torch.float64)[: 2**finer]
+    logit = torch.tensor([0.8, -0.5], dtype=torch.float64)[:finer]
     chance = logit.sigmoid()
 
     # the midpoint rule over the noise: d soft / d logit = soft (1 - soft) / temperature
@@ -295,16 +296,45 @@ def test_the_straight_through_gradient_of_a_table_is_its_integrated_expectation(
     # the table is linear in each tile, so the other tile's hard sample counts by its mean
     keep = torch.cat([chance, torch.ones(1, dtype=torch.float64)]).requires_grad_()
     mean = multilinear(keep[None], actions.selection)[0] @ table
-    toward = torch.autograd.grad(mean, keep)[0][:2]
+    toward = torch.autograd.grad(mean, keep)[0][:finer]
     expected, true = toward * slope, toward * chance * (1 - chance)
 
     rows = torch.cat([logit, torch.zeros(1)]).float().expand(100_000, -1).clone().requires_grad_()
-    capacity = torch.tensor([64, 16, 4]).expand(100_000, -1)
-    sample = BernoulliPolicy(rows, capacity, actions, WHOLE, torch.tensor([False, False, True])).rsample(temperature)
+    capacity = torch.tensor([64, 16, 4])[:levels].expand(100_000, -1)
+    sample = BernoulliPolicy(rows, capacity, actions, WHOLE, torch.arange(levels) == finer).rsample(temperature)
     assert sample.weight is not None
-    gradient = torch.autograd.grad((sample.weight * table.float()).sum(), rows)[0][:, :2]
+    gradient = torch.autograd.grad((sample.weight * table.float()).sum(), rows)[0][:, :finer]
     print(f"straight-through at temperature {temperature}: bias {(expected - true).tolist()} of {true.tolist()}")
     assert within_four_standard_errors(gradient, expected)
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_the_straight_through_gradient_of_a_choice_is_its_integrated_expectation(temperature: float, levels: int) -> None:
+    torch.manual_seed(9)
+    actions = ActionSet.by_level(Pyramid(64, levels, 8))
+    table = torch.tensor([0.1, 0.9, 0.4, 0.2], dtype=torch.float64)[: len(actions)]
+    logit = torch.tensor([0.8, -0.5, 0.1, -1.0], dtype=torch.float64)[: len(actions)]
+
+    # over Gumbel noise, by a low-discrepancy sequence: d soft_i / d logit_j = soft_i ([i = j] - soft_j) / temperature
+    u = (
+        torch.quasirandom.SobolEngine(len(actions), scramble=True, seed=0)
+        .draw(2**16, dtype=torch.float64)
+        .clamp(1e-9, 1 - 1e-9)
+    )
+    soft = ((logit - (-u.log()).log()) / temperature).softmax(-1)
+    expected = (soft * (table - (soft @ table)[:, None]) / temperature).mean(0)
+    chance = logit.softmax(-1)
+    true = chance * (table - chance @ table)
+
+    rows = logit.float().expand(100_000, -1).clone().requires_grad_()
+    asked = actions.tokens(torch.tensor([[64, 16, 4]])[:, :levels], WHOLE).expand(100_000, -1, -1)
+    sample = CategoricalPolicy(rows, asked, actions).rsample(temperature)
+    assert sample.weight is not None
+    gradient = torch.autograd.grad((sample.weight * table.float()).sum(), rows)[0]
+    print(f"straight-through choice at temperature {temperature}: bias {(expected - true).tolist()} of {true.tolist()}")
+    assert within_four_standard_errors(gradient, expected)
+    assert not within_four_standard_errors(-gradient, expected)
 
 
 def test_a_score_function_gradient_is_that_of_the_expectation() -> None:

@@ -23,7 +23,7 @@ from pyrskip.reward import RewardConfig
 from pyrskip.training.progress import Bar, Lines, figures
 from tests.runs import NASTY, write_run
 from tests.test_cli import refused
-from tests.test_frontier import computed
+from tests.test_frontier import computed, of_rungs
 from tests.test_rules import toy_module
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
@@ -137,7 +137,7 @@ def test_the_shares_of_selections_sum_to_one_by_type() -> None:
 
 
 def test_a_method_looks_the_same_in_every_picture() -> None:
-    drawn = {trace.name: trace for trace in frontier_figure(computed().rows).data}
+    drawn = {trace.name: trace for rows in (of_rungs().rows, computed().rows) for trace in frontier_figure(rows).data}
     looks = {**LINES, **POINTS}
     assert looks.keys() - drawn.keys() == {"oracle:cross"}  # which needs a second run
     for method in looks.keys() & drawn.keys():

@@ -23,7 +23,7 @@ from pyrskip.pyramid import Pyramid
 from pyrskip.reward import Price, RewardConfig, worth
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.table import RolloutTable
-from pyrskip.training import RULES, find_rule
+from pyrskip.training import RULES, find_rule, valid_pairs
 from pyrskip.training.gate import GateModule, RuleConfig
 from pyrskip.training.health import CollapseAlarm, glance_is_best
 from pyrskip.training.module import OptimizerConfig
@@ -469,6 +469,16 @@ def test_a_step_online_gives_the_gate_gradients(rule: str, policy: str, grid: tu
     module.training_step(tiny_batch(), 0).backward()
     for parameter in module.gate.parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.ne(0).any()
+
+
+@untracked
+@pytest.mark.parametrize(("rule", "policy"), [pair for pair in valid_pairs(online=True) if pair[1] != "rungs"])
+def test_a_step_online_encodes_no_tile_twice(rule: str, policy: str) -> None:
+    module, batch = online_module(rule, policy, (1,)), tiny_batch()
+    assert isinstance(module.environment, ModelEnvironment)
+    model = module.environment.model
+    module.training_step(batch, 0)
+    assert len(batch.image) < model.encoded <= int((model.pyramid.capacity(batch.size) > 0).sum())
 
 
 @untracked

@@ -17,6 +17,7 @@ from pyrskip.compare import CompareConfig
 from pyrskip.config import STAGES, Config, read
 from pyrskip.data.shards import whole_file
 from pyrskip.errors import UserError
+from pyrskip.evaluation.comparison import Entry
 from pyrskip.launch import conf_directory
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.stages import run_stages
@@ -78,7 +79,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_a_comparison_trains_and_evaluates_every_valid_pair(copied: Path) -> None:
-    config = tiny(copied, "name=done", "stages=[compare]", experiment="compare_rules")
+    config = tiny(copied, f"from={copied / 'done'}", experiment="compare_rules")
     root = run_stages(config, {})
     entries = json.loads((root / "compare/comparison.json").read_text())
     asked = {"rule", "policy", "price", "seed", "accuracy", "retention", "relative_flops", "regret", "seconds"}
@@ -90,11 +91,62 @@ def test_a_comparison_trains_and_evaluates_every_valid_pair(copied: Path) -> Non
     ]
     assert (root / "compare/comparison.png").stat().st_size > 10_000
     # what is there is not trained again
-    part = root / "compare/parts/exact-bernoulli-0.json"
+    part = root / "compare/parts/flex-0-exact-bernoulli-0.json"
     before = part.stat().st_mtime_ns
     (root / "compare/stage.json").unlink()
     run_stages(config, {})
     assert part.stat().st_mtime_ns == before
+
+
+def test_a_comparison_of_any_run_takes_its_data_and_model_from_there_and_goes_over_flex_seeds(copied: Path) -> None:
+    other = run_stages(tiny(copied, "name=second", f"from={copied / 'done'}", "flex.seed=1", "stages=[flex,rollouts]"), {})
+    borrowed = (f"from={copied / 'done'}", "pyramid.levels=2", "data=scenes", "compare.prices=[0.05,0.5]")
+    config = tiny(copied, *borrowed, f"compare.others=[{other}]", "compare.workers=2", experiment="compare_rules")
+    assert (config.pyramid.levels, config.data.source) == (3, "easy_vqa")
+    root = run_stages(config, {})
+    entries = [Entry(**line) for line in json.loads((root / "compare/comparison.json").read_text())]
+    pairs = [pair for pair in valid_pairs(online=False) if pair[1] != "rungs"]
+    assert {(e.flex_seed, e.rule, e.policy) for e in entries} == {(seed, *pair) for seed in (0, 1) for pair in pairs}
+    # gates of each flex seed are measured on its own test rollouts
+    for seed, run in ((0, copied / "done"), (1, other)):
+        table = RolloutTable.load(run / "rollouts/test")
+        full = float(table.score[:, table.actions.full].double().mean())
+        assert all(e.accuracy == pytest.approx(e.retention * full) for e in entries if e.flex_seed == seed)
+
+
+def test_a_price_at_which_the_glance_is_best_is_told_before_gates_are_trained(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dear = ("reward=fixed", "reward.price=50", "stages=[gate]", "ablations=[]", "trainer.quiet=false", "name=dear")
+    run_stages(tiny(copied, f"from={copied / 'done'}", *dear), {})
+    told = capsys.readouterr().err
+    assert "warning: at price 50 the glance alone is best for every question type" in told and "for 50 x" in told
+
+
+def test_a_comparison_refuses_prices_and_rewards_that_not_all_of_its_gates_can_learn(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"compare\.prices=3\.0 is outside of what is trained on; allowed: 0\.001 to 1\.0"):
+        tiny(tmp_path, "compare.prices=[0.1,3.0]", experiment="compare_rules")
+    with pytest.raises(UserError, match=r"reward\.mode=sampled, form=bonus: allowed in a comparison: .*form=linear"):
+        tiny(tmp_path, "rule=exact", "reward.form=bonus", experiment="compare_rules")
+
+
+def test_a_comparison_refuses_runs_that_are_no_other_flex_seeds(copied: Path) -> None:
+    def compared(*places: Path | str) -> None:
+        given = (f"from={copied / 'done'}", f"compare.others=[{','.join(map(str, places))}]")
+        run_stages(tiny(copied, *given, experiment="compare_rules"), {})
+
+    other = run_stages(tiny(copied, "name=second", f"from={copied / 'done'}", "flex.seed=1", "stages=[flex,rollouts]"), {})
+    with pytest.raises(UserError, match=r"compare\.others=nowhere is no run"):
+        compared("nowhere")
+    for twice in ((copied / "done",), (other, other)):
+        with pytest.raises(UserError, match=r"compare\.others=.*: another run of flex\.seed=[01]; allowed: one run of each"):
+            compared(*twice)
+    assert not (copied / "compare_rules").exists()
+    shutil.copy(copied / "done/rollouts/test/table.json", other / "rollouts/test/table.json")
+    with pytest.raises(UserError, match=r"compare\.others=.*/second holds rollouts of this run's own model"):
+        compared(other)
+    with pytest.raises(UserError, match=r"from=nowhere is no run"):
+        tiny(copied, "from=nowhere", experiment="compare_rules")
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -298,6 +350,22 @@ def test_earlier_stages_are_borrowed_and_never_written(copied: Path) -> None:
 def test_a_borrowed_stage_of_another_config_is_refused(copied: Path) -> None:
     with pytest.raises(UserError, match="done/flex was made with language.layers=1, this config has language.layers=2"):
         run_stages(tiny(copied, "name=other", f"from={copied / 'done'}", "language.layers=2"), {})
+
+
+def test_a_run_that_lists_where_it_begins_to_differ_borrows_what_is_before(copied: Path) -> None:
+    begins = ("budget=rungs", "rule=exact", "gate.policy=categorical", "ablations=[]", "stages=[rollouts,gate,frontier]")
+    root = run_stages(tiny(copied, f"from={copied / 'done'}", "name=rungs", *begins), {})
+    assert not (root / "flex").exists() and not (root / "data").exists()
+    model = RolloutTable.load(copied / "done/rollouts/test").origin["model"]
+    table = RolloutTable.load(root / "rollouts/test")
+    assert table.origin["model"] == model and table.actions.ladder == (0, 64, 144, 256)
+    assert json.loads((root / "summary.json").read_text())["budget_weights"] is not None
+    assert {"budget:capacity", "budget:learned", "strategy"} <= {
+        r["method"] for r in json.loads((root / "frontier.json").read_text())
+    }
+    # what is as it was is borrowed still
+    same = tiny(copied, f"from={copied / 'done'}", "name=same", "stages=[rollouts]")
+    assert not (run_stages(same, {}) / "rollouts").exists()
 
 
 def test_borrowing_from_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -36,6 +36,13 @@ class Bootstrap:
         """Of mean(a) - mean(b), [N] each, question by question."""
         return self.interval(a.double() - b.double())
 
+    def chance_of_none(self, values: Tensor) -> float:
+        """One-sided p-value of the mean of values [N] being at most 0: how often it would come out as large if it were 0."""
+        mean = values.double().mean()
+        noise = self._sums(values) / self._count - mean
+        # rounding must not make a difference of nothing look like one
+        return float((1 + (noise >= mean - 1e-12).sum()) / (1 + len(noise)))
+
     def _sums(self, values: Tensor) -> Tensor:
         """Sum of values [N] in every resample, [R]."""
         per_image = torch.zeros(self.images, dtype=torch.float64).index_add(0, self.image_of, values.double())

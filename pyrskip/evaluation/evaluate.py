@@ -17,6 +17,8 @@ from pyrskip.evaluation.frontier import Frontier, Inputs, decide, frontier
 from pyrskip.evaluation.gallery import PLACE, pick, write_gallery
 from pyrskip.evaluation.plots import plot_frontier
 from pyrskip.evaluation.report import Shown, plot_selections, print_summary, print_table
+from pyrskip.evaluation.scores import FILE as SCORES
+from pyrskip.evaluation.scores import save_scores
 from pyrskip.evaluation.summary import summary
 from pyrskip.evaluation.timing import measure
 from pyrskip.gates import load_gate
@@ -103,6 +105,7 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "frontier.json", [asdict(row) for row in result.rows])
     write_json(out / "summary.json", told)
+    save_scores(result, out / SCORES)
     plot_frontier(result.rows, out / "frontier.png")
     samples_shown = shown(model, first, samples[: config.images], unit, price, inputs.gate_flops["gate"])
     plot_selections(samples_shown, model.pyramid, out / "selections.png")

@@ -19,12 +19,13 @@ from pyrskip.decision import ActionSet
 from pyrskip.evaluation.bootstrap import Bootstrap, Interval
 from pyrskip.evaluation.timing import GATED, Clock, Timing
 from pyrskip.gates.gate import Gate
-from pyrskip.gates.heuristics import cosine_actions, keyword_actions
+from pyrskip.gates.heuristics import SHARES, cosine_actions, keyword_actions, proportional_actions, strategy_actions, whole
 from pyrskip.gates.policies import multilinear
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.oracles import by_sample, by_type, cross
 from pyrskip.rollouts.table import OUTSIDE, RolloutTable
+from pyrskip.rollouts.weights import learned_weights
 
 SPLITS = ("val", "test")
 KEEP_PROBABILITIES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -119,8 +120,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Frontier:
+    """weights [T]: the budget weights that were learned where the tables list every combination of rungs."""
+
     points: tuple[Point, ...]
     inputs: Inputs
+    weights: tuple[float, ...] | None
     bootstrap: Mapping[str, Bootstrap] = field(repr=False)
 
     @property
@@ -142,14 +146,18 @@ class Frontier:
 def frontier(inputs: Inputs) -> Frontier:
     """Every method on validation and test."""
     val = inputs.tables["val"]
-    vertices = upper_hull(val.cost.flops[:, : len(val.actions)].mean(0).tolist(), _means(val.score)[: len(val.actions)])
+    hulls, learned = {"hull": _hull(val, range(len(val.actions)))}, None
+    if _product_of_rungs(val.actions):
+        learned = learned_weights(inputs.tables["gate"], inputs.pyramid)
+        for name, weights in (("capacity", whole(inputs.pyramid).double()), ("learned", learned)):
+            hulls[f"budget:{name}"] = _hull(val, proportional_actions(weights, inputs.pyramid, val.actions))
     points: list[Point] = []
     bootstraps = {}
     for split in SPLITS:
         bootstraps[split] = Bootstrap(inputs.tables[split].image_of, inputs.resamples)
         ruler = _Ruler(inputs, split, bootstraps[split])
-        points += [ruler.point(play) for play in _plays(inputs, split, vertices)]
-    return Frontier(tuple(points), inputs, bootstraps)
+        points += [ruler.point(play) for play in _plays(inputs, split, hulls)]
+    return Frontier(tuple(points), inputs, None if learned is None else tuple(learned.tolist()), bootstraps)
 
 
 @torch.no_grad()
@@ -195,7 +203,18 @@ def hull_at(rows: Sequence[Row], split: str, relative_flops: float) -> float | N
     return hull[-1][1]
 
 
-def _plays(inputs: Inputs, split: str, vertices: Sequence[int]) -> Iterator[Play]:
+def _hull(val: RolloutTable, candidates: Sequence[int]) -> list[int]:
+    """Those of the listed actions that are vertices of their upper hull on validation."""
+    cost, score = val.cost.flops.mean(0).tolist(), _means(val.score)
+    return [candidates[i] for i in upper_hull([cost[c] for c in candidates], [score[c] for c in candidates])]
+
+
+def _product_of_rungs(actions: ActionSet) -> bool:
+    return bool(actions.ladder) and actions.complete
+
+
+def _plays(inputs: Inputs, split: str, hulls: Mapping[str, Sequence[int]]) -> Iterator[Play]:
+    """hulls: method -> the listed actions that it may always take."""
     table = inputs.tables[split]
     actions, columns = table.actions, len(table.actions) + len(OUTSIDE)
 
@@ -207,14 +226,18 @@ def _plays(inputs: Inputs, split: str, vertices: Sequence[int]) -> Iterator[Play
         yield Play(name, always(table.column(name)))
     for action, name in enumerate(actions.names):
         yield Play(f"fixed:{name}", always(action))
-    for action in vertices:
-        yield Play("hull", always(action))
+    for method, vertices in hulls.items():
+        for action in vertices:
+            yield Play(method, always(action))
     yield from _gate_plays(inputs, table)
     for keep in KEEP_PROBABILITIES:
         weight = _bernoulli(keep, actions, inputs.pyramid.tile_level)
         yield Play("random:bernoulli", F.pad(weight, (0, len(OUTSIDE))).expand(len(table), -1))
     texts = [table.texts[i] for i in table.query_of.tolist()]
     yield Play("heuristic", _one_hot(keyword_actions(texts, actions, inputs.pyramid.levels), columns))
+    if _product_of_rungs(actions):
+        for share in SHARES:
+            yield Play("strategy", _one_hot(strategy_actions(texts, share, inputs.pyramid, actions), columns))
     if table.similarity is not None:
         padding = inputs.pyramid.capacity(table.size)[table.image_of] == 0
         similarity = table.similarity.masked_fill(padding, float("-inf"))

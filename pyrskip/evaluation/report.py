@@ -115,6 +115,8 @@ def print_summary(told: Mapping[str, Any]) -> None:
         f"differ; "
         f"{real['tiles_encoded']} tiles encoded, {real['tiles_asked_for']} asked for"
     )
+    if told["budget_weights"] is not None:
+        print(f"learned budget weights: budget.weights=[{','.join(f'{weight:.4g}' for weight in told['budget_weights'])}]")
     print(told["note"])
 
 

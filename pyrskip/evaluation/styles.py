@@ -23,21 +23,26 @@ LINES = {
     "oracle:sample": (RED, ":", "2"),
     "oracle:cross": (RED, "--", "3"),
     "cosine": (SKY, "--", "P"),
+    "budget:capacity": (ORANGE, "--", "<"),
+    "budget:learned": (ORANGE, "-.", ">"),
+    "strategy": (SKY, ":", "X"),
 }
 """Method -> colour, line, marker of a curve over prices (or over vertices, probabilities, levels)."""
 POINTS = {"full": (BLACK, "*", 190), "reference": (RED, "D", 60), "heuristic": (SKY, "X", 90)}
 """Method -> colour, marker, area of a single point."""
 PANELS = {
     "The gate and the fixed selections": (
-        *("hull", "oracle:sample", "oracle:cross", "oracle:type", "gate", "full", "reference"),
+        *("hull", "budget:capacity", "budget:learned", "oracle:sample", "oracle:cross", "oracle:type", "gate", "full"),
+        "reference",
     ),
     "What the decision is worth": (
         *("hull", "random", "random:bernoulli", "cosine", "gate:shuffled_query", "gate:glance_only", "gate:query_only"),
-        *("gate", "heuristic", "full", "reference"),
+        *("gate", "heuristic", "strategy", "full", "reference"),
     ),
 }
 ORDER = (
-    *("full", "reference", "question_only", "fixed", "hull", "heuristic", "cosine", "random:bernoulli", "random"),
+    *("full", "reference", "question_only", "fixed", "hull", "budget:capacity", "budget:learned", "heuristic"),
+    *("strategy", "cosine", "random:bernoulli", "random"),
     *("gate:shuffled_query", "gate:glance_only", "gate:query_only", "gate", "oracle:type", "oracle:cross", "oracle:sample"),
 )
 RULES = {"supervised": BLUE, "gumbel": ORANGE, "reinforce": GREEN, "actor_critic": PURPLE, "exact": RED}
@@ -47,7 +52,17 @@ DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 """Matplotlib's lines -> plotly's."""
 SYMBOLS = {
     **{"o": "circle", "s": "square", "^": "triangle-up", "v": "triangle-down", ".": "circle-open", "x": "x-thin-open"},
-    **{"1": "y-down-open", "2": "y-up-open", "3": "y-left-open", "P": "cross", "*": "star", "D": "diamond", "X": "x"},
+    **{
+        "1": "y-down-open",
+        "2": "y-up-open",
+        "3": "y-left-open",
+        "P": "cross",
+        "*": "star",
+        "D": "diamond",
+        "X": "x",
+        "<": "triangle-left",
+        ">": "triangle-right",
+    },
 }
 """Matplotlib's markers -> plotly's."""
 

@@ -12,10 +12,12 @@ SHARED_MODEL = "All gate seeds decide for one flex model: their spread is that o
 def summary(frontier: Frontier, targets: Sequence[float] = (0.98, 0.99, 0.995), lookup: float | None = None) -> dict[str, Any]:
     """What the frontier says at each target retention, in words for a report's keys.
 
-    A seed's price is the cheapest on validation whose validation retention meets the target; everything else is
-    measured on test. lookup: test accuracy of the majority answer of each question text among the training questions.
+    A seed's price is the cheapest on validation whose validation retention meets the target; everything else is measured on
+    test. budget_weights: those that were learned, where actions are rungs. lookup: test accuracy of the majority answer of each
+    question text among the training questions.
     """
     result: dict[str, Any] = {"note": SHARED_MODEL, "unit_flops": frontier.inputs.unit, "lookup_accuracy": lookup}
+    result["budget_weights"] = frontier.weights
     for method in ("full", "reference", "question_only"):
         result[method] = _figures(frontier, frontier.select(method, "test")[0])
     result["targets"] = {

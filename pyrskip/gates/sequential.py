@@ -69,8 +69,8 @@ class StepHead(nn.Module):
 
 
 class SequentialPolicy:
-    """context [B, D]: what the trunk read. cost [B, S]: relative cost of every action; asked [B, S, T]: its decision. tilt: of
-    calibration, a price added to every choice's cost. reveal: given where the gate looks."""
+    """context [B, D]: what the trunk read. cost [B, S]: relative cost of every action; asked [B, S, T]: its decision. tilt:
+    what calibration adds to the price of a listed decision; a gate that looks has none. reveal: given where the gate looks."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class SequentialPolicy:
         reveal: Reveal | None = None,
     ) -> None:
         self.head, self.context, self.cost, self.asked, self.actions = head, context.float(), cost, asked, actions
-        self.tilt, self.reveal, self.radix = tilt, reveal, actions.radix.to(context.device)
+        self.reveal, self.radix = reveal, actions.radix.to(context.device)
         self.listed = None
         if reveal is None:
             self.listed = CategoricalPolicy(self._log_probs() - tilt * cost, asked, actions)
@@ -155,10 +155,8 @@ class SequentialPolicy:
         parts: list[tuple[Tensor, ...]] = []
         for tile in reversed(range(finer)):
             then = actions[-1][:, None] + self.radix[tile] * torch.arange(self.head.choices, device=device)
-            cost = self.cost.gather(1, then)
-            logit, value = self.head(self.context, chosen, cost[:, :1], tile, found)
-            # choice 0 adds nothing, so its cost is that of the choices so far
-            logit = logit.squeeze(1) - self.tilt * (cost - cost[:, :1])
+            logit, value = self.head(self.context, chosen, self.cost.gather(1, then[:, :1]), tile, found)
+            logit = logit.squeeze(1)
             if max_tokens is not None:
                 over = self.asked.sum(-1).gather(1, then) > max_tokens
                 logit = logit.masked_fill(over & (then != then[:, :1]), float("-inf"))

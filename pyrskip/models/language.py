@@ -190,6 +190,7 @@ class Decoder(nn.Module):
         self.answer_position = nn.Embedding(config.max_answer, config.width)
         self.blocks = nn.ModuleList([self.build_block() for _ in range(config.layers)])
         self.norm = nn.RMSNorm(config.width)
+        self.asked: tuple[object, tuple[Tensor, Tensor]] | None = None
         self._initialise()
 
     def build_block(self) -> Block:
@@ -214,9 +215,14 @@ class Decoder(nn.Module):
         return self.config.transformer(self.embed.num_embeddings)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Questions as ids [B, W] and mask [B, W] bool, on the model's device."""
-        ids = [e.ids[: self.config.max_words] or [END] for e in self.tokenizer.encode_batch(list(texts))]
-        return self._pad(ids)
+        """Questions as ids [B, W] and mask [B, W] bool, on the model's device. Those asked last are remembered: a training
+        step, or a rollout of many actions, asks the same ones several times."""
+        # a tensor of inference mode is of no use to a training step
+        key, last = (tuple(texts), self.embed.weight.device, torch.is_inference_mode_enabled()), self.asked
+        if last is None or last[0] != key:
+            ids = [e.ids[: self.config.max_words] or [END] for e in self.tokenizer.encode_batch(list(texts))]
+            last = self.asked = (key, self._pad(ids))
+        return last[1]
 
     def tokenize_answers(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Answers as ids [B, A], each ended by <end>, and mask [B, A] bool."""

@@ -4,6 +4,7 @@ Axes: B batch, S actions, T tiles. A batch is a Batch online and the rows of the
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -159,7 +160,10 @@ class TableEnvironment:
 
 
 class ModelEnvironment:
-    """Asks the model. Scores are metrics where nothing is differentiated, the answer's probability where it is."""
+    """Asks the model. Scores are metrics where nothing is differentiated, the answer's probability where it is.
+
+    What has been encoded of a batch is kept until the next one comes: a step asks about many decisions on the same images.
+    """
 
     def __init__(self, model: NativeModel, actions: ActionSet, budget: BudgetRule, unit: float) -> None:
         self.model, self.unit = model.requires_grad_(False), unit
@@ -168,24 +172,42 @@ class ModelEnvironment:
         self.tile_level = model.pyramid.tile_level
         self.glance = torch.zeros(tiles, dtype=torch.bool)
         self.glance[model.pyramid.glance] = True
+        self.batch: Batch | None = None
+        self.features = Features((), torch.empty(0))
 
     def to(self, device: torch.device) -> None:
         self.model.to(device)
 
     def observe(self, rows: Batch, price: Tensor) -> Observation:
-        keep = self.glance.to(price.device).expand(len(rows), -1)
-        with torch.no_grad():
-            features = self.model.encode(rows, keep)
-        return observe(self.model, self.layout, rows, features, price, self.unit)
+        features = self.encode(rows, self.glance.to(price.device).expand(len(rows), -1))
+        seen = observe(self.model, self.layout, rows, features, price, self.unit)
+        return replace(seen, reveal=partial(_look, self, self.model.pyramid, rows))
+
+    @torch.no_grad()
+    def encode(self, rows: Batch, keep: Tensor) -> Features:
+        """The tiles that any question of an image keeps [B, T] bool, each encoded when it is first asked for; others may be
+        there as well."""
+        if rows is not self.batch:
+            self.batch, self.features = rows, self.model.encode(rows, keep)
+            return self.features
+        had = self.features
+        new = keep & ~had.encoded[rows.image_of] & (self._capacity(rows) > 0)
+        if bool(new.any()):
+            more = self.model.encode(rows, new)
+            # a map is zero where it was not encoded
+            maps = (
+                a + b if bool(new[:, tile].any()) else a for tile, (a, b) in enumerate(zip(had.maps, more.maps, strict=True))
+            )
+            self.features = Features(tuple(maps), had.encoded | more.encoded)
+        return self.features
 
     @torch.no_grad()
     def score(self, rows: Batch, asked: Tensor) -> Tensor:
-        features = self.model.encode(rows, asked > 0)
-        return self.model.score(rows, features, asked)
+        return self.model.score(rows, self.encode(rows, asked > 0), asked)
 
     @torch.no_grad()
     def chance(self, rows: Batch, asked: Tensor) -> Tensor:
-        return self.model.forced(rows, self.model.encode(rows, asked > 0), asked).loglik.exp()
+        return self.model.forced(rows, self.encode(rows, asked > 0), asked).loglik.exp()
 
     @torch.no_grad()
     def scores(self, rows: Batch) -> Tensor:
@@ -199,7 +221,7 @@ class ModelEnvironment:
 
     def _every_action(self, rows: Batch) -> tuple[Features, Tensor]:
         asked = self.layout.actions.tokens(self._capacity(rows), self.layout.budget)
-        return self.model.encode(rows, (asked > 0).any(1)), asked
+        return self.encode(rows, (asked > 0).any(1)), asked
 
     def cost(self, rows: Batch, asked: Tensor) -> Tensor:
         return self._flops(rows, asked) / self.unit
@@ -219,7 +241,7 @@ class ModelEnvironment:
         budget, keep = self.layout.budget, sample.keep
         every = torch.ones_like(capacity, dtype=torch.bool)
         with torch.no_grad():
-            features = self.model.encode(rows, every)
+            features = self.encode(rows, every)
             chosen = keep > 0.5
             # a kept tile has its tokens; a skipped one, which weighs nothing, those that it would get if it were kept as well
             one = torch.eye(capacity.shape[1], dtype=torch.bool, device=keep.device)
@@ -257,17 +279,17 @@ def observe(model: GatedModel, layout: Layout, rows: Batch, features: Features, 
         capacity=capacity,
         cost=(cost.flops / unit).float(),
         price=price,
-        reveal=partial(_look, model, rows) if isinstance(model, NativeModel) else None,
+        reveal=partial(_look, model, model.pyramid, rows) if isinstance(model, NativeModel) else None,
     )
 
 
 @torch.no_grad()
-def _look(model: NativeModel, rows: Batch, tile: int, keep: Tensor) -> Tensor:
+def _look(encoder: ModelEnvironment | NativeModel, pyramid: Pyramid, rows: Batch, tile: int, keep: Tensor) -> Tensor:
     """Mean features [B, C] of one tile, encoded for the rows that keep it; zero for the others."""
-    wanted = torch.zeros(len(rows), model.pyramid.tiles, dtype=torch.bool, device=keep.device)
+    wanted = torch.zeros(len(rows), pyramid.tiles, dtype=torch.bool, device=keep.device)
     wanted[:, tile] = keep
-    cells = model.encode(rows, wanted).maps[tile].float()
-    count = model.pyramid.cells(rows.size)[:, tile].prod(-1).clamp(min=1)
+    cells = encoder.encode(rows, wanted).maps[tile].float()
+    count = pyramid.cells(rows.size)[:, tile].prod(-1).clamp(min=1)
     # maps are zero outside of what is valid
     return (cells.sum((-1, -2)) / count[:, None])[rows.image_of] * keep[:, None]
 

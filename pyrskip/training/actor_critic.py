@@ -26,13 +26,14 @@ class ActorCriticModule(GateModule):
 
     def training_step(self, rows: Any, batch_idx: int) -> Tensor:
         c = self.config
-        if batch_idx % c.epochs == 0 or not self.memory:
-            self.memory = self.play(rows, batch_idx)
-        memory = self.memory
-        rows = memory["rows"] if c.epochs > 1 else rows
-        seen = self.environment.observe(rows, memory["price"])
+        fresh = batch_idx % c.epochs == 0 or not self.memory
+        rows, price = (rows, self.price.sample(len(rows))) if fresh else (self.memory["rows"], self.memory["price"])
+        seen = self.environment.observe(rows, price)
         policy = self.gate.policy(seen)
         assert isinstance(policy, SequentialPolicy)
+        if fresh:
+            self.memory = self.play(rows, price, policy, batch_idx)
+        memory = self.memory
         steps = policy.steps(memory["asked"])
         if c.clip is None:
             policy_loss = estimators.score_function(steps.log_prob, memory["advantage"])
@@ -48,12 +49,8 @@ class ActorCriticModule(GateModule):
         return loss
 
     @torch.no_grad()
-    def play(self, rows: Any, batch_idx: int) -> dict[str, Tensor]:
-        """One episode a row by the present gate, and what it was worth."""
-        price = self.price.sample(len(rows))
-        seen = self.environment.observe(rows, price)
-        policy = self.gate.policy(seen)
-        assert isinstance(policy, SequentialPolicy)
+    def play(self, rows: Any, price: Tensor, policy: SequentialPolicy, batch_idx: int) -> dict[str, Tensor]:
+        """One episode a row, and what it was worth."""
         asked = policy.sample()
         steps = policy.steps(asked)
         total = self.worth(price, batch_idx)(self.score(rows, asked), self.environment.cost(rows, asked))
@@ -64,10 +61,10 @@ class ActorCriticModule(GateModule):
         reward = estimators.step_rewards(total, steps.cost, price * self.cost_weight(batch_idx), potential)
         reward = self.weight(rows, price, batch_idx)[:, None] * reward
         advantage = estimators.advantages(reward, steps.value, trace=self.config.trace)
-        memory = {"price": price, "asked": asked, "log_prob": steps.log_prob, "outcome": advantage + steps.value}
+        memory = {"asked": asked, "log_prob": steps.log_prob, "outcome": advantage + steps.value}
         # a critic that has learned nothing calls every episode good, and then whatever is common gets commoner: it collapses
         memory["advantage"] = advantage - self.over_ranks(advantage.mean(0))
-        return memory | ({"rows": rows} if self.config.epochs > 1 else {})
+        return memory | ({"rows": rows, "price": price} if self.config.epochs > 1 else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # episodes that later steps still learn from
