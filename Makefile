@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := train,export,serve,hub,easy-vqa,scenes,convert,minilm,hf,remote,wandb,tensorboard,mlflow,sweep,dev
+EXTRAS := train,export,serve,hub,easy-vqa,scenes,convert,minilm,hf,remote,wandb,tensorboard,mlflow,sweep,cluster,dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format types bench bench-deploy docs clean
+.PHONY: help setup train test test-slow test-slurm lint format types bench bench-deploy docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -27,6 +27,10 @@ test: $(READY)  ## all tests but the slow ones
 
 test-slow: $(READY)  ## the slow tests: several ranks, kills, a wheel installed elsewhere
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+test-slurm: $(READY)  ## tests on a SLURM of two nodes on this machine, from Debian's packages (needs root)
+	command -v slurmd munged >/dev/null || apt-get install -y --no-install-recommends slurm-wlm munge
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slurm
 
 lint: $(READY)  ## ruff, and import-linter for the layers
 	$(BIN)/ruff check .

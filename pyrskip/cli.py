@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,9 @@ from pyrskip.launch import (
     conf_directory,
     fail,
     interrupted,
-    job_name,
     launch,
     need_training,
     quiet,
-    refuse_rank_sweeps,
-    sweeping,
 )
 
 USAGE = """usage: pyrskip <command> [key=value ...]
@@ -37,6 +33,8 @@ commands
             predict and serve list their keys with --help; neither needs the training stack
   report    write one HTML file of a finished run or a sweep: pyrskip report runs/easy_vqa [out=report.html]
   plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
+  sweep     what became of a sweep's jobs, and its frontier: pyrskip sweep status runs/sweep
+            or run one of its jobs again: pyrskip sweep rerun runs/sweep/<job> [hydra/launcher=slurm]
   dashboard build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]
 
 examples
@@ -68,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "export": export,
         "predict": predict,
         "serve": serve,
+        "sweep": sweep,
     }
     commands |= {name: _guarded(name) for name in ("report", "plot", "dashboard")}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -104,6 +103,30 @@ def data(arguments: Sequence[str]) -> None:
 def rollouts(arguments: Sequence[str]) -> None:
     """Run the stages up to the rollouts, then print what every action scored and cost."""
     _staged("train", [*arguments, "stages=[data,cache,flex,rollouts]"], _rollouts)
+
+
+def sweep(arguments: Sequence[str]) -> None:
+    """Look at a sweep, or run one of its jobs again."""
+    if _helped(arguments, _usage):
+        return
+    need_training()
+    from pyrskip.sweeps.jobs import read_job
+
+    try:
+        what, place, *rest = (*arguments, "", "")[: max(2, len(arguments))]
+        wrong = [a for a in rest if not (what == "rerun" and a.startswith("hydra"))]
+        if what not in ("status", "rerun") or not place or wrong:
+            raise UserError("pyrskip sweep takes status <sweep>, or rerun <job>; allowed behind rerun: hydra/launcher=<name>")
+        if what == "status":
+            from pyrskip.show import sweep_status
+
+            sweep_status(Path(place))
+            return
+        job = read_job(Path(place))
+    except UserError as error:
+        fail(error)
+    keys = [o.split("=")[0] for o in job.fixed]
+    launch("train", ["-m", *job.fixed, *job.varied, *rest], _train, [*keys, *(o.split("=")[0] for o in rest)])
 
 
 def _staged(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> None:
@@ -224,14 +247,13 @@ def _reshard(arguments: Sequence[str]) -> None:
 
 
 def _train(cfg: Any) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
     from pyrskip.config import read
     from pyrskip.stages import run_stages
 
     config, nodes = read(cfg)
-    if sweeping():
-        refuse_rank_sweeps(config.trainer.strategy, config.trainer.devices * config.trainer.nodes)
-        config = replace(config, name=f"{config.name}/{job_name()}")
-    run_stages(config, nodes)
+    run_stages(config, nodes, prunes=bool(HydraConfig.get().sweeper.get("prune", False)))
 
 
 def _data(cfg: Any) -> None:

@@ -48,10 +48,12 @@ WAIT_SECONDS = 7200
 
 @dataclass(frozen=True)
 class Run:
-    """A config with its directories. nodes: what the loggers are instantiated from."""
+    """A config with its directories. nodes: what the loggers are instantiated from. prunes: whether its gate is given up where
+    it falls behind other jobs' of its sweep."""
 
     config: Config
     nodes: dict[str, Any]
+    prunes: bool = False
 
     @property
     def root(self) -> Path:

@@ -1,4 +1,4 @@
-"""Commands that look at finished runs: report, plot, dashboard. Nothing is trained."""
+"""Commands that look at finished runs: report, plot, sweep status, dashboard. Nothing is trained."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +40,18 @@ def plot(arguments: Sequence[str]) -> None:
     colours = run_colours({run.label: run.rule for run in runs}, RULES)
     plot_runs({run.label: run.rows for run in runs}, colours, out, given.get("method", "gate"))
     print(f"picture: {out}")
+
+
+def sweep_status(directory: Path) -> None:
+    """A sweep's jobs with their states, and its frontier so far."""
+    from rich.console import Console
+
+    from pyrskip.sweeps.jobs import read_jobs
+    from pyrskip.sweeps.overview import print_points, print_status, write_overview
+
+    jobs, console = read_jobs(directory), Console(soft_wrap=True)
+    print_status(jobs, console)
+    print_points(write_overview(directory, jobs), console)
 
 
 def dashboard(arguments: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.callbacks import Callback
 
 from pyrskip.artifacts import (
     ROLLED,
@@ -48,6 +49,7 @@ from pyrskip.rollouts.environments import Environment, ModelEnvironment, TableEn
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
 from pyrskip.rollouts.table import RolloutTable, check_origin
 from pyrskip.run import Run, first_rank
+from pyrskip.sweeps.rungs import Rungs
 from pyrskip.tracking.frontier import frontier_media, frontier_metrics
 from pyrskip.tracking.loggers import Job, loggers
 from pyrskip.tracking.media import send
@@ -62,9 +64,12 @@ from pyrskip.training.trainer import build_trainer, check_trainer, fit
 COUNT_TOLERANCE = 0.2
 
 
-def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
-    """Run the config's stages in order; returns the run's directory."""
-    run = Run(config, nodes)
+def run_stages(config: Config, nodes: dict[str, Any], prunes: bool = False) -> Path:
+    """Run the config's stages in order; returns the run's directory.
+
+    prunes: as of Run. Raises Pruned then.
+    """
+    run = Run(config, nodes, prunes)
     # what cannot work is refused before any work
     pyramid = pyramid_of(config)
     largest = torch.tensor([[pyramid.size, pyramid.size]])
@@ -279,7 +284,9 @@ def _fit(
     steps = module.optimizer_config.steps
     name = stage if stage == "flex" else f"{stage}/seed-{seed}"
     with loggers(run.nodes, directory, _job(run, name)) as built:
-        watches = [Watch(val, built)] if val is not None else []
+        watches: list[Callback] = [Watch(val, built)] if val is not None else []
+        if run.prunes and val is not None and name == f"gate/seed-{config.seed}":
+            watches.append(Rungs(run.root, val))
         trainer = build_trainer(config.trainer, directory, built, name, watches)
         if stage == "flex":
             of = config.loader
