@@ -57,13 +57,15 @@ def launch(name: str, arguments: Sequence[str], task: Callable[[Any], None], fix
     quiet()
     from omegaconf.errors import OmegaConfBaseException
 
+    from pyrskip.training.preemption import preemptible
+
     typed = sys.argv
     flags = [a for a in arguments if a in ("-m", "--multirun")]  # Hydra wants them first
 
     def guarded(cfg: Any) -> None:
         sys.argv = typed  # what Lightning starts other ranks with
         try:
-            with interruptible():
+            with interruptible(), preemptible():
                 task(cfg)
         except UserError as error:
             fail(error)
@@ -96,6 +98,7 @@ def of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str])
         from pyrskip.run import first_rank
         from pyrskip.sweeps.jobs import name_of, read_job, run_job
         from pyrskip.sweeps.plan import checked, in_sweep
+        from pyrskip.training.preemption import preemptible
 
         sys.argv = typed
         quiet()
@@ -105,7 +108,8 @@ def of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str])
         def run() -> None:
             task(checked(in_sweep(cfg, sweep, name), HydraConfig.get().launcher))
 
-        return run_job(read_job(sweep / name), run, _line, first_rank())
+        with preemptible():
+            return run_job(read_job(sweep / name), run, _line, first_rank())
 
     return job
 

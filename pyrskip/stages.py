@@ -128,7 +128,8 @@ def prepare_data(run: Run) -> None:
 
 def cache_maps(run: Run) -> None:
     config, pyramid = run.config, pyramid_of(run.config)
-    trainer = build_trainer(config.trainer, run.root / "cache", title="cache")
+    # maps serve runs of any precision
+    trainer = build_trainer(replace(config.trainer, precision="32-true"), run.root / "cache", title="cache")
     torch.manual_seed(config.flex.seed)  # weights=none are those that flex will draw
     vision = VisionEncoder(config.vision)
     data = {split: samples_of(run, split) for split in SPLITS}

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import SPLITS, parse_index, whole_file
+from pyrskip.data.workers import deaf
 from pyrskip.errors import UserError
 from pyrskip.models.tiles import encode_tiles
 from pyrskip.models.vision import VisionConfig, VisionEncoder
@@ -196,20 +197,16 @@ def write_cache(
 ) -> None:
     """Encode every split, ranks in parallel, `images` a pass; what an earlier, killed run has written is kept.
 
-    made: `fingerprint`. Raises UserError where the disk is too small or a file cannot be written.
+    trainer: of precision 32-true, since `made`, the `fingerprint`, knows of no other. Raises UserError where the disk is too
+    small or a file cannot be written.
     """
-    rank, world = trainer.global_rank, trainer.world_size
     if trainer.is_global_zero:
         directory.mkdir(parents=True, exist_ok=True)
         _check_space(vision, pyramid, sum(map(len, data.values())), directory)
     for split, samples in data.items():
-        count = len(samples)
-        wanted = [n for n in range(-(-count // IMAGES_PER_FILE)) if not (directory / _name(split, n)).exists()]
-        mine = _Passes(samples, wanted[rank::world], images, pyramid.size)
-        module = CacheModule(vision, pyramid, directory, split, count)
-        if len(mine):
-            loader = DataLoader(mine, batch_size=None, num_workers=workers)
-            trainer.predict(module, loader, return_predictions=False)
+        module = CacheModule(vision, pyramid, directory, split, len(samples))
+        passes = _Missing(samples, directory, split, images, pyramid.size, workers)
+        trainer.predict(module, datamodule=passes, return_predictions=False)
         trainer.strategy.barrier()
     if trainer.is_global_zero:
         splits = {split: _listed(directory, split, len(samples)) for split, samples in data.items()}
@@ -217,6 +214,24 @@ def write_cache(
         with whole_file(directory / INDEX) as file:
             file.write(json.dumps(content, indent=1).encode())
     trainer.strategy.barrier()
+
+
+class _Missing(pl.LightningDataModule):
+    """A rank's passes over the files that are not there. Whose a file is follows from its number alone: ranks look at different
+    moments at what is there."""
+
+    def __init__(self, data: ShardDataset, directory: Path, split: str, images: int, side: int, workers: int) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer files than ranks
+        self._data, self._directory, self._split = data, directory, split
+        self._images, self._side, self._workers = images, side, workers
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        assert self.trainer is not None
+        mine = range(self.trainer.global_rank, -(-len(self._data) // IMAGES_PER_FILE), self.trainer.world_size)
+        wanted = [number for number in mine if not (self._directory / _name(self._split, number)).exists()]
+        passes = _Passes(self._data, wanted, self._images, self._side)
+        return DataLoader(passes, batch_size=None, num_workers=self._workers, worker_init_fn=deaf)
 
 
 class _Passes(Dataset[tuple[list[int], list[int], Batch | None]]):

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pyrskip.data.sampler import ORDERS, Parts, StepSampler
+from pyrskip.data.workers import deaf
 from pyrskip.errors import UserError, choose
 
 
@@ -102,6 +103,7 @@ class StepData(pl.LightningDataModule):
             batch_sampler=sampler,
             collate_fn=self._collate,
             num_workers=self._workers,
+            worker_init_fn=deaf,
             # a loader draws its workers' seed, by default from the global generator, which would differ after a resume
             generator=torch.Generator().manual_seed(self._seed),
         )

@@ -119,8 +119,8 @@ class RolloutModule(pl.LightningModule):
 class ChunkWriter(pl.Callback):
     """Writes each chunk as soon as its last batch is done, and tells a line for each fifth of a rank's."""
 
-    def __init__(self, sampler: ChunkSampler, directory: Path, quiet: bool) -> None:
-        self.sampler, self.directory, self.quiet = sampler, directory, quiet
+    def __init__(self, chunks: "_Chunks", directory: Path, quiet: bool) -> None:
+        self.chunks, self.directory, self.quiet = chunks, directory, quiet
         self.parts: list[RolloutTable] = []
         self.written = 0
 
@@ -135,7 +135,8 @@ class ChunkWriter(pl.Callback):
     ) -> None:
         if outputs is not None:
             self.parts.append(outputs)
-        chunk = self.sampler.ends.get(batch_idx)
+        ends = self.chunks.ends
+        chunk = ends.get(batch_idx)
         if chunk is None:
             return
         place = self.directory / _name(chunk)
@@ -146,7 +147,7 @@ class ChunkWriter(pl.Callback):
             (place / UNREADABLE).touch()
         self.parts.clear()
         self.written += 1
-        total = len(self.sampler.ends)
+        total = len(ends)
         told = trainer.is_global_zero and not self.quiet and not sys.stderr.isatty()  # a terminal shows a bar
         if told and self.written * 5 // total > (self.written - 1) * 5 // total:
             print(f"  {self.directory.name}: chunk {self.written}/{total}", file=sys.stderr, flush=True)
@@ -170,15 +171,9 @@ def roll_out(
     done = [c for c, place in places.items() if (place / "table.json").exists()]
     for c in done:
         check_origin(RolloutTable.load(places[c]), module.origin, places[c])
-    sampler = ChunkSampler(len(data), images, chunk, done, trainer.global_rank, trainer.world_size)
-
-    def gather(samples: list[Sample | None]) -> Batch | None:
-        readable = [sample for sample in samples if sample is not None]
-        return Batch.collate(readable, module.model.pyramid.size) if readable else None
-
-    trainer.callbacks.append(ChunkWriter(sampler, directory, quiet))  # type: ignore[attr-defined]
-    loader = DataLoader(data, batch_sampler=sampler, collate_fn=gather)
-    trainer.predict(module, loader, return_predictions=False)
+    chunks = _Chunks(data, images, chunk, done, module.model.pyramid.size)
+    trainer.callbacks.append(ChunkWriter(chunks, directory, quiet))  # type: ignore[attr-defined]
+    trainer.predict(module, datamodule=chunks, return_predictions=False)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         parts = [place for place in places.values() if not (place / UNREADABLE).exists()]
@@ -193,6 +188,29 @@ def roll_out(
         for old in directory.glob("chunk-*"):
             shutil.rmtree(old)
     trainer.strategy.barrier()
+
+
+class _Chunks(pl.LightningDataModule):
+    """A rank's batches of the chunks that are not `done`. ends: as the sampler's, once there is one."""
+
+    def __init__(
+        self, data: ShardDataset | CachedDataset, images: int, chunk: int, done: list[tuple[int, int]], side: int
+    ) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer chunks than ranks
+        self._data, self._images, self._chunk, self._done, self._side = data, images, chunk, done, side
+        self.ends: dict[int, tuple[int, int]] = {}
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        assert self.trainer is not None
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        sampler = ChunkSampler(len(self._data), self._images, self._chunk, self._done, rank, world)
+        self.ends = sampler.ends
+        return DataLoader(self._data, batch_sampler=sampler, collate_fn=self._gather)
+
+    def _gather(self, samples: list[Sample | None]) -> Batch | None:
+        readable = [sample for sample in samples if sample is not None]
+        return Batch.collate(readable, self._side) if readable else None
 
 
 def _name(chunk: tuple[int, int]) -> str:

@@ -16,6 +16,7 @@ from pyrskip.data.datamodule import StepData
 from pyrskip.errors import UserError
 from pyrskip.training.checkpoint import PatientIO
 from pyrskip.training.clock import Clock
+from pyrskip.training.preemption import Stop, after_the_step, answer_signals
 from pyrskip.training.progress import Bar, Lines
 
 CHECKPOINT = "last.ckpt"
@@ -70,7 +71,7 @@ def build_trainer(
     return _trainer(
         config,
         logger=list(loggers),
-        callbacks=[Clock(), *callbacks, checkpoint, *progress],
+        callbacks=[Clock(), *callbacks, checkpoint, Stop(directory / CHECKPOINT), *progress],
         enable_progress_bar=terminal,
     )
 
@@ -88,7 +89,7 @@ def check_trainer(config: TrainerConfig, steps: Iterable[int]) -> None:
 
 def _trainer(config: TrainerConfig, **rest: Any) -> pl.Trainer:
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.nodes,
@@ -110,6 +111,8 @@ def _trainer(config: TrainerConfig, **rest: Any) -> pl.Trainer:
             f"trainer.accelerator={config.accelerator}, devices={config.devices}, nodes={config.nodes}, "
             f"strategy={config.strategy}, precision={config.precision} cannot run here: {' '.join(str(error).split())}"
         ) from error
+    answer_signals(trainer)
+    return trainer
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, data: StepData, directory: Path) -> None:
@@ -117,7 +120,8 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: StepData, directo
     path = directory / CHECKPOINT
     if path.exists():
         check_readable(path, module)
-    trainer.fit(module, data, ckpt_path=path if path.exists() else None, weights_only=True)
+    with after_the_step():
+        trainer.fit(module, data, ckpt_path=path if path.exists() else None, weights_only=True)
 
 
 def check_readable(path: Path, module: torch.nn.Module | None = None) -> None:
