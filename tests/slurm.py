@@ -4,7 +4,6 @@ Everything it starts is its own child or written to a pid file of its own, and i
 """
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,15 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
-# `low` gives way to `high`: its jobs get 20 s to save what they have, then they are queued again
+# `low` gives way to `high`: its jobs get 20 s to save what they have, then they are queued again, and may start once their
+# credentials have expired
 CONFIG = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={root}/munge.socket
+AuthInfo=socket={root}/munge.socket,cred_expire=15
 CredType=cred/munge
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool-%n
@@ -70,15 +69,7 @@ class Cluster:
         return self.run("squeue", "--states=all", "--noheader", "--format=%T", f"--jobs={job}").strip()
 
     def wait(self, job: str, state: str, seconds: float = 120) -> None:
-        for _ in range(int(seconds / 0.5)):
-            if self.state(job) == state:
-                return
-            time.sleep(0.5)
-        raise AssertionError(f"job {job} is {self.state(job)}, not {state}, after {seconds} s")
-
-
-def installed() -> bool:
-    return all(map(shutil.which, PROGRAMS)) and os.geteuid() == 0
+        until(lambda: self.state(job) == state, seconds, lambda: f"job {job} is {self.state(job)}, not {state}")
 
 
 @contextmanager
@@ -107,8 +98,8 @@ def cluster(root: Path) -> Iterator[Cluster]:
             with (root / "daemons.log").open("ab") as log:
                 started.append(subprocess.Popen(command, env=dict(environment), stdout=log, stderr=log))
             if command[0] == "munged":
-                _until(lambda: (root / "munge.socket").exists(), root)
-        _until(lambda: _idle(result) == 2, root)
+                until((root / "munge.socket").exists, 30, lambda: _logs(root))
+        until(lambda: _idle(result) == 2, 30, lambda: _logs(root))
         yield result
     finally:
         # jobs first, while there is who can end them
@@ -138,13 +129,16 @@ def _settle(of: Cluster, seconds: int = 10) -> None:
         time.sleep(0.5)
 
 
-def _until(reached: Callable[[], bool], root: Path, seconds: int = 30) -> None:
-    for _ in range(seconds * 10):
+def until(reached: Callable[[], bool], seconds: float, why: Callable[[], str] = lambda: "it did not happen") -> None:
+    for _ in range(int(seconds * 5)):
         if reached():
             return
-        time.sleep(0.1)
-    told = "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1500:]}" for log in sorted(root.glob("*.log")))
-    raise RuntimeError(f"SLURM did not start within {seconds} s\n{told}")
+        time.sleep(0.2)
+    raise AssertionError(f"{why()} after {seconds} s")
+
+
+def _logs(root: Path) -> str:
+    return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1500:]}" for log in sorted(root.glob("*.log")))
 
 
 def _ports() -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 
 from pyrskip.sweeps.jobs import read_jobs
 from pyrskip.sweeps.overview import TABLE
-from tests.slurm import Cluster, cluster
-from tests.test_stages import TWO_STEPS
+from tests.slurm import Cluster, cluster, until
+from tests.test_stages import TWO_STEPS, same
 
 pytestmark = pytest.mark.slurm
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -61,6 +62,36 @@ def test_two_nodes_train_one_model(slurm: Cluster, trained: Path) -> None:
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.nodes=2", "stages=[data,flex]", "seeds=1"]
     slurm.run(*nodes, *TRAIN, *TINY, "name=nodes", *ddp, "loader.batch_images=1", cwd=trained, seconds=300)
     assert json.loads((trained / "runs/nodes/flex/stage.json").read_text())["done"]
+
+
+# srun in the background, so that the shell hears signals and hands them on
+SCRIPT = """#!/bin/sh
+srun {command} &
+child=$!
+trap 'kill -TERM $child' TERM
+wait $child
+wait $child
+"""
+
+
+def test_a_job_that_gives_way_to_another_ends_with_the_same_weights(slurm: Cluster, trained: Path) -> None:
+    nodes = ["--nodes=2", "--ntasks-per-node=1"]
+    steps = ["flex.optimizer.steps=120", "trainer.checkpoint_every=20", "stages=[data,flex]", "seeds=1"]
+    given = {override.split("=")[0] for override in steps}
+    small = [override for override in TINY if override.split("=")[0] not in given]
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.nodes=2"]
+    command = [*TRAIN, *small, *steps, *ddp]
+    script, flex = trained / "job.sh", trained / "runs/moved/flex"
+    script.write_text(SCRIPT.format(command=shlex.join([*command, "name=moved"])))
+    job = slurm.run("sbatch", "--parsable", "--requeue", *nodes, "--output=job.log", str(script), cwd=trained).strip()
+    until(lambda: (flex / "last.ckpt").exists(), 120)
+    urgent = ["--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", "--output=/dev/null"]
+    slurm.wait(slurm.run("sbatch", "--parsable", *urgent, cwd=trained).strip(), "COMPLETED")
+    assert not (flex / "model.safetensors").exists()
+    slurm.wait(job, "COMPLETED", 240)
+    assert "Restarts=1" in slurm.run("scontrol", "show", "job", job)
+    slurm.run("srun", *nodes, *command, "name=straight", cwd=trained, seconds=300)
+    assert same(flex / "model.safetensors", trained / "runs/straight/flex/model.safetensors")
 
 
 def test_a_search_for_the_front_runs_in_the_queue(slurm: Cluster, trained: Path) -> None:
