@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyrskip.errors import UserError
-from pyrskip.launch import (
-    conf_directory,
-    fail,
-    interrupted,
-    launch,
-    need_training,
-    quiet,
-)
+from pyrskip.launch import conf_directory, fail, interrupted, launch, need_training, quiet
 
 USAGE = """usage: pyrskip <command> [key=value ...]
 
@@ -33,8 +26,7 @@ commands
             predict and serve list their keys with --help; neither needs the training stack
   report    write one HTML file of a finished run or a sweep: pyrskip report runs/easy_vqa [out=report.html]
   plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
-  sweep     what became of a sweep's jobs, and its frontier: pyrskip sweep status runs/sweep
-            or run one of its jobs again: pyrskip sweep rerun runs/sweep/<job> [hydra/launcher=slurm]
+  sweep     what became of a sweep's jobs: pyrskip sweep status runs/sweep; one job again: pyrskip sweep rerun <job>
   dashboard build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]
 
 examples
@@ -107,26 +99,20 @@ def rollouts(arguments: Sequence[str]) -> None:
 
 def sweep(arguments: Sequence[str]) -> None:
     """Look at a sweep, or run one of its jobs again."""
-    if _helped(arguments, _usage):
+    if arguments[:1] != ["rerun"] or _helped(arguments, _usage):
+        _guarded("sweep")(arguments)
         return
     need_training()
     from pyrskip.sweeps.jobs import read_job
 
     try:
-        what, place, *rest = (*arguments, "", "")[: max(2, len(arguments))]
-        wrong = [a for a in rest if not (what == "rerun" and a.startswith("hydra"))]
-        if what not in ("status", "rerun") or not place or wrong:
-            raise UserError("pyrskip sweep takes status <sweep>, or rerun <job>; allowed behind rerun: hydra/launcher=<name>")
-        if what == "status":
-            from pyrskip.show import sweep_status
-
-            sweep_status(Path(place))
-            return
-        job = read_job(Path(place))
+        if len(arguments) < 2 or not all(a.startswith("hydra") for a in arguments[2:]):
+            raise UserError("pyrskip sweep rerun takes one job's directory; allowed beside it: hydra/launcher=<name>")
+        job = read_job(Path(arguments[1]))
     except UserError as error:
         fail(error)
-    keys = [o.split("=")[0] for o in job.fixed]
-    launch("train", ["-m", *job.fixed, *job.varied, *rest], _train, [*keys, *(o.split("=")[0] for o in rest)])
+    fixed = [*job.fixed, *arguments[2:]]
+    launch("train", ["-m", *fixed, *job.varied], _train, [o.split("=")[0] for o in fixed])
 
 
 def _staged(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> None:

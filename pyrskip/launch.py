@@ -20,10 +20,9 @@ FLAGS = (
     *("-m", "--multirun", "--cfg", "--resolve", "--info", "--hydra-help", "--config-dir", "--config-path", "--version"),
     *("-p", "--package"),
 )
-# advice of Lightning's that does not apply: loaders are told how many workers, checkpoints are resumed in their directory, jobs
-# of a sweep may run on a login node,
+# advice of Lightning's that does not apply: loaders are told how many workers, checkpoints are resumed in their directory,
 # a frozen encoder is in eval mode on purpose, rollouts are written by chunk, of which a rank may have none left; LeafSpec is
-# of its own making
+# of its own making; a sweep is started on a login node
 QUIET = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
@@ -83,10 +82,10 @@ def launch(name: str, arguments: Sequence[str], task: Callable[[Any], None], fix
     if plan is None:
         main(guarded)()
     else:
-        _sweep(plan, main(of_job(task, plan.fixed, typed)), quiet="trainer.quiet=true" in arguments)
+        _sweep(plan, main(_of_job(task, plan.fixed, typed)), quiet="trainer.quiet=true" in arguments)
 
 
-def of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str]) -> Callable[[Any], str]:
+def _of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str]) -> Callable[[Any], str]:
     """A task as a job of a sweep, perhaps in another process or on another machine; gives the job's state.
 
     fixed: keys that do not vary. typed: the command line, as Lightning starts other ranks with it.
@@ -95,9 +94,10 @@ def of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str])
     def job(cfg: Any) -> str:
         from hydra.core.hydra_config import HydraConfig
 
+        from pyrskip.config import read
         from pyrskip.run import first_rank
         from pyrskip.sweeps.jobs import name_of, read_job, run_job
-        from pyrskip.sweeps.plan import checked, in_sweep
+        from pyrskip.sweeps.plan import in_sweep, refuse_replay
         from pyrskip.training.preemption import preemptible
 
         sys.argv = typed
@@ -106,7 +106,9 @@ def of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str])
         name = name_of([o for o in overrides if o.split("=")[0] not in fixed])
 
         def run() -> None:
-            task(checked(in_sweep(cfg, sweep, name), HydraConfig.get().launcher))
+            own = in_sweep(cfg, sweep, name)
+            refuse_replay(read(own)[0].trainer, HydraConfig.get().launcher)
+            task(own)
 
         with preemptible():
             return run_job(read_job(sweep / name), run, _line, first_rank())
@@ -171,13 +173,12 @@ def _check(name: str, overrides: Sequence[str], sweep: bool, fixed: Sequence[str
 
 
 def _line(error: Exception) -> str:
-    """What a job failed with, on one line."""
+    """What a job or its launcher failed with: a sentence, or the last line of what was raised."""
     from omegaconf.errors import OmegaConfBaseException
 
-    if isinstance(error, UserError):
-        return str(error)
-    said = _sentence(error)
-    return said if isinstance(error, OmegaConfBaseException) else f"{type(error).__name__}: {said}"
+    if isinstance(error, UserError | OmegaConfBaseException):
+        return _sentence(error)
+    return ": ".join((type(error).__name__, *str(error).strip().splitlines()[-1:]))
 
 
 def _sentence(error: Exception) -> str:

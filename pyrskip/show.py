@@ -42,14 +42,17 @@ def plot(arguments: Sequence[str]) -> None:
     print(f"picture: {out}")
 
 
-def sweep_status(directory: Path) -> None:
+def sweep(arguments: Sequence[str]) -> None:
     """A sweep's jobs with their states, and its frontier so far."""
     from rich.console import Console
 
     from pyrskip.sweeps.jobs import read_jobs
     from pyrskip.sweeps.overview import print_points, print_status, write_overview
 
-    jobs, console = read_jobs(directory), Console(soft_wrap=True)
+    if len(arguments) != 2 or arguments[0] != "status":
+        raise UserError("pyrskip sweep takes status and a sweep's directory; allowed beside it: rerun and a job's directory")
+    directory, console = Path(arguments[1]), Console(soft_wrap=True)
+    jobs = read_jobs(directory)
     print_status(jobs, console)
     print_points(write_overview(directory, jobs), console)
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,13 +75,14 @@ wait $child
 """
 
 
+STEPS = ["flex.optimizer.steps=120", "trainer.checkpoint_every=20", "stages=[data,flex]", "seeds=1"]
+LONGER = [*(o for o in TINY if o.split("=")[0] not in {step.split("=")[0] for step in STEPS}), *STEPS]
+
+
 def test_a_job_that_gives_way_to_another_ends_with_the_same_weights(slurm: Cluster, trained: Path) -> None:
     nodes = ["--nodes=2", "--ntasks-per-node=1"]
-    steps = ["flex.optimizer.steps=120", "trainer.checkpoint_every=20", "stages=[data,flex]", "seeds=1"]
-    given = {override.split("=")[0] for override in steps}
-    small = [override for override in TINY if override.split("=")[0] not in given]
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.nodes=2"]
-    command = [*TRAIN, *small, *steps, *ddp]
+    command = [*TRAIN, *LONGER, *ddp]
     script, flex = trained / "job.sh", trained / "runs/moved/flex"
     script.write_text(SCRIPT.format(command=shlex.join([*command, "name=moved"])))
     job = slurm.run("sbatch", "--parsable", "--requeue", *nodes, "--output=job.log", str(script), cwd=trained).strip()
@@ -92,6 +94,18 @@ def test_a_job_that_gives_way_to_another_ends_with_the_same_weights(slurm: Clust
     assert "Restarts=1" in slurm.run("scontrol", "show", "job", job)
     slurm.run("srun", *nodes, *command, "name=straight", cwd=trained, seconds=300)
     assert same(flex / "model.safetensors", trained / "runs/straight/flex/model.safetensors")
+
+
+def test_a_sweeps_job_that_is_told_to_go_is_queued_again_and_ends(slurm: Cluster, trained: Path) -> None:
+    told = trained / "runs/told"
+    sweep = subprocess.Popen([*TRAIN, "-m", *LONGER, "name=told", *QUEUED], cwd=trained, env=dict(slurm.environment))
+    until((told / "0/flex/last.ckpt").exists, 120)
+    (job,) = (path.name for path in (told / ".submitit").iterdir() if path.name[0].isdigit())
+    slurm.run("scancel", "--signal=USR2", job)
+    until(lambda: read_jobs(told)[0].state == "stopped", 60)
+    assert sweep.wait(300) == 0
+    assert read_jobs(told)[0].state == "done"
+    assert "Restarts=1" in slurm.run("scontrol", "show", "job", job)
 
 
 def test_a_search_for_the_front_runs_in_the_queue(slurm: Cluster, trained: Path) -> None:

@@ -6,6 +6,7 @@ and when whoever started them is long gone.
 
 import hashlib
 import json
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -68,9 +69,9 @@ def keep(job: Job) -> None:
 
 
 def plan(job: Job) -> None:
-    """Keep a job that is to run, unless it is kept already."""
-    if not (job.directory / FILE).exists():
-        keep(job)
+    """Keep a job that is about to be started, over what an earlier start of it left."""
+    earlier = read_job(job.directory) if (job.directory / FILE).exists() else job
+    keep(replace(job, state=earlier.state, why=earlier.why) if earlier.state in ("done", "pruned") else job)
 
 
 def read_job(directory: Path) -> Job:
@@ -135,6 +136,7 @@ def run_job(job: Job, task: Callable[[], None], tell: Callable[[Exception], str]
     except Exception as error:
         if first:
             (job.directory / TRACE).write_text(traceback.format_exc())
+            print(f"error: {job.name}: {tell(error)}", file=sys.stderr)
         return kept("failed", tell(error))
     except BaseException:
         kept("stopped")

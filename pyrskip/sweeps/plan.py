@@ -1,6 +1,5 @@
 """What a command line with -m asks for: which jobs, where each is, and whether all of them can be."""
 
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -62,30 +61,39 @@ def plan_sweep(overrides: Sequence[str], fixed: Sequence[str] | None = None) -> 
     keys = frozenset(str(o.get_key_element()) for o in still) if fixed is None else frozenset(fixed)
     master = hydra.compose("train", [o.input_line or "" for o in still], return_hydra_config=True)
     sampled = "pareto" in str(master.hydra.runtime.choices["hydra/sweeper"])
-    directory, launcher = Path(master.hydra.sweep.dir), master.hydra.launcher
+    directory = Path(master.hydra.sweep.dir)
     common = [o.input_line or "" for o in still if not o.is_hydra_override() and o.get_key_element() in keys]
     choices = [_values(o, sampled) for o in parsed if not o.is_hydra_override() and o.get_key_element() not in keys]
+    if sampled and not choices:
+        raise UserError("hydra/sweeper=pareto has nothing to choose; allowed: keys with ranges or several values")
     rows = list(product(*choices))
     few = [tuple(of[i % len(of)] for of in choices) for i in range(max(map(len, choices), default=1))]
-    tried = rows if math.prod(map(len, choices)) <= CHECKED else few
-    stages: Counter[tuple[str, str]] = Counter()
-    for row in tried:
-        cfg = in_sweep(hydra.compose("train", [*common, *row]), directory, name_of(row))
-        config, nodes = read(checked(cfg, launcher))
-        if sampled and "frontier" not in config.stages:
-            raise UserError("hydra/sweeper=pareto compares frontiers; allowed: stages with frontier")
-        stages.update(_own_stages(Run(config, nodes)))
-    twice = [stage for (stage, _), count in stages.items() if count > 1]
-    if twice:
-        raise UserError(
-            f"{max(stages.values())} jobs of the sweep would each train the same {twice[0]} stage; allowed: from=<run that "
-            f"has it>, or run it once: python train.py {' '.join(common)}"
-        )
+    _check_jobs(common, rows if len(rows) <= CHECKED else few, directory, master.hydra.launcher, sampled)
     jobs = [Job(directory / name_of(row), tuple(common), row) for row in rows]
     names = Counter(job.name for job in jobs)
     if len(names) < len(jobs):
         raise UserError(f"the sweep has two jobs {names.most_common(1)[0][0]}; allowed: values that differ")
     return Plan(directory, keys, () if sampled else tuple(jobs))
+
+
+def _check_jobs(
+    common: Sequence[str], rows: Sequence[tuple[str, ...]], directory: Path, launcher: Mapping[str, Any], sampled: bool
+) -> None:
+    stages: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        config, nodes = read(in_sweep(hydra.compose("train", [*common, *row]), directory, name_of(row)))
+        refuse_replay(config.trainer, launcher)
+        if sampled and "frontier" not in config.stages:
+            raise UserError("hydra/sweeper=pareto compares frontiers; allowed: stages with frontier")
+        if config.reward.mode == "sampled" and any(override.startswith("reward.price=") for override in row):
+            raise UserError("reward.price varies, and with reward.mode=sampled no gate is trained at it; allowed: reward=fixed")
+        stages.update(_own_stages(Run(config, nodes)))
+    twice = next((stage for (stage, _), count in stages.items() if count > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"{max(stages.values())} jobs of the sweep would each make the same {twice} stage; allowed: from=<its run>, "
+            f"or to make it once: python train.py {' '.join(common)}"
+        )
 
 
 def in_sweep(cfg: DictConfig, directory: Path, name: str) -> DictConfig:
@@ -98,13 +106,7 @@ def in_sweep(cfg: DictConfig, directory: Path, name: str) -> DictConfig:
     return cfg
 
 
-def checked(cfg: DictConfig, launcher: Mapping[str, Any]) -> DictConfig:
-    """The same config. Raises UserError where it is none, or its ranks would sweep anew."""
-    _refuse_replay(read(cfg)[0].trainer, launcher)
-    return cfg
-
-
-def _refuse_replay(trainer: TrainerConfig, launcher: Mapping[str, Any]) -> None:
+def refuse_replay(trainer: TrainerConfig, launcher: Mapping[str, Any]) -> None:
     """Lightning's subprocess launcher replays the command line, and with it the sweep, on every rank. SLURM's tasks are ranks
     that exist already."""
     ranks = trainer.devices * trainer.nodes
@@ -136,10 +138,12 @@ def _refuse_ranks() -> None:
 def _refuse_plugins(overrides: Sequence[str]) -> None:
     for override in overrides:
         group, _, value = override.partition("=")
-        module, extra = PLUGINS.get(value, ("hydra", "")) if group in ("hydra/launcher", "hydra/sweeper") else ("hydra", "")
+        if group not in ("hydra/launcher", "hydra/sweeper") or value not in PLUGINS:
+            continue
+        module, extra = PLUGINS[value]
         try:
             there = find_spec(module) is not None
-        except ModuleNotFoundError:
+        except ModuleNotFoundError:  # of a package that it would be in
             there = False
         if not there:
             raise UserError(f"{override} needs the {extra} extra: pip install 'pyrskip[{extra}]'")
