@@ -7,10 +7,10 @@ EXTRAS := train,export,serve,hub,easy-vqa,scenes,convert,minilm,hf,remote,wandb,
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-slurm lint format types bench bench-deploy docs clean
+.PHONY: help setup train test test-slow test-slurm lint format types bench bench-deploy bench-scaling docs clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## make .venv with the pinned versions of constraints.txt (about 3 minutes, 7 GB)
 
@@ -29,13 +29,14 @@ test-slow: $(READY)  ## the slow tests: several ranks, kills, a wheel installed 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
 test-slurm: $(READY)  ## tests on a SLURM of two nodes on this machine, from Debian's packages (needs root)
-	command -v slurmd munged >/dev/null || apt-get install -y --no-install-recommends slurm-wlm munge
+	command -v slurmd munged >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends slurm-wlm munge; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slurm
 
-lint: $(READY)  ## ruff, and import-linter for the layers
+lint: $(READY)  ## ruff, import-linter for the layers, hadolint for the images
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/*.Dockerfile
 
 format: $(READY)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
@@ -49,6 +50,9 @@ bench: $(READY)  ## time what is claimed to be fast, as ratios from one run
 
 bench-deploy: $(READY)  ## time an export, export=<directory>: onnx against torch, the gate's saving, the service's overhead
 	for name in speed saving service; do $(BIN)/python benchmarks/deploy.py $(export) $$name || exit 1; done
+
+bench-scaling: $(READY)  ## what 1 to 512 ranks would be given to do, counted from one process (docs/scaling.md)
+	$(BIN)/python benchmarks/scaling.py
 
 docs: $(READY)  ## run every command of the docs on small data
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'slow or not slow' tests/test_docs.py
