@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from pyrskip.errors import UserError
 
@@ -54,19 +54,20 @@ def search(
     )
     _check_space(study, space, directory)
     left = study.get_trials(states=[TrialState.RUNNING])  # asked for by a search that was killed
-    while left or len(study.get_trials(deepcopy=False)) < trials:
-        more = min(at_once - len(left[:at_once]), trials - len(study.get_trials(deepcopy=False)))
-        batch = [*left[:at_once], *(_ask(study, space) for _ in range(max(more, 0)))]
-        left = left[at_once:]
+    while left or _count(study) < trials:
+        batch, left = left[:at_once], left[at_once:]
+        while len(batch) < at_once and _count(study) < trials:
+            number = study.ask(dict(space)).number
+            batch.append(study.get_trials(deepcopy=False)[number])
         for trial, outcome in zip(batch, launch([t.params for t in batch]), strict=True):
-            states = {"done": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
-            state = states.get(outcome.state, TrialState.FAIL) if outcome.point or outcome.state != "done" else TrialState.FAIL
-            study.tell(trial.number, outcome.point if state == TrialState.COMPLETE else None, state)
+            if outcome.point is not None and outcome.state == "done":
+                study.tell(trial.number, outcome.point)
+            else:
+                study.tell(trial.number, state=TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL)
 
 
-def _ask(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    number = study.ask(dict(space)).number
-    return study.get_trials(deepcopy=False)[number]
+def _count(study: optuna.Study) -> int:
+    return len(study.get_trials(deepcopy=False))
 
 
 def _asked(directory: Path) -> int:
