@@ -48,9 +48,10 @@ def test_what_the_context_lets_in_is_all_that_the_package_is_built_from(tmp_path
             source, target = REPOSITORY / line[1:], tmp_path / "context" / line[1:]
             target.parent.mkdir(parents=True, exist_ok=True)
             (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--prefix", str(tmp_path / "package")]
+    # a target of its own: with --prefix alone pip would remove what is installed here
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path / "package")]
     subprocess.run([*command, str(tmp_path / "context")], check=True, capture_output=True, timeout=300)
-    (packages,) = (tmp_path / "package").glob("lib/python3*/site-packages")
+    packages = tmp_path / "package"
     for path in ("pyrskip/cli.py", "pyrskip/conf/train.yaml", "pyrskip/conf/hydra/launcher/slurm.yaml"):
         assert (packages / path).is_file()
     assert (packages / "hydra_plugins/hydra_pareto_sweeper/__init__.py").is_file()
