@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pyrskip.errors import UserError
 
 if TYPE_CHECKING:
+    from pyrskip.sweeps.jobs import Job
     from pyrskip.sweeps.plan import Plan
 
 # Hydra's flags that are passed on; --cfg=job is --cfg job
@@ -118,33 +119,44 @@ def _of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str]
 
 def _sweep(plan: "Plan", main: Callable[[], Any], quiet: bool) -> None:
     """Run a sweep's jobs, then show what all came to. Exits with 1 where one is not done."""
-    from rich.console import Console
-
     from pyrskip.sweeps import jobs as kept
-    from pyrskip.sweeps.overview import print_points, print_status, write_overview
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what a launcher fails with, rather than print it
     try:
         with kept.lock(plan.directory), interruptible():
             for job in plan.jobs:
                 kept.plan(job)
-            main()
+            try:
+                main()
+            except UserError:
+                raise
+            except Exception as error:  # a launcher's: a job died, or a queue refused it
+                print(f"error: {_line(error)}", file=sys.stderr)
+        left = _show(plan, quiet)
     except UserError as error:
         fail(error)
-    except Exception as error:  # a launcher's: a job died, or a queue refused it
-        print(f"error: {_line(error)}", file=sys.stderr)
-    every = kept.read_jobs(plan.directory)
-    jobs = [job for job in every if not plan.jobs or job.name in {own.name for own in plan.jobs}]
+    for job in left:
+        print(f"error: {job.directory} is {job.state}{': ' * bool(job.why)}{job.why}", file=sys.stderr)
+    if left:
+        sys.exit(1)
+
+
+def _show(plan: "Plan", quiet: bool) -> "list[Job]":
+    """Write the sweep's table and figure, and print them; returns the plan's jobs that are not done. Where a sampler chose
+    the jobs, all in the directory are the plan's."""
+    from rich.console import Console
+
+    from pyrskip.sweeps.jobs import read_jobs
+    from pyrskip.sweeps.overview import print_points, print_status, write_overview
+
+    every, own = read_jobs(plan.directory), {job.name for job in plan.jobs}
+    jobs = [job for job in every if not own or job.name in own]
     points = write_overview(plan.directory, every)
     if not quiet:
         console = Console(soft_wrap=True)
         print_status(jobs, console)
         print_points(points, console)
-    left = [job for job in jobs if job.state not in ("done", "pruned")]
-    for job in left:
-        print(f"error: {job.directory} is {job.state}{': ' * bool(job.why)}{job.why}", file=sys.stderr)
-    if left:
-        sys.exit(1)
+    return [job for job in jobs if job.state not in ("done", "pruned")]
 
 
 def _check(name: str, overrides: Sequence[str], sweep: bool, fixed: Sequence[str] | None) -> "Plan | None":

@@ -92,7 +92,7 @@ def cluster(root: Path) -> Iterator[Cluster]:
         ["slurmctld", "-D"],
         *(["slurmd", "-D", "-N", node] for node in ("n0", "n1")),
     ]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # end what was started then, too
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # end what was started then, too
     try:
         for command in commands:
             with (root / "daemons.log").open("ab") as log:
@@ -113,6 +113,7 @@ def cluster(root: Path) -> Iterator[Cluster]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _idle(of: Cluster) -> int:

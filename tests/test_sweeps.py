@@ -197,6 +197,19 @@ def test_what_is_not_installed_is_named_with_its_extra(
     assert f"pip install 'pyrskip[{extra}]'" in refused(capsys, "train", "-m", "seed=0,1", given)
 
 
+def test_a_launcher_that_fails_is_one_line(
+    rolled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(rolled)
+    monkeypatch.setenv("PATH", "/nowhere")  # no sbatch
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "-m", *SMALL, "name=queueless", "from=runs/easy_vqa", "seeds=1", "seed=0,1", "hydra/launcher=slurm"])
+    assert exit_.value.code == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "are you indeed on a slurm cluster?" in said[0]
+    assert said[1:] == [f"error: runs/queueless/seed={seed} is waiting" for seed in (0, 1)]
+
+
 @pytest.mark.parametrize(("accelerator", "gpus"), [("gpu", 4), ("cpu", None)])
 def test_slurm_is_asked_for_the_trainers_gpus(accelerator: str, gpus: int | None) -> None:
     planned("experiment=easy_vqa", "stages=[data]")  # registers the resolver
