@@ -57,7 +57,7 @@ from pyrskip.training import find_rule
 from pyrskip.training.flex import FlexModule
 from pyrskip.training.health import glance_is_best
 from pyrskip.training.preemption import preemptible
-from pyrskip.training.trainer import build_trainer, check_trainer, fit
+from pyrskip.training.trainer import build_trainer, check_trainer, fit, together
 
 # a server's count of prompt tokens may be so far from the cost's before that is said
 COUNT_TOLERANCE = 0.2
@@ -86,7 +86,7 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
             run.check_before(stage, config.stages)
     if run.cache is not None and config.data.cache != "run":
         check_cache_of(run, VisionEncoder(config.vision))
-    with run.held():
+    with run.held(), together(config.trainer):
         run.keep_config()
         for stage in config.chain:
             if stage not in config.stages:

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from pyrskip.data.datamodule import StepData
 from pyrskip.errors import UserError, choose
@@ -171,6 +173,25 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: StepData, directo
     with after_the_step():
         trainer.fit(module, data, ckpt_path=path if path.exists() else None, weights_only=True)
     return trainer.strategy.lightning_module_state_dict()
+
+
+@contextmanager
+def together(config: TrainerConfig) -> Iterator[None]:
+    """Within, a rank that is gone, or refuses what it was given, is one sentence. Raises UserError."""
+    gone = f"another rank is gone, or was silent for trainer.timeout={config.timeout} s; the same command goes on"
+    try:
+        yield
+    except ProcessRaisedException as error:  # with the traceback of a rank that was forked or spawned
+        kind, _, said = str(error).strip().splitlines()[-1].partition(": ")
+        if kind != "pyrskip.errors.UserError":
+            raise
+        raise UserError(said) from error
+    except ProcessExitedException as error:
+        raise UserError(f"{gone} from the last checkpoint ({error})") from error
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise UserError(f"{gone} from the last checkpoint ({' '.join(str(error).split())})") from error
 
 
 def check_readable(path: Path, module: torch.nn.Module | None = None) -> None:
