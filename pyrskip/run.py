@@ -175,9 +175,8 @@ class Run:
             lock.acquire()
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         except Timeout as error:
-            raise UserError(
-                f"{self.root} is in use by {holder.read_text()}; allowed: wait for its end, or another name="
-            ) from error
+            who = holder.read_text() if holder.exists() else "another process"
+            raise UserError(f"{self.root} is in use by {who}; allowed: wait for its end, or another name=") from error
         except OSError as error:
             raise UserError(f"root={self.config.root} cannot be written: {error}") from error
         try:
