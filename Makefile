@@ -7,7 +7,7 @@ EXTRAS := train,export,serve,hub,easy-vqa,scenes,convert,minilm,hf,remote,wandb,
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-slurm lint format types bench bench-deploy bench-scaling docs clean
+.PHONY: help setup train test test-slow test-slurm lint format types bench bench-deploy bench-ranks bench-scaling chaos docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -50,6 +50,12 @@ bench: $(READY)  ## time what is claimed to be fast, as ratios from one run
 
 bench-deploy: $(READY)  ## time an export, export=<directory>: onnx against torch, the gate's saving, the service's overhead
 	for name in speed saving service; do $(BIN)/python benchmarks/deploy.py $(export) $$name || exit 1; done
+
+bench-ranks: $(READY)  ## time two ranks against one, a core each
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ranks.py
+
+chaos: $(READY)  ## kill trainings at random, 200 times, and run them again (a quarter of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos rounds=200 seed=0
 
 bench-scaling: $(READY)  ## what 1 to 512 ranks would be given to do, counted from one process (docs/scaling.md)
 	$(BIN)/python benchmarks/scaling.py

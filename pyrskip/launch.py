@@ -23,7 +23,7 @@ FLAGS = (
 )
 # advice of Lightning's that does not apply: loaders are told how many workers, checkpoints are resumed in their directory,
 # a frozen encoder is in eval mode on purpose, rollouts are written by chunk, of which a rank may have none left; LeafSpec is
-# of its own making; a sweep is started on a login node
+# of its own making; keys and values are views, and are not written to; a sweep is started on a login node
 QUIET = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
@@ -33,6 +33,7 @@ QUIET = (
     ".*predict returned None.*",
     ".*Total length of `.*DataLoader.* across ranks is zero.*",
     ".*`srun` command is available on your system but is not used.*",
+    ".*FSDP2-wrapped module .* returned a view tensor.*",
 )
 
 
@@ -57,15 +58,13 @@ def launch(name: str, arguments: Sequence[str], task: Callable[[Any], None], fix
     quiet()
     from omegaconf.errors import OmegaConfBaseException
 
-    from pyrskip.training.preemption import preemptible
-
     typed = sys.argv
     flags = [a for a in arguments if a in ("-m", "--multirun")]  # Hydra wants them first
 
     def guarded(cfg: Any) -> None:
         sys.argv = typed  # what Lightning starts other ranks with
         try:
-            with interruptible(), preemptible():
+            with interruptible():
                 task(cfg)
         except UserError as error:
             fail(error)
@@ -99,7 +98,6 @@ def _of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str]
         from pyrskip.run import first_rank
         from pyrskip.sweeps.jobs import name_of, read_job, run_job
         from pyrskip.sweeps.plan import in_sweep, refuse_replay
-        from pyrskip.training.preemption import preemptible
 
         sys.argv = typed
         quiet()
@@ -111,8 +109,7 @@ def _of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str]
             refuse_replay(read(own)[0].trainer, HydraConfig.get().launcher)
             task(own)
 
-        with preemptible():
-            return run_job(read_job(sweep / name), run, _line, first_rank())
+        return run_job(read_job(sweep / name), run, _line, first_rank())
 
     return job
 

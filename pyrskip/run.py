@@ -4,17 +4,23 @@ A stage's stage.json holds its fingerprint: the config keys that it depends on a
 Same fingerprint: a finished stage is skipped, an unfinished one resumed. Changed: refused, naming the key.
 """
 
+import errno
 import hashlib
 import json
+import os
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
+from safetensors import SafetensorError
 
 from pyrskip.config import Config, to_plain
 from pyrskip.data.convert.config import FORMATS
@@ -43,7 +49,10 @@ PLACES = (*(f"model.remote.{k}" for k in ("url", "key", "parallel", "timeout", "
 OF_SOURCES = {"scenes": ("scenes",), "files": FORMATS, "shards": (WRITTEN,)}
 UNTOLD = ("data.cache", "data.max_bad_fraction", "data.scenes.workers", "data.files.workers")
 SINCE = {"loader.order": "samples"}
-WAIT_SECONDS = 7200
+PATIENCE = 20
+"""Seconds that a run waits for the processes of one that was killed to let go of its directory."""
+# what the disk says when it takes no more
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -155,17 +164,47 @@ class Run:
             except OSError as error:
                 raise UserError(f"root={self.config.root} cannot be written: {error}") from error
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from writing here meanwhile; a process that is gone keeps nobody out. Raises UserError where
+        one is there, or where the disk takes no more."""
+        if not first_rank():
+            yield
+            return
+        lock, holder = FileLock(self.root / ".lock", timeout=PATIENCE), self.root / ".holder"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        except Timeout as error:
+            who = holder.read_text() if holder.exists() else "another process"
+            raise UserError(f"{self.root} is in use by {who}; allowed: wait for its end, or another name=") from error
+        except OSError as error:
+            raise UserError(f"root={self.config.root} cannot be written: {error}") from error
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, OSError) and error.errno not in FULL:
+                raise
+            raise UserError(f"{self.root} cannot be written: {error}; make room and run the same command again") from error
+        finally:
+            lock.release()
+
     def say(self, line: str) -> None:
         if first_rank() and not self.config.trainer.quiet:
             Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
 
     def wait_for(self, stage: str) -> None:
         """Wait for the first rank, which alone runs this stage; there is no process group yet."""
-        for _ in range(int(WAIT_SECONDS / 0.5)):
+        limit = self.config.trainer.timeout
+        for _ in range(2 * limit):
             if self.done(stage):
                 return
             time.sleep(0.5)
-        raise UserError(f"{self.root / stage} was not finished by the first rank within {WAIT_SECONDS} s")
+        raise UserError(
+            f"{self.root / stage} was not finished by the first rank within trainer.timeout={limit} s; allowed: run "
+            f"stages=[{stage}] alone before, or wait longer"
+        )
 
 
 def stands_on(config: Config, stage: str) -> tuple[str, ...]:

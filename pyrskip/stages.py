@@ -58,12 +58,16 @@ from pyrskip.tracking.watch import Watch
 from pyrskip.training import find_rule
 from pyrskip.training.flex import FlexModule
 from pyrskip.training.health import glance_is_best
-from pyrskip.training.trainer import build_trainer, check_trainer, fit
+from pyrskip.training.preemption import preemptible
+from pyrskip.training.trainer import build_trainer, check_trainer, fit, together
 
 # a server's count of prompt tokens may be so far from the cost's before that is said
 COUNT_TOLERANCE = 0.2
+# stages of the first rank; the others wait for data, and have done their part when the last two begin
+ALONE = ("data", "frontier", "compare")
 
 
+@preemptible()
 def run_stages(config: Config, nodes: dict[str, Any], prunes: bool = False) -> Path:
     """Run the config's stages in order; returns the run's directory.
 
@@ -87,22 +91,24 @@ def run_stages(config: Config, nodes: dict[str, Any], prunes: bool = False) -> P
             run.check_before(stage, config.stages)
     if run.cache is not None and config.data.cache != "run":
         check_cache_of(run, VisionEncoder(config.vision))
-    run.keep_config()
-    for stage in config.chain:
-        if stage not in config.stages:
-            continue
-        if run.done(stage):
-            run.say(f"{stage}: done before, in {run.directory(stage)}")
-            continue
-        run.say(f"{stage}: to {run.root / stage}")
-        if stage == "data" and not first_rank():
-            run.wait_for(stage)
-            continue
-        run.mark(stage, done=False)
-        RUNNERS[stage](run)
-        run.mark(stage, done=True)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()
+    with run.held(), together(config.trainer):
+        run.keep_config()
+        for stage in config.chain:
+            if stage not in config.stages:
+                continue
+            if run.done(stage):
+                run.say(f"{stage}: done before, in {run.directory(stage)}")
+                continue
+            run.say(f"{stage}: to {run.root / stage}")
+            if stage in ALONE and not first_rank():
+                if stage == "data":
+                    run.wait_for(stage)
+                continue
+            run.mark(stage, done=False)
+            RUNNERS[stage](run)
+            run.mark(stage, done=True)
+            if stage not in ALONE and torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.barrier()
     return run.root
 
 
@@ -150,10 +156,12 @@ def train_flex(run: Run) -> None:
     model = NativeModel(config.native, tokenizer)
     module = FlexModule(config.flex, model, ActionSet.by_level(model.pyramid))
     gather = partial(collate, side=config.pyramid.size)
-    _fit(run, module, Filled(data), gather, config.loader.batch_images, directory, "flex")
+    state = _fit(run, module, Filled(data), gather, config.loader.batch_images, directory, "flex")
     tell_faults(run, "train")
     if first_rank():
-        model.save(directory)
+        whole = NativeModel(config.native, tokenizer)
+        whole.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+        whole.save(directory)
 
 
 def roll_out_splits(run: Run) -> None:
@@ -279,8 +287,8 @@ def _fit(
     stage: str,
     seed: int = 0,
     val: TableEnvironment | None = None,
-) -> None:
-    """val: what a gate is watched on while it trains."""
+) -> dict[str, torch.Tensor]:
+    """val: what a gate is watched on while it trains. Returns the module's state."""
     config = run.config
     steps = module.optimizer_config.steps
     name = stage if stage == "flex" else f"{stage}/seed-{seed}"
@@ -288,13 +296,13 @@ def _fit(
         watches: list[Callback] = [Watch(val, built)] if val is not None else []
         if run.prunes and val is not None and name == f"gate/seed-{config.seed}":
             watches.append(Rungs(run.root, val))
-        trainer = build_trainer(config.trainer, directory, built, name, watches)
+        trainer = build_trainer(config.trainer, directory, built, name, watches, sharded=stage == "flex")
         if stage == "flex":
             of = config.loader
             loader = StepData(data, gather, batch, steps, module.seed, of.workers, of.order, of.replan)
         else:
             loader = StepData(data, gather, batch, steps, module.seed)
-        fit(trainer, module, loader, directory)
+        return fit(trainer, module, loader, directory)
 
 
 def _job(run: Run, stage: str) -> Job:

@@ -3,12 +3,19 @@
 import resource
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from pyrskip.data.datamodule import StepData
+from pyrskip.reward import RewardConfig
 from pyrskip.training.checkpoint import PatientIO
+from pyrskip.training.gate import GateModule
+from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
+from tests.test_rules import toy_module
 
 
 @pytest.fixture
@@ -32,6 +39,32 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
     assert capsys.readouterr().err == f"{path} cannot be written: File too large; training goes on, and tries again\n"
     writer.save_checkpoint({"step": 3}, path)
     assert torch.load(path, weights_only=True) == {"step": 3}
+
+
+def test_a_rule_that_remembers_by_the_batch_resumes_exactly_where_gradients_accumulate(tmp_path: Path) -> None:
+    """Killed twice: the second time from a checkpoint that the resumed training has saved."""
+
+    def train(folder: str, until: int) -> GateModule:
+        module = toy_module("reinforce", "bernoulli", RewardConfig("target", target=0.4), 8, baseline="running_mean")
+        step = module.training_step
+
+        def dies(rows: Tensor, batch_idx: int) -> Tensor:
+            if batch_idx == until:
+                raise InterruptedError
+            return step(rows, batch_idx)
+
+        module.training_step = dies  # type: ignore[method-assign]
+        config = TrainerConfig(accumulate=2, checkpoint_every=1, quiet=True)
+        with suppress(InterruptedError):
+            data = StepData(range(200), torch.tensor, 4, 8, 1)  # type: ignore[arg-type]
+            fit(build_trainer(config, tmp_path / folder), module, data, tmp_path / folder)
+        return module
+
+    whole = train("whole", 8).state_dict()
+    train("killed", 4)
+    train("killed", 5)
+    killed = train("killed", 8).state_dict()
+    assert all(killed[name].equal(value) for name, value in whole.items())
 
 
 def test_a_checkpoint_is_first_written_beside_where_it_belongs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,7 @@ def test_the_policy_follows_the_rule() -> None:
         ("reward.target=0.5", "reward.target=0.5 .*mode=target"),
         ("stages=[data,fly]", "stages='fly' .*data, flex"),
         ("trainer.devices=0", "trainer.devices=0: at least 1"),
+        ("trainer.strategy=nope", "trainer.strategy.*nope.*allowed: auto, ddp, ddp_fork, ddp_spawn, fsdp"),
         ("flex.budget=lavish", "'lavish' .*tokenflex"),
         ("text.name=gpt", "text.name='gpt' .*minilm"),
         ("budget.total=-4", "total=-4"),
@@ -138,10 +139,9 @@ def test_a_saved_config_keeps_what_it_borrows() -> None:
 @pytest.mark.parametrize(
     ("config", "steps", "said"),
     [
-        (TrainerConfig(strategy="nope"), (), "strategy=nope.* cannot run here"),
         (TrainerConfig(precision="99"), (), "precision=99.* cannot run here"),
         (TrainerConfig(accelerator="tpu"), (), "accelerator=tpu.* cannot run here"),
-        (TrainerConfig(devices=2, strategy="fsdp"), (), "devices=2.*fsdp"),
+        (TrainerConfig(devices=2, strategy="fsdp", precision="16-mixed"), (), "devices=2.*fsdp"),
         (TrainerConfig(accumulate=4), (8, 6), "trainer.accumulate=4 does not divide optimizer.steps=6"),
     ],
 )
@@ -150,6 +150,31 @@ def test_an_impossible_trainer_is_refused(config: TrainerConfig, steps: tuple[in
         check_trainer(config, steps)
     assert "\n" not in str(caught.value)
     check_trainer(TrainerConfig(accumulate=2), (2, 4))
+
+
+@pytest.mark.parametrize(
+    ("names", "config"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2"}, TrainerConfig()),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, TrainerConfig(devices=2)),
+        ({"SLURM_NTASKS": "2"}, TrainerConfig(nodes=2)),
+        ({}, TrainerConfig(devices=2, nodes=2)),
+    ],
+)
+def test_other_ranks_than_were_started_are_refused(
+    names: dict[str, str], config: TrainerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"trainer.nodes = \d, and torchrun or srun has started \d; allowed: as many of both"):
+        check_trainer(config, ())
+
+
+@pytest.mark.parametrize("names", [{"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_NTASKS": "4"}], ids=str)
+def test_a_process_of_a_job_may_start_its_ranks(names: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    check_trainer(TrainerConfig(devices=2), ())
 
 
 def test_a_checkpoint_must_be_a_trainings_and_the_modules(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pyrskip.training.gate import GateModule
 class ActorCriticModule(GateModule):
     policies = ("sequential",)
     soft = False
+    critic = True
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -65,7 +66,7 @@ class ActorCriticModule(GateModule):
         advantage = estimators.advantages(reward, steps.value, trace=self.config.trace)
         memory = {"price": price, "asked": asked, "log_prob": steps.log_prob, "outcome": advantage + steps.value}
         # a critic that has learned nothing calls every episode good, and then whatever is common gets commoner: it collapses
-        memory["advantage"] = advantage - advantage.mean(0)
+        memory["advantage"] = advantage - self.over_ranks(advantage.mean(0))
         return memory | ({"rows": rows} if self.config.epochs > 1 else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

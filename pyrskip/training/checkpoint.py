@@ -5,12 +5,25 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from lightning_fabric.utilities.types import _PATH
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from pyrskip.data.shards import whole_file
 from pyrskip.errors import UserError
+
+
+class BetweenSteps(ModelCheckpoint):
+    """Lightning's own, but never within an accumulated step, where it would save after it was resumed: the gradients so far are
+    in no checkpoint, and a baseline or a multiplier has moved by their batches already."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 class PatientIO(TorchCheckpointIO):

@@ -8,10 +8,12 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from pyrskip.budget import StochasticBudget, scale
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
+from pyrskip.models.language import Block
 from pyrskip.models.native import NativeModel
 from pyrskip.sample import Batch
 from pyrskip.training.module import OptimizerConfig, StepModule, step_seed
@@ -63,6 +65,20 @@ class FlexModule(StepModule):
         self.config, self.model, self.actions = config, model, actions
         self.budget = StochasticBudget(config.budget, config.seed)
 
+    def configure_model(self) -> None:
+        """Under trainer.strategy=fsdp: what trains in parts, those of every block of a prefix decoder collected for it alone,
+        all others together. What is frozen stays whole."""
+        if self.device_mesh is None:
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for block in self.model.language.blocks:
+            if type(block) is Block:  # CrossBlock is entered by more than one door
+                fully_shard(block, mesh=mesh)
+        for parameter in self.parameters():
+            parameter.data = parameter.data.contiguous()  # an encoder's are channels_last
+        fully_shard(self, mesh=mesh, ignored_params={p for p in self.parameters() if not p.requires_grad})
+        register_fsdp_forward_method(self, "training_step")
+
     def selection(self, step: int) -> Tensor:
         """A random selection, [T] bool: one a step, on all ranks, so that none pads to or waits for a larger one's tokens."""
         c, pyramid = self.config, self.model.pyramid
@@ -86,10 +102,12 @@ class FlexModule(StepModule):
         selection = self.selection(batch_idx).to(self.device)
         capacity = self.model.pyramid.capacity(batch.size)[batch.image_of]
         sighted = torch.rand(len(batch), 1, device=self.device) >= self.config.blind_share
+        sighted[0] = True  # parts are collected from all ranks or from none, so each must have something to project
         fractions = self.budget.fractions(batch_idx)
         features = self.model.encode(batch, selection & sighted & (capacity > 0))
         results = [self.model.forced(batch, features, scale(capacity, f) * selection * sighted) for f in fractions]
         loss = -torch.stack([r.loglik for r in results]).mean()
         accuracy = torch.stack([r.greedy.float() for r in results]).mean()
-        self.log_dict({"train/loss": loss, "train/accuracy": accuracy}, prog_bar=True, batch_size=len(batch))
+        loss_told, accuracy_told = self.over_ranks(torch.stack([loss, accuracy]))
+        self.log_dict({"train/loss": loss_told, "train/accuracy": accuracy_told}, prog_bar=True, batch_size=len(batch))
         return loss

@@ -90,7 +90,8 @@ class GateModule(StepModule):
     """A gate, an environment and a price; a rule is the training_step.
 
     policies: what the rule can train, offline_only: those of them that need a rollout table; forms: of the reward; soft:
-    whether it is best taught the answer's probability (a sampled decision gives no gradient to it, so its score does).
+    whether it is best taught the answer's probability (a sampled decision gives no gradient to it, so its score does); critic:
+    whether it trains the one of a sequential policy.
     log_every: steps between logged metrics, the last step's beside; 0 for none.
     """
 
@@ -98,6 +99,7 @@ class GateModule(StepModule):
     offline_only: tuple[str, ...] = ()
     forms: tuple[str, ...] = ("linear", "bonus")
     soft = True
+    critic = False
 
     def __init__(self, config: RuleConfig, gate: Gate, environment: Environment[Any], reward: RewardConfig, seed: int) -> None:
         super().__init__(config.optimizer, seed)
@@ -106,6 +108,8 @@ class GateModule(StepModule):
         self.price = Price(reward)
         self.alarm = CollapseAlarm(config.optimizer.steps)
         self.log_every = 1
+        if gate.config.policy == "sequential":  # ranks wait for the gradient of all that requires one
+            gate.steps.critic.requires_grad_(self.critic)
 
     @classmethod
     def check(cls, config: RuleConfig, gate: GateConfig, reward: RewardConfig) -> None:
@@ -166,13 +170,6 @@ class GateModule(StepModule):
             weight = weight.where(scores.amax(-1) > scores.amin(-1), weight * done / self.config.curriculum)
         return weight
 
-    def over_ranks(self, mean: Tensor) -> Tensor:
-        """The mean of a number over all ranks; without a Trainer there is one."""
-        if self._trainer is None:
-            return mean
-        reduced: Tensor = self.trainer.strategy.reduce(mean, reduce_op="mean")
-        return reduced
-
     @torch.no_grad()
     def record(
         self,
@@ -190,25 +187,29 @@ class GateModule(StepModule):
         if not (logs or targeted):
             return
         sample = policy.sample()
-        sampled = self.environment.cost(rows, sample)
+        spent = self.environment.cost(rows, sample)
         if targeted:
-            self.price.update(self.over_ranks(sampled.mean()))
+            self.price.update(self.over_ranks(spent.mean()))
         if not logs:
             return
         asked = policy.mode()
         score, cost = self.environment.score(rows, asked), self.environment.cost(rows, asked)
-        metrics = {
+        means = {
             "train/loss": loss,
             "reward/mean": worth(self.price.config, score, cost, seen.price).mean(),
             "reward/price": seen.price.mean(),
             "gate/accuracy": score.mean(),
             "cost/tokens": self.environment.tokens(rows, asked).mean(),
             "cost/relative_flops": cost.mean(),
-            "cost/relative_flops_sampled": sampled.mean(),
+            "cost/relative_flops_sampled": spent.mean(),
+            "gate/entropy": policy.entropy().mean(),
         }
-        metrics |= {f"losses/{name}": value for name, value in losses.items()}
-        level = self.environment.tile_level
-        health = signs(policy, asked, sample, self.environment.types(rows), level)
+        means |= {f"losses/{name}": value for name, value in losses.items()}
+        metrics = dict(zip(means, self.over_ranks(torch.stack(list(means.values()))), strict=True))
+        every = {"asked": asked.tolist(), "sampled": sample.tolist(), "types": list(self.environment.types(rows))}
+        every = self.of_ranks(every)
+        decided, sampled = (torch.tensor(every[name]) for name in ("asked", "sampled"))
+        health = signs(decided, sampled, every["types"], self.environment.tile_level)
         self.log_dict(metrics | {name: torch.tensor(value) for name, value in health.items()}, batch_size=len(score))
         told = self.alarm.look(batch_idx, self.gate, seen, self.price.config)
         if told is not None:

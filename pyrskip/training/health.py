@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pyrskip.gates.gate import Gate, Observation
-from pyrskip.gates.policies import Policy
 from pyrskip.reward import RewardConfig, worth
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.health import entropy_of, keep_rates, labels, mutual_information
@@ -20,18 +19,17 @@ CERTAIN = 0.05
 PATIENCE = 0.2
 
 
-def signs(policy: Policy, asked: Tensor, sampled: Tensor, types: Sequence[str], tile_level: Tensor) -> dict[str, float]:
+def signs(asked: Tensor, sampled: Tensor, types: Sequence[str], tile_level: Tensor) -> dict[str, float]:
     """What a gate's decisions look like over a batch, by metric name. asked, sampled [B, T]: its mode and a sample.
 
-    keep rates of levels; entropy of the policy (certainty) and of its decisions over the batch (variety), in nats; how many
-    distinct selections, what they tell of the question type, and how often the sample is not the mode.
+    keep rates of levels; entropy of its decisions over the batch (variety), in nats; how many distinct selections, what they
+    tell of the question type, and how often the sample is not the mode.
     """
     label = labels(asked > 0)
     rates = keep_rates(asked > 0, tile_level.to(asked.device))
     # the last level is the glance, which is always kept
     found = {f"gate/keep_rate/level_{level}": rates[level] for level in sorted(rates)[:-1]}
     return found | {
-        "gate/entropy": float(policy.entropy().mean()),
         "gate/decision_entropy": entropy_of(label),
         "gate/distinct": float(label.max() + 1),
         "gate/mutual_information": mutual_information(label, types),

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from pyrskip.errors import UserError
 
@@ -34,14 +35,46 @@ def step_seed(seed: int, step: int, stream: int = 0) -> int:
 
 
 class StepModule(pl.LightningModule):
-    """Seeds every step from (seed, step, rank), so that a resumed run draws what the uninterrupted one would have drawn."""
+    """Seeds every step from (seed, step, rank), so that a resumed run draws what the uninterrupted one would have drawn; and
+    learns from all ranks' rows alike, however many each has.
+
+    share: this rank's rows of the step over the mean of all ranks': weighed with it, the mean over ranks is that over rows.
+    """
 
     def __init__(self, optimizer: OptimizerConfig, seed: int) -> None:
         super().__init__()
         self.optimizer_config, self.seed = optimizer, seed
+        self.share = 1.0
+
+    @property
+    def ranks(self) -> int:
+        """Without a Trainer there is one."""
+        return 1 if self._trainer is None else self.trainer.world_size
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(step_seed(self.seed, batch_idx, 1 + self.global_rank))
+        if self.ranks > 1:
+            rows = torch.tensor(float(len(batch)), device=self.device)
+            self.share = len(batch) / float(self.trainer.strategy.reduce(rows, reduce_op="mean"))
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        # DDP's gradients are the mean over ranks
+        super().backward(loss * self.share, *args, **kwargs)
+
+    def over_ranks(self, mean: Tensor) -> Tensor:
+        """What is a mean over this rank's rows, [...] -> over all ranks', without gradient."""
+        if self.ranks == 1:
+            return mean.detach()
+        reduced: Tensor = self.trainer.strategy.reduce(mean.detach() * self.share, reduce_op="mean")
+        return reduced
+
+    def of_ranks(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Lists of as many rows each -> with those of all ranks. Every rank must ask."""
+        if self.ranks == 1:
+            return rows
+        parts: list[Any] = [None] * self.ranks
+        torch.distributed.all_gather_object(parts, rows)
+        return {name: [row for part in parts for row in part[name]] for name in rows}
 
     def configure_optimizers(self) -> Any:
         c = self.optimizer_config

@@ -1,30 +1,45 @@
 """The Lightning Trainer of every stage that trains, and its resumption."""
 
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from pyrskip.data.datamodule import StepData
-from pyrskip.errors import UserError
-from pyrskip.training.checkpoint import PatientIO
+from pyrskip.errors import UserError, choose
+from pyrskip.training.checkpoint import BetweenSteps, PatientIO
 from pyrskip.training.clock import Clock
 from pyrskip.training.preemption import Stop, after_the_step, answer_signals
 from pyrskip.training.progress import Bar, Lines
 
 CHECKPOINT = "last.ckpt"
+# how each starts its ranks: `popen` runs the same command again
+STARTS = {"auto": "popen", "ddp": "popen", "ddp_fork": "fork", "ddp_spawn": "spawn", "fsdp": "popen"}
+STRATEGIES = tuple(STARTS)
 
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Lightning's own words. checkpoint_every: steps that a kill can cost at most. quiet: no progress."""
+    """Lightning's own words. checkpoint_every: steps that a kill can cost at most. quiet: no progress.
+
+    strategy: auto (one process, or ddp where there are several), ddp, ddp_fork or ddp_spawn (on one machine, from one process),
+    fsdp (flex alone: its language model in parts, gates by ddp). timeout: seconds that a rank waits for another.
+    """
 
     accelerator: str = "cpu"
     devices: int = 1
@@ -35,14 +50,17 @@ class TrainerConfig:
     gradient_clip: float | None = 1.0
     checkpoint_every: int = 200
     log_every: int = 20
+    timeout: int = 1800
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("devices", "nodes", "accumulate", "checkpoint_every", "log_every"):
+        for name in ("devices", "nodes", "accumulate", "checkpoint_every", "log_every", "timeout"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: at least 1 is needed")
         if self.accelerator not in ("cpu", "gpu", "cuda", "mps", "tpu", "auto"):
             raise UserError(f"trainer.accelerator={self.accelerator!r} is unknown; allowed: auto, cpu, cuda, gpu, mps, tpu")
+        if self.strategy not in STRATEGIES:
+            raise choose("trainer.strategy", self.strategy, STRATEGIES)
         if self.gradient_clip is not None and not 0 < self.gradient_clip < float("inf"):
             raise UserError(f"trainer.gradient_clip={self.gradient_clip} clips nothing; allowed: null, or more than 0")
 
@@ -53,14 +71,15 @@ def build_trainer(
     loggers: Sequence[Logger] = (),
     title: str = "",
     callbacks: Sequence[Callback] = (),
+    sharded: bool = False,
 ) -> pl.Trainer:
     """A Trainer whose one epoch is the whole run and whose checkpoints go to `directory`/last.ckpt.
 
-    title: what its progress is told as.
+    title: what its progress is told as. sharded: whether trainer.strategy=fsdp may share out the module's weights.
     """
     terminal = sys.stderr.isatty() and not config.quiet
     progress: list[Callback] = [] if config.quiet else [Bar(title) if terminal else Lines(title)]
-    checkpoint = ModelCheckpoint(
+    checkpoint = BetweenSteps(
         dirpath=directory,
         filename=Path(CHECKPOINT).stem,
         every_n_train_steps=config.checkpoint_every,
@@ -70,6 +89,7 @@ def build_trainer(
     )
     return _trainer(
         config,
+        sharded,
         logger=list(loggers),
         callbacks=[Clock(), *callbacks, checkpoint, Stop(directory / CHECKPOINT), *progress],
         enable_progress_bar=terminal,
@@ -84,16 +104,40 @@ def check_trainer(config: TrainerConfig, steps: Iterable[int]) -> None:
                 f"trainer.accumulate={config.accumulate} does not divide optimizer.steps={count}; "
                 "allowed: a divisor of every trained stage's steps"
             )
-    _trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    _trainer(config, config.strategy == "fsdp", logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
 
-def _trainer(config: TrainerConfig, **rest: Any) -> pl.Trainer:
+def _own_ranks(config: TrainerConfig) -> list[LightningEnvironment]:
+    """The environment of ranks that are started here, or none where a launcher has started them. Refuses another number than
+    that: they would wait for each other, or each train alone."""
+    wanted, torchrun = config.devices * config.nodes, TorchElasticEnvironment.detect()
+    started = int(os.environ["WORLD_SIZE"] if torchrun else os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if not torchrun and started == 1 and (config.nodes == 1 or "NODE_RANK" in os.environ):
+        return [LightningEnvironment()]  # in a job of SLURM too, of which Lightning would take every process for a task
+    if started != wanted:
+        raise UserError(
+            f"trainer.devices x trainer.nodes = {wanted}, and torchrun or srun has started {started}; allowed: as many of both"
+        )
+    return []
+
+
+def _strategy(config: TrainerConfig, sharded: bool) -> Strategy | str:
+    ranks, limit = config.devices * config.nodes, timedelta(seconds=config.timeout)
+    if config.strategy == "fsdp" and sharded:
+        return ModelParallelStrategy(ranks, 1, save_distributed_checkpoint=False, timeout=limit)
+    if config.strategy == "auto" and ranks == 1:
+        return "auto"
+    start: Any = STARTS[config.strategy]
+    return DDPStrategy(start_method=start, timeout=limit)
+
+
+def _trainer(config: TrainerConfig, sharded: bool, **rest: Any) -> pl.Trainer:
     try:
         trainer = pl.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.nodes,
-            strategy=config.strategy,
+            strategy=_strategy(config, sharded),
             precision=config.precision,  # type: ignore[arg-type]
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.gradient_clip,
@@ -103,7 +147,7 @@ def _trainer(config: TrainerConfig, **rest: Any) -> pl.Trainer:
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            plugins=[PatientIO()],
+            plugins=[PatientIO(), *_own_ranks(config)],
             **rest,
         )
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
@@ -115,13 +159,34 @@ def _trainer(config: TrainerConfig, **rest: Any) -> pl.Trainer:
     return trainer
 
 
-def fit(trainer: pl.Trainer, module: pl.LightningModule, data: StepData, directory: Path) -> None:
-    """Train to the end, from the directory's checkpoint where there is one."""
+def fit(trainer: pl.Trainer, module: pl.LightningModule, data: StepData, directory: Path) -> dict[str, Tensor]:
+    """Train to the end, from the directory's checkpoint where there is one. Returns the module's state, on the first rank
+    whole, though it may be in parts."""
     path = directory / CHECKPOINT
     if path.exists():
         check_readable(path, module)
     with after_the_step():
         trainer.fit(module, data, ckpt_path=path if path.exists() else None, weights_only=True)
+    return trainer.strategy.lightning_module_state_dict()
+
+
+@contextmanager
+def together(config: TrainerConfig) -> Iterator[None]:
+    """Within, a rank that is gone, or refuses what it was given, is one sentence. Raises UserError."""
+    gone = f"another rank is gone, or was silent for trainer.timeout={config.timeout} s; the same command goes on"
+    try:
+        yield
+    except ProcessRaisedException as error:  # with the traceback of a rank that was forked or spawned
+        kind, _, said = str(error).strip().splitlines()[-1].partition(": ")
+        if kind != "pyrskip.errors.UserError":
+            raise
+        raise UserError(said) from error
+    except ProcessExitedException as error:
+        raise UserError(f"{gone} from the last checkpoint ({error})") from error
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise UserError(f"{gone} from the last checkpoint ({' '.join(str(error).split())})") from error
 
 
 def check_readable(path: Path, module: torch.nn.Module | None = None) -> None:

@@ -1,0 +1,95 @@
+"""Claims about a run's directory: one process writes to it, a dead one keeps nobody out, and what the disk refuses is said."""
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyrskip import run as runs
+from pyrskip.config import Config
+from pyrskip.errors import UserError
+from pyrskip.run import Run
+from pyrskip.stages import run_stages
+from tests.test_stages import tiny
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Callable[[], int]:
+    """Starts a process that holds the run's directory; gives its id."""
+
+    def start() -> int:
+        process = os.fork()
+        if not process:
+            try:
+                with Run(Config(name="run", root=str(tmp_path)), {}).held():
+                    (tmp_path / "held").touch()
+                    time.sleep(60)
+            finally:
+                os._exit(0)
+        for _ in range(500):
+            if (tmp_path / "held").exists():
+                break
+            time.sleep(0.01)
+        return process
+
+    return start
+
+
+def end(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def test_a_run_that_another_process_is_at_is_refused(
+    other: Callable[[], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "PATIENCE", 0.1)
+    process = other()
+    try:
+        with pytest.raises(
+            UserError, match=rf"run is in use by process {process} on .*; allowed: wait for its end, or another"
+        ):
+            run_stages(tiny(tmp_path, "name=run"), {})
+        assert not (tmp_path / "run" / "data").exists()
+    finally:
+        end(process)
+
+
+def test_what_a_killed_process_has_locked_is_free(other: Callable[[], int], tmp_path: Path) -> None:
+    end(other())
+    assert (tmp_path / "run" / ".lock").exists()
+    run_stages(tiny(tmp_path, "name=run", "stages=[data]"), {})
+
+
+def test_a_run_waits_for_what_is_left_of_a_killed_one(other: Callable[[], int], tmp_path: Path) -> None:
+    process = other()
+    if not os.fork():
+        time.sleep(0.5)
+        os.kill(process, signal.SIGKILL)
+        os._exit(0)
+    run_stages(tiny(tmp_path, "name=run", "stages=[data]"), {})
+    assert (tmp_path / "run" / "data" / "stage.json").exists()
+
+
+def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"root=.*file cannot be written: .*Not a directory"):
+        run_stages(tiny(tmp_path / "file", "name=run"), {})
+
+
+@pytest.mark.parametrize("size", [1 << 12, 1 << 16, 1 << 18])
+def test_a_disk_that_is_full_is_one_sentence_and_the_run_goes_on_once_there_is_room(size: int, tmp_path: Path) -> None:
+    """No file can grow beyond `size`, which stops another stage each."""
+    config = tiny(tmp_path, "name=run", "stages=[data,flex,rollouts]", "data.limit=6")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written: .*File too large"):
+            run_stages(config, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    run_stages(config, {})
