@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := train,export,serve,hub,easy-vqa,scenes,convert,minilm,hf,remote,wandb,tensorboard,mlflow,sweep,dev
+EXTRAS := train,export,serve,hub,easy-vqa,scenes,convert,minilm,hf,remote,wandb,tensorboard,mlflow,sweep,cluster,dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format types bench bench-deploy docs clean
+.PHONY: help setup train test test-slow test-slurm lint format types bench bench-deploy bench-ranks bench-scaling chaos docs clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## make .venv with the pinned versions of constraints.txt (about 3 minutes, 7 GB)
 
@@ -28,10 +28,15 @@ test: $(READY)  ## all tests but the slow ones
 test-slow: $(READY)  ## the slow tests: several ranks, kills, a wheel installed elsewhere
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow
 
-lint: $(READY)  ## ruff, and import-linter for the layers
+test-slurm: $(READY)  ## tests on a SLURM of two nodes on this machine, from Debian's packages (needs root)
+	command -v slurmd munged >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends slurm-wlm munge; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slurm
+
+lint: $(READY)  ## ruff, import-linter for the layers, hadolint for the images
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/*.Dockerfile
 
 format: $(READY)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
@@ -45,6 +50,15 @@ bench: $(READY)  ## time what is claimed to be fast, as ratios from one run
 
 bench-deploy: $(READY)  ## time an export, export=<directory>: onnx against torch, the gate's saving, the service's overhead
 	for name in speed saving service; do $(BIN)/python benchmarks/deploy.py $(export) $$name || exit 1; done
+
+bench-ranks: $(READY)  ## time two ranks against one, a core each
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ranks.py
+
+chaos: $(READY)  ## kill trainings at random, 200 times, and run them again (a quarter of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos rounds=200 seed=0
+
+bench-scaling: $(READY)  ## what 1 to 512 ranks would be given to do, counted from one process (docs/scaling.md)
+	$(BIN)/python benchmarks/scaling.py
 
 docs: $(READY)  ## run every command of the docs on small data
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m 'slow or not slow' tests/test_docs.py

@@ -3,23 +3,12 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pyrskip.errors import UserError
-from pyrskip.launch import (
-    conf_directory,
-    fail,
-    interrupted,
-    job_name,
-    launch,
-    need_training,
-    quiet,
-    refuse_rank_sweeps,
-    sweeping,
-)
+from pyrskip.launch import conf_directory, fail, interrupted, launch, need_training, quiet
 
 USAGE = """usage: pyrskip <command> [key=value ...]
 
@@ -39,6 +28,7 @@ commands
   plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
   equal     print accuracy at equal cost: pyrskip equal runs/a runs/b [method=gate,hull] [out=equal.json]
   above     test whether anything is above the full pyramid: pyrskip above runs/a runs/b [out=above.json]
+  sweep     what became of a sweep's jobs: pyrskip sweep status runs/sweep; one job again: pyrskip sweep rerun <job>
   dashboard build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]
 
 examples
@@ -70,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "export": export,
         "predict": predict,
         "serve": serve,
+        "sweep": sweep,
     }
     commands |= {name: _guarded(name) for name in ("report", "plot", "equal", "above", "dashboard")}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -106,6 +97,24 @@ def data(arguments: Sequence[str]) -> None:
 def rollouts(arguments: Sequence[str]) -> None:
     """Run the stages up to the rollouts, then print what every action scored and cost."""
     _staged("train", [*arguments, "stages=[data,cache,flex,rollouts]"], _rollouts)
+
+
+def sweep(arguments: Sequence[str]) -> None:
+    """Look at a sweep, or run one of its jobs again."""
+    if arguments[:1] != ["rerun"] or _helped(arguments, _usage):
+        _guarded("sweep")(arguments)
+        return
+    need_training()
+    from pyrskip.sweeps.jobs import read_job
+
+    try:
+        if len(arguments) < 2 or not all(a.startswith("hydra") for a in arguments[2:]):
+            raise UserError("pyrskip sweep rerun takes one job's directory; allowed beside it: hydra/launcher=<name>")
+        job = read_job(Path(arguments[1]))
+    except UserError as error:
+        fail(error)
+    fixed = [*job.fixed, *arguments[2:]]
+    launch("train", ["-m", *fixed, *job.varied], _train, [o.split("=")[0] for o in fixed])
 
 
 def _staged(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> None:
@@ -226,14 +235,13 @@ def _reshard(arguments: Sequence[str]) -> None:
 
 
 def _train(cfg: Any) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
     from pyrskip.config import read
     from pyrskip.stages import run_stages
 
     config, nodes = read(cfg)
-    if sweeping():
-        refuse_rank_sweeps(config.trainer.strategy, config.trainer.devices * config.trainer.nodes)
-        config = replace(config, name=f"{config.name}/{job_name()}")
-    run_stages(config, nodes)
+    run_stages(config, nodes, prunes=bool(HydraConfig.get().sweeper.get("prune", False)))
 
 
 def _data(cfg: Any) -> None:

@@ -1,31 +1,29 @@
 """Hand a command over to Hydra. The whole config is checked first, of a sweep every job's: what is wrong is one sentence."""
 
-import json
 import logging
-import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyrskip.errors import UserError
 
-# the keys that a sweep's command line fixes, for its jobs: they may run in other processes, on other machines
-SWEEP = "PYRSKIP_SWEEP"
+if TYPE_CHECKING:
+    from pyrskip.sweeps.jobs import Job
+    from pyrskip.sweeps.plan import Plan
+
 # Hydra's flags that are passed on; --cfg=job is --cfg job
 FLAGS = (
     *("-m", "--multirun", "--cfg", "--resolve", "--info", "--hydra-help", "--config-dir", "--config-path", "--version"),
     *("-p", "--package"),
 )
-# jobs of a sweep that are checked before the first runs; of more, as many as show each value once
-CHECKED = 256
 # advice of Lightning's that does not apply: loaders are told how many workers, checkpoints are resumed in their directory,
 # a frozen encoder is in eval mode on purpose, rollouts are written by chunk, of which a rank may have none left; LeafSpec is
-# of its own making; keys and values are views, and are not written to
+# of its own making; keys and values are views, and are not written to; a sweep is started on a login node
 QUIET = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
@@ -34,6 +32,7 @@ QUIET = (
     ".*custom batch sampler `ChunkSampler`.*",
     ".*predict returned None.*",
     ".*Total length of `.*DataLoader.* across ranks is zero.*",
+    ".*`srun` command is available on your system but is not used.*",
     ".*FSDP2-wrapped module .* returned a view tensor.*",
 )
 
@@ -45,8 +44,11 @@ def conf_directory() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def launch(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> None:
-    """Check the whole config first, so that what is wrong is one sentence, then hand over to Hydra."""
+def launch(name: str, arguments: Sequence[str], task: Callable[[Any], None], fixed: Sequence[str] | None = None) -> None:
+    """Check the whole config first, so that what is wrong is one sentence, then hand over to Hydra.
+
+    fixed: of a sweep with -m the keys that name no directory, where they are not those that have one value.
+    """
     need_training()
     arguments = ["trainer.quiet=true" if a == "--quiet" else a for a in arguments]
     # threads that wait without spinning: a busy machine is then slower by its share, not many times over. Before torch.
@@ -62,104 +64,130 @@ def launch(name: str, arguments: Sequence[str], task: Callable[[Any], None]) -> 
     def guarded(cfg: Any) -> None:
         sys.argv = typed  # what Lightning starts other ranks with
         try:
-            task(cfg)
+            with interruptible():
+                task(cfg)
         except UserError as error:
             fail(error)
         except OmegaConfBaseException as error:
             fail(UserError(_sentence(error)))
-        except KeyboardInterrupt:
-            interrupted()
-        except SystemExit as error:  # Lightning's, of a training that was interrupted
-            if isinstance(error.__context__, KeyboardInterrupt):
-                interrupted()
-            raise
 
     for argument in arguments:
         if argument.startswith("-") and argument.split("=")[0] not in FLAGS:
             fail(UserError(f"{argument!r} is no flag of this command; allowed: {', '.join(('--help', '--quiet', *FLAGS))}"))
+    plan = None
     if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
-        _check(name, [a for a in arguments if not a.startswith("-")], sweep=bool(flags))
+        plan = _check(name, [a for a in arguments if not a.startswith("-")], bool(flags), fixed)
     sys.argv = [typed[0], *flags, *(a for a in arguments if a not in flags)]
-    if flags:
-        os.environ[SWEEP] = json.dumps(_fixed_keys(sys.argv[1 + len(flags) :]))
-    hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name=name)(guarded)()
+    main = hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name=name)
+    if plan is None:
+        main(guarded)()
+    else:
+        _sweep(plan, main(_of_job(task, plan.fixed, typed)), quiet="trainer.quiet=true" in arguments)
 
 
-def job_name() -> str:
-    """What the sweep varies, as a directory's name: a function of the overrides, never of the clock."""
-    from hydra.core.hydra_config import HydraConfig
+def _of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str]) -> Callable[[Any], str]:
+    """A task as a job of a sweep, perhaps in another process or on another machine; gives the job's state.
 
-    fixed = set(json.loads(os.environ.get(SWEEP, "[]")))
-    varied = [o for o in HydraConfig.get().overrides.task if o.split("=")[0] not in fixed]
-    return ",".join(varied).replace("/", "-") or "0"
+    fixed: keys that do not vary. typed: the command line, as Lightning starts other ranks with it.
+    """
 
+    def job(cfg: Any) -> str:
+        from hydra.core.hydra_config import HydraConfig
 
-def sweeping() -> bool:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
+        from pyrskip.config import read
+        from pyrskip.run import first_rank
+        from pyrskip.sweeps.jobs import name_of, read_job, run_job
+        from pyrskip.sweeps.plan import in_sweep, refuse_replay
 
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        sys.argv = typed
+        quiet()
+        overrides, sweep = HydraConfig.get().overrides.task, Path(HydraConfig.get().sweep.dir)
+        name = name_of([o for o in overrides if o.split("=")[0] not in fixed])
 
+        def run() -> None:
+            own = in_sweep(cfg, sweep, name)
+            refuse_replay(read(own)[0].trainer, HydraConfig.get().launcher)
+            task(own)
 
-def refuse_rank_sweeps(strategy: str, ranks: int) -> None:
-    """Lightning's subprocess launcher replays the command line, and with it the sweep, on every rank."""
-    if ranks > 1 and strategy not in ("ddp_fork", "ddp_spawn", "ddp_notebook"):
-        raise UserError(
-            f"trainer.strategy={strategy} with {ranks} ranks in a sweep (-m) would sweep anew on every rank; "
-            "allowed: strategy=ddp_fork or ddp_spawn on one machine, or one job a run on a cluster"
-        )
+        return run_job(read_job(sweep / name), run, _line, first_rank())
 
-
-def _fixed_keys(overrides: Sequence[str]) -> list[str]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return [str(o.get_key_element()) for o in parsed if not o.is_sweep_override()]
+    return job
 
 
-def _check(name: str, overrides: Sequence[str], sweep: bool) -> None:
-    """Compose and read the config; of a sweep every job's."""
+def _sweep(plan: "Plan", main: Callable[[], Any], quiet: bool) -> None:
+    """Run a sweep's jobs, then show what all came to. Exits with 1 where one is not done."""
+    from pyrskip.sweeps import jobs as kept
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what a launcher fails with, rather than print it
+    try:
+        with kept.lock(plan.directory), interruptible():
+            for job in plan.jobs:
+                kept.plan(job)
+            try:
+                main()
+            except UserError:
+                raise
+            except Exception as error:  # a launcher's: a job died, or a queue refused it
+                print(f"error: {_line(error)}", file=sys.stderr)
+        left = _show(plan, quiet)
+    except UserError as error:
+        fail(error)
+    for job in left:
+        print(f"error: {job.directory} is {job.state}{': ' * bool(job.why)}{job.why}", file=sys.stderr)
+    if left:
+        sys.exit(1)
+
+
+def _show(plan: "Plan", quiet: bool) -> "list[Job]":
+    """Write the sweep's table and figure, and print them; returns the plan's jobs that are not done. Where a sampler chose
+    the jobs, all in the directory are the plan's."""
+    from rich.console import Console
+
+    from pyrskip.sweeps.jobs import read_jobs
+    from pyrskip.sweeps.overview import print_points, print_status, write_overview
+
+    every, own = read_jobs(plan.directory), {job.name for job in plan.jobs}
+    jobs = [job for job in every if not own or job.name in own]
+    points = write_overview(plan.directory, every)
+    if not quiet:
+        console = Console(soft_wrap=True)
+        print_status(jobs, console)
+        print_points(points, console)
+    return [job for job in jobs if job.state not in ("done", "pruned")]
+
+
+def _check(name: str, overrides: Sequence[str], sweep: bool, fixed: Sequence[str] | None) -> "Plan | None":
+    """Compose and read the config; of a sweep every job's. Returns the sweep's plan."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from pyrskip.config import read
+    from pyrskip.sweeps.plan import plan_sweep
 
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_directory())):
-            for job in _jobs(overrides, sweep):
-                cfg = hydra.compose(config_name=name, overrides=job)
-                if name == "train":
-                    config, _ = read(cfg)
-                    if sweep:
-                        refuse_rank_sweeps(config.trainer.strategy, config.trainer.devices * config.trainer.nodes)
-                elif "???" in str(cfg.get("run", "???")):
-                    raise UserError("run= is missing; allowed: a directory that train made, such as run=runs/easy_vqa")
+            if sweep and name == "train":
+                return plan_sweep(overrides, fixed)
+            cfg = hydra.compose(config_name=name, overrides=list(overrides))
+            if name == "train":
+                read(cfg)
+            elif "???" in str(cfg.get("run", "???")):
+                raise UserError("run= is missing; allowed: a directory that train made, such as run=runs/easy_vqa")
     except UserError as error:
         fail(error)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         fail(UserError(_sentence(error)))
+    return None
 
 
-def _jobs(overrides: Sequence[str], sweep: bool) -> list[list[str]]:
-    """The overrides of the one job, or of every job of a sweep; Hydra's own are left out."""
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def _line(error: Exception) -> str:
+    """What a job or its launcher failed with: a sentence, or the last line of what was raised."""
+    from omegaconf.errors import OmegaConfBaseException
 
-    choices: list[list[str]] = []
-    for override in OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides)):
-        if override.is_hydra_override():
-            continue
-        if sweep and override.is_sweep_override():
-            key = (override.input_line or "").split("=")[0]
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-            if not choices[-1]:
-                raise UserError(f"{override.input_line} sweeps over no value; allowed: one or more")
-        else:
-            choices.append([override.input_line or ""])
-    if math.prod(map(len, choices)) <= CHECKED:
-        return [list(job) for job in product(*choices)]
-    return [[of[i % len(of)] for of in choices] for i in range(max(len(of) for of in choices))]
+    if isinstance(error, UserError | OmegaConfBaseException):
+        return _sentence(error)
+    return ": ".join((type(error).__name__, *str(error).strip().splitlines()[-1:]))
 
 
 def _sentence(error: Exception) -> str:
@@ -188,6 +216,18 @@ def quiet() -> None:
 def fail(error: UserError) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        interrupted()
+    except SystemExit as error:  # Lightning's, of a training that was interrupted
+        if isinstance(error.__context__, KeyboardInterrupt):
+            interrupted()
+        raise
 
 
 def interrupted() -> NoReturn:

@@ -57,10 +57,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errn
 
 @dataclass(frozen=True)
 class Run:
-    """A config with its directories. nodes: what the loggers are instantiated from."""
+    """A config with its directories. nodes: what the loggers are instantiated from. prunes: whether its gate is given up where
+    it falls behind other jobs' of its sweep."""
 
     config: Config
     nodes: dict[str, Any]
+    prunes: bool = False
 
     @property
     def root(self) -> Path:
@@ -179,9 +181,8 @@ class Run:
             lock.acquire()
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         except Timeout as error:
-            raise UserError(
-                f"{self.root} is in use by {holder.read_text()}; allowed: wait for its end, or another name="
-            ) from error
+            who = holder.read_text() if holder.exists() else "another process"
+            raise UserError(f"{self.root} is in use by {who}; allowed: wait for its end, or another name=") from error
         except OSError as error:
             raise UserError(f"root={self.config.root} cannot be written: {error}") from error
         try:

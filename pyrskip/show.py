@@ -1,4 +1,4 @@
-"""Commands that look at finished runs: report, plot, equal, above, dashboard. Nothing is trained."""
+"""Commands that look at finished runs: report, plot, equal, above, sweep status, dashboard. Nothing is trained."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -86,6 +86,21 @@ def _keep(found: Sequence[Any], given: Mapping[str, str]) -> None:
         from pyrskip.evaluation.evaluate import write_json
 
         write_json(Path(given["out"]), [asdict(one) for one in found])
+
+
+def sweep(arguments: Sequence[str]) -> None:
+    """A sweep's jobs with their states, and its frontier so far."""
+    from rich.console import Console
+
+    from pyrskip.sweeps.jobs import read_jobs
+    from pyrskip.sweeps.overview import print_points, print_status, write_overview
+
+    if len(arguments) != 2 or arguments[0] != "status":
+        raise UserError("pyrskip sweep takes status and a sweep's directory; allowed beside it: rerun and a job's directory")
+    directory, console = Path(arguments[1]), Console(soft_wrap=True)
+    jobs = read_jobs(directory)
+    print_status(jobs, console)
+    print_points(write_overview(directory, jobs), console)
 
 
 def dashboard(arguments: Sequence[str]) -> None:

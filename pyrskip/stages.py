@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.callbacks import Callback
 
 from pyrskip.artifacts import (
     ROLLED,
@@ -52,6 +53,7 @@ from pyrskip.rollouts.rollout import RolloutModule, roll_out
 from pyrskip.rollouts.table import RolloutTable, check_origin
 from pyrskip.run import Run, first_rank
 from pyrskip.sample import Batch, Sample
+from pyrskip.sweeps.rungs import Rungs
 from pyrskip.tracking.frontier import frontier_media, frontier_metrics
 from pyrskip.tracking.loggers import Job, loggers
 from pyrskip.tracking.media import send
@@ -61,7 +63,7 @@ from pyrskip.training import find_rule
 from pyrskip.training.flex import FlexModule
 from pyrskip.training.health import glance_is_best
 from pyrskip.training.preemption import preemptible
-from pyrskip.training.trainer import build_trainer, check_trainer, fit
+from pyrskip.training.trainer import build_trainer, check_trainer, fit, together
 
 # a server's count of prompt tokens may be so far from the cost's before that is said
 COUNT_TOLERANCE = 0.2
@@ -72,9 +74,12 @@ ALONE = ("data", "frontier", "compare")
 
 
 @preemptible()
-def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
-    """Run the config's stages in order; returns the run's directory."""
-    run = Run(config, nodes)
+def run_stages(config: Config, nodes: dict[str, Any], prunes: bool = False) -> Path:
+    """Run the config's stages in order; returns the run's directory.
+
+    prunes: as of Run. Raises Pruned then.
+    """
+    run = Run(config, nodes, prunes)
     # what cannot work is refused before any work
     pyramid = pyramid_of(config)
     largest = torch.tensor([[pyramid.size, pyramid.size]])
@@ -94,7 +99,7 @@ def run_stages(config: Config, nodes: dict[str, Any]) -> Path:
             run.check_before(stage, config.stages)
     if run.cache is not None and config.data.cache != "run":
         check_cache_of(run, VisionEncoder(config.vision))
-    with run.held():
+    with run.held(), together(config.trainer):
         run.keep_config()
         for stage in config.chain:
             if stage not in config.stages:
@@ -330,7 +335,9 @@ def _fit(
     steps = module.optimizer_config.steps
     name = stage if stage == "flex" else f"{stage}/seed-{seed}"
     with loggers(run.nodes, directory, _job(run, name)) as built:
-        watches = [Watch(val, built)] if val is not None else []
+        watches: list[Callback] = [Watch(val, built)] if val is not None else []
+        if run.prunes and val is not None and name == f"gate/seed-{config.seed}":
+            watches.append(Rungs(run.root, val))
         trainer = build_trainer(config.trainer, directory, built, name, watches, sharded=stage == "flex")
         if stage == "flex":
             of = config.loader

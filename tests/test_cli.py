@@ -89,7 +89,7 @@ def test_a_run_may_be_the_working_directory(
 def test_an_interruption_is_one_line(
     by_lightning: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:

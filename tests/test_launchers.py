@@ -1,8 +1,10 @@
 """Claims about whole runs on two ranks: however they are started, they end, and as one rank does with both ranks' batches."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,36 +20,70 @@ from tests.test_stages import TWO_STEPS
 ALIKE = ["reward=fixed", "flex.budget=fixed", "flex.blind_share=0", "rule=supervised", "ablations=[]", "data.cache=run"]
 ONE, HALF = ["loader.batch_images=4", "rule.batch=32"], ["loader.batch_images=2", "rule.batch=16"]
 SMALL = [override for override in TWO_STEPS if not override.startswith(("loader.batch_images", "rule.batch"))]
+WAYS = {
+    way: ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.strategy={'ddp' if way == 'torchrun' else way}"]
+    for way in ("ddp", "ddp_fork", "fsdp", "torchrun")
+}
+ways = pytest.mark.parametrize("way", WAYS)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
-def run(root: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> Path:
-    """Train in processes of their own; gives the run's directory."""
+def command(root: Path, *overrides: str, launcher: Sequence[str] = ()) -> list[str]:
     words = [sys.executable, *launcher, str(REPOSITORY / "train.py"), "experiment=easy_vqa", f"root={root}", "name=run"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    words += [*SMALL, *ALIKE, *overrides]
-    done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+    return [*words, *SMALL, *ALIKE, *overrides]
+
+
+def run(words: list[str], root: Path) -> Path:
+    """Train in processes of their own; gives the run's directory."""
+    done = subprocess.run(words, cwd=root, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return root / "run"
+
+
+def same(a: Path, b: Path) -> bool:
+    wanted, got = (safetensors.torch.load_file(of) for of in (a, b))
+    return wanted.keys() == got.keys() and all(got[k].allclose(v, rtol=1e-4, atol=1e-5) for k, v in wanted.items())
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one rank."""
-    return run(tmp_path_factory.mktemp("alone"), *ONE)
+    root = tmp_path_factory.mktemp("alone")
+    return run(command(root, *ONE), root)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["ddp", "ddp_fork", "fsdp", "torchrun"])
+@ways
 def test_two_ranks_end_all_stages_as_one_rank_does(way: str, alone: Path, tmp_path: Path) -> None:
-    trainer = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.strategy={'ddp' if way == 'torchrun' else way}"]
-    two = run(tmp_path, *HALF, *trainer, launcher=tuple(TORCHRUN) if way == "torchrun" else ())
+    two = run(command(tmp_path, *HALF, *WAYS[way], launcher=TORCHRUN if way == "torchrun" else ()), tmp_path)
     assert (two / "frontier.json").is_file()
     for part in ("flex/model", "gate/gate/seed-0/gate", *(f"cache/{path.stem}" for path in (alone / "cache").glob("*.safet*"))):
-        wanted, got = (safetensors.torch.load_file(of / f"{part}.safetensors") for of in (alone, two))
-        assert wanted.keys() == got.keys()
-        for name, value in wanted.items():
-            assert torch.allclose(got[name], value, rtol=1e-4, atol=1e-5), (part, name)
+        assert same(alone / f"{part}.safetensors", two / f"{part}.safetensors"), part
     for split in ROLLED:
         wanted_table, table = (RolloutTable.load(of / "rollouts" / split) for of in (alone, two))
         assert table.keys == wanted_table.keys and table.score.equal(wanted_table.score)
+
+
+@pytest.mark.slow
+@ways
+def test_a_run_that_is_told_to_stop_goes_on_with_the_same_command_and_ends_the_same(way: str, tmp_path: Path) -> None:
+    """SIGTERM to whatever started it; torchrun hands it on, and has an exit code of its own."""
+    longer = ["flex.optimizer.steps=25", "stages=[data,cache,flex]", "trainer.checkpoint_every=100", "trainer.quiet=false"]
+    launcher = TORCHRUN if way == "torchrun" else ()
+    for name in ("whole", "told"):
+        (tmp_path / name).mkdir()
+    whole = run(command(tmp_path / "whole", *HALF, *WAYS[way], *longer, launcher=launcher), tmp_path / "whole")
+    words = command(tmp_path / "told", *HALF, *WAYS[way], *longer, launcher=launcher)
+    with subprocess.Popen(words, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "step 5/25" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        said = process.stderr.read()
+    assert "SIGTERM: stopped" in said and process.returncode == (1 if way == "torchrun" else 143), said
+    saved = torch.load(tmp_path / "told/run/flex/last.ckpt", weights_only=True)
+    assert 5 <= saved["global_step"] < 25
+    told = run(words, tmp_path / "told")
+    assert same(whole / "flex/model.safetensors", told / "flex/model.safetensors")

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from pyrskip.data.datamodule import StepData
-from pyrskip.data.workers import SIGNALS
+from pyrskip.data.workers import SIGNALS, deaf
 from pyrskip.training import preemption
 from pyrskip.training.preemption import Preempted, preemptible
 from pyrskip.training.trainer import CHECKPOINT, TrainerConfig, build_trainer, fit
@@ -94,6 +95,24 @@ def test_workers_outlive_the_signals_that_a_whole_job_gets(tmp_path: Path) -> No
     with preemptible():
         fit(build_trainer(TrainerConfig(quiet=True), tmp_path), module, StepData(Workers(), torch.tensor, 2, 3, 5, 2), tmp_path)
     assert len(module.seen) == 3
+
+
+def test_a_worker_that_is_deaf_to_others_ends_when_its_parent_ends_it(tmp_path: Path) -> None:
+    def wait() -> None:
+        deaf(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        (tmp_path / "deaf").touch()
+        time.sleep(60)
+
+    worker = get_context("fork").Process(target=wait, daemon=True)  # type: ignore[attr-defined]
+    worker.start()
+    while not (tmp_path / "deaf").exists():
+        time.sleep(0.01)
+    worker.join(0.2)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(5)
+    assert worker.exitcode == 0
 
 
 @pytest.mark.slow

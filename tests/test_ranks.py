@@ -3,6 +3,8 @@
 Noise belongs to a rank and a step, so here it is made to belong to a row: what is left is how ranks are joined.
 """
 
+import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pyrskip.data.datamodule import StepData
 from pyrskip.decision import ActionSet
+from pyrskip.errors import UserError
 from pyrskip.models.vision import VisionConfig
 from pyrskip.reward import RewardConfig
 from pyrskip.sample import Batch
 from pyrskip.training.flex import FlexConfig, FlexModule
 from pyrskip.training.module import OptimizerConfig, StepModule
-from pyrskip.training.trainer import TrainerConfig, build_trainer
+from pyrskip.training.trainer import CHECKPOINT, TrainerConfig, build_trainer, fit, together
 from tests.models import BACKBONE, tiny_batch, tiny_model
 from tests.ranks import on_two_ranks
 from tests.test_rules import PAIRS, online_module, toy_module
@@ -129,6 +133,47 @@ def trainings(rank: int | None) -> Iterator[tuple[str, StepModule, Sequence[Any]
         model = tiny_model(vision=vision).train()
         flex = FlexModule(FlexConfig(optimizer=steps, blind_share=0.0), model, ActionSet.by_level(model.pyramid))
         yield f"flex {name}", flex, [batch] * STEPS, counts, given
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("end", "said"), [("dies", "gone"), ("sleeps", "silent for trainer.timeout=4 s")])
+def test_no_rank_waits_for_one_that_dies_or_sleeps(end: str, said: str, tmp_path: Path) -> None:
+    config = TrainerConfig(devices=2, timeout=4, checkpoint_every=1, quiet=True)
+
+    def work(rank: int) -> str:
+        module = toy_module("exact", "categorical", SAMPLED, STEPS)
+        step = module.training_step
+
+        def stop(rows: Any, batch_idx: int) -> Tensor:
+            if rank == 1 and batch_idx == STEPS - 1:
+                while end == "sleeps" and not (tmp_path / "said").exists():
+                    time.sleep(0.1)
+                os._exit(0)
+            return step(rows, batch_idx)
+
+        module.training_step = stop  # type: ignore[method-assign]
+        began = time.monotonic()
+        with pytest.raises(UserError) as caught, together(config):
+            fit(build_trainer(config, tmp_path), module, StepData(Rows(list(range(200))), torch.tensor, 4, STEPS), tmp_path)
+        assert time.monotonic() - began < 30
+        (tmp_path / "said").touch()
+        torch.save(None, tmp_path / "rank-1.pt")
+        return str(caught.value)
+
+    assert said in on_two_ranks(work, tmp_path)[0]
+    assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["global_step"] == STEPS - 1
+
+
+@pytest.mark.slow
+def test_what_forked_ranks_refuse_is_one_sentence(tmp_path: Path) -> None:
+    class Broken(Rows):
+        def __getitem__(self, index: int) -> Any:
+            raise UserError("too much is broken")
+
+    config = TrainerConfig(devices=2, strategy="ddp_fork", quiet=True)
+    data, module = StepData(Broken([0] * 200), torch.tensor, 4, STEPS), toy_module("exact", "categorical", SAMPLED, STEPS)
+    with pytest.raises(UserError, match="^too much is broken$"), together(config):
+        fit(build_trainer(config, tmp_path), module, data, tmp_path)
 
 
 def joined(parts: Sequence[Batch]) -> Batch:

@@ -91,7 +91,7 @@ def after_the_step() -> Iterator[None]:
     try:
         yield
     except ProcessExitedException as error:  # ranks that this process has forked or spawned
-        signum = (error.exit_code or 0) - 128
+        signum = _notice.signum or (error.exit_code or 0) - 128
         if signum in SIGNALS:
             raise Preempted(signum) from error
         raise

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from pyrskip.data.datamodule import StepData
 from pyrskip.errors import UserError, choose
@@ -96,7 +98,6 @@ def build_trainer(
 
 def check_trainer(config: TrainerConfig, steps: Iterable[int]) -> None:
     """Refuse a Trainer that cannot be here, and steps of optimizers that accumulation does not divide. Starts nothing."""
-    _check_ranks(config.devices * config.nodes)
     for count in steps:
         if count % config.accumulate:
             raise UserError(
@@ -106,22 +107,18 @@ def check_trainer(config: TrainerConfig, steps: Iterable[int]) -> None:
     _trainer(config, config.strategy == "fsdp", logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
 
-def _check_ranks(wanted: int) -> None:
-    """Refuse another number of ranks than a launcher has started: they would wait for each other, or each train alone."""
-    if TorchElasticEnvironment.detect():
-        launcher, started = "torchrun", int(os.environ["WORLD_SIZE"])
-    elif SLURMEnvironment.detect():
-        launcher, started = "SLURM", int(os.environ["SLURM_NTASKS"])
-        if started > 1 and "SLURM_STEP_ID" not in os.environ:
-            raise UserError(
-                f"SLURM's job is of {started} tasks, and this is none of them; allowed: srun before the command in its script"
-            )
-    else:
-        return
+def _own_ranks(config: TrainerConfig) -> list[LightningEnvironment]:
+    """The environment of ranks that are started here, or none where a launcher has started them. Refuses another number than
+    that: they would wait for each other, or each train alone."""
+    wanted, torchrun = config.devices * config.nodes, TorchElasticEnvironment.detect()
+    started = int(os.environ["WORLD_SIZE"] if torchrun else os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if not torchrun and started == 1 and (config.nodes == 1 or "NODE_RANK" in os.environ):
+        return [LightningEnvironment()]  # in a job of SLURM too, of which Lightning would take every process for a task
     if started != wanted:
         raise UserError(
-            f"trainer.devices x trainer.nodes = {wanted}, and {launcher} has started {started}; allowed: as many of both"
+            f"trainer.devices x trainer.nodes = {wanted}, and torchrun or srun has started {started}; allowed: as many of both"
         )
+    return []
 
 
 def _strategy(config: TrainerConfig, sharded: bool) -> Strategy | str:
@@ -150,7 +147,7 @@ def _trainer(config: TrainerConfig, sharded: bool, **rest: Any) -> pl.Trainer:
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            plugins=[PatientIO()],
+            plugins=[PatientIO(), *_own_ranks(config)],
             **rest,
         )
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
@@ -171,6 +168,25 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: StepData, directo
     with after_the_step():
         trainer.fit(module, data, ckpt_path=path if path.exists() else None, weights_only=True)
     return trainer.strategy.lightning_module_state_dict()
+
+
+@contextmanager
+def together(config: TrainerConfig) -> Iterator[None]:
+    """Within, a rank that is gone, or refuses what it was given, is one sentence. Raises UserError."""
+    gone = f"another rank is gone, or was silent for trainer.timeout={config.timeout} s; the same command goes on"
+    try:
+        yield
+    except ProcessRaisedException as error:  # with the traceback of a rank that was forked or spawned
+        kind, _, said = str(error).strip().splitlines()[-1].partition(": ")
+        if kind != "pyrskip.errors.UserError":
+            raise
+        raise UserError(said) from error
+    except ProcessExitedException as error:
+        raise UserError(f"{gone} from the last checkpoint ({error})") from error
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise UserError(f"{gone} from the last checkpoint ({' '.join(str(error).split())})") from error
 
 
 def check_readable(path: Path, module: torch.nn.Module | None = None) -> None:

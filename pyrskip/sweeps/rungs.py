@@ -1,0 +1,72 @@
+"""Gives up a sweep's job whose gate falls behind the others'.
+
+At a quarter and at half of its training a job's first gate is asked on the validation rollouts, and what it reached is kept in
+the job's directory. Where more than half of the jobs that were there before it are both no dearer and no worse, it is given up:
+the median rule of one objective, for two. Jobs share nothing but the sweep's directory.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from pyrskip.rollouts.environments import TableEnvironment
+from pyrskip.sweeps.jobs import Pruned
+from pyrskip.tracking.watch import watched_price
+
+FILE, RUNGS, LEAST = "rungs.json", (0.25, 0.5), 4
+"""LEAST: jobs that must have been at a rung before another is given up there."""
+
+
+class Rungs(Callback):
+    """directory: the job's, beside those of others. environment: the validation rollouts."""
+
+    def __init__(self, directory: Path, environment: TableEnvironment) -> None:
+        self.directory, self.environment = directory, environment
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        total, now = int(trainer.num_training_batches), batch_idx + 1
+        for rung in RUNGS:
+            if now == max(1, round(rung * total)):
+                behind = self._behind(pl_module, rung) if trainer.is_global_zero else None
+                behind = trainer.strategy.broadcast(behind)
+                if behind is not None:
+                    raise Pruned(behind)
+
+    def _behind(self, module: Any, rung: float) -> str | None:
+        own = reached(module, self.environment)
+        path, name = self.directory / FILE, f"{rung:g}"
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(kept | {name: own}))
+        part.replace(path)
+        found = [json.loads(p.read_text()) for p in self.directory.parent.glob(f"*/{FILE}") if p != path]
+        others = [(point[0], point[1]) for told in found if (point := told.get(name)) is not None]
+        if not is_behind(own, others):
+            return None
+        return f"at {rung:.0%} of the training {own[0]:.3f} right at cost {own[1]:.3f}, behind most of {len(others)} others"
+
+
+def is_behind(own: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:
+    """Whether more than half of the others, of at least LEAST, dominate it. Points are (accuracy, cost)."""
+    better = sum(a >= own[0] and c <= own[1] and (a, c) != own for a, c in others)
+    return len(others) >= LEAST and 2 * better > len(others)
+
+
+@torch.no_grad()
+def reached(module: Any, environment: TableEnvironment) -> tuple[float, float]:
+    """(accuracy, relative FLOPs) of a GateModule's `mode` on all rollouts, at the middle of its prices."""
+    environment.to(module.device)
+    rows = torch.arange(len(environment.table), device=module.device)
+    price = torch.full((len(rows),), watched_price(module.price), device=module.device)
+    training = module.gate.training
+    module.gate.eval()
+    asked = module.gate.policy(environment.observe(rows, price)).mode()
+    module.gate.train(training)
+    return float(environment.score(rows, asked).mean()), float(environment.cost(rows, asked).mean())
