@@ -468,6 +468,13 @@ def test_a_run_trains_and_decides_on_cached_maps_as_on_pixels(tmp_path: Path, ca
     assert same(later / "flex" / "model.safetensors", other / "flex" / "model.safetensors")
 
 
+def test_cached_maps_are_float32s_whatever_the_run_computes_in(tmp_path: Path) -> None:
+    short = ("data.cache=run", "stages=[data,cache]", "data.limit=6")
+    plain = run_stages(tiny(tmp_path, "name=plain", *short), {})
+    low = run_stages(tiny(tmp_path, "name=low", "trainer.precision=bf16-mixed", *short), {})
+    assert same(plain / "cache" / "gate-000000.safetensors", low / "cache" / "gate-000000.safetensors")
+
+
 def test_a_stale_cache_is_refused_before_any_work(tmp_path: Path) -> None:
     first = run_stages(tiny(tmp_path, "name=cached", "data.cache=run", "stages=[data,cache]"), {})
     wrong = tiny(tmp_path, "name=other", f"data.cache={first}/cache", "vision.out_index=1", "pyramid.levels=2")
