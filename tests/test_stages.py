@@ -60,6 +60,8 @@ def own_data(folder: Path) -> list[str]:
 def tiny(root: Path, *overrides: str, experiment: str = "easy_vqa") -> Config:
     if experiment == "your_data":
         overrides = (*own_data(root), *overrides)
+    if experiment.startswith("scenes"):
+        overrides = ("data.scenes.size=256", "pyramid.size=256", "pyramid.levels=3", "data.limit=6", *overrides)
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_directory())):
         cfg = compose("train", overrides=[f"experiment={experiment}", f"root={root}", *TWO_STEPS, *overrides])
     return read(cfg)[0]

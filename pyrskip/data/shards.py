@@ -197,9 +197,11 @@ def write_index(
 
 
 def counted(splits: Mapping[str, Iterable[Shard]]) -> Iterator[str]:
-    """A line for each split."""
+    """A line for each split; none for close-ups where there are none."""
     for split, shards in splits.items():
         found = list(shards)
+        if split == "close" and not found:
+            continue
         images, questions = sum(s.samples for s in found), sum(s.questions for s in found)
         yield f"{split}: {images} images, {questions} questions in {len(found)} shards"
 
