@@ -1,5 +1,6 @@
 """Does the pyramid matter, and is the question not enough? What each type of question loses without a level, from rollouts."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pyrskip.decision import ActionSet
+from pyrskip.evaluation.report import WIDTH
 from pyrskip.rollouts.table import RolloutTable
 
 LOST, KEPT, BLIND = 0.20, 0.03, 0.05
-"""A level matters to a type that loses LOST of accuracy without it; the glance is enough where less than KEPT is lost; and the
-question alone gives nothing away where it is worth at most BLIND more than the most frequent answer."""
+"""A level matters to a type that loses LOST of accuracy without it; the glance is enough where less than KEPT is lost of what is
+LOST above the most frequent answer; and the question alone gives nothing away where it is worth at most BLIND more than the most frequent answer."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,14 @@ def print_needs(needs: list[Need], console: Console | None = None) -> None:
         table.add_row(need.type, str(need.questions), *(f"{100 * value:.1f}" for value in told))
     mean = sum(need.full for need in needs) / len(needs)
     table.add_row("mean over types", "", f"{100 * mean:.1f}")
-    (console or Console()).print(table)
+    (console or Console(width=None if sys.stdout.isatty() else WIDTH)).print(table)
     for line in verdicts(needs):
         print(line)
 
 
 def verdicts(needs: list[Need]) -> list[str]:
     lost = [n.type for n in needs if n.full - n.without[0] >= LOST]
-    kept = [n.type for n in needs if n.full - n.glance < KEPT]
+    kept = [n.type for n in needs if n.full - n.glance < KEPT and n.full - n.majority >= LOST]
     told = [n.type for n in needs if n.question_only - n.majority > BLIND]
     return [
         f"{len(lost)} types lose at least {100 * LOST:.0f} points without level 0: {', '.join(lost) or 'none'}",
