@@ -14,8 +14,9 @@ from pyrskip.evaluation.report import WIDTH
 from pyrskip.rollouts.table import RolloutTable
 
 LOST, KEPT, BLIND = 0.20, 0.03, 0.05
-"""A level matters to a type that loses LOST of accuracy without it; the glance is enough where less than KEPT is lost of what is
-LOST above the most frequent answer; and the question alone gives nothing away where it is worth at most BLIND more than the most frequent answer."""
+"""A level matters to a type that loses LOST of accuracy without it. The glance is enough for one that loses less than KEPT at it,
+and is LOST above its most frequent answer when it sees all. The question alone gives nothing away where it is worth at most
+BLIND more than the most frequent answer."""
 
 
 @dataclass(frozen=True)
