@@ -15,8 +15,8 @@ from pyrskip.rollouts.table import RolloutTable
 
 LOST, KEPT, BLIND = 0.20, 0.03, 0.05
 """A level matters to a type that loses LOST of accuracy without it. The glance is enough for one that loses less than KEPT
-at it, and is LOST above its most frequent answer when it sees all. The question alone gives nothing away where it is worth at most
-BLIND more than the most frequent answer."""
+at it, and is LOST above its most frequent answer when it sees all. The question alone gives nothing away where it is worth at
+most BLIND more than the most frequent answer."""
 
 
 @dataclass(frozen=True)
