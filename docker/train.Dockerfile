@@ -18,11 +18,11 @@ FROM python:3.11-slim-bookworm
 COPY --from=dependencies /opt/pyrskip /opt/pyrskip
 # over the environment of dependencies: pyrskip alone, so that pulling a new version pulls a few MB
 COPY --from=package /package /opt/pyrskip
-RUN useradd --create-home --uid 1000 pyrskip && install --directory --owner=pyrskip /work
+RUN useradd --create-home --uid 1000 pyrskip && install --directory --owner=pyrskip /workspace
 ENV PATH=/opt/pyrskip/bin:$PATH PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000
-WORKDIR /work
+WORKDIR /workspace
 # containers lose their GPUs when the host reloads its units; a training then fails at its next start
 HEALTHCHECK --interval=5m --timeout=60s --start-period=2m \
     CMD ["python", "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"]

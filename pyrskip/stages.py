@@ -200,8 +200,10 @@ def roll_out_splits(run: Run) -> None:
 
 def _tell_needs(run: Run) -> None:
     """What each type of test question loses without a level."""
+    if not first_rank():
+        return
     table = tables_of(run, ("test",))["test"]
-    if first_rank() and lists_levels(table.actions):
+    if lists_levels(table.actions):
         answers: dict[str, Counter[str]] = defaultdict(Counter)
         for question in (q for questions in samples_of(run, "test").questions() for q in questions or ()):
             answers[question.type].update(question.answers)

@@ -110,7 +110,7 @@ def refuse_replay(trainer: TrainerConfig, launcher: Mapping[str, Any]) -> None:
     """Lightning's subprocess launcher replays the command line, and with it the sweep, on every rank. SLURM's tasks are ranks
     that exist already."""
     ranks = trainer.devices * trainer.nodes
-    if ranks == 1 or trainer.strategy in ("ddp_fork", "ddp_spawn", "ddp_notebook"):
+    if ranks == 1 or trainer.strategy in ("ddp_fork", "ddp_spawn"):
         return
     tasks = (launcher.get("tasks_per_node"), launcher.get("nodes"))
     if str(launcher.get("_target_")).endswith("SlurmLauncher") and tasks == (trainer.devices, trainer.nodes):
