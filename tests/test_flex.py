@@ -39,6 +39,13 @@ def test_shares_of_selections_hold(model: NativeModel) -> None:
     assert abs((chosen == reference(model.pyramid)).all(-1).float().mean() - 0.3) < 0.08
     whole = selections(model, range(STEPS), full_share=0.0, reference_share=1.0)
     assert (whole == reference(model.pyramid)).all()
+    glances = selections(model, range(STEPS), full_share=0.0, reference_share=0.0, glance_share=1.0)
+    assert glances[:, model.pyramid.glance].all() and (glances.sum(-1) == 1).all()
+
+
+def test_shares_of_selections_are_at_most_all_of_them() -> None:
+    with pytest.raises(UserError, match=r"glance_share=0.3, blind_share=0.05: allowed: at least 0, the first three at most 1"):
+        FlexConfig(full_share=0.5, reference_share=0.3, glance_share=0.3)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])

@@ -21,7 +21,8 @@ from pyrskip.training.module import OptimizerConfig, StepModule, step_seed
 @dataclass(frozen=True)
 class FlexConfig:
     """budget: a stochastic budget (tokenflex, uniform, sandwich, fixed). Shares of steps: full_share keep everything,
-    reference_share level 0 alone; the rest a random selection, of random tiles half of the time where levels have several.
+    reference_share level 0 alone, glance_share the glance alone; the rest a random selection, of random tiles half of the time
+    where levels have several.
     blind_share: of questions, asked without any image.
 
     close_share: of the steps, the first ones, on close-ups alone and with everything kept. To find things by their names is
@@ -31,17 +32,18 @@ class FlexConfig:
     budget: str = "tokenflex"
     full_share: float = 0.3
     reference_share: float = 0.1
+    glance_share: float = 0.0
     blind_share: float = 0.05
     close_share: float = 0.0
     seed: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        shares = (self.full_share, self.reference_share, self.blind_share)
-        if min(shares) < 0 or self.full_share + self.reference_share > 1 or self.blind_share >= 1:
+        shares = (self.full_share, self.reference_share, self.glance_share)
+        if min(*shares, self.blind_share) < 0 or sum(shares) > 1 or self.blind_share >= 1:
             raise UserError(
-                f"flex.full_share={self.full_share}, reference_share={self.reference_share}, blind_share={self.blind_share}: "
-                "allowed: at least 0, the first two at most 1 together, the last below 1"
+                f"flex.full_share={self.full_share}, reference_share={self.reference_share}, glance_share={self.glance_share}, "
+                f"blind_share={self.blind_share}: allowed: at least 0, the first three at most 1 together, the last below 1"
             )
         if not 0 <= self.close_share < 1:
             raise UserError(f"flex.close_share={self.close_share}: allowed: at least 0 and below 1")
@@ -81,6 +83,8 @@ class FlexModule(StepModule):
             return self.actions.selection[self.actions.full]
         if kind < c.full_share + c.reference_share:
             return pyramid.tile_level == 0
+        if kind < c.full_share + c.reference_share + c.glance_share:
+            return torch.arange(pyramid.tiles) == pyramid.glance
         chosen = self.actions.selection[int(torch.randint(len(self.actions), (), generator=generator))]
         if pyramid.tiles > pyramid.levels and float(torch.rand((), generator=generator)) < 0.5:
             some = torch.rand(pyramid.tiles, generator=generator) < 0.5

@@ -6,15 +6,24 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from timm.optim.muon import Muon
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
-from pyrskip.errors import UserError
+from pyrskip.errors import UserError, choose
+
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, linear warm-up over `warmup` steps, then a cosine to 0 at `steps`."""
+    """Linear warm-up over `warmup` steps, then a cosine to 0 at `steps`.
 
+    name: 'adamw', or 'muon': the weights of linear layers move by orthogonalised momentum (Jordan et al. 2024), as far a step
+    as AdamW would move them at the same rate (Liu et al., arXiv:2502.16982); embeddings and vectors stay with AdamW.
+    """
+
+    name: str = "adamw"
     steps: int = 1000
     lr: float = 2e-3
     weight_decay: float = 0.01
@@ -22,6 +31,8 @@ class OptimizerConfig:
     beta2: float = 0.98
 
     def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise choose("optimizer.name", self.name, OPTIMIZERS)
         if self.steps < 1 or self.lr <= 0 or min(self.warmup, self.weight_decay) < 0 or not 0 < self.beta2 < 1:
             raise UserError(
                 f"optimizer.steps={self.steps}, lr={self.lr}, warmup={self.warmup}, weight_decay={self.weight_decay}, "
@@ -76,12 +87,22 @@ class StepModule(pl.LightningModule):
         torch.distributed.all_gather_object(parts, rows)
         return {name: [row for part in parts for row in part[name]] for name in rows}
 
+    def build_optimizer(self) -> Optimizer:
+        c, rates = self.optimizer_config, (0.9, self.optimizer_config.beta2)
+        trained = [p for p in self.parameters() if p.requires_grad]
+        linear = {id(m.weight) for m in self.modules() if isinstance(m, nn.Linear)} if c.name == "muon" else set()
+        groups = [
+            {"params": [p for p in trained if id(p) in linear], "weight_decay": c.weight_decay},
+            {"params": [p for p in trained if id(p) not in linear and p.ndim > 1], "weight_decay": c.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        if c.name == "adamw":
+            return AdamW(groups[1:], lr=c.lr, betas=rates)
+        optimizer: Optimizer = Muon([groups[0], *({**g, "use_fallback": True} for g in groups[1:])], lr=c.lr, betas=rates)
+        return optimizer
+
     def configure_optimizers(self) -> Any:
-        c = self.optimizer_config
-        decayed = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
-        plain = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": c.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, c.beta2))
+        c, optimizer = self.optimizer_config, self.build_optimizer()
         # `steps` are batches, as the data counts them; the schedule moves when the weights do
         accumulated = self.trainer.accumulate_grad_batches if self._trainer is not None else 1
         steps = max(1, c.steps // accumulated)

@@ -113,11 +113,12 @@ _FURTHER: dict[str, tuple[str, ...]] = {
         "tell me what the {color} object is",
         "what {color} thing is in the picture?",
     ),
+    # in the order of the relation's words: which of two is asked about need not be learned twice
     "beside": (
-        "on which side of the {other} is the {icon}?",
         "the {icon} is on which side of the {other}?",
         "is the {icon} on the left, right, top or bottom of the {other}?",
-        "which side of the {other} is the {icon} on?",
+        "does the {icon} stand on the left, right, top or bottom of the {other}?",
+        "tell me whether the {icon} is on the left, right, top or bottom of the {other}",
     ),
     "count_color": (
         "how many {color} objects are there?",
