@@ -26,7 +26,7 @@ commands
             predict and serve list their keys with --help; neither needs the training stack
   report    write one HTML file of a finished run or a sweep: pyrskip report runs/easy_vqa [out=report.html]
   plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
-  equal     print accuracy at equal cost: pyrskip equal runs/a runs/b [method=gate,hull] [out=equal.json]
+  equal     print accuracy at equal cost: pyrskip equal runs/a runs/b [method=gate,hull] [type=<of question>] [out=equal.json]
   above     test whether anything is above the full pyramid: pyrskip above runs/a runs/b [out=above.json]
   sweep     what became of a sweep's jobs: pyrskip sweep status runs/sweep; one job again: pyrskip sweep rerun <job>
   dashboard build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]

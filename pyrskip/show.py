@@ -51,8 +51,10 @@ def equal(arguments: Sequence[str]) -> None:
     """Accuracy at equal cost, of methods of one or more runs."""
     from pyrskip.evaluation.equal import at_equal_cost, print_equal
 
-    runs, given = _scored("equal", arguments, ("method", "out"))
+    runs, given = _scored("equal", arguments, ("method", "type", "out"))
     methods = given.get("method", "gate").split(",")
+    if "type" in given:
+        runs = [run.of_type(given["type"]) for run in runs]
     found = at_equal_cost(runs, methods)
     print_equal(found, runs, methods)
     _keep(found, given)

@@ -18,6 +18,7 @@ from tests.runs import write_run
 from tests.test_frontier import computed, row
 
 KEYS = tuple(f"image-{i // 4}/{i % 4}" for i in range(800))
+TYPES = ("count", "object") * 400
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def scored(*points: tuple[str, float | None, int | None, float, Tensor], label: 
         replace(row("full"), method=method, price=price, seed=seed, relative_flops=cost, flops=100 * cost)
         for method, price, seed, cost, _ in points
     ]
-    return Scored(label, rows, torch.stack([score.double() for *_, score in points]), KEYS)
+    return Scored(label, rows, torch.stack([score.double() for *_, score in points]), KEYS, TYPES)
 
 
 def right(share: float, seed: int = 0) -> Tensor:
@@ -103,6 +104,18 @@ def test_gains_at_equal_cost_are_paired_and_in_the_first_runs_unit() -> None:
         at_equal_cost([one], ["magic"])
 
 
+def test_questions_of_one_type_are_compared_at_what_they_cost() -> None:
+    low, high = right(0.5, 1), right(0.9, 2)
+    one = scored(("full", None, None, 1.0, high), ("gate", 0.1, 0, 0.6, high), ("gate", 0.5, 0, 0.2, low))
+    dear = [{"count": {"relative_flops": cost}, "object": {"relative_flops": 2 * cost}} for cost in (0.5, 0.3, 0.1)]
+    objects = replace(one, rows=[replace(r, by_type=t) for r, t in zip(one.rows, dear, strict=True)]).of_type("object")
+    assert objects.keys == KEYS[1::2] and set(objects.types) == {"object"}
+    (only,) = at_equal_cost([objects], ["gate"], (0.1, 0.4))
+    assert only.accuracy == pytest.approx(float((low + high)[1::2].mean() / 2))
+    with pytest.raises(UserError, match=r"type.*magic.*allowed: count, object"):
+        one.of_type("magic")
+
+
 def test_holm_steps_down() -> None:
     # 4 x .01, 3 x .02, then never less than before
     assert holm([0.02, 0.01, 0.5, 0.03]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
@@ -166,7 +179,7 @@ def test_equal_and_above_are_commands(run: Path, tmp_path: Path, capsys: pytest.
     assert "of 16 significantly above full" in capsys.readouterr().out
     candidates = json.loads((tmp_path / "above.json").read_text())
     assert {c["method"] for c in candidates} >= {"gate", "fixed:glance"}
-    for command, said in (("equal", "method=<value>, out=<value>"), ("above", "out=<value>")):
+    for command, said in (("equal", "method=<value>, type=<value>, out=<value>"), ("above", "out=<value>")):
         with pytest.raises(SystemExit):
             main([command])
         assert f"pyrskip {command} takes one or more directories; allowed beside them: {said}" in capsys.readouterr().err

@@ -5,7 +5,7 @@ Axes: P points of the test split, N questions.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pyrskip.errors import UserError
+from pyrskip.errors import UserError, choose
 from pyrskip.evaluation.bootstrap import Bootstrap
 from pyrskip.evaluation.curves import of_tiles
 from pyrskip.evaluation.frontier import Frontier, Row
@@ -24,12 +24,29 @@ FILE = "frontier/scores.safetensors"
 
 @dataclass(frozen=True)
 class Scored:
-    """A finished run's points: rows P, score [P, N] float64; keys N, `<image>/<number>` each; label: the run's."""
+    """A finished run's points: rows P, score [P, N] float64; keys N, `<image>/<number>` each; types N; label: the run's."""
 
     label: str
     rows: Sequence[Row]
     score: Tensor
     keys: tuple[str, ...]
+    types: tuple[str, ...]
+
+    def take(self, columns: Sequence[int]) -> "Scored":
+        """The same points on some of the questions, in this order."""
+        keys, types = (tuple(of[column] for column in columns) for of in (self.keys, self.types))
+        return replace(self, score=self.score[:, list(columns)], keys=keys, types=types)
+
+    def of_type(self, kind: str) -> "Scored":
+        """The questions of one type, at what they cost. Raises UserError for a type that none has."""
+        if kind not in self.types:
+            raise choose("type", kind, sorted(set(self.types)))
+        rows = []
+        for row in self.rows:
+            cost = row.by_type[kind]["relative_flops"]
+            rows.append(replace(row, relative_flops=cost, flops=row.flops / row.relative_flops * cost))
+        own = self.take([column for column, of in enumerate(self.types) if of == kind])
+        return replace(own, rows=rows)
 
     def bootstrap(self, resamples: int) -> Bootstrap:
         images = [key.rpartition("/")[0] for key in self.keys]
@@ -40,10 +57,11 @@ class Scored:
 def save_scores(frontier: Frontier, path: Path) -> None:
     """In half precision, without selections of single tiles, of which there may be thousands."""
     points = [p for p in frontier.points if p.row.split == "test" and not of_tiles(p.row)]
-    keys = json.dumps(frontier.inputs.tables["test"].keys)
+    table = frontier.inputs.tables["test"]
+    told = {"keys": json.dumps(table.keys), "types": json.dumps(table.types)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file({"score": torch.stack([p.score for p in points]).half()}, path, {"keys": keys})
+        safetensors.torch.save_file({"score": torch.stack([p.score for p in points]).half()}, path, told)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be written: {error}") from error
 
@@ -56,7 +74,7 @@ def load_scores(runs: Sequence[Finished]) -> list[Scored]:
         where = {key: column for column, key in enumerate(run.keys)}
         if where.keys() != set(first.keys):
             raise UserError(f"{run.label} was tested on other questions than {first.label}; allowed: runs on the same data")
-        scored[i] = Scored(run.label, run.rows, run.score[:, [where[key] for key in first.keys]], first.keys)
+        scored[i] = run.take([where[key] for key in first.keys])
     return scored
 
 
@@ -64,11 +82,12 @@ def _load(run: Finished) -> Scored:
     rows = [row for row in run.rows if row.split == "test" and not of_tiles(row)]
     try:
         with safe_open(run.directory / FILE, "pt") as file:
-            score, keys = file.get_tensor("score").double(), tuple(json.loads(file.metadata()["keys"]))
+            score = file.get_tensor("score").double()
+            keys, types = (tuple(json.loads(file.metadata()[name])) for name in ("keys", "types"))
         if score.shape != (len(rows), len(keys)):
             raise ValueError(f"scores are {list(score.shape)}, not {[len(rows), len(keys)]}")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{run.directory} holds no scores of its frontier ({error}); draw it again with pyrskip eval run={run.directory}"
         ) from error
-    return Scored(run.label, rows, score, keys)
+    return Scored(run.label, rows, score, keys, types)
