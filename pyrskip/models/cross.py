@@ -23,9 +23,9 @@ NOISE = 0.1
 
 @dataclass(frozen=True)
 class Groups:
-    """Questions in rows of those that share visual tokens, so that a row's attention is one matrix product.
+    """Text positions in rows of those that read the same visual tokens, so that a row's attention is one matrix product.
 
-    row, slot [B] int64: question b is the slot-th of its row; rows, slots: how many there are.
+    row, slot [P] int64: position p is the slot-th of its row; rows, slots: how many there are.
     """
 
     row: Tensor
@@ -43,23 +43,22 @@ class Groups:
         return cls(row, slot, rows, int(count.max()) if len(row) else 0)
 
     def gather(self, x: Tensor) -> Tensor:
-        """[B, Q, D] -> [U, slots * Q, D], zeros where a row has fewer questions."""
-        out = x.new_zeros(self.rows, self.slots, *x.shape[1:])
+        """[P, D] -> [U, slots, D], zeros where a row has fewer positions."""
+        out = x.new_zeros(self.rows, self.slots, x.shape[-1])
         out[self.row, self.slot] = x
-        return out.flatten(1, 2)
+        return out
 
     def scatter(self, x: Tensor) -> Tensor:
-        """[U, slots * Q, D] -> [B, Q, D]."""
-        out: Tensor = x.unflatten(1, (self.slots, -1))[self.row, self.slot]
+        """[U, slots, D] -> [P, D]."""
+        out: Tensor = x[self.row, self.slot]
         return out
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Which tokens the text may read. real [U, N] bool; weight [B, N] in [0, 1] or None: of each question's tokens."""
+    """What the text may read. visual: question b reads row of[b]; weight [B, N] in [0, 1] or None: of its tokens."""
 
-    real: Tensor
-    groups: Groups
+    visual: Visual
     weight: Tensor | None = None
 
 
@@ -97,18 +96,21 @@ class CrossBlock(Block):
         kv: Cache,
     ) -> tuple[Tensor, Cache]:
         x, cache = self.attend(x, allowed, past, wanted)
-        return self.mix(x + self.drop(self.read(x, memory, kv))), cache
+        # positions are the last keys, and padding may not even see itself
+        queries, keys = x.shape[1], allowed.shape[2]
+        reads = allowed[:, -queries:].diagonal(keys - queries, dim1=1, dim2=2)
+        read = self.read(x[reads], reads.nonzero()[:, 0], memory, kv)
+        return self.mix(x + self.drop(torch.zeros_like(x).index_put((reads,), read.to(x.dtype)))), cache
 
-    def read(self, x: Tensor, memory: Memory, kv: Cache) -> Tensor:
-        """x [B, Q, D] -> [B, Q, D]; kv of `memorise`."""
-        groups = memory.groups
+    def read(self, x: Tensor, question: Tensor, memory: Memory, kv: Cache) -> Tensor:
+        """Positions x [P, D] of the questions [P] -> [P, D]; kv of `memorise`."""
+        groups = Groups.of(memory.visual.of[question], len(memory.visual.real))
         q = groups.gather(self.read_query(self.norm3(x))).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        real = F.pad(memory.real, (1, 0), value=True)[:, None, None]
+        real = F.pad(memory.visual.real, (1, 0), value=True)[:, None, None]
         if memory.weight is None:
             mixed = F.scaled_dot_product_attention(q, *kv, attn_mask=None if bool(real.all()) else real)
         else:
-            weight = F.pad(memory.weight, (1, 0), value=1.0)
-            weight = groups.gather(weight[:, None].expand(-1, x.shape[1], -1))[:, None]
+            weight = groups.gather(F.pad(memory.weight, (1, 0), value=1.0)[question])[:, None]
             mixed = weighted_attention(q, *kv, real, weight)
         read: Tensor = self.read_out(groups.scatter(mixed.transpose(1, 2).flatten(2)))
         return read
@@ -136,6 +138,6 @@ class CrossDecoder(Decoder):
         self, visual: Visual, weight: Tensor | None, question: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Sequence[Layer]]:
         x, mask = self.words(question)
-        memory = Memory(visual.real, Groups.of(visual.of, len(visual.tokens)), weight)
+        memory = Memory(visual, weight)
         blocks = [block for block in self.blocks if isinstance(block, CrossBlock)]
         return x, mask, [partial(b, memory=memory, kv=b.memorise(visual.tokens)) for b in blocks]

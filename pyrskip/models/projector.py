@@ -45,7 +45,8 @@ class Projector(nn.Module):
     """Adaptive pooling is before it, then whitening, SwiGLU (TokenFLEX, arXiv:2504.03154), position and level.
 
     mean [C], whiten [C, C]: features are taken as (x - mean) whiten, with unit covariance: what tells letters or icons apart
-    varies little next to what tells sky from grass, and would be learned last.
+    varies little next to what tells sky from grass, and would be learned last. Position is added to features of unit size, at
+    unit size itself: they would soon outgrow it, and where things are would be learned last.
     """
 
     FREQUENCIES = 6
@@ -61,7 +62,8 @@ class Projector(nn.Module):
         self.down = nn.Linear(hidden, width)
         self.position = nn.Linear(4 * self.FREQUENCIES + 2, width)
         self.level = nn.Embedding(levels, width)
-        self.out_norm = nn.RMSNorm(width)
+        self.norm, self.out_norm = nn.RMSNorm(width), nn.RMSNorm(width)
+        nn.init.normal_(self.position.weight, std=(2 * self.FREQUENCIES) ** -0.5)
         nn.init.normal_(self.level.weight, std=0.3)
 
     def forward(self, features: Tensor, centre: Tensor, extent: Tensor, level: int) -> Tensor:
@@ -70,7 +72,8 @@ class Projector(nn.Module):
         frequency = math.pi * 2.0 ** torch.arange(self.FREQUENCIES, device=centre.device)
         angle = (centre[..., None] * frequency).flatten(-2)
         where = torch.cat([angle.sin(), angle.cos(), extent], dim=-1).to(features.dtype)
-        tokens: Tensor = self.out_norm(self.down(F.silu(gate) * up) + self.position(where) + self.level.weight[level])
+        seen = self.norm(self.down(F.silu(gate) * up))
+        tokens: Tensor = self.out_norm(seen + self.position(where) + self.level.weight[level])
         return tokens
 
     @torch.no_grad()

@@ -21,8 +21,6 @@ PAIRS = 4
 """Pairs of icons whose relation is asked for, at most: pairs are many, and each says little."""
 ONCE = {"scene_color", "sign_word", "sign_number"}
 """What is there once at most, so that to ask for it in other words would be to ask again."""
-SIDES = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 def further_questions(scene: Scene, number: int, rng: np.random.Generator) -> tuple[Question, ...]:
@@ -53,7 +51,7 @@ def _asks(scene: Scene, rng: np.random.Generator) -> Iterator[Ask]:
         yield Ask("object", thing.color, {"icon": thing.what}, (name,))
         if colors.count(thing.color) == 1:
             yield Ask("named", thing.what, {"color": thing.color}, (name,))
-        for answer, (axis, sign) in vocabulary.POSITIONS.items():
+        for answer, (axis, sign) in vocabulary.SIDES.items():
             if on_side(axis, sign, scene.size)(_middle(thing)[None], {})[0]:
                 yield Ask("position", answer, {"icon": thing.what}, (name,))
     shared = [color for color, number in Counter(colors).items() if number > 1]
@@ -65,7 +63,7 @@ def _asks(scene: Scene, rng: np.random.Generator) -> Iterator[Ask]:
         yield Ask("scene_color", scene.background.color, {}, ())
     pairs = list(permutations(once, 2))
     for first, second in (pairs[i] for i in rng.permutation(len(pairs))[:PAIRS]):
-        yield from _relations(first, second, scene, rng)
+        yield from _relations(first, second, scene)
     for name, thing in scene.things.items():
         if not thing.color:
             text, kind = ("number", "digit") if thing.what.isdigit() else ("word", "letter")
@@ -74,16 +72,12 @@ def _asks(scene: Scene, rng: np.random.Generator) -> Iterator[Ask]:
             yield Ask(f"last_{kind}", thing.what[-1].lower(), {}, (name,))
 
 
-def _relations(first: str, second: str, scene: Scene, rng: np.random.Generator) -> Iterator[Ask]:
-    """Which side of the second the first is on, and whether it is on that side or, as often, on the opposite one."""
+def _relations(first: str, second: str, scene: Scene) -> Iterator[Ask]:
+    """Which side of the second the first is on, if clearly on one."""
     one, other = scene.things[first], scene.things[second]
-    words = {"icon": one.what, "other": other.what}
-    for relation, (axis, sign) in vocabulary.RELATIONS.items():
+    for answer, (axis, sign) in vocabulary.SIDES.items():
         if beside(second, axis, sign, scene.size)(_middle(one)[None], {second: _middle(other)})[0]:
-            yield Ask("beside", SIDES[relation], words, (first, second))
-            true = rng.random() < 0.5
-            asked = words | {"relation": relation if true else OPPOSITE[relation]}
-            yield Ask("relation", "yes" if true else "no", asked, (first, second))
+            yield Ask("relation", answer, {"icon": one.what, "other": other.what}, (first, second))
 
 
 def _middle(thing: Thing) -> np.ndarray:

@@ -131,21 +131,20 @@ def _count(plan: Plan) -> None:
 
 
 def _position(plan: Plan) -> None:
-    icon, answer = plan.add("position", plan.any_level()), plan.choose(list(vocabulary.POSITIONS))
-    plan.allowed["position"] = on_side(*vocabulary.POSITIONS[answer], plan.size)
+    icon, answer = plan.add("position", plan.any_level()), plan.choose(list(vocabulary.SIDES))
+    plan.allowed["position"] = on_side(*vocabulary.SIDES[answer], plan.size)
     plan.asks.append(Ask("position", answer, {"icon": icon}, ("position",)))
 
 
 def _relation(plan: Plan) -> None:
-    """Yes, or no and the opposite is true."""
-    level, relation, answer = plan.any_level(), plan.choose(list(vocabulary.RELATIONS)), plan.choose(["yes", "no"])
-    first, second = (plan.add(name, level, group="relation") for name in ("first", "second"))
-    axis, sign = vocabulary.RELATIONS[relation]
-    sign = sign if answer == "yes" else -sign
-    plan.allowed["first"] = beside("second", axis, sign, plan.size)
-    plan.allowed["second"] = beside("first", axis, -sign, plan.size)
-    words = {"icon": first, "other": second, "relation": relation}
-    plan.asks.append(Ask("relation", answer, words, ("first", "second")))
+    """On which side of another object one is: either of two may be the one."""
+    names, level, answer = ("first", "second"), plan.any_level(), plan.choose(list(vocabulary.SIDES))
+    one, other = names if plan.choose(names) == "first" else names[::-1]
+    icons = {name: plan.add(name, level, group="relation") for name in names}
+    axis, sign = vocabulary.SIDES[answer]
+    plan.allowed[one] = beside(other, axis, sign, plan.size)
+    plan.allowed[other] = beside(one, axis, -sign, plan.size)
+    plan.asks.append(Ask("relation", answer, {"icon": icons[one], "other": icons[other]}, (one, other)))
 
 
 def _sign_word(plan: Plan) -> None:

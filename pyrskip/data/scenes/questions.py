@@ -17,7 +17,7 @@ MIX: dict[str, float] = {
 }
 """Type -> share of the images that ask it, once each. They sum to the questions an image has, five. Fixed before any gate."""
 
-# Words in {} are an icon's name, a colour, or a relation; they say nothing about the answer. A held-out phrasing is asked
+# Words in {} are icons' names or a colour; they say nothing about the answer. A held-out phrasing is asked
 # in the test split alone, and is made of words that the others hold, so that only its order is new.
 _COMMON: dict[str, tuple[str, ...]] = {
     "scene_color": (
@@ -74,14 +74,15 @@ _COMMON: dict[str, tuple[str, ...]] = {
         "where in the picture is the {icon}?",
         "name the side that the {icon} is on",
     ),
+    # always in this order: which of two is asked about need not be learned twice
     "relation": (
-        "is the {icon} {relation} the {other}?",
-        "does the {icon} stand {relation} the {other}?",
-        "is there one {icon} {relation} the {other}?",
-        "tell me whether the {icon} is {relation} the {other}",
-        "do you see the {icon} {relation} the {other}?",
-        "the {icon} is {relation} the {other}, is it?",
-        "is it true that the {icon} is {relation} the {other}?",
+        "the {icon} is on which side of the {other}?",
+        "is the {icon} on the left, right, top or bottom of the {other}?",
+        "does the {icon} stand on the left, right, top or bottom of the {other}?",
+        "tell me whether the {icon} is on the left, right, top or bottom of the {other}",
+        "where is the {icon}, seen from the {other}?",
+        "tell me where the {icon} is, seen from the {other}",
+        "name the side that the {icon} is on, seen from the {other}",
     ),
     "sign_word": (
         "which word is on the sign?",
@@ -113,13 +114,6 @@ _FURTHER: dict[str, tuple[str, ...]] = {
         "tell me what the {color} object is",
         "what {color} thing is in the picture?",
     ),
-    # in the order of the relation's words: which of two is asked about need not be learned twice
-    "beside": (
-        "the {icon} is on which side of the {other}?",
-        "is the {icon} on the left, right, top or bottom of the {other}?",
-        "does the {icon} stand on the left, right, top or bottom of the {other}?",
-        "tell me whether the {icon} is on the left, right, top or bottom of the {other}",
-    ),
     "count_color": (
         "how many {color} objects are there?",
         "how many objects are {color}?",
@@ -144,7 +138,10 @@ _HELD_OUT: dict[str, tuple[str, ...]] = {
     "tiny_object": ("name the {color} object that is tiny", "which {color} thing is tiny?"),
     "count": ("what number of {icons} is in the scene?", "how many {icons} do you see?"),
     "position": ("name the side of the picture the {icon} is on", "what side of the scene is the {icon} on?"),
-    "relation": ("can you see the {icon} {relation} the {other}?", "is the {icon} the one {relation} the {other}?"),
+    "relation": (
+        "on which side is the {icon}, seen from the {other}?",
+        "is the {icon}, seen from the {other}, on the left, right, top or bottom?",
+    ),
     "sign_word": ("name the word on the sign", "what word can you read in the scene?"),
     "sign_number": ("name the number on the sign", "what number can you read in the scene?"),
 }

@@ -137,11 +137,8 @@ WORDS = [
 NUMBERS = [str(n) for n in range(10, 60)]
 """What number signs show."""
 
-RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
-"""Relation -> axis (x 0, y 1) and the sign of the first object's offset from the second along it."""
-
-POSITIONS = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
-"""Position -> axis and the sign of the offset from the middle."""
+SIDES = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
+"""Side of the canvas, or of another object -> axis (x 0, y 1) and the sign of the offset from its middle along it."""
 
 
 def plural(icon: str) -> str:
