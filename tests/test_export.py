@@ -25,10 +25,9 @@ from pyrskip.inference.bundle import Prices, check_files
 from pyrskip.inference.hub import push_to_hub
 from pyrskip.models.native import NativeModel
 from pyrskip.stages import run_stages
-from tests.exports import UNIT, tiny_gate
+from tests.configs import tiny
+from tests.exports import UNIT, expected, requests, tiny_gate
 from tests.models import tiny_batch, tiny_model
-from tests.test_inference import expected, requests
-from tests.test_stages import tiny
 
 
 @pytest.fixture(scope="module")

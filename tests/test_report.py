@@ -24,7 +24,7 @@ from pyrskip.training.progress import Bar, Lines, figures
 from tests.runs import NASTY, write_run
 from tests.test_cli import refused
 from tests.test_frontier import computed, of_rungs
-from tests.test_rules import toy_module
+from tests.toys import toy_module
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 
@@ -241,7 +241,7 @@ def test_the_bar_tells_loss_keep_rate_cost_and_the_time_left() -> None:
     import pytorch_lightning as pl
     from torch.utils.data import DataLoader
 
-    from tests.test_rules import batches
+    from tests.toys import batches
 
     module = toy_module("supervised", "utility", RewardConfig(), steps=20)
     out = StringIO()
