@@ -28,6 +28,7 @@ from pyrskip.stages import run_stages
 from tests.configs import tiny
 from tests.exports import UNIT, expected, requests, tiny_gate
 from tests.models import tiny_batch, tiny_model
+from tests.tools import program
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +147,7 @@ def test_a_question_encoder_of_its_own_is_exported(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_compiled_packages_answer_as_the_model_does(tmp_path: Path) -> None:
-    if shutil.which("g++") is None:
-        pytest.skip("needs a C++ compiler")
+    program("g++")
     model = tiny_model()
     gate = tiny_gate(model)
     write_parts(model, gate, describe(model, gate, UNIT, 1.0, Prices(0.0, inf, 0.3)), tmp_path, native=True)
