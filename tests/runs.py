@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from pyrskip.config import Config, to_plain
-from pyrskip.evaluation.frontier import decide
 from pyrskip.evaluation.gallery import PLACE, pick, write_gallery
+from pyrskip.evaluation.plays import decide
 from pyrskip.evaluation.report import Shown
 from pyrskip.evaluation.scores import FILE, save_scores
 from pyrskip.evaluation.summary import summary
