@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,7 +23,8 @@ from pyrskip.errors import UserError
 from pyrskip.evaluation.bootstrap import Bootstrap
 from pyrskip.evaluation.comparison import Entry, Mark, as_list, plot_comparison, print_comparison
 from pyrskip.evaluation.evaluate import write_json
-from pyrskip.evaluation.frontier import decide, upper_hull
+from pyrskip.evaluation.hull import upper_hull, value_at
+from pyrskip.evaluation.plays import decide
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.gates.policies import PRODUCTS
@@ -240,7 +240,7 @@ def evaluate(task: Task, gate: Gate, rule: str, policy: str, seed: int, seconds:
                 seconds=seconds,
                 # dealt out to other questions, an action is as right as it is on all
                 random=float(share @ score.mean(0)),
-                hull=_at(hull, cost),
+                hull=value_at(hull, cost),
             )
         )
     return entries
@@ -268,14 +268,6 @@ def _hull(task: Task) -> list[tuple[float, float]]:
     test_cost = (test.cost.flops[:, :listed].mean(0) / task.unit).tolist()
     test_score = test.score[:, :listed].double().mean(0).tolist()
     return sorted((test_cost[i], test_score[i]) for i in upper_hull(cost, score))
-
-
-def _at(hull: Sequence[tuple[float, float]], cost: float) -> float | None:
-    """Accuracy of the mix of two fixed selections that costs this much; None below the cheapest."""
-    for (left, below), (right, above) in pairwise(hull):
-        if left <= cost < right:
-            return below + (above - below) * (cost - left) / (right - left)
-    return None if cost < hull[0][0] else hull[-1][1]
 
 
 def _oracle(task: Task, price: float) -> tuple[float, float]:

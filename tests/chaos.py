@@ -27,7 +27,7 @@ from pyrskip.reward import RewardConfig
 from pyrskip.training.preemption import preemptible
 from pyrskip.training.reinforce import ReinforceModule
 from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
-from tests.test_rules import toy_module
+from tests.toys import toy_module
 
 STEPS = 24
 SLOWEST = 90.0

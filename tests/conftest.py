@@ -1,13 +1,20 @@
 """What several tests share."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from pyrskip.data.scenes.config import SceneConfig
+from pyrskip.data.scenes.scene import Scene, make_scene
 from pyrskip.data.shards import DataConfig, prepare
+from pyrskip.data.sources import SOURCES
 from pyrskip.gates.gate import Gate
+from pyrskip.models.language import LANGUAGES
 from pyrskip.models.native import NativeModel
+from tests.models import tiny_model
+from tests.shards import made_up
 
 torch.set_num_threads(1)
 
@@ -27,3 +34,38 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NativeMode
 
     directory = tmp_path_factory.mktemp("export")
     return directory, *tiny_export(directory)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run with every stage done. Not to be written to."""
+    from pyrskip.stages import run_stages  # as above
+    from tests.configs import tiny
+
+    return run_stages(tiny(tmp_path_factory.mktemp("runs"), "name=done"), {})
+
+
+@pytest.fixture
+def copied_run(finished_run: Path, tmp_path: Path) -> Path:
+    """A root directory with a copy of that run."""
+    shutil.copytree(finished_run, tmp_path / "done")
+    return tmp_path
+
+
+@pytest.fixture
+def made_up_config(monkeypatch: pytest.MonkeyPatch) -> DataConfig:
+    """A config of data that is made up: 40 images to train on and 10 to test on, 7 a shard."""
+    monkeypatch.setitem(SOURCES, "made_up", made_up)
+    return DataConfig(source="made_up", samples_per_shard=7)
+
+
+@pytest.fixture(scope="session")
+def some_scenes() -> list[Scene]:
+    return [make_scene(SceneConfig(), "train", index) for index in range(40)]
+
+
+@pytest.fixture(scope="session", params=[(grid, name) for grid in ((1,), (2, 2, 1)) for name in LANGUAGES], ids=str)
+def native(request: pytest.FixtureRequest) -> NativeModel:
+    """A tiny model of each language, on whole levels and on regions of them."""
+    grid, language = request.param
+    return tiny_model(grid, language=language)

@@ -54,11 +54,16 @@ def tiny_batch(questions: Sequence[int] = (2, 1, 3, 1, 2), seed: int = 0) -> Bat
     return Batch.collate(samples, SIDE)
 
 
+def every_tile(model: NativeModel, batch: Batch) -> Tensor:
+    """The decision that asks for all of every tile: [B, T] int64."""
+    return model.pyramid.capacity(batch.size)[batch.image_of]
+
+
 def mixed_decisions(model: NativeModel, batch: Batch, seed: int = 0) -> Tensor:
     """Random selections that hold the glance, at random shares of capacity: [B, T] int64. Row 0 keeps the glance alone,
     the last row everything whole."""
     generator = torch.Generator().manual_seed(seed)
-    capacity = model.pyramid.capacity(batch.size)[batch.image_of]
+    capacity = every_tile(model, batch)
     keep = torch.rand(capacity.shape, generator=generator) < 0.5
     keep[0], keep[-1] = False, True
     keep[:, model.pyramid.glance] = True
@@ -77,7 +82,7 @@ def taught_model(batch: Batch, steps: int = 80, mixed: bool = True) -> NativeMod
     """A model that has learned to answer the batch, so that what it writes is words. mixed: under every second step's
     random decisions as well as from the whole pyramid."""
     model = tiny_model()
-    every = model.pyramid.capacity(batch.size)[batch.image_of]
+    every = every_tile(model, batch)
     features = model.encode(batch, every > 0)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     for step in range(steps):

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from pyrskip.config import Config, to_plain
-from pyrskip.evaluation.frontier import decide
 from pyrskip.evaluation.gallery import PLACE, pick, write_gallery
+from pyrskip.evaluation.plays import decide
 from pyrskip.evaluation.report import Shown
 from pyrskip.evaluation.scores import FILE, save_scores
 from pyrskip.evaluation.summary import summary
+from pyrskip.sweeps.jobs import Job, keep, name_of
 from tests.tables import synthetic_pyramid
 from tests.test_frontier import computed
 
@@ -58,3 +59,14 @@ def write_run(directory: Path, rule: str = "supervised") -> Path:
     metrics.parent.mkdir(parents=True)
     metrics.write_text("step,train/loss,val/accuracy/all\n0,0.7,\n10,nan,0.8\n20,0.5,0.9\n")
     return directory
+
+
+def job(directory: Path, *varied: str, state: str = "waiting", why: str = "") -> Job:
+    return Job(directory / name_of(varied), ("experiment=easy_vqa",), varied, state, why)
+
+
+def done(sweep: Path, *varied: str) -> Job:
+    made = job(sweep, *varied, state="done")
+    write_run(made.directory)
+    keep(made)
+    return made

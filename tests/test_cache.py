@@ -1,4 +1,4 @@
-"""Claims about the cache: its maps are the encoder's, written once, and never used for another encoder or other images."""
+"""Claims about the cache: its maps are the encoder's, as good as pixels, and never used for another encoder or other images."""
 
 import shutil
 from collections import namedtuple
@@ -18,7 +18,9 @@ from pyrskip.errors import UserError
 from pyrskip.models.native import NativeModel
 from pyrskip.models.vision import VisionEncoder
 from pyrskip.sample import Sample
+from pyrskip.stages import run_stages
 from pyrskip.training.trainer import TrainerConfig, build_trainer
+from tests.configs import same, tiny, weights
 from tests.models import tiny_model
 
 SIDE = 64
@@ -175,3 +177,45 @@ def test_a_disk_that_is_too_small_is_refused_before_any_work(
     with pytest.raises(UserError, match=r"GB free, and maps of 96 images need up to"):
         write(model, tiny_data, tmp_path)
     assert model.vision.encoded == encoded
+
+
+def test_a_run_trains_and_decides_on_cached_maps_as_on_pixels(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    short = ("trainer.quiet=false", "stages=[data,cache,flex,rollouts]")
+    first = run_stages(tiny(tmp_path, "name=cached", "data.cache=run", *short), {})
+    maps = weights(first / "cache" / "gate-000000.safetensors")
+    assert maps["size"].shape == (12, 2) and maps["tile_0"].dtype == torch.float16
+    plain = run_stages(tiny(tmp_path, "name=plain", *short), {})
+    for part in ("flex/model", "rollouts/gate/table"):
+        a, b = (weights(root / f"{part}.safetensors") for root in (first, plain))
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.allclose(a[name].double(), b[name].double(), rtol=0.02, atol=0.02), name
+    for stage in ("flex", "rollouts"):
+        shutil.rmtree(first / stage)
+    capfd.readouterr()
+    later = run_stages(tiny(tmp_path, "name=later", f"from={first}", "data.cache=run", "flex.seed=2", *short), {})
+    assert f"cache: done before, in {first}/cache" in capfd.readouterr().err and not (later / "cache").exists()
+    other = run_stages(tiny(tmp_path, "name=other", f"data.cache={first}/cache", "flex.seed=2", *short), {})
+    assert same(later / "flex" / "model.safetensors", other / "flex" / "model.safetensors")
+
+
+def test_cached_maps_are_float32s_whatever_the_run_computes_in(tmp_path: Path) -> None:
+    short = ("data.cache=run", "stages=[data,cache]", "data.limit=6")
+    plain = run_stages(tiny(tmp_path, "name=plain", *short), {})
+    low = run_stages(tiny(tmp_path, "name=low", "trainer.precision=bf16-mixed", *short), {})
+    assert same(plain / "cache" / "gate-000000.safetensors", low / "cache" / "gate-000000.safetensors")
+
+
+def test_a_stale_cache_is_refused_before_any_work(tmp_path: Path) -> None:
+    first = run_stages(tiny(tmp_path, "name=cached", "data.cache=run", "stages=[data,cache]"), {})
+    wrong = tiny(tmp_path, "name=other", f"data.cache={first}/cache", "vision.out_index=1", "pyramid.levels=2")
+    with pytest.raises(UserError, match="is stale: made with vision.out_index=2, this run has 1"):
+        run_stages(wrong, {})
+    with pytest.raises(UserError, match="holds no cache.json"):
+        run_stages(tiny(tmp_path, "name=other", f"data.cache={tmp_path}/none"), {})
+    assert not (tmp_path / "other").exists()
+
+
+def test_maps_of_an_encoder_that_trains_are_not_cached(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.cache=run with vision.frozen=false: maps would change"):
+        tiny(tmp_path, "data.cache=run", "vision.frozen=false")

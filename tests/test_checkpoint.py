@@ -15,7 +15,7 @@ from pyrskip.reward import RewardConfig
 from pyrskip.training.checkpoint import PatientIO
 from pyrskip.training.gate import GateModule
 from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
-from tests.test_rules import toy_module
+from tests.toys import toy_module
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Costs: published numbers, consistency between prefill and decode, and formulas against what torch really runs."""
+"""Costs: published numbers, prefill against decode, formulas against what torch really runs, and what decisions cost."""
 
 import pytest
 import torch
@@ -7,8 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pyrskip.cost import Convention, Transformer, decode_flops, kv_bytes, measured_flops, prefill_flops
+from pyrskip.cost import Convention, Cost, Transformer, decode_flops, kv_bytes, measured_flops, prefill_flops
+from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
+from pyrskip.models.native import CostConfig, NativeModel
+from pyrskip.sample import Batch
+from tests.models import every_tile, mixed_decisions, tiny_batch, tiny_model
 
 examples = settings(max_examples=60, deadline=None)
 PTP = Transformer(layers=24, width=2048, heads=16, kv_heads=16, mlp=8192, gated=True)
@@ -168,3 +172,73 @@ def test_an_unknown_convention_is_refused_with_what_is_allowed() -> None:
         Convention(attention="sparse")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="allowed: flops, macs"):
         Convention(unit="tops")  # type: ignore[arg-type]
+
+
+def decision_cost(model: NativeModel, batch: Batch, asked: Tensor) -> Cost:
+    size = batch.size[batch.image_of]
+    return model.cost(model.realise(asked, size), size, model.prompt_tokens(batch))
+
+
+def test_more_tiles_cost_more(native: NativeModel) -> None:
+    batch = tiny_batch()
+    capacity = every_tile(native, batch)
+    selections = ActionSet.by_level(native.pyramid).selection
+    costs = [decision_cost(native, batch, capacity * keep) for keep in selections]
+    for a, less in zip(selections, costs, strict=True):
+        for b, more in zip(selections, costs, strict=True):
+            if (b | a).equal(b) and not a.equal(b):
+                assert all((getattr(more, n) > getattr(less, n)).all() for n in ("tokens", "flops", "kv_bytes"))
+
+
+def test_more_tokens_of_the_same_tiles_cost_more_and_encode_as_much(native: NativeModel) -> None:
+    batch = tiny_batch()
+    capacity = every_tile(native, batch)[:1]
+    row = batch.rows([0])
+    costs = [float(decision_cost(native, row, (capacity * share).ceil().long()).flops) for share in (0.25, 0.5, 1.0)]
+    assert costs[0] < costs[1] < costs[2]
+    assert costs[0] > float(native.encode_flops(row.size)[0].sum())
+
+
+def test_a_cost_is_the_encoders_the_projectors_and_the_language_models() -> None:
+    model, batch = tiny_model(cost=CostConfig(answer_tokens=3)), tiny_batch()
+    asked = mixed_decisions(model, batch)
+    size, words = batch.size[batch.image_of], model.prompt_tokens(batch)
+    tokens = model.realise(asked, size).sum(-1)
+    spec = model.language.transformer
+    for row in range(len(batch)):
+        encoder = sum(
+            model.vision.flops(*(-(-n // 8) * 8 for n in pixels))
+            for pixels in model.pyramid.pixels(size[[row]])[0][asked[row] > 0].tolist()
+        )
+        context = int(tokens[row] + words[row])
+        expected = prefill_flops(spec, float(context)) + decode_flops(spec, float(context), 3) + encoder
+        expected += int(tokens[row]) * model.projector.flops_per_token()
+        assert float(decision_cost(model, batch, asked).flops[row]) == expected
+
+
+def test_what_is_encoded_is_what_is_paid_for(native: NativeModel) -> None:
+    batch = tiny_batch((1, 1, 1, 1, 1))
+    asked = mixed_decisions(native, batch)
+    seen: list[torch.Size] = []
+    hook = native.vision.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    native.encode(batch, asked > 0)
+    hook.remove()
+    encoded = sum(images * native.vision.flops(rows, columns) for images, _, rows, columns in seen)
+    assert encoded == int((native.encode_flops(batch.size) * (asked > 0)).sum())
+
+
+def test_without_any_tile_nothing_is_paid_for_images() -> None:
+    model, batch = tiny_model(), tiny_batch()
+    cost = decision_cost(model, batch, torch.zeros(len(batch), 3, dtype=torch.int64))
+    words = model.prompt_tokens(batch)
+    spec = model.language.transformer
+    assert cost.tokens.eq(0).all()
+    assert cost.flops.equal(prefill_flops(spec, words) + decode_flops(spec, words, 1))
+
+
+def test_macs_are_half_of_the_flops() -> None:
+    batch = tiny_batch()
+    flops, macs = (tiny_model(cost=CostConfig(unit=unit)) for unit in ("flops", "macs"))
+    asked = mixed_decisions(flops, batch)
+    assert decision_cost(flops, batch, asked).flops.equal(2 * decision_cost(macs, batch, asked).flops)
+    assert macs.convention == Convention(unit="macs")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.configs import REPOSITORY
+
 DOCKER = REPOSITORY / "docker"
 EXTRAS = {
     "train": re.search(r"ARG EXTRAS=(\S+)", (DOCKER / "train.Dockerfile").read_text())[1],  # type: ignore[index]

@@ -13,11 +13,10 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.configs import REPOSITORY, TWO_STEPS
 from tests.own_data import embedded, picture, write_llava, write_parquet
 from tests.server import serve
-from tests.test_stages import TWO_STEPS
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 OWN = ["language.heads=4", "data.files.workers=0"]
 # make targets are what continuous integration and people run; they build an environment of their own

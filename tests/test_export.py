@@ -25,10 +25,10 @@ from pyrskip.inference.bundle import Prices, check_files
 from pyrskip.inference.hub import push_to_hub
 from pyrskip.models.native import NativeModel
 from pyrskip.stages import run_stages
-from tests.exports import UNIT, tiny_gate
+from tests.configs import tiny
+from tests.exports import UNIT, expected, requests, tiny_gate
 from tests.models import tiny_batch, tiny_model
-from tests.test_inference import expected, requests
-from tests.test_stages import tiny
+from tests.tools import program
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +147,7 @@ def test_a_question_encoder_of_its_own_is_exported(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_compiled_packages_answer_as_the_model_does(tmp_path: Path) -> None:
-    if shutil.which("g++") is None:
-        pytest.skip("needs a C++ compiler")
+    program("g++")
     model = tiny_model()
     gate = tiny_gate(model)
     write_parts(model, gate, describe(model, gate, UNIT, 1.0, Prices(0.0, inf, 0.3)), tmp_path, native=True)

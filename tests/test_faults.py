@@ -20,9 +20,8 @@ from pyrskip.data.faults import Fault, FaultLog
 from pyrskip.data.inspect import inspect
 from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.data.shards import DataConfig, prepare
-from pyrskip.data.sources import SOURCES
 from pyrskip.errors import UserError
-from tests.test_data import QUESTIONS, made_up, tar, whole, write_data
+from tests.shards import QUESTIONS, tar, whole, write_data
 
 
 def bomb() -> bytes:
@@ -108,10 +107,9 @@ def test_a_broken_shard_is_counted_and_named_and_loses_no_other(kind: str, tmp_p
 
 
 @pytest.fixture
-def shards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def shards(made_up_config: DataConfig, tmp_path: Path) -> Path:
     """40 images, 26 of them in train, 7 a shard."""
-    monkeypatch.setitem(SOURCES, "made_up", made_up)
-    prepare(DataConfig(source="made_up", samples_per_shard=7), tmp_path / "data")
+    prepare(made_up_config, tmp_path / "data")
     return tmp_path / "data"
 
 

@@ -14,7 +14,9 @@ from rich.console import Console
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
-from pyrskip.evaluation.frontier import Frontier, Inputs, Row, frontier, hull_at, upper_hull
+from pyrskip.evaluation.frontier import Frontier, Row, frontier, hull_at
+from pyrskip.evaluation.hull import upper_hull
+from pyrskip.evaluation.plays import Inputs
 from pyrskip.evaluation.plots import plot_frontier
 from pyrskip.evaluation.report import Shown, plot_selections, print_table
 from pyrskip.evaluation.summary import summary

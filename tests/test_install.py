@@ -13,9 +13,8 @@ from PIL import Image
 import pyrskip
 from pyrskip.gates.gate import Gate
 from pyrskip.models.native import NativeModel
-from tests.test_stages import TWO_STEPS
+from tests.configs import REPOSITORY, TWO_STEPS
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = ["experiment=easy_vqa", *TWO_STEPS]
 
 

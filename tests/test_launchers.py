@@ -13,8 +13,7 @@ import torch
 
 from pyrskip.artifacts import ROLLED
 from pyrskip.rollouts.table import RolloutTable
-from tests.test_docs import REPOSITORY
-from tests.test_stages import TWO_STEPS
+from tests.configs import REPOSITORY, TWO_STEPS
 
 # nothing is drawn by rank: prices are fixed, budgets whole, and every question sees
 ALIKE = ["reward=fixed", "flex.budget=fixed", "flex.blind_share=0", "rule=supervised", "ablations=[]", "data.cache=run"]

@@ -5,38 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pyrskip.cost import Convention, Cost, decode_flops, prefill_flops
-from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.metrics import exact
 from pyrskip.models.cross import CrossBlock
-from pyrskip.models.language import END, LANGUAGES, weighted_attention
+from pyrskip.models.language import END, weighted_attention
 from pyrskip.models.native import CostConfig, NativeModel
-from pyrskip.models.projector import pool
 from pyrskip.models.vision import VisionConfig
 from pyrskip.sample import Batch, Question
-from tests.models import ANSWERS, BACKBONE, mixed_decisions, taught_model, tiny_batch, tiny_model, with_answers
+from tests.models import ANSWERS, BACKBONE, every_tile, mixed_decisions, taught_model, tiny_batch, tiny_model, with_answers
 
-GRIDS = ((1,), (2, 2, 1))
 LONG = "one two three four five six seven eight"
-
-
-@pytest.fixture(scope="module", params=[(grid, name) for grid in GRIDS for name in LANGUAGES], ids=str)
-def model(request: pytest.FixtureRequest) -> NativeModel:
-    grid, language = request.param
-    return tiny_model(grid, language=language)
 
 
 @pytest.fixture(scope="module")
 def trained() -> NativeModel:
     return taught_model(with_answers(tiny_batch(), [*ANSWERS, LONG]))
-
-
-def every_tile(model: NativeModel, batch: Batch) -> Tensor:
-    return model.pyramid.capacity(batch.size)[batch.image_of]
 
 
 @torch.no_grad()
@@ -47,40 +32,40 @@ def masked(model: NativeModel, batch: Batch, asked: Tensor, keep: Tensor) -> Ten
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_masked_training_is_gathered_inference(model: NativeModel, seed: int) -> None:
-    batch, asked = tiny_batch(), mixed_decisions(model, tiny_batch(), seed)
+def test_masked_training_is_gathered_inference(native: NativeModel, seed: int) -> None:
+    batch, asked = tiny_batch(), mixed_decisions(native, tiny_batch(), seed)
     keep = asked > 0
     # a gated tile asks for some tokens as well: what it asks must not matter
-    elsewhere = every_tile(model, batch).where(~keep, 0)
-    inference = model.loglik(batch, asked)
-    assert torch.allclose(masked(model, batch, asked + elsewhere, keep), inference, rtol=0, atol=1e-5)
-    assert torch.allclose(masked(model, batch, asked + elsewhere.clamp(max=1), keep), inference, rtol=0, atol=1e-5)
+    elsewhere = every_tile(native, batch).where(~keep, 0)
+    inference = native.loglik(batch, asked)
+    assert torch.allclose(masked(native, batch, asked + elsewhere, keep), inference, rtol=0, atol=1e-5)
+    assert torch.allclose(masked(native, batch, asked + elsewhere.clamp(max=1), keep), inference, rtol=0, atol=1e-5)
     # and the test can tell decisions apart
-    assert (masked(model, batch, asked + elsewhere, torch.ones_like(keep)) - inference).abs().max() > 1e-2
+    assert (masked(native, batch, asked + elsewhere, torch.ones_like(keep)) - inference).abs().max() > 1e-2
 
 
-def test_gates_that_are_all_open_change_nothing(model: NativeModel) -> None:
-    batch, asked = tiny_batch(), mixed_decisions(model, tiny_batch())
-    features = model.encode(batch, asked > 0)
-    plain = model.forced(batch, features, asked)
-    gated = model.forced(batch, features, asked, gates=torch.ones(asked.shape))
+def test_gates_that_are_all_open_change_nothing(native: NativeModel) -> None:
+    batch, asked = tiny_batch(), mixed_decisions(native, tiny_batch())
+    features = native.encode(batch, asked > 0)
+    plain = native.forced(batch, features, asked)
+    gated = native.forced(batch, features, asked, gates=torch.ones(asked.shape))
     assert torch.allclose(plain.loglik, gated.loglik, rtol=0, atol=1e-5)
 
 
-def test_a_skipped_tile_is_never_encoded(model: NativeModel) -> None:
-    batch, asked = tiny_batch(), mixed_decisions(model, tiny_batch())
+def test_a_skipped_tile_is_never_encoded(native: NativeModel) -> None:
+    batch, asked = tiny_batch(), mixed_decisions(native, tiny_batch())
     keep = asked > 0
     union = torch.stack([keep[batch.image_of == i].any(0) for i in range(len(batch.image))])
     assert union.sum() < keep.sum() and not union.all(), "the decisions must share images and skip tiles"
-    before = model.vision.encoded
-    features = model.encode(batch, keep)
-    assert model.vision.encoded - before == int(union.sum())
+    before = native.vision.encoded
+    features = native.encode(batch, keep)
+    assert native.vision.encoded - before == int(union.sum())
     assert features.encoded.equal(union)
     for tile, tile_map in enumerate(features.maps):
         assert tile_map[~union[:, tile]].eq(0).all()
-    before = model.vision.encoded
-    model.answer(batch, asked)
-    assert model.vision.encoded - before == int(union.sum())
+    before = native.vision.encoded
+    native.answer(batch, asked)
+    assert native.vision.encoded - before == int(union.sum())
 
 
 def test_what_is_padding_is_not_encoded_even_when_it_is_asked_for() -> None:
@@ -90,17 +75,17 @@ def test_what_is_padding_is_not_encoded_even_when_it_is_asked_for() -> None:
     assert model.vision.encoded - before == int((model.pyramid.capacity(batch.size) > 0).sum())
 
 
-def test_a_decision_and_an_answer_do_not_depend_on_batch_mates(model: NativeModel) -> None:
-    batch, asked = tiny_batch(), mixed_decisions(model, tiny_batch(), 1)
-    together, answers = model.loglik(batch, asked), model.answer(batch, asked)
+def test_a_decision_and_an_answer_do_not_depend_on_batch_mates(native: NativeModel) -> None:
+    batch, asked = tiny_batch(), mixed_decisions(native, tiny_batch(), 1)
+    together, answers = native.loglik(batch, asked), native.answer(batch, asked)
     for row in range(len(batch)):
         alone = batch.rows([row])
-        assert torch.allclose(model.loglik(alone, asked[[row]])[0], together[row], rtol=0, atol=1e-5)
-        assert model.answer(alone, asked[[row]]) == [answers[row]]
+        assert torch.allclose(native.loglik(alone, asked[[row]])[0], together[row], rtol=0, atol=1e-5)
+        assert native.answer(alone, asked[[row]]) == [answers[row]]
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0)).tolist()
     shuffled = batch.rows(order)
-    assert torch.allclose(model.loglik(shuffled, asked[order]), together[order], rtol=0, atol=1e-5)
-    assert model.answer(shuffled, asked[order]) == [answers[i] for i in order]
+    assert torch.allclose(native.loglik(shuffled, asked[order]), together[order], rtol=0, atol=1e-5)
+    assert native.answer(shuffled, asked[order]) == [answers[i] for i in order]
 
 
 def test_a_larger_canvas_of_padding_changes_no_token() -> None:
@@ -113,10 +98,10 @@ def test_a_larger_canvas_of_padding_changes_no_token() -> None:
     assert model.loglik(small, asked).equal(model.loglik(dirty, asked))
 
 
-def test_a_token_written_has_the_logits_that_forcing_it_has(model: NativeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch, asked = tiny_batch(), mixed_decisions(model, tiny_batch(), 1)
-    visual, _ = model.visual(batch, model.encode(batch, asked > 0), asked)
-    question, language = model.language.tokenize(batch.texts), model.language
+def test_a_token_written_has_the_logits_that_forcing_it_has(native: NativeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, asked = tiny_batch(), mixed_decisions(native, tiny_batch(), 1)
+    visual, _ = native.visual(batch, native.encode(batch, asked > 0), asked)
+    question, language = native.language.tokenize(batch.texts), native.language
     steps: list[Tensor] = []
     head = language._head
 
@@ -170,64 +155,64 @@ def test_a_score_is_the_metric_of_what_is_written(trained: NativeModel, answers:
 
 
 @pytest.mark.parametrize("gate", [0.0, 0.5, 1.0])
-def test_gradients_to_gates_are_those_of_finite_differences(model: NativeModel, gate: float) -> None:
+def test_gradients_to_gates_are_those_of_finite_differences(native: NativeModel, gate: float) -> None:
     batch = tiny_batch()
-    asked = every_tile(model, batch)
-    features = model.encode(batch, asked > 0)
+    asked = every_tile(native, batch)
+    features = native.encode(batch, asked > 0)
     gates = torch.full(asked.shape, gate)
-    gates[:, model.pyramid.glance] = 1.0
+    gates[:, native.pyramid.glance] = 1.0
     gates.requires_grad_()
-    model.forced(batch, features, asked, gates=gates).loglik.sum().backward()
+    native.forced(batch, features, asked, gates=gates).loglik.sum().backward()
     assert gates.grad is not None and gates.grad.isfinite().all()
     assert gates.grad[asked > 0].ne(0).all() and gates.grad[asked == 0].eq(0).all()
 
     def loglik(tile: int, move: float) -> Tensor:
         moved = gates.detach().clone()
         moved[:, tile] += move
-        return model.forced(batch, features, asked, gates=moved).loglik.double()
+        return native.forced(batch, features, asked, gates=moved).loglik.double()
 
-    step = 5e-4 if gate == 0.0 and model.config.language.name == "cross" else 2e-3  # bent where a tile comes in
+    step = 5e-4 if gate == 0.0 and native.config.language.name == "cross" else 2e-3  # bent where a tile comes in
     with torch.no_grad():
-        for tile in range(model.pyramid.tiles):
+        for tile in range(native.pyramid.tiles):
             near, far = (loglik(tile, k * step) - loglik(tile, -k * step) for k in (1, 2))
             slope = (8 * near - far) / (12 * step)
             assert torch.allclose(gates.grad[:, tile].double(), slope, rtol=2e-2, atol=2e-3)
 
 
-def test_without_any_tile_the_model_answers_from_the_question_alone(model: NativeModel) -> None:
+def test_without_any_tile_the_model_answers_from_the_question_alone(native: NativeModel) -> None:
     batch = tiny_batch()
-    asked = torch.zeros(len(batch), model.pyramid.tiles, dtype=torch.int64)
-    before = model.vision.encoded
-    blind, answers = model.loglik(batch, asked), model.answer(batch, asked)
-    assert model.vision.encoded == before and blind.isfinite().all() and len(answers) == len(batch)
+    asked = torch.zeros(len(batch), native.pyramid.tiles, dtype=torch.int64)
+    before = native.vision.encoded
+    blind, answers = native.loglik(batch, asked), native.answer(batch, asked)
+    assert native.vision.encoded == before and blind.isfinite().all() and len(answers) == len(batch)
     other = replace(batch, image=255 - batch.image)
-    assert model.loglik(other, asked).equal(blind)
-    assert torch.allclose(masked(model, batch, every_tile(model, batch), asked > 0), blind, rtol=0, atol=1e-5)
+    assert native.loglik(other, asked).equal(blind)
+    assert torch.allclose(masked(native, batch, every_tile(native, batch), asked > 0), blind, rtol=0, atol=1e-5)
     # one blind question beside sighted ones
-    some = every_tile(model, batch)
+    some = every_tile(native, batch)
     some[2] = 0
-    assert torch.allclose(model.loglik(batch, some)[2], blind[2], rtol=0, atol=1e-5)
+    assert torch.allclose(native.loglik(batch, some)[2], blind[2], rtol=0, atol=1e-5)
 
 
-def test_tokens_say_which_tile_they_are_from_and_are_as_many_as_realised(model: NativeModel) -> None:
-    batch, asked = tiny_batch(), mixed_decisions(model, tiny_batch(), 2)
-    tokens, real, tile = model.project(batch, model.encode(batch, asked > 0), asked)
-    realised = model.realise(asked, batch.size[batch.image_of])
+def test_tokens_say_which_tile_they_are_from_and_are_as_many_as_realised(native: NativeModel) -> None:
+    batch, asked = tiny_batch(), mixed_decisions(native, tiny_batch(), 2)
+    tokens, real, tile = native.project(batch, native.encode(batch, asked > 0), asked)
+    realised = native.realise(asked, batch.size[batch.image_of])
     assert tokens.shape[:2] == real.shape == tile.shape and real.shape[1] == realised.sum(-1).max()
     for row in range(len(batch)):
-        assert tile[row][real[row]].bincount(minlength=model.pyramid.tiles).equal(realised[row])
+        assert tile[row][real[row]].bincount(minlength=native.pyramid.tiles).equal(realised[row])
         assert tile[row][real[row]].diff().ge(0).all()
     assert tokens[~real].eq(0).all()
 
 
-def test_a_saved_model_comes_back_the_same(model: NativeModel, tmp_path: Path) -> None:
-    batch, asked = tiny_batch(), mixed_decisions(model, tiny_batch())
-    model.save(tmp_path)
+def test_a_saved_model_comes_back_the_same(native: NativeModel, tmp_path: Path) -> None:
+    batch, asked = tiny_batch(), mixed_decisions(native, tiny_batch())
+    native.save(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
     again = NativeModel.load(tmp_path)
-    assert again.config == model.config
-    assert again.loglik(batch, asked).equal(model.loglik(batch, asked))
-    assert again.answer(batch, asked) == model.answer(batch, asked)
+    assert again.config == native.config
+    assert again.loglik(batch, asked).equal(native.loglik(batch, asked))
+    assert again.answer(batch, asked) == native.answer(batch, asked)
     assert NativeModel.load(tmp_path, CostConfig(unit="macs")).config.cost.unit == "macs"
 
 
@@ -256,100 +241,6 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         NativeModel.load(other)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(8, 8), (5, 8), (7, 3), (1, 1)])
-def test_pooling_a_full_map_is_torchs_adaptive_pooling(rows: int, columns: int) -> None:
-    maps = torch.rand(1, 3, rows, columns)
-    cells = torch.tensor([[rows, columns]])
-    for height in range(1, rows + 1):
-        for width in range(1, columns + 1):
-            pooled, valid = pool(maps, cells, torch.tensor([[height, width]]))
-            assert torch.allclose(pooled, F.adaptive_avg_pool2d(maps, (height, width)), atol=1e-6)
-            assert valid.all()
-
-
-def test_pooling_averages_valid_cells_only_whatever_else_is_in_the_batch() -> None:
-    cells, size = torch.tensor([[8, 8], [5, 7], [1, 3], [6, 6]]), torch.tensor([[4, 4], [2, 3], [1, 3], [6, 6]])
-    maps = torch.rand(4, 2, 8, 8)
-    dirty = maps.clone()
-    for row, (rows, columns) in enumerate(cells.tolist()):
-        dirty[row, :, rows:], dirty[row, :, :, columns:] = 1e4, 1e4
-    pooled, valid = pool(dirty, cells, size)
-    for row, (height, width) in enumerate(size.tolist()):
-        own = maps[row, :, : cells[row, 0], : cells[row, 1]]
-        assert torch.allclose(pooled[row, :, :height, :width], F.adaptive_avg_pool2d(own, (height, width)), atol=1e-5)
-        assert valid[row].sum() == height * width and valid[row, :height, :width].all()
-
-
-def decision_cost(model: NativeModel, batch: Batch, asked: Tensor) -> Cost:
-    size = batch.size[batch.image_of]
-    return model.cost(model.realise(asked, size), size, model.prompt_tokens(batch))
-
-
-def test_more_tiles_cost_more(model: NativeModel) -> None:
-    batch = tiny_batch()
-    capacity = every_tile(model, batch)
-    selections = ActionSet.by_level(model.pyramid).selection
-    costs = [decision_cost(model, batch, capacity * keep) for keep in selections]
-    for a, less in zip(selections, costs, strict=True):
-        for b, more in zip(selections, costs, strict=True):
-            if (b | a).equal(b) and not a.equal(b):
-                assert all((getattr(more, n) > getattr(less, n)).all() for n in ("tokens", "flops", "kv_bytes"))
-
-
-def test_more_tokens_of_the_same_tiles_cost_more_and_encode_as_much(model: NativeModel) -> None:
-    batch = tiny_batch()
-    capacity = every_tile(model, batch)[:1]
-    row = batch.rows([0])
-    costs = [float(decision_cost(model, row, (capacity * share).ceil().long()).flops) for share in (0.25, 0.5, 1.0)]
-    assert costs[0] < costs[1] < costs[2]
-    assert costs[0] > float(model.encode_flops(row.size)[0].sum())
-
-
-def test_a_cost_is_the_encoders_the_projectors_and_the_language_models() -> None:
-    model, batch = tiny_model(cost=CostConfig(answer_tokens=3)), tiny_batch()
-    asked = mixed_decisions(model, batch)
-    size, words = batch.size[batch.image_of], model.prompt_tokens(batch)
-    tokens = model.realise(asked, size).sum(-1)
-    spec = model.language.transformer
-    for row in range(len(batch)):
-        encoder = sum(
-            model.vision.flops(*(-(-n // 8) * 8 for n in pixels))
-            for pixels in model.pyramid.pixels(size[[row]])[0][asked[row] > 0].tolist()
-        )
-        context = int(tokens[row] + words[row])
-        expected = prefill_flops(spec, float(context)) + decode_flops(spec, float(context), 3) + encoder
-        expected += int(tokens[row]) * model.projector.flops_per_token()
-        assert float(decision_cost(model, batch, asked).flops[row]) == expected
-
-
-def test_what_is_encoded_is_what_is_paid_for(model: NativeModel) -> None:
-    batch = tiny_batch((1, 1, 1, 1, 1))
-    asked = mixed_decisions(model, batch)
-    seen: list[torch.Size] = []
-    hook = model.vision.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
-    model.encode(batch, asked > 0)
-    hook.remove()
-    encoded = sum(images * model.vision.flops(rows, columns) for images, _, rows, columns in seen)
-    assert encoded == int((model.encode_flops(batch.size) * (asked > 0)).sum())
-
-
-def test_without_any_tile_nothing_is_paid_for_images() -> None:
-    model, batch = tiny_model(), tiny_batch()
-    cost = decision_cost(model, batch, torch.zeros(len(batch), 3, dtype=torch.int64))
-    words = model.prompt_tokens(batch)
-    spec = model.language.transformer
-    assert cost.tokens.eq(0).all()
-    assert cost.flops.equal(prefill_flops(spec, words) + decode_flops(spec, words, 1))
-
-
-def test_macs_are_half_of_the_flops() -> None:
-    batch = tiny_batch()
-    flops, macs = (tiny_model(cost=CostConfig(unit=unit)) for unit in ("flops", "macs"))
-    asked = mixed_decisions(flops, batch)
-    assert decision_cost(flops, batch, asked).flops.equal(2 * decision_cost(macs, batch, asked).flops)
-    assert macs.convention == Convention(unit="macs")
-
-
 def test_gates_are_applied_in_float32_under_autocast() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 2, 6, 8, generator=generator).bfloat16() for _ in range(3))
@@ -368,15 +259,15 @@ def test_gates_are_applied_in_float32_under_autocast() -> None:
     assert torch.allclose(gates[0].grad, gates[1].grad, rtol=1e-4, atol=1e-5)
 
 
-def test_the_model_trains_under_autocast(model: NativeModel) -> None:
+def test_the_model_trains_under_autocast(native: NativeModel) -> None:
     batch = tiny_batch()
-    asked = mixed_decisions(model, batch)
+    asked = mixed_decisions(native, batch)
     gates = torch.ones(asked.shape, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        loglik = model.forced(batch, model.encode(batch, asked > 0), asked, gates).loglik
+        loglik = native.forced(batch, native.encode(batch, asked > 0), asked, gates).loglik
         loglik.sum().backward()
     assert loglik.dtype == torch.float32
-    assert torch.allclose(loglik, model.loglik(batch, asked), rtol=0.02, atol=0.3)
+    assert torch.allclose(loglik, native.loglik(batch, asked), rtol=0.02, atol=0.3)
     assert gates.grad is not None and gates.grad.dtype == torch.float32 and gates.grad.isfinite().all()
 
 
@@ -419,19 +310,3 @@ def test_a_word_reads_the_token_that_is_named_so_before_any_training() -> None:
         queries = block.read_query(block.norm3(words)).unflatten(-1, (block.heads, -1)).transpose(0, 1)
         scores = (queries @ keys[0].transpose(-1, -2)).sum(0)
         assert scores[:, 1:].argmax(-1).equal(torch.arange(20))
-
-
-def test_whitened_features_have_unit_covariance() -> None:
-    model = tiny_model()
-    batch = tiny_batch()
-    model.whiten([batch])
-    cells = model.pyramid.cells(batch.size)
-    everything = torch.ones(len(batch), model.pyramid.tiles, dtype=torch.bool)
-    square = []
-    for tile, maps in enumerate(model.encode(batch, everything).maps):
-        found = torch.cat([m[:, :rows, :columns].flatten(1).T for m, (rows, columns) in zip(maps, cells[:, tile], strict=True)])
-        white = (found - model.projector.mean) @ model.projector.whiten
-        square.append(white.T @ white / len(white))
-    value = torch.linalg.eigvalsh(torch.stack(square).mean(0))
-    assert float(value.max()) < 1.001  # directions with next to no variance stay small
-    assert float(value.max()) > 0.9

@@ -26,7 +26,7 @@ from pyrskip.training.module import OptimizerConfig, StepModule
 from pyrskip.training.trainer import CHECKPOINT, TrainerConfig, build_trainer, fit, together
 from tests.models import BACKBONE, tiny_batch, tiny_model
 from tests.ranks import on_two_ranks
-from tests.test_rules import PAIRS, online_module, toy_module
+from tests.toys import PAIRS, online_module, toy_module
 
 STEPS = 3
 ROWS = 24

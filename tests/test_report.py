@@ -24,9 +24,8 @@ from pyrskip.training.progress import Bar, Lines, figures
 from tests.runs import NASTY, write_run
 from tests.test_cli import refused
 from tests.test_frontier import computed, of_rungs
-from tests.test_rules import toy_module
-
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+from tests.tools import program
+from tests.toys import toy_module
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +240,7 @@ def test_the_bar_tells_loss_keep_rate_cost_and_the_time_left() -> None:
     import pytorch_lightning as pl
     from torch.utils.data import DataLoader
 
-    from tests.test_rules import batches
+    from tests.toys import batches
 
     module = toy_module("supervised", "utility", RewardConfig(), steps=20)
     out = StringIO()
@@ -259,10 +258,9 @@ def test_the_bar_tells_loss_keep_rate_cost_and_the_time_left() -> None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the dev extra, for playwright")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed here (chromium, chromium-browser or google-chrome)")
+    chromium = program("chromium", "chromium-browser", "google-chrome")
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        started = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else [])
         yield started
         started.close()
 

@@ -15,7 +15,7 @@ from pyrskip.errors import UserError
 from pyrskip.rollouts.rollout import RolloutModule
 from pyrskip.rollouts.table import OUTSIDE, RolloutTable
 from pyrskip.stages import run_stages
-from tests.test_stages import TWO_STEPS, tiny
+from tests.configs import TWO_STEPS, tiny
 
 UNTRAINED = "stages=[data,flex,rollouts]"
 

@@ -1,91 +1,27 @@
 """Learning rules on a world of two kinds of question, one answerable at the glance and one from the full pyramid alone."""
 
-import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from pyrskip.budget import BudgetRule
-from pyrskip.cost import Cost
-from pyrskip.decision import ActionSet, blind, reference
 from pyrskip.errors import UserError
-from pyrskip.gates import build_gate
-from pyrskip.gates.gate import Gate, GateConfig
+from pyrskip.gates.gate import GateConfig
 from pyrskip.launch import conf_directory
-from pyrskip.pyramid import Pyramid
-from pyrskip.reward import Price, RewardConfig, worth
+from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
-from pyrskip.rollouts.table import RolloutTable
 from pyrskip.training import RULES, find_rule, valid_pairs
 from pyrskip.training.gate import GateModule, RuleConfig
-from pyrskip.training.health import CollapseAlarm, glance_is_best
-from pyrskip.training.module import OptimizerConfig
+from pyrskip.training.health import CollapseAlarm
 from pyrskip.training.reinforce import ReinforceModule
-from tests.models import tiny_batch, tiny_model
+from tests.models import tiny_batch
+from tests.toys import IMAGES, batches, online_module, pairs, random_gate, toy_module, train_by_lightning
 
-PYRAMID = Pyramid(64, 3, 8)
-IMAGES = 100
-PAIRS = [(rule, policy) for rule, module in RULES.items() for policy in module.policies]
-pairs = pytest.mark.parametrize(("rule", "policy"), PAIRS)
 # without a trainer there is nowhere to log to
 untracked = pytest.mark.filterwarnings("ignore:.*self.log.*:UserWarning")
-
-
-def toy_table() -> RolloutTable:
-    """Two questions on every image: 'easy' is right whatever is kept, 'hard' where every level is."""
-    generator = torch.Generator().manual_seed(0)
-    actions = ActionSet.by_level(PYRAMID)
-    selection = torch.cat([actions.selection, reference(PYRAMID)[None], blind(PYRAMID)[None]])
-    kind = torch.arange(2).repeat(IMAGES)
-    right = torch.stack([torch.ones(len(selection)), selection.all(-1).float()])
-    tokens = (selection.double() @ torch.tensor([64.0, 16.0, 4.0], dtype=torch.float64)).expand(len(kind), -1)
-    words = torch.randint(1, 5, (len(kind), 1), generator=generator)
-    return RolloutTable(
-        actions=actions,
-        score=right[kind],
-        probability=right[kind],
-        cost=Cost(tokens, 1000 * (tokens + 0.1 * words), 64 * tokens),
-        similarity=torch.zeros(len(kind), PYRAMID.tiles),
-        image_of=torch.arange(IMAGES).repeat_interleave(2),
-        query_of=kind,
-        query=torch.randn(2, 3, 8, generator=generator),
-        query_mask=torch.ones(2, 3, dtype=torch.bool),
-        glance=torch.randn(IMAGES, 5, 2, 2, generator=generator),
-        glance_mask=torch.ones(IMAGES, 2, 2, dtype=torch.bool),
-        size=torch.full((IMAGES, 2), 64),
-        types=tuple(("easy", "hard")[k] for k in kind.tolist()),
-        keys=tuple(f"image-{i // 2}/{i % 2}" for i in range(len(kind))),
-        texts=("easy?", "hard?"),
-        image_keys=tuple(f"image-{i}" for i in range(IMAGES)),
-        split="gate",
-    )
-
-
-def toy_environment() -> TableEnvironment:
-    table = toy_table()
-    return TableEnvironment(table, PYRAMID, BudgetRule(), table.mean_full_flops)
-
-
-def toy_module(
-    rule: str, policy: str, reward: RewardConfig, steps: int = 250, name: str = "joint", seed: int = 0, **config: Any
-) -> GateModule:
-    environment = toy_environment()
-    torch.manual_seed(seed)
-    gate = build_gate(GateConfig(name, policy, width=16), environment.layout)
-    optimizer = OptimizerConfig(steps=steps, lr=3e-3, warmup=10)
-    return RULES[rule](RuleConfig(rule, optimizer=optimizer, **config), gate, environment, reward, seed)
-
-
-def batches(module: GateModule) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(module.seed)
-    return list(torch.randint(2 * IMAGES, (module.optimizer_config.steps, 64), generator=generator))
 
 
 def train(module: GateModule, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
@@ -103,20 +39,6 @@ def train(module: GateModule, monkeypatch: pytest.MonkeyPatch) -> dict[str, floa
         optimizer.step()
         schedule.step()
     return {name: v.item() for name, v in logged.items()}
-
-
-def train_by_lightning(module: GateModule) -> dict[str, float]:
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        log_every_n_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, DataLoader(batches(module), batch_size=None))  # type: ignore[arg-type]
-    return {name: float(v) for name, v in trainer.callback_metrics.items()}
 
 
 @torch.no_grad()
@@ -194,71 +116,6 @@ def test_an_unknown_rule_is_refused() -> None:
 def test_an_impossible_rule_is_refused_with_what_is_allowed(config: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"{next(iter(config))}=.*allowed"):
         RuleConfig(**config)
-
-
-def test_a_fixed_price_is_the_price() -> None:
-    assert Price(RewardConfig("fixed", price=0.25)).sample(3).sub(0.25).abs().max() < 1e-6
-    assert Price(RewardConfig("fixed", price=0.0)).sample(3).eq(0).all()
-
-
-def test_a_sampled_price_is_log_uniform_in_its_range() -> None:
-    torch.manual_seed(0)
-    price = Price(RewardConfig("sampled", low=0.01, high=1.0)).sample(20_000)
-    assert price.min() >= 0.01 * (1 - 1e-5) and price.max() <= 1 + 1e-5
-    share = (price.log() - math.log(0.01)) / math.log(100)
-    for bound in (0.1, 0.5, 0.9):
-        assert abs(float((share < bound).float().mean()) - bound) < 4 * (bound * (1 - bound) / 20_000) ** 0.5
-
-
-def test_the_multiplier_rises_above_the_target_and_falls_below_it() -> None:
-    price = Price(RewardConfig("target", price=0.1, target=0.4, rate=0.05))
-    steps = [float(price.sample(1))]
-    for cost in (0.8, 0.4, 0.2):
-        price.update(torch.tensor(cost))
-        steps.append(float(price.sample(1)))
-    assert steps[0] == pytest.approx(0.1) and steps[1] == pytest.approx(0.1 * math.exp(0.05))
-    assert steps[2] == pytest.approx(steps[1]) and steps[3] == pytest.approx(steps[2] * math.exp(-0.025))
-    again = Price(RewardConfig("target", price=0.1, target=0.4))
-    again.load_state_dict(price.state_dict())
-    assert float(again.sample(1)) == steps[3]
-    for cost in (1e9, -1e9):
-        price.update(torch.tensor(cost))
-        assert 1e-4 * 0.99 <= float(price.sample(1)) <= 1e2 * 1.01
-
-
-@pytest.mark.parametrize("mode", ["fixed", "sampled"])
-def test_a_price_without_a_target_does_not_move(mode: str) -> None:
-    price = Price(RewardConfig(mode))
-    before = price.log_price.clone()
-    price.update(torch.tensor(5.0))
-    assert price.log_price.equal(before)
-
-
-@pytest.mark.parametrize(
-    ("config", "says"),
-    [
-        ({"mode": "free"}, r"reward\.mode='free'.*allowed: fixed, sampled, target"),
-        ({"low": 1.0, "high": 0.5}, r"reward\.low=1\.0.*allowed: 0 < low < high"),
-        ({"mode": "fixed", "price": -0.1}, r"reward\.price=-0\.1"),
-        ({"mode": "target"}, r"reward\.target=None with reward\.mode=target.*allowed"),
-        ({"mode": "fixed", "target": 0.5}, r"reward\.target=0\.5 with reward\.mode=fixed.*allowed"),
-        ({"mode": "target", "target": 1.5}, r"reward\.target=1\.5.*\(0, 1\]"),
-        ({"mode": "target", "target": 0.5, "price": 0.0}, r"reward\.price=0\.0"),
-    ],
-    ids=str,
-)
-def test_an_impossible_reward_is_refused_with_what_is_allowed(config: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        RewardConfig(**config)
-
-
-def test_training_raises_the_price_of_a_gate_that_costs_too_much_and_lowers_that_of_one_that_costs_too_little() -> None:
-    for target, open_bias, dearer in ((0.1, 3.0, True), (0.9, -3.0, False)):
-        module = toy_module("gumbel", "bernoulli", RewardConfig("target", price=0.1, target=target, rate=0.2), steps=10)
-        torch.nn.init.constant_(module.gate.head.bias, open_bias)
-        logged = train_by_lightning(module)
-        assert (logged["cost/relative_flops_sampled"] > target) is dearer
-        assert (float(module.price.sample(1)) > 0.1) is dearer
 
 
 def gradient(rule: str, policy: str, repeats: int, **config: Any) -> tuple[Tensor, Tensor]:
@@ -352,12 +209,6 @@ def test_a_curriculum_begins_with_the_questions_that_a_decision_matters_to() -> 
         assert module.weight(rows, price, step).tolist() == pytest.approx([easy, 1.0])
 
 
-def test_a_bonus_counts_only_where_the_answer_is_right_and_a_wrong_guess_costs() -> None:
-    score, cost, price = torch.tensor([1.0, 0.0]), torch.tensor([0.25, 0.0]), torch.tensor(0.4)
-    assert worth(RewardConfig(form="bonus"), score, cost, price).tolist() == pytest.approx([1.3, 0.0])
-    assert worth(RewardConfig(guess_penalty=0.5), score, cost, price).tolist() == pytest.approx([0.9, -0.5])
-
-
 def test_a_gate_that_decides_the_same_of_every_question_sets_off_the_alarm_once() -> None:
     module = toy_module("gumbel", "bernoulli", RewardConfig("sampled"), steps=100)
     seen = module.environment.observe(torch.arange(20), torch.ones(20))
@@ -370,96 +221,7 @@ def test_a_gate_that_decides_the_same_of_every_question_sets_off_the_alarm_once(
     assert all(alarm.look(step, module.gate, seen, module.price.config) is None for step in range(0, 100, 10))
 
 
-def test_a_reward_that_only_the_glance_is_worth_is_told_with_its_arithmetic() -> None:
-    environment = toy_environment()
-    assert glance_is_best(environment, RewardConfig("fixed", price=0.5), 0.5) is None
-    told = glance_is_best(environment, RewardConfig("fixed", price=3.0), 3.0)
-    assert told is not None and "easy from 1, gains 0.000 of score for 3 x 0.190" in told
-
-
-def test_a_gate_refuses_a_price_that_it_was_not_trained_on() -> None:
-    module = toy_module("gumbel", "categorical", RewardConfig("sampled", low=0.1, high=1.0), steps=2)
-    train_by_lightning(module)
-    assert module.gate.prices([0.1, 0.5, 1.0]) == [0.1, 0.5, 1.0]
-    with pytest.raises(UserError, match=r"price=0\.05 is outside .*allowed: 0\.1 to 1"):
-        module.gate.prices([0.5, 0.05])
-
-
-@pytest.mark.slow
-def test_two_ranks_hold_the_same_multiplier(tmp_path: Path) -> None:
-    module = toy_module("reinforce", "bernoulli", RewardConfig("target", target=0.4), steps=6, baseline="running_mean")
-
-    class Kept(pl.Callback):
-        def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            state = {"price": module.price.log_price, "mean": module.mean, "rank": torch.tensor(trainer.global_rank)}
-            torch.save(state, tmp_path / f"{trainer.global_rank}.pt")
-
-    # easy questions on one rank, hard ones on the other: alone, each would move its price its own way
-    class Halves(torch.utils.data.IterableDataset[Tensor]):
-        def __iter__(self) -> Iterator[Tensor]:
-            rank = torch.distributed.get_rank()
-            yield from [torch.arange(rank, 40, 2)] * 6
-
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        strategy="ddp_fork",
-        devices=2,
-        max_steps=6,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[Kept()],
-    )
-    trainer.fit(module, DataLoader(Halves(), batch_size=None))
-    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert one["rank"] != two["rank"]
-    assert one["price"] == two["price"] != torch.tensor(math.log(0.1))
-    assert one["mean"] == two["mean"] != 0
-
-
-def random_gate(module: GateModule) -> Gate:
-    torch.manual_seed(1)
-    torch.nn.init.normal_(module.gate.head.weight)
-    if module.gate.config.policy == "sequential":
-        torch.nn.init.normal_(module.gate.steps.out.weight)
-    return module.gate
-
-
-@pairs
-@pytest.mark.parametrize("target", [0.2, 0.5, 0.9, 1.0])
-def test_calibration_meets_the_target_as_closely_as_actions_allow(rule: str, policy: str, target: float) -> None:
-    module = toy_module(rule, policy, RewardConfig("target", target=target))
-    gate, environment = random_gate(module), module.environment
-    rows = torch.arange(2 * IMAGES)
-    reached = module.calibrate(environment, rows)
-    # one question more at the full pyramid would be too much
-    assert target - 1.05 * 2 / len(rows) <= reached <= target
-    asked = gate.policy(environment.observe(rows, module.price.sample(len(rows)))).mode()
-    assert float(environment.cost(rows, asked).mean()) == reached
-
-
-def test_calibration_to_less_than_the_glance_costs_gives_the_glance() -> None:
-    module = toy_module("gumbel", "bernoulli", RewardConfig("target", target=0.001))
-    random_gate(module)
-    rows = torch.arange(2 * IMAGES)
-    reached = module.calibrate(module.environment, rows)
-    assert isinstance(module.environment, TableEnvironment)
-    assert reached == pytest.approx(float(module.environment.relative[:, 0].mean()), rel=1e-5)
-
-
 ONLINE = [("gumbel", "bernoulli", (1,)), ("gumbel", "bernoulli", (2, 1, 1)), ("gumbel", "categorical", (1,))]
-
-
-def online_module(rule: str, policy: str, grid: tuple[int, ...]) -> GateModule:
-    model, batch = tiny_model(grid), tiny_batch()
-    size, capacity = batch.size[batch.image_of], model.pyramid.capacity(batch.size)[batch.image_of]
-    unit = float(model.cost(capacity, size, model.prompt_tokens(batch)).flops.mean())
-    environment = ModelEnvironment(model, ActionSet.by_level(model.pyramid), BudgetRule(), unit)
-    gate = build_gate(GateConfig("joint", policy, width=16), environment.layout)
-    torch.nn.init.normal_(gate.head.weight, std=0.1)
-    reward = RewardConfig("fixed", price=0.3)
-    return RULES[rule](RuleConfig(rule, online=True, warmup=0.0, entropy=0.0), gate, environment, reward, 0)
 
 
 @untracked

@@ -14,7 +14,7 @@ from pyrskip.config import Config
 from pyrskip.errors import UserError
 from pyrskip.run import Run
 from pyrskip.stages import run_stages
-from tests.test_stages import tiny
+from tests.configs import tiny
 
 
 @pytest.fixture

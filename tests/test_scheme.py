@@ -21,9 +21,9 @@ from pyrskip.tracking.frontier import frontier_metrics
 from pyrskip.tracking.scheme import ANY_RULE, FLEX, FOREIGN, FRONTIER, METRICS, Metric, find, markdown
 from pyrskip.tracking.workspaces import as_json
 from pyrskip.training import RULES
+from tests.configs import TWO_STEPS
 from tests.offline import history, offline_runs
 from tests.test_frontier import computed
-from tests.test_stages import TWO_STEPS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
 # what must log a metric, of what there is: a rule that the scheme knows and RULES does not is nobody's yet

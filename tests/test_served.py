@@ -29,8 +29,8 @@ from pyrskip.rollouts.play import play_served
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch, Sample
 from pyrskip.stages import run_stages
+from tests.configs import tiny
 from tests.server import Server, serve
-from tests.test_stages import tiny
 
 pytest.importorskip("transformers")
 pytest.importorskip("httpx")

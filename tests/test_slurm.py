@@ -12,11 +12,10 @@ import pytest
 
 from pyrskip.sweeps.jobs import read_jobs
 from pyrskip.sweeps.overview import TABLE
+from tests.configs import REPOSITORY, TWO_STEPS, same
 from tests.slurm import Cluster, cluster, until
-from tests.test_stages import TWO_STEPS, same
 
 pytestmark = pytest.mark.slurm
-REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN = [sys.executable, str(REPOSITORY / "train.py")]
 TINY = ["experiment=easy_vqa", "ablations=[]", *(o for o in TWO_STEPS if not o.startswith("seeds="))]
 QUEUED = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=20", "hydra.launcher.cpus_per_task=1"]

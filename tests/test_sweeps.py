@@ -1,36 +1,27 @@
-"""Claims about sweeps: where jobs are, what becomes of them, what is refused before the first runs, and what a search asks."""
+"""Claims about sweeps: what is refused before the first job runs, and what becomes of jobs that fail or are given up."""
 
-import csv
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from pyrskip.cli import main
 from pyrskip.errors import UserError
-from pyrskip.evaluation.runs import load_runs
 from pyrskip.launch import conf_directory
 from pyrskip.stages import run_stages
 from pyrskip.sweeps import rungs
-from pyrskip.sweeps.jobs import LONGEST, Job, Pruned, keep, lock, name_of, plan, read_job, read_jobs, run_job
-from pyrskip.sweeps.overview import FIGURE, TABLE, point_of, points_of, rows_of, write_overview
+from pyrskip.sweeps.jobs import Pruned, read_job, read_jobs
+from pyrskip.sweeps.overview import point_of
 from pyrskip.sweeps.plan import plan_sweep
-from pyrskip.sweeps.search import Outcome, search
-from pyrskip.sweeps.space import distribution
-from tests.runs import write_run
+from tests.configs import REPOSITORY, TWO_STEPS, tiny
 from tests.test_cli import refused
-from tests.test_stages import TWO_STEPS, tiny
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ["experiment=easy_vqa", "ablations=[]", *(o for o in TWO_STEPS if not o.startswith("seeds="))]
 
 
@@ -42,98 +33,9 @@ def rolled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def job(directory: Path, *varied: str, state: str = "waiting", why: str = "") -> Job:
-    return Job(directory / name_of(varied), ("experiment=easy_vqa",), varied, state, why)
-
-
 def planned(*overrides: str) -> Any:
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_directory())):
         return plan_sweep(overrides)
-
-
-def test_a_jobs_directory_is_a_function_of_what_varies() -> None:
-    assert name_of(["gate=joint", "seed=1"]) == "gate=joint,seed=1"
-    assert name_of(["vision.weights=a/b"]) == "vision.weights=a-b"
-    long = [f"evaluation.prices=[{','.join(str(i) for i in range(200))}]"]
-    assert len(name_of(long)) <= LONGEST
-    assert name_of(long) == name_of(long) != name_of([long[0].replace("199", "200")])
-
-
-@pytest.mark.parametrize(
-    ("state", "now"), [("done", "done"), ("pruned", "pruned"), ("failed", "waiting"), ("running", "waiting")]
-)
-def test_a_job_that_is_started_again_waits_again_unless_it_is_over(state: str, now: str, tmp_path: Path) -> None:
-    keep(job(tmp_path, "seed=1", state=state, why="because"))
-    plan(replace(job(tmp_path, "seed=1"), fixed=("experiment=other",)))
-    (kept,) = read_jobs(tmp_path)
-    assert (kept.state, kept.fixed) == (now, ("experiment=other",))
-
-
-@pytest.mark.parametrize(
-    ("error", "state", "why"),
-    [
-        (None, "done", ""),
-        (UserError("no such data"), "failed", "no such data"),
-        (RuntimeError("boom"), "failed", "boom"),
-        (Pruned("behind"), "pruned", "behind"),
-    ],
-)
-def test_a_job_keeps_what_became_of_it(error: Exception | None, state: str, why: str, tmp_path: Path) -> None:
-    def task() -> None:
-        assert read_job(tmp_path / "seed=1").state == "running"
-        if error is not None:
-            raise error
-
-    assert run_job(job(tmp_path, "seed=1"), task, str, first=True) == state
-    (kept,) = read_jobs(tmp_path)
-    assert (kept.state, kept.why, kept.varied) == (state, why, ("seed=1",))
-
-
-def test_a_job_that_is_interrupted_is_stopped_and_not_failed(tmp_path: Path) -> None:
-    def task() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_job(job(tmp_path, "seed=1"), task, str, first=True)
-    assert read_jobs(tmp_path)[0].state == "stopped"
-
-
-def test_other_ranks_of_a_job_write_nothing(tmp_path: Path) -> None:
-    def task() -> None:
-        raise RuntimeError
-
-    run_job(job(tmp_path, "seed=1"), task, str, first=False)
-    assert not list(tmp_path.iterdir())
-
-
-def test_two_sweeps_of_a_directory_are_refused_and_a_stale_lock_is_not(tmp_path: Path) -> None:
-    holder = "import sys, time; from pathlib import Path; from pyrskip.sweeps.jobs import lock\n"
-    holder += f"with lock(Path({str(tmp_path)!r})):\n    print('held', flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, cwd=REPOSITORY)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"held\n"
-    with pytest.raises(UserError, match="is being swept by another process"), lock(tmp_path):
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    with lock(tmp_path):
-        pass
-
-
-def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/sweep cannot be written: Not a directory"), lock(tmp_path / "file/sweep"):
-        pass
-    with pytest.raises(UserError, match="cannot be written"):
-        keep(job(tmp_path / "file", "seed=1"))
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"fixed": [], "varied": [], "state": "odd", "why": ""}'])
-def test_a_job_that_cannot_be_read_is_named(content: str, tmp_path: Path) -> None:
-    (tmp_path / "seed=1").mkdir()
-    (tmp_path / "seed=1/job.json").write_text(content)
-    with pytest.raises(UserError, match="seed=1/job.json cannot be read"):
-        read_jobs(tmp_path)
 
 
 def test_every_combination_is_planned_however_many_are_checked(rolled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,58 +121,6 @@ def test_slurm_is_asked_for_the_trainers_gpus(accelerator: str, gpus: int | None
         assert (launcher.gpus_per_node, launcher.tasks_per_node) == (gpus, 4)
 
 
-def done(sweep: Path, *varied: str) -> Job:
-    made = job(sweep, *varied, state="done")
-    write_run(made.directory)
-    keep(made)
-    return made
-
-
-def test_the_table_pools_seeds_and_marks_what_nothing_beats_on_validation(tmp_path: Path) -> None:
-    jobs = [done(tmp_path, f"gate={gate}", f"seed={seed}") for gate in ("joint", "glance") for seed in (0, 1)]
-    worse = json.loads((jobs[-1].directory / "frontier.json").read_text())
-    for row in worse:  # of the second line's seed 1
-        row["accuracy"] -= 0.2
-    (jobs[-1].directory / "frontier.json").write_text(json.dumps(worse))
-    points = write_overview(tmp_path, read_jobs(tmp_path))
-    assert {p.line for p in points} == {"gate=joint", "gate=glance"}
-    rows = [r for r in load_runs(jobs[0].directory)[0].rows if r.method == "gate" and r.split == "test"]
-    price = rows[0].price
-    first, second = (next(p for p in points if p.line == f"gate={g}" and p.price == price) for g in ("joint", "glance"))
-    assert first.gates == 2 * sum(r.price == price for r in rows)
-    assert second.accuracy == pytest.approx(first.accuracy - 0.1)
-    assert {p.line for p in points if p.front} == {"gate=joint"}
-    for p in points:
-        beaten = any(q.val_accuracy >= p.val_accuracy and q.val_cost < p.val_cost for q in points)
-        assert not (p.front and beaten)
-    with (tmp_path / TABLE).open() as file:
-        assert len(list(csv.DictReader(file))) == len(points)
-    assert (tmp_path / FIGURE).stat().st_size > 10_000
-
-
-def test_jobs_at_one_price_each_are_one_line(tmp_path: Path) -> None:
-    for price in (0.1, 0.2):
-        made = done(tmp_path, f"reward.price={price}")
-        rows = json.loads((made.directory / "frontier.json").read_text())
-        own = [row | {"price": price} for row in rows if row["method"] == "gate"][::8]
-        own += [own[0] | {"split": "val"}]
-        (made.directory / "frontier.json").write_text(json.dumps(own))
-    lines = rows_of(read_jobs(tmp_path))
-    assert list(lines) == ["gate"]
-    assert [p.price for p in sorted(points_of(lines), key=lambda p: p.price)] == [0.1, 0.2]
-
-
-def test_a_sweeps_status_names_jobs_states_and_last_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done(tmp_path, "seed=0")
-    keep(job(tmp_path, "seed=1", state="failed", why="no room"))
-    keep(job(tmp_path, "seed=2", state="running"))
-    main(["sweep", "status", str(tmp_path)])
-    said = capsys.readouterr().out
-    assert "3 jobs: 1 running, 1 done, 1 failed" in said
-    assert "no room" in said
-    assert "silent for 0 min" in said
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -284,16 +134,6 @@ def test_a_sweeps_status_names_jobs_states_and_last_lines(tmp_path: Path, capsys
 )
 def test_bad_input_is_one_sentence(arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in refused(capsys, "sweep", *arguments)
-
-
-def test_a_job_is_behind_where_most_others_are_no_dearer_and_no_worse() -> None:
-    others = [(0.9, 0.2), (0.8, 0.1), (0.7, 0.4), (0.9, 0.5)]
-    assert rungs.is_behind((0.6, 0.6), others)
-    assert rungs.is_behind((0.7, 0.45), others)  # three of four
-    assert not rungs.is_behind((0.75, 0.3), others)  # two
-    assert not rungs.is_behind((0.6, 0.05), others)  # nothing is as cheap
-    assert not rungs.is_behind((0.6, 0.6), others[:3])  # too few to tell
-    assert not rungs.is_behind((0.5, 0.5), [(0.5, 0.5)] * 4)  # alike
 
 
 def test_a_gate_that_is_behind_is_given_up_and_others_are_not(rolled: Path) -> None:
@@ -310,62 +150,6 @@ def test_a_gate_that_is_behind_is_given_up_and_others_are_not(rolled: Path) -> N
     with pytest.raises(Pruned, match=r"at 50% of the training .* behind most of 5 others"):
         run_stages(replace(config, name="second"), {}, prunes=True)
     run_stages(replace(config, name="third"), {})
-
-
-def space(*overrides: str) -> dict[str, Any]:
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return {o.get_key_element(): distribution(o) for o in parsed}
-
-
-SPACE = ("gate=joint,predictor", "gate.width=range(4,12)", "rule.optimizer.lr=tag(log,interval(0.001,0.1))")
-
-
-def outcomes(batch: Sequence[Mapping[str, Any]]) -> list[Any]:
-    return [Outcome("done", (values["gate.width"] / 12, values["rule.optimizer.lr"])) for values in batch]
-
-
-def test_a_search_stays_in_its_ranges_and_comes_to_its_number_of_jobs(tmp_path: Path) -> None:
-    asked: list[Mapping[str, Any]] = []
-    search(tmp_path, space(*SPACE), 10, 4, 0, lambda batch: [asked.extend(batch), *outcomes(batch)][1:])
-    assert len(asked) == 10
-    assert {values["gate"] for values in asked} == {"joint", "predictor"}
-    assert {values["gate.width"] for values in asked} <= set(range(4, 12))
-    assert all(0.001 <= values["rule.optimizer.lr"] <= 0.1 for values in asked)
-
-
-def test_a_search_that_was_killed_goes_on_with_the_jobs_it_had_asked_for(tmp_path: Path) -> None:
-    batches: list[Sequence[Mapping[str, Any]]] = []
-
-    def killed(batch: Sequence[Mapping[str, Any]]) -> list[Outcome]:
-        batches.append(batch)
-        if len(batches) == 2:
-            raise KeyboardInterrupt
-        return outcomes(batch)
-
-    with pytest.raises(KeyboardInterrupt):
-        search(tmp_path, space(*SPACE), 7, 2, 0, killed)
-    search(tmp_path, space(*SPACE), 7, 2, 0, killed)
-    assert batches[2] == batches[1]
-    assert sum(map(len, batches)) - len(batches[1]) == 7
-    distinct = {json.dumps(dict(values)) for batch in batches for values in batch}
-    assert len(distinct) == 7
-    search(tmp_path, space(*SPACE), 7, 2, 0, lambda batch: pytest.fail("nothing is left to ask"))
-
-
-def test_a_search_goes_on_past_jobs_that_fail_or_are_given_up(tmp_path: Path) -> None:
-    states = iter(("failed", "pruned", "running", "done", "done"))
-
-    def launch(batch: Sequence[Mapping[str, Any]]) -> list[Outcome]:
-        return [Outcome(state, (0.5, 0.5) if state == "done" else None) for _, state in zip(batch, states, strict=False)]
-
-    search(tmp_path, space(*SPACE), 5, 1, 0, launch)
-    assert next(states, None) is None
-
-
-def test_another_search_in_the_same_directory_is_refused(tmp_path: Path) -> None:
-    search(tmp_path, space(*SPACE), 1, 1, 0, outcomes)
-    with pytest.raises(UserError, match="in other ranges"):
-        search(tmp_path, space("gate.width=range(4,20)"), 2, 1, 0, outcomes)
 
 
 def sweep(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -30,9 +30,9 @@ from pyrskip.tracking.media import PICTURES, ROWS, Chart, Histogram, Pictures, T
 from pyrskip.tracking.rows import Rows
 from pyrskip.tracking.watch import LOOKS, SHARE, Watch
 from pyrskip.training.trainer import TrainerConfig, build_trainer
+from tests.configs import TWO_STEPS
 from tests.offline import history, offline_runs, run_record
-from tests.test_rules import toy_environment, toy_module
-from tests.test_stages import TWO_STEPS
+from tests.toys import toy_environment, toy_module
 from tests.wandb_server import wandb_server
 
 JOB = Job("sweep/seed=1", "gate/seed-1", ("easy_vqa", "supervised"), {"rule": {"name": "supervised"}})

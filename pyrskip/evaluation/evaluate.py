@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.errors import UserError
-from pyrskip.evaluation.frontier import Frontier, Inputs, decide, frontier
+from pyrskip.evaluation.frontier import Frontier, frontier
 from pyrskip.evaluation.gallery import PLACE, pick, write_gallery
+from pyrskip.evaluation.plays import Inputs, decide
 from pyrskip.evaluation.plots import plot_frontier
 from pyrskip.evaluation.report import Shown, plot_selections, print_summary, print_table
 from pyrskip.evaluation.scores import FILE as SCORES

@@ -1,0 +1,111 @@
+"""A world of two kinds of question, one answerable at the glance and one from the full pyramid alone, to learn in."""
+
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pyrskip.budget import BudgetRule
+from pyrskip.cost import Cost
+from pyrskip.decision import ActionSet, blind, reference
+from pyrskip.gates import build_gate
+from pyrskip.gates.gate import Gate, GateConfig
+from pyrskip.pyramid import Pyramid
+from pyrskip.reward import RewardConfig
+from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
+from pyrskip.rollouts.table import RolloutTable
+from pyrskip.training import RULES
+from pyrskip.training.gate import GateModule, RuleConfig
+from pyrskip.training.module import OptimizerConfig
+from tests.models import tiny_batch, tiny_model
+
+PYRAMID = Pyramid(64, 3, 8)
+IMAGES = 100
+PAIRS = [(rule, policy) for rule, module in RULES.items() for policy in module.policies]
+pairs = pytest.mark.parametrize(("rule", "policy"), PAIRS)
+
+
+def toy_table() -> RolloutTable:
+    """Two questions on every image: 'easy' is right whatever is kept, 'hard' where every level is."""
+    generator = torch.Generator().manual_seed(0)
+    actions = ActionSet.by_level(PYRAMID)
+    selection = torch.cat([actions.selection, reference(PYRAMID)[None], blind(PYRAMID)[None]])
+    kind = torch.arange(2).repeat(IMAGES)
+    right = torch.stack([torch.ones(len(selection)), selection.all(-1).float()])
+    tokens = (selection.double() @ torch.tensor([64.0, 16.0, 4.0], dtype=torch.float64)).expand(len(kind), -1)
+    words = torch.randint(1, 5, (len(kind), 1), generator=generator)
+    return RolloutTable(
+        actions=actions,
+        score=right[kind],
+        probability=right[kind],
+        cost=Cost(tokens, 1000 * (tokens + 0.1 * words), 64 * tokens),
+        similarity=torch.zeros(len(kind), PYRAMID.tiles),
+        image_of=torch.arange(IMAGES).repeat_interleave(2),
+        query_of=kind,
+        query=torch.randn(2, 3, 8, generator=generator),
+        query_mask=torch.ones(2, 3, dtype=torch.bool),
+        glance=torch.randn(IMAGES, 5, 2, 2, generator=generator),
+        glance_mask=torch.ones(IMAGES, 2, 2, dtype=torch.bool),
+        size=torch.full((IMAGES, 2), 64),
+        types=tuple(("easy", "hard")[k] for k in kind.tolist()),
+        keys=tuple(f"image-{i // 2}/{i % 2}" for i in range(len(kind))),
+        texts=("easy?", "hard?"),
+        image_keys=tuple(f"image-{i}" for i in range(IMAGES)),
+        split="gate",
+    )
+
+
+def toy_environment() -> TableEnvironment:
+    table = toy_table()
+    return TableEnvironment(table, PYRAMID, BudgetRule(), table.mean_full_flops)
+
+
+def toy_module(
+    rule: str, policy: str, reward: RewardConfig, steps: int = 250, name: str = "joint", seed: int = 0, **config: Any
+) -> GateModule:
+    environment = toy_environment()
+    torch.manual_seed(seed)
+    gate = build_gate(GateConfig(name, policy, width=16), environment.layout)
+    optimizer = OptimizerConfig(steps=steps, lr=3e-3, warmup=10)
+    return RULES[rule](RuleConfig(rule, optimizer=optimizer, **config), gate, environment, reward, seed)
+
+
+def batches(module: GateModule) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(module.seed)
+    return list(torch.randint(2 * IMAGES, (module.optimizer_config.steps, 64), generator=generator))
+
+
+def train_by_lightning(module: GateModule) -> dict[str, float]:
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        log_every_n_steps=1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(batches(module), batch_size=None))  # type: ignore[arg-type]
+    return {name: float(v) for name, v in trainer.callback_metrics.items()}
+
+
+def random_gate(module: GateModule) -> Gate:
+    torch.manual_seed(1)
+    torch.nn.init.normal_(module.gate.head.weight)
+    if module.gate.config.policy == "sequential":
+        torch.nn.init.normal_(module.gate.steps.out.weight)
+    return module.gate
+
+
+def online_module(rule: str, policy: str, grid: tuple[int, ...]) -> GateModule:
+    model, batch = tiny_model(grid), tiny_batch()
+    size, capacity = batch.size[batch.image_of], model.pyramid.capacity(batch.size)[batch.image_of]
+    unit = float(model.cost(capacity, size, model.prompt_tokens(batch)).flops.mean())
+    environment = ModelEnvironment(model, ActionSet.by_level(model.pyramid), BudgetRule(), unit)
+    gate = build_gate(GateConfig("joint", policy, width=16), environment.layout)
+    torch.nn.init.normal_(gate.head.weight, std=0.1)
+    reward = RewardConfig("fixed", price=0.3)
+    return RULES[rule](RuleConfig(rule, online=True, warmup=0.0, entropy=0.0), gate, environment, reward, 0)
