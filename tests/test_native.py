@@ -176,7 +176,7 @@ def test_gradients_to_gates_are_those_of_finite_differences(native: NativeModel,
         for tile in range(native.pyramid.tiles):
             near, far = (loglik(tile, k * step) - loglik(tile, -k * step) for k in (1, 2))
             slope = (8 * near - far) / (12 * step)
-            assert torch.allclose(gates.grad[:, tile].double(), slope, rtol=2e-2, atol=2e-3)
+            assert torch.allclose(gates.grad[:, tile].double(), slope, rtol=2e-2, atol=5e-3)
 
 
 def test_without_any_tile_the_model_answers_from_the_question_alone(native: NativeModel) -> None:
