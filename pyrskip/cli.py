@@ -41,9 +41,9 @@ keys
   model=<name>           {models}
   gate=<name>            {gates}
   rule=<name>            {rules}
-  reward=<name>          {rewards}
   trainer=<name>         {trainers}
   logger=<name>          {loggers}
+  reward.price=<number>  one price for a gate; without it one gate serves every price
   name=<run>  seed=<n>  seeds=<gates trained>  stages=[data,...]  from=<run to borrow stages from>
   any other key of the config: pyrskip train experiment=<name> --cfg job  prints them all
   several loggers: logger=[wandb,tensorboard]    --quiet: no progress and no tables
@@ -298,5 +298,5 @@ def _usage() -> str:
     def options(group: str) -> str:
         return ", ".join(sorted(path.stem for path in (conf_directory() / group).glob("*.yaml")))
 
-    groups = ("experiment", "model", "gate", "rule", "reward", "trainer", "logger")
+    groups = ("experiment", "model", "gate", "rule", "trainer", "logger")
     return USAGE.format(**{f"{group}s": options(group) for group in groups})

@@ -133,7 +133,7 @@ def value(module: GateModule, price: float) -> tuple[float, float]:
 
 @pairs
 def test_every_rule_learns_which_question_needs_the_pyramid(rule: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = toy_module(rule, policy, RewardConfig("fixed", price=0.3))
+    module = toy_module(rule, policy, RewardConfig(0.3))
     logged = train(module, monkeypatch)
     got, best = value(module, 0.3)
     assert best == pytest.approx(1 - 0.3 * (1 + 4 / 84) / 2, abs=0.01)
@@ -144,7 +144,7 @@ def test_every_rule_learns_which_question_needs_the_pyramid(rule: str, policy: s
 
 @pytest.mark.parametrize(("rule", "policy"), [("supervised", "utility"), ("gumbel", "categorical")])
 def test_one_gate_serves_every_price(rule: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = toy_module(rule, policy, RewardConfig("sampled", low=0.03, high=10.0), steps=400, warmup=0.0)
+    module = toy_module(rule, policy, RewardConfig(low=0.03, high=10.0), steps=400, warmup=0.0)
     train(module, monkeypatch)
     # at the first two the hard questions are worth the pyramid, at the last they are not
     for price in (0.05, 0.3, 5.0):
@@ -153,7 +153,7 @@ def test_one_gate_serves_every_price(rule: str, policy: str, monkeypatch: pytest
 
 
 def test_a_gate_that_cannot_see_the_question_cannot_tell_them_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = toy_module("supervised", "utility", RewardConfig("fixed", price=0.3), name="glance", steps=60)
+    module = toy_module("supervised", "utility", RewardConfig(0.3), name="glance", steps=60)
     train(module, monkeypatch)
     got, best = value(module, 0.3)
     assert got < best - 0.1
@@ -172,7 +172,7 @@ def test_the_same_seed_trains_the_same_gate_and_another_seed_another() -> None:
 
 
 def test_cost_does_not_count_during_warm_up() -> None:
-    module = toy_module("gumbel", "bernoulli", RewardConfig("fixed", price=100.0), steps=40, warmup=0.5)
+    module = toy_module("gumbel", "bernoulli", RewardConfig(100.0), steps=40, warmup=0.5)
     assert [module.cost_weight(i) for i in (0, 19, 20, 39)] == [0, 0, 1, 1]
     assert toy_module("gumbel", "bernoulli", RewardConfig(), warmup=0.0).cost_weight(0) == 1
 
@@ -197,13 +197,13 @@ def test_an_impossible_rule_is_refused_with_what_is_allowed(config: dict[str, An
 
 
 def test_a_fixed_price_is_the_price() -> None:
-    assert Price(RewardConfig("fixed", price=0.25)).sample(3).sub(0.25).abs().max() < 1e-6
-    assert Price(RewardConfig("fixed", price=0.0)).sample(3).eq(0).all()
+    assert Price(RewardConfig(0.25)).sample(3).sub(0.25).abs().max() < 1e-6
+    assert Price(RewardConfig(0.0)).sample(3).eq(0).all()
 
 
 def test_a_sampled_price_is_log_uniform_in_its_range() -> None:
     torch.manual_seed(0)
-    price = Price(RewardConfig("sampled", low=0.01, high=1.0)).sample(20_000)
+    price = Price(RewardConfig(low=0.01, high=1.0)).sample(20_000)
     assert price.min() >= 0.01 * (1 - 1e-5) and price.max() <= 1 + 1e-5
     share = (price.log() - math.log(0.01)) / math.log(100)
     for bound in (0.1, 0.5, 0.9):
@@ -211,14 +211,14 @@ def test_a_sampled_price_is_log_uniform_in_its_range() -> None:
 
 
 def test_the_multiplier_rises_above_the_target_and_falls_below_it() -> None:
-    price = Price(RewardConfig("target", price=0.1, target=0.4, rate=0.05))
+    price = Price(RewardConfig(target=0.4, rate=0.05))
     steps = [float(price.sample(1))]
     for cost in (0.8, 0.4, 0.2):
         price.update(torch.tensor(cost))
         steps.append(float(price.sample(1)))
     assert steps[0] == pytest.approx(0.1) and steps[1] == pytest.approx(0.1 * math.exp(0.05))
     assert steps[2] == pytest.approx(steps[1]) and steps[3] == pytest.approx(steps[2] * math.exp(-0.025))
-    again = Price(RewardConfig("target", price=0.1, target=0.4))
+    again = Price(RewardConfig(target=0.4))
     again.load_state_dict(price.state_dict())
     assert float(again.sample(1)) == steps[3]
     for cost in (1e9, -1e9):
@@ -226,9 +226,9 @@ def test_the_multiplier_rises_above_the_target_and_falls_below_it() -> None:
         assert 1e-4 * 0.99 <= float(price.sample(1)) <= 1e2 * 1.01
 
 
-@pytest.mark.parametrize("mode", ["fixed", "sampled"])
-def test_a_price_without_a_target_does_not_move(mode: str) -> None:
-    price = Price(RewardConfig(mode))
+@pytest.mark.parametrize("fixed", [0.1, None])
+def test_a_price_without_a_target_does_not_move(fixed: float | None) -> None:
+    price = Price(RewardConfig(fixed))
     before = price.log_price.clone()
     price.update(torch.tensor(5.0))
     assert price.log_price.equal(before)
@@ -237,13 +237,11 @@ def test_a_price_without_a_target_does_not_move(mode: str) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"mode": "free"}, r"reward\.mode='free'.*allowed: fixed, sampled, target"),
         ({"low": 1.0, "high": 0.5}, r"reward\.low=1\.0.*allowed: 0 < low < high"),
-        ({"mode": "fixed", "price": -0.1}, r"reward\.price=-0\.1"),
-        ({"mode": "target"}, r"reward\.target=None with reward\.mode=target.*allowed"),
-        ({"mode": "fixed", "target": 0.5}, r"reward\.target=0\.5 with reward\.mode=fixed.*allowed"),
-        ({"mode": "target", "target": 1.5}, r"reward\.target=1\.5.*\(0, 1\]"),
-        ({"mode": "target", "target": 0.5, "price": 0.0}, r"reward\.price=0\.0"),
+        ({"price": -0.1}, r"reward\.price=-0\.1: allowed: at least 0, or null"),
+        ({"target": 0.0}, r"reward\.target=0\.0.*\(0, 1\]"),
+        ({"target": 1.5}, r"reward\.target=1\.5.*\(0, 1\]"),
+        ({"target": 0.5, "price": 0.1}, r"reward\.price=0\.1 with reward\.target=0\.5.*allowed: one of them"),
     ],
     ids=str,
 )
@@ -254,7 +252,7 @@ def test_an_impossible_reward_is_refused_with_what_is_allowed(config: dict[str, 
 
 def test_training_raises_the_price_of_a_gate_that_costs_too_much_and_lowers_that_of_one_that_costs_too_little() -> None:
     for target, open_bias, dearer in ((0.1, 3.0, True), (0.9, -3.0, False)):
-        module = toy_module("gumbel", "bernoulli", RewardConfig("target", price=0.1, target=target, rate=0.2), steps=10)
+        module = toy_module("gumbel", "bernoulli", RewardConfig(target=target, rate=0.2), steps=10)
         torch.nn.init.constant_(module.gate.head.bias, open_bias)
         logged = train_by_lightning(module)
         assert (logged["cost/relative_flops_sampled"] > target) is dearer
@@ -263,7 +261,7 @@ def test_training_raises_the_price_of_a_gate_that_costs_too_much_and_lowers_that
 
 def gradient(rule: str, policy: str, repeats: int, **config: Any) -> tuple[Tensor, Tensor]:
     """Mean and standard error of a step's gradient on the gate's policy, on the same 32 rows `repeats` times."""
-    module = toy_module(rule, policy, RewardConfig("fixed", price=0.3), target="score", entropy=0.0, **config)
+    module = toy_module(rule, policy, RewardConfig(0.3), target="score", entropy=0.0, **config)
     random_gate(module)
     module.log_every = 0
     found = []
@@ -300,12 +298,12 @@ def test_a_step_of_actor_critic_has_the_gradient_of_exact_on_the_scale_of_its_st
 
 
 def test_what_is_collected_for_several_steps_survives_a_checkpoint() -> None:
-    module = toy_module("actor_critic", "sequential", RewardConfig("fixed"), clip=0.2, epochs=3)
+    module = toy_module("actor_critic", "sequential", RewardConfig(0.1), clip=0.2, epochs=3)
     module.log_every = 0
     module.training_step(torch.arange(8), 0)
     checkpoint: dict[str, Any] = {}
     module.on_save_checkpoint(checkpoint)
-    again = toy_module("actor_critic", "sequential", RewardConfig("fixed"), clip=0.2, epochs=3)
+    again = toy_module("actor_critic", "sequential", RewardConfig(0.1), clip=0.2, epochs=3)
     again.log_every = 0
     again.on_load_checkpoint(checkpoint)
     torch.manual_seed(0)
@@ -346,7 +344,7 @@ def test_schedules_are_shares_of_the_steps() -> None:
 
 
 def test_a_curriculum_begins_with_the_questions_that_a_decision_matters_to() -> None:
-    module = toy_module("exact", "categorical", RewardConfig("fixed", price=0.0), steps=100, curriculum=0.5)
+    module = toy_module("exact", "categorical", RewardConfig(0.0), steps=100, curriculum=0.5)
     rows, price = torch.arange(2), torch.zeros(2)
     for step, easy in ((0, 0.0), (25, 0.5), (50, 1.0)):
         assert module.weight(rows, price, step).tolist() == pytest.approx([easy, 1.0])
@@ -359,7 +357,7 @@ def test_a_bonus_counts_only_where_the_answer_is_right_and_a_wrong_guess_costs()
 
 
 def test_a_gate_that_decides_the_same_of_every_question_sets_off_the_alarm_once() -> None:
-    module = toy_module("gumbel", "bernoulli", RewardConfig("sampled"), steps=100)
+    module = toy_module("gumbel", "bernoulli", RewardConfig(), steps=100)
     seen = module.environment.observe(torch.arange(20), torch.ones(20))
     torch.nn.init.constant_(module.gate.head.bias, -9.0)
     told = [module.alarm.look(step, module.gate, seen, module.price.config) for step in range(0, 100, 10)]
@@ -372,13 +370,13 @@ def test_a_gate_that_decides_the_same_of_every_question_sets_off_the_alarm_once(
 
 def test_a_reward_that_only_the_glance_is_worth_is_told_with_its_arithmetic() -> None:
     environment = toy_environment()
-    assert glance_is_best(environment, RewardConfig("fixed", price=0.5), 0.5) is None
-    told = glance_is_best(environment, RewardConfig("fixed", price=3.0), 3.0)
+    assert glance_is_best(environment, RewardConfig(0.5), 0.5) is None
+    told = glance_is_best(environment, RewardConfig(3.0), 3.0)
     assert told is not None and "easy from 1, gains 0.000 of score for 3 x 0.190" in told
 
 
 def test_a_gate_refuses_a_price_that_it_was_not_trained_on() -> None:
-    module = toy_module("gumbel", "categorical", RewardConfig("sampled", low=0.1, high=1.0), steps=2)
+    module = toy_module("gumbel", "categorical", RewardConfig(low=0.1, high=1.0), steps=2)
     train_by_lightning(module)
     assert module.gate.prices([0.1, 0.5, 1.0]) == [0.1, 0.5, 1.0]
     with pytest.raises(UserError, match=r"price=0\.05 is outside .*allowed: 0\.1 to 1"):
@@ -387,7 +385,7 @@ def test_a_gate_refuses_a_price_that_it_was_not_trained_on() -> None:
 
 @pytest.mark.slow
 def test_two_ranks_hold_the_same_multiplier(tmp_path: Path) -> None:
-    module = toy_module("reinforce", "bernoulli", RewardConfig("target", target=0.4), steps=6, baseline="running_mean")
+    module = toy_module("reinforce", "bernoulli", RewardConfig(target=0.4), steps=6, baseline="running_mean")
 
     class Kept(pl.Callback):
         def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -429,7 +427,7 @@ def random_gate(module: GateModule) -> Gate:
 @pairs
 @pytest.mark.parametrize("target", [0.2, 0.5, 0.9, 1.0])
 def test_calibration_meets_the_target_as_closely_as_actions_allow(rule: str, policy: str, target: float) -> None:
-    module = toy_module(rule, policy, RewardConfig("target", target=target))
+    module = toy_module(rule, policy, RewardConfig(target=target))
     gate, environment = random_gate(module), module.environment
     rows = torch.arange(2 * IMAGES)
     reached = module.calibrate(environment, rows)
@@ -440,7 +438,7 @@ def test_calibration_meets_the_target_as_closely_as_actions_allow(rule: str, pol
 
 
 def test_calibration_to_less_than_the_glance_costs_gives_the_glance() -> None:
-    module = toy_module("gumbel", "bernoulli", RewardConfig("target", target=0.001))
+    module = toy_module("gumbel", "bernoulli", RewardConfig(target=0.001))
     random_gate(module)
     rows = torch.arange(2 * IMAGES)
     reached = module.calibrate(module.environment, rows)
@@ -458,7 +456,7 @@ def online_module(rule: str, policy: str, grid: tuple[int, ...]) -> GateModule:
     environment = ModelEnvironment(model, ActionSet.by_level(model.pyramid), BudgetRule(), unit)
     gate = build_gate(GateConfig("joint", policy, width=16), environment.layout)
     torch.nn.init.normal_(gate.head.weight, std=0.1)
-    reward = RewardConfig("fixed", price=0.3)
+    reward = RewardConfig(0.3)
     return RULES[rule](RuleConfig(rule, online=True, warmup=0.0, entropy=0.0), gate, environment, reward, 0)
 
 

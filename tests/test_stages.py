@@ -119,7 +119,7 @@ def test_a_comparison_of_any_run_takes_its_data_and_model_from_there_and_goes_ov
 def test_a_price_at_which_the_glance_is_best_is_told_before_gates_are_trained(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dear = ("reward=fixed", "reward.price=50", "stages=[gate]", "ablations=[]", "trainer.quiet=false", "name=dear")
+    dear = ("reward.price=50", "stages=[gate]", "ablations=[]", "trainer.quiet=false", "name=dear")
     run_stages(tiny(copied, f"from={copied / 'done'}", *dear), {})
     told = capsys.readouterr().err
     assert "warning: at price 50 the glance alone is best for every question type" in told and "for 50 x" in told
@@ -128,7 +128,7 @@ def test_a_price_at_which_the_glance_is_best_is_told_before_gates_are_trained(
 def test_a_comparison_refuses_prices_and_rewards_that_not_all_of_its_gates_can_learn(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"compare\.prices=3\.0 is outside of what is trained on; allowed: 0\.001 to 1\.0"):
         tiny(tmp_path, "compare.prices=[0.1,3.0]", experiment="compare_rules")
-    with pytest.raises(UserError, match=r"reward\.mode=sampled, form=bonus: allowed in a comparison: .*form=linear"):
+    with pytest.raises(UserError, match=r"reward\.price=None, target=None, form=bonus: allowed in a comparison: .*form=linear"):
         tiny(tmp_path, "rule=exact", "reward.form=bonus", experiment="compare_rules")
 
 
@@ -232,7 +232,7 @@ def test_gates_train_online_under_any_budget_and_grid(budget: str, tmp_path: Pat
 
 
 def test_a_target_cost_is_trained_and_calibrated(tmp_path: Path) -> None:
-    config = tiny(tmp_path, "rule=gumbel", "reward=target", "reward.target=0.6", "ablations=[]")
+    config = tiny(tmp_path, "rule=gumbel", "reward.target=0.6", "ablations=[]")
     rows = json.loads((run_stages(config, {}) / "frontier.json").read_text())
     played = [row for row in rows if row["method"] == "gate" and row["split"] == "val"]
     assert len(played) == 1  # at its own price alone
@@ -241,7 +241,7 @@ def test_a_target_cost_is_trained_and_calibrated(tmp_path: Path) -> None:
 
 
 def test_a_target_below_the_glances_cost_is_refused_before_gates_are_trained(copied: Path) -> None:
-    target = ("rule=gumbel", "reward=target", "reward.target=0.001", "ablations=[]")
+    target = ("rule=gumbel", "reward.target=0.001", "ablations=[]")
     with pytest.raises(UserError, match=r"reward.target=0.001: the glance alone costs 0\.\d+; allowed: from there to 1"):
         run_stages(tiny(copied, "name=other", f"from={copied / 'done'}", *target), {})
 

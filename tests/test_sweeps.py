@@ -154,7 +154,8 @@ def test_every_combination_is_planned_however_many_are_checked(rolled: Path, mon
     [
         (("name=sweep", "seed=0,1"), "2 jobs of the sweep would each make the same flex stage; allowed: from=<its run>"),
         (("name=sweep", "from=runs/easy_vqa", "seed=0,0"), "two jobs seed=0"),
-        (("name=sweep", "from=runs/easy_vqa", "reward.price=0.1,0.2"), "with reward.mode=sampled no gate is trained at it"),
+        (("name=sweep", "from=runs/easy_vqa", "reward.price=0.1,-1"), "reward.price=-1.0: allowed: at least 0, or null"),
+        (("name=sweep", "from=runs/easy_vqa", "reward.price=0.1,0.2", "reward.target=0.5"), "allowed: one of them"),
         (("name=sweep", "from=runs/easy_vqa", "seed=1", "seed=0,2"), "seed=0,2 and another value of seed"),
         (("name=sweep", "from=runs/easy_vqa", "gate.width=interval(4,8)"), "allowed: hydra/sweeper=pareto"),
         (("from=runs/easy_vqa", "hydra/sweeper=pareto", "stages=[gate]", "seed=1,2"), "stages with frontier"),

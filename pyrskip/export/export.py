@@ -200,9 +200,9 @@ def encode_flops(model: NativeModel) -> Mapping[tuple[int, int], int]:
 def _prices(gate: Gate, reward: RewardConfig, default: float) -> Prices:
     """What may be asked: the one price that the gate was trained for, those that were sampled, or any where the price is in
     the policy's arithmetic alone."""
-    own = float(gate.price)
-    if own >= 0:
-        return Prices(own, own, own)
+    own = gate.prices(())
+    if own:
+        return Prices(own[0], own[0], own[0])
     return Prices(reward.low, reward.high, default) if gate.dial else Prices(0.0, inf, default)
 
 
