@@ -34,7 +34,7 @@ commands
 examples
   pyrskip train experiment=easy_vqa
   pyrskip train experiment=easy_vqa rule=gumbel from=runs/easy_vqa name=easy_vqa_gumbel
-  pyrskip train -m experiment=easy_vqa from=runs/easy_vqa gate=joint,predictor ablations=[] seed=0,3
+  pyrskip train -m experiment=scenes from=runs/scenes gate=joint,sequential reward.price=0.02,0.05,0.1 seed=0,1,2
 
 keys
   experiment=<name>      {experiments}

@@ -90,6 +90,7 @@ def _of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str]
 
     fixed: keys that do not vary. typed: the command line, as Lightning starts other ranks with it.
     """
+    here = Path.cwd()
 
     def job(cfg: Any) -> str:
         from hydra.core.hydra_config import HydraConfig
@@ -100,6 +101,7 @@ def _of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str]
         from pyrskip.sweeps.plan import in_sweep, refuse_replay, varied_of
 
         sys.argv = typed
+        os.chdir(here)  # a Ray cluster's workers start where the cluster was started
         quiet()
         overrides, sweep = HydraConfig.get().overrides.task, Path(HydraConfig.get().sweep.dir)
 

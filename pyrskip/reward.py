@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from pyrskip.errors import UserError, choose
 
-
 START = 0.1
 """The price that a target's multiplier starts at."""
 
@@ -43,7 +42,9 @@ class RewardConfig:
         if not 0 < self.low < self.high:
             raise UserError(f"reward.low={self.low}, reward.high={self.high}: allowed: 0 < low < high")
         if self.price is not None and self.price < 0:
-            raise UserError(f"reward.price={self.price}: allowed: at least 0, or null for prices from reward.low to reward.high")
+            raise UserError(
+                f"reward.price={self.price}: allowed: at least 0, or null for prices from reward.low to reward.high"
+            )
         if self.target is not None and not 0 < self.target <= 1:
             raise UserError(f"reward.target={self.target}: allowed: null, or a relative cost in (0, 1]")
         if self.price is not None and self.target is not None:

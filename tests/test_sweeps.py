@@ -404,11 +404,3 @@ def test_a_search_makes_what_is_chosen_twice_once(rolled: Path) -> None:
     assert swept.returncode == 0, swept.stderr
     assert {job.name for job in read_jobs(rolled / "runs/twice")} <= {"gate=joint", "gate=predictor"}
     assert swept.stdout.count("#") <= 2  # Hydra's lines of jobs
-
-
-@pytest.mark.slow
-def test_a_sweep_runs_on_ray(rolled: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="the extra ray wants an environment of its own")
-    swept = sweep(rolled, "train", "-m", *SMALL, "name=ray", "from=runs/easy_vqa", "seeds=1", "seed=0,1", "hydra/launcher=ray")
-    assert swept.returncode == 0, swept.stderr
-    assert [job.state for job in read_jobs(rolled / "runs/ray")] == ["done", "done"]

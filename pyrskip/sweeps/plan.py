@@ -29,6 +29,7 @@ PLUGINS = {
     "pareto": ("optuna", "cluster"),
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
     "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
+    "ray_cluster": ("hydra_plugins.hydra_ray_launcher", "ray"),
 }
 # stages that a sweep over what follows them takes over from another run
 SHARED = ("flex", "rollouts")
