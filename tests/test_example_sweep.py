@@ -12,14 +12,16 @@ import pytest
 from pyrskip.cli import main
 from pyrskip.evaluation.frontier import Row
 from pyrskip.evaluation.plots import plot_runs
+from pyrskip.evaluation.runs import load_runs
 from pyrskip.export.export import prices_of
 from pyrskip.inference.bundle import Prices
 from pyrskip.launch import conf_directory
 from pyrskip.reward import RewardConfig
 from pyrskip.stages import run_stages
-from pyrskip.sweeps.jobs import read_jobs
+from pyrskip.sweeps.jobs import Job, keep, name_of, read_jobs
 from pyrskip.sweeps.overview import FIGURE, TABLE
 from pyrskip.sweeps.plan import in_sweep
+from tests.runs import write_run
 from tests.test_config import composed
 from tests.test_rules import toy_module
 from tests.test_stages import TWO_STEPS, tiny
@@ -65,6 +67,29 @@ def test_gates_by_prices_by_seeds_are_two_lines_of_one_frontier_and_nothing_befo
     for gate in GATES:
         points = [(row.price, row.seed) for row in drawn[f"gate={gate}"] if row.method == "gate" and row.split == "test"]
         assert sorted(points) == sorted(product(PRICES, SEEDS))
+
+
+def test_the_trainings_of_a_run_are_its_own_and_not_those_of_a_sweep_in_its_directory(tmp_path: Path) -> None:
+    write_run(tmp_path / "scenes")
+    write_run(tmp_path / "scenes/seed=0")
+    assert list(load_runs(tmp_path / "scenes")[0].trainings) == ["gate/seed-0"]
+
+
+def test_status_has_a_column_for_each_key_that_varies_and_names_what_failed_by_its_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    why = "NotADirectoryError: [Errno 20] Not a directory: 'gate/gate/seed-0/csv'"
+    for gate, price, seed in product(GATES, PRICES, SEEDS):
+        varied = (f"gate={gate}", f"reward.price={price}", f"seed={seed}")
+        failed = (gate, price, seed) == ("sequential", 0.05, 1)
+        keep(Job(tmp_path / name_of(varied), (), varied, "failed" if failed else "waiting", why if failed else ""))
+    main(["sweep", "status", str(tmp_path)])
+    title, columns, *rows = capsys.readouterr().out.splitlines()
+    assert title.strip() == "12 jobs: 11 waiting, 1 failed"
+    assert columns.split()[:4] == ["gate", "reward.price", "seed", "state"]
+    assert rows[9].split() == ["sequential", "0.05", "1", "failed"]
+    assert f"{tmp_path}/gate=sequential,reward.price=0.05,seed=1 failed: {why}" in rows
 
 
 def test_a_sequential_gate_brings_a_rule_that_trains_it_unless_one_is_given() -> None:
