@@ -33,7 +33,7 @@ class Finished:
 
     @cached_property
     def trainings(self) -> dict[str, list[dict[str, float]]]:
-        """The logged rows of each training of the run, by 'flex', 'gate/seed-0', ..., and none of a sweep's jobs beside them."""
+        """The logged rows of each training of the run, by 'flex', 'gate/seed-0', ..., not of jobs beside them."""
         found = {}
         for path in sorted((*self.directory.glob(f"*/{METRICS}"), *self.directory.glob(f"gate/*/*/{METRICS}"))):
             name = str(path.parent.parent.relative_to(self.directory)).removeprefix("gate/")
