@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+RAY := .venv-ray
 EXTRAS := train,export,serve,hub,easy-vqa,scenes,convert,minilm,hf,remote,wandb,tensorboard,mlflow,sweep,cluster,dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-slurm lint format types bench bench-deploy bench-ranks bench-scaling chaos docs clean
+.PHONY: help setup train test test-slow test-slurm test-ray lint format types bench bench-deploy bench-ranks bench-scaling chaos docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -31,6 +32,15 @@ test-slow: $(READY)  ## the slow tests: several ranks, kills, a wheel installed 
 test-slurm: $(READY)  ## tests on a SLURM of two nodes on this machine, from Debian's packages (needs root)
 	command -v slurmd munged >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends slurm-wlm munge; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slurm
+
+test-ray: $(RAY)/.ready  ## tests on Ray, in .venv-ray: its launcher wants older versions of two packages
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -q -rs -m slow tests/test_ray.py
+
+$(RAY)/.ready: pyproject.toml constraints.txt constraints-ray.txt
+	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	awk -F== 'NR == FNR {own[$$1]} NR == FNR || !($$1 in own)' constraints-ray.txt constraints.txt > $(RAY)/constraints.txt
+	$(RAY)/bin/python -m pip install --quiet --constraint $(RAY)/constraints.txt --editable '.[train,easy-vqa,ray]' pytest
+	@touch $@
 
 lint: $(READY)  ## ruff, import-linter for the layers, hadolint for the images
 	$(BIN)/ruff check .

@@ -34,16 +34,16 @@ commands
 examples
   pyrskip train experiment=easy_vqa
   pyrskip train experiment=easy_vqa rule=gumbel from=runs/easy_vqa name=easy_vqa_gumbel
-  pyrskip train -m experiment=easy_vqa from=runs/easy_vqa gate=joint,predictor ablations=[] seed=0,3
+  pyrskip train -m experiment=scenes from=runs/scenes gate=joint,sequential reward.price=0.02,0.05,0.1 seed=0,1,2
 
 keys
   experiment=<name>      {experiments}
   model=<name>           {models}
   gate=<name>            {gates}
   rule=<name>            {rules}
-  reward=<name>          {rewards}
   trainer=<name>         {trainers}
   logger=<name>          {loggers}
+  reward.price=<number>  one price for a gate; without it one gate serves every price
   name=<run>  seed=<n>  seeds=<gates trained>  stages=[data,...]  from=<run to borrow stages from>
   any other key of the config: pyrskip train experiment=<name> --cfg job  prints them all
   several loggers: logger=[wandb,tensorboard]    --quiet: no progress and no tables
@@ -298,5 +298,5 @@ def _usage() -> str:
     def options(group: str) -> str:
         return ", ".join(sorted(path.stem for path in (conf_directory() / group).glob("*.yaml")))
 
-    groups = ("experiment", "model", "gate", "rule", "reward", "trainer", "logger")
+    groups = ("experiment", "model", "gate", "rule", "trainer", "logger")
     return USAGE.format(**{f"{group}s": options(group) for group in groups})

@@ -78,7 +78,8 @@ class CompareConfig:
         """Refuse a reward that not every rule can learn, and prices outside of what it trains on."""
         if reward.mode != "sampled" or reward.form != "linear":
             raise UserError(
-                f"reward.mode={reward.mode}, form={reward.form}: allowed in a comparison: mode=sampled, form=linear"
+                f"reward.price={reward.price}, target={reward.target}, form={reward.form}: allowed in a comparison: "
+                "price=null, target=null, form=linear"
             )
         for price in self.prices:
             if not reward.low <= price <= reward.high:

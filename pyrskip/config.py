@@ -129,7 +129,7 @@ class Config:
         if self.gate.looks and (played or not self.rule.online or self.reward.mode == "target"):
             raise UserError(
                 "gate.looks=true decides on features of what it has kept, and rollout tables hold none; allowed: "
-                "rule.online=true, stages without frontier and compare, and reward=fixed or sampled"
+                "rule.online=true, stages without frontier and compare, and reward.target=null"
             )
         if "compare" in self.stages:
             self.compare.check(self.reward)

@@ -90,6 +90,7 @@ def _of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str]
 
     fixed: keys that do not vary. typed: the command line, as Lightning starts other ranks with it.
     """
+    here = Path.cwd()
 
     def job(cfg: Any) -> str:
         from hydra.core.hydra_config import HydraConfig
@@ -97,19 +98,19 @@ def _of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str]
         from pyrskip.config import read
         from pyrskip.run import first_rank
         from pyrskip.sweeps.jobs import name_of, read_job, run_job
-        from pyrskip.sweeps.plan import in_sweep, refuse_replay
+        from pyrskip.sweeps.plan import in_sweep, refuse_replay, varied_of
 
         sys.argv = typed
+        os.chdir(here)  # a Ray cluster's workers start where the cluster was started
         quiet()
         overrides, sweep = HydraConfig.get().overrides.task, Path(HydraConfig.get().sweep.dir)
-        name = name_of([o for o in overrides if o.split("=")[0] not in fixed])
 
         def run() -> None:
-            own = in_sweep(cfg, sweep, name)
+            own = in_sweep(cfg, sweep, overrides, fixed)
             refuse_replay(read(own)[0].trainer, HydraConfig.get().launcher)
             task(own)
 
-        return run_job(read_job(sweep / name), run, _line, first_rank())
+        return run_job(read_job(sweep / name_of(varied_of(overrides, fixed))), run, _line, first_rank())
 
     return job
 

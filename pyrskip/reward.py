@@ -11,19 +11,22 @@ from torch import Tensor, nn
 
 from pyrskip.errors import UserError, choose
 
+START = 0.1
+"""The price that a target's multiplier starts at."""
+
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """mode: 'fixed' trains at `price`; 'sampled' draws log-uniform from [low, high] and tells the gate, so that one gate
-    serves every price; 'target' starts at `price` and moves it until the sampled cost is `target`. rate: of that move.
+    """price: the one that gates are trained for, and serve. None: prices are drawn log-uniform from [low, high] and told to
+    the gate, so that one gate serves them all; or, with a target, one price is moved until the sampled cost is `target`. rate:
+    of that move.
 
     form: 'linear' pays for cost whatever the answer; 'bonus' pays price x (1 - cost) on top of a right answer and nothing for a
     cheap wrong one (after BlockDrop, arXiv:1711.08393). guess_penalty >= 0: what a wrong answer costs beside, so that a guess
     must be likely enough to be worth it.
     """
 
-    mode: str = "sampled"
-    price: float = 0.1
+    price: float | None = None
     low: float = 0.001
     high: float = 1.0
     target: float | None = None
@@ -32,21 +35,30 @@ class RewardConfig:
     guess_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.mode not in ("fixed", "sampled", "target"):
-            raise choose("reward.mode", self.mode, ("fixed", "sampled", "target"))
         if self.form not in ("linear", "bonus"):
             raise choose("reward.form", self.form, ("linear", "bonus"))
         if self.guess_penalty < 0:
             raise UserError(f"reward.guess_penalty={self.guess_penalty}: allowed: at least 0")
         if not 0 < self.low < self.high:
             raise UserError(f"reward.low={self.low}, reward.high={self.high}: allowed: 0 < low < high")
-        if self.price < 0 or (self.mode == "target" and self.price == 0):
-            raise UserError(f"reward.price={self.price}: at least 0, and above 0 where reward.mode=target")
-        if (self.mode == "target") != (self.target is not None) or not 0 < (self.target or 1.0) <= 1:
+        if self.price is not None and self.price < 0:
             raise UserError(
-                f"reward.target={self.target} with reward.mode={self.mode}: allowed: null, and with mode=target alone a "
-                "relative cost in (0, 1]"
+                f"reward.price={self.price}: allowed: at least 0, or null for prices from reward.low to reward.high"
             )
+        if self.target is not None and not 0 < self.target <= 1:
+            raise UserError(f"reward.target={self.target}: allowed: null, or a relative cost in (0, 1]")
+        if self.price is not None and self.target is not None:
+            raise UserError(
+                f"reward.price={self.price} with reward.target={self.target}, for which the price is moved; "
+                "allowed: one of them, and null for the other"
+            )
+
+    @property
+    def mode(self) -> str:
+        """'fixed', 'target' or 'sampled'."""
+        if self.price is not None:
+            return "fixed"
+        return "sampled" if self.target is None else "target"
 
 
 def linear(score: Tensor, cost: Tensor, price: Tensor) -> Tensor:
@@ -72,15 +84,17 @@ class Price(nn.Module):
         super().__init__()
         self.config = config
         self.log_price: Tensor
-        self.register_buffer("log_price", torch.tensor(math.log(max(config.price, 1e-12))))
+        self.register_buffer("log_price", torch.tensor(math.log(START)))
 
     def sample(self, batch: int) -> Tensor:
         """[B]"""
         c = self.config
+        if c.price is not None:
+            return self.log_price.new_full((batch,), c.price)
         if c.mode == "sampled":
             u = torch.rand(batch, device=self.log_price.device)
             return (math.log(c.low) + u * math.log(c.high / c.low)).exp()
-        return (self.log_price.exp() if c.price else self.log_price.new_zeros(())).expand(batch)
+        return self.log_price.exp().expand(batch)
 
     def update(self, mean_cost: Tensor) -> None:
         """Dual ascent on log price. mean_cost: relative, averaged over the batch and all ranks."""

@@ -137,8 +137,8 @@ def _check_target(config: Config, table: RolloutTable) -> None:
 def _warn_of_worthless(run: Run, table: RolloutTable, unit: float) -> None:
     """Tell, with the arithmetic, where the reward makes the glance alone the best decision for every question type."""
     reward = run.config.reward
-    lowest = {"sampled": reward.low, "fixed": reward.price}.get(reward.mode)
-    if lowest is not None:
+    if reward.mode != "target":
+        lowest = reward.low if reward.price is None else reward.price
         told = glance_is_best(TableEnvironment(table, pyramid_of(run.config), run.config.budget, unit), reward, lowest)
         if told is not None:
             run.say(f"warning: {told}")

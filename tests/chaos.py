@@ -51,7 +51,7 @@ def work(way: Way, folder: Path, rank: int = 0, port: int = 0) -> None:
     if way.launcher == "ranks":
         names = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()})
-    module = toy_module("reinforce", "bernoulli", RewardConfig("target", target=0.4), STEPS, baseline="running_mean")
+    module = toy_module("reinforce", "bernoulli", RewardConfig(target=0.4), STEPS, baseline="running_mean")
     assert isinstance(module, ReinforceModule)
     step, batch = module.training_step, 8 if way.launcher == "alone" else 4
 

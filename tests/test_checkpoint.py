@@ -45,7 +45,7 @@ def test_a_rule_that_remembers_by_the_batch_resumes_exactly_where_gradients_accu
     """Killed twice: the second time from a checkpoint that the resumed training has saved."""
 
     def train(folder: str, until: int) -> GateModule:
-        module = toy_module("reinforce", "bernoulli", RewardConfig("target", target=0.4), 8, baseline="running_mean")
+        module = toy_module("reinforce", "bernoulli", RewardConfig(target=0.4), 8, baseline="running_mean")
         step = module.training_step
 
         def dies(rows: Tensor, batch_idx: int) -> Tensor:

@@ -58,7 +58,7 @@ def test_a_comparison_of_any_run_takes_its_data_and_model_from_there_and_goes_ov
 def test_a_comparison_refuses_prices_and_rewards_that_not_all_of_its_gates_can_learn(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"compare\.prices=3\.0 is outside of what is trained on; allowed: 0\.001 to 1\.0"):
         tiny(tmp_path, "compare.prices=[0.1,3.0]", experiment="compare_rules")
-    with pytest.raises(UserError, match=r"reward\.mode=sampled, form=bonus: allowed in a comparison: .*form=linear"):
+    with pytest.raises(UserError, match=r"reward\.price=None, target=None, form=bonus: allowed in a comparison: .*form=linear"):
         tiny(tmp_path, "rule=exact", "reward.form=bonus", experiment="compare_rules")
 
 

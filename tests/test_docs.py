@@ -18,6 +18,7 @@ from tests.own_data import embedded, picture, write_llava, write_parquet
 from tests.server import serve
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+SCENES = ["data.scenes.size=256", "pyramid.size=256", "pyramid.levels=3", "ablations=[]"]
 OWN = ["language.heads=4", "data.files.workers=0"]
 # make targets are what continuous integration and people run; they build an environment of their own
 RUNNERS = ("python train.py", "python eval.py", "pyrskip ")
@@ -50,6 +51,8 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
     small = [override for override in TWO_STEPS if not override.startswith(("seeds=", "evaluation.prices="))]
     for name in ("train.py", "eval.py"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
+    if page.name == "sweeps.md":
+        small += SCENES
     if page.name == "your-data.md":
         small += OWN
         write_llava(tmp_path, images=60)

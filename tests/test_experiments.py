@@ -80,7 +80,7 @@ def test_gates_train_online_under_any_budget_and_grid(budget: str, tmp_path: Pat
 
 
 def test_a_target_cost_is_trained_and_calibrated(tmp_path: Path) -> None:
-    config = tiny(tmp_path, "rule=gumbel", "reward=target", "reward.target=0.6", "ablations=[]")
+    config = tiny(tmp_path, "rule=gumbel", "reward.target=0.6", "ablations=[]")
     rows = json.loads((run_stages(config, {}) / "frontier.json").read_text())
     played = [row for row in rows if row["method"] == "gate" and row["split"] == "val"]
     assert len(played) == 1  # at its own price alone

@@ -16,7 +16,7 @@ from pyrskip.rollouts.table import RolloutTable
 from tests.configs import REPOSITORY, TWO_STEPS
 
 # nothing is drawn by rank: prices are fixed, budgets whole, and every question sees
-ALIKE = ["reward=fixed", "flex.budget=fixed", "flex.blind_share=0", "rule=supervised", "ablations=[]", "data.cache=run"]
+ALIKE = ["reward.price=0.1", "flex.budget=fixed", "flex.blind_share=0", "rule=supervised", "ablations=[]", "data.cache=run"]
 ONE, HALF = ["loader.batch_images=4", "rule.batch=32"], ["loader.batch_images=2", "rule.batch=16"]
 SMALL = [override for override in TWO_STEPS if not override.startswith(("loader.batch_images", "rule.batch"))]
 WAYS = {

@@ -31,7 +31,7 @@ from tests.toys import PAIRS, online_module, toy_module
 STEPS = 3
 ROWS = 24
 BF16 = 0.02
-SAMPLED, TARGET = RewardConfig("sampled"), RewardConfig("target", target=0.4)
+SAMPLED, TARGET = RewardConfig(), RewardConfig(target=0.4)
 Found = dict[str, Any]
 
 

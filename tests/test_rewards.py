@@ -26,13 +26,13 @@ from tests.toys import (
 
 
 def test_a_fixed_price_is_the_price() -> None:
-    assert Price(RewardConfig("fixed", price=0.25)).sample(3).sub(0.25).abs().max() < 1e-6
-    assert Price(RewardConfig("fixed", price=0.0)).sample(3).eq(0).all()
+    assert Price(RewardConfig(0.25)).sample(3).sub(0.25).abs().max() < 1e-6
+    assert Price(RewardConfig(0.0)).sample(3).eq(0).all()
 
 
 def test_a_sampled_price_is_log_uniform_in_its_range() -> None:
     torch.manual_seed(0)
-    price = Price(RewardConfig("sampled", low=0.01, high=1.0)).sample(20_000)
+    price = Price(RewardConfig(low=0.01, high=1.0)).sample(20_000)
     assert price.min() >= 0.01 * (1 - 1e-5) and price.max() <= 1 + 1e-5
     share = (price.log() - math.log(0.01)) / math.log(100)
     for bound in (0.1, 0.5, 0.9):
@@ -40,14 +40,14 @@ def test_a_sampled_price_is_log_uniform_in_its_range() -> None:
 
 
 def test_the_multiplier_rises_above_the_target_and_falls_below_it() -> None:
-    price = Price(RewardConfig("target", price=0.1, target=0.4, rate=0.05))
+    price = Price(RewardConfig(target=0.4, rate=0.05))
     steps = [float(price.sample(1))]
     for cost in (0.8, 0.4, 0.2):
         price.update(torch.tensor(cost))
         steps.append(float(price.sample(1)))
     assert steps[0] == pytest.approx(0.1) and steps[1] == pytest.approx(0.1 * math.exp(0.05))
     assert steps[2] == pytest.approx(steps[1]) and steps[3] == pytest.approx(steps[2] * math.exp(-0.025))
-    again = Price(RewardConfig("target", price=0.1, target=0.4))
+    again = Price(RewardConfig(target=0.4))
     again.load_state_dict(price.state_dict())
     assert float(again.sample(1)) == steps[3]
     for cost in (1e9, -1e9):
@@ -55,9 +55,9 @@ def test_the_multiplier_rises_above_the_target_and_falls_below_it() -> None:
         assert 1e-4 * 0.99 <= float(price.sample(1)) <= 1e2 * 1.01
 
 
-@pytest.mark.parametrize("mode", ["fixed", "sampled"])
-def test_a_price_without_a_target_does_not_move(mode: str) -> None:
-    price = Price(RewardConfig(mode))
+@pytest.mark.parametrize("fixed", [0.1, None])
+def test_a_price_without_a_target_does_not_move(fixed: float | None) -> None:
+    price = Price(RewardConfig(fixed))
     before = price.log_price.clone()
     price.update(torch.tensor(5.0))
     assert price.log_price.equal(before)
@@ -66,13 +66,11 @@ def test_a_price_without_a_target_does_not_move(mode: str) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"mode": "free"}, r"reward\.mode='free'.*allowed: fixed, sampled, target"),
         ({"low": 1.0, "high": 0.5}, r"reward\.low=1\.0.*allowed: 0 < low < high"),
-        ({"mode": "fixed", "price": -0.1}, r"reward\.price=-0\.1"),
-        ({"mode": "target"}, r"reward\.target=None with reward\.mode=target.*allowed"),
-        ({"mode": "fixed", "target": 0.5}, r"reward\.target=0\.5 with reward\.mode=fixed.*allowed"),
-        ({"mode": "target", "target": 1.5}, r"reward\.target=1\.5.*\(0, 1\]"),
-        ({"mode": "target", "target": 0.5, "price": 0.0}, r"reward\.price=0\.0"),
+        ({"price": -0.1}, r"reward\.price=-0\.1: allowed: at least 0, or null"),
+        ({"target": 0.0}, r"reward\.target=0\.0.*\(0, 1\]"),
+        ({"target": 1.5}, r"reward\.target=1\.5.*\(0, 1\]"),
+        ({"target": 0.5, "price": 0.1}, r"reward\.price=0\.1 with reward\.target=0\.5.*allowed: one of them"),
     ],
     ids=str,
 )
@@ -83,7 +81,7 @@ def test_an_impossible_reward_is_refused_with_what_is_allowed(config: dict[str, 
 
 def test_training_raises_the_price_of_a_gate_that_costs_too_much_and_lowers_that_of_one_that_costs_too_little() -> None:
     for target, open_bias, dearer in ((0.1, 3.0, True), (0.9, -3.0, False)):
-        module = toy_module("gumbel", "bernoulli", RewardConfig("target", price=0.1, target=target, rate=0.2), steps=10)
+        module = toy_module("gumbel", "bernoulli", RewardConfig(target=target, rate=0.2), steps=10)
         torch.nn.init.constant_(module.gate.head.bias, open_bias)
         logged = train_by_lightning(module)
         assert (logged["cost/relative_flops_sampled"] > target) is dearer
@@ -98,13 +96,13 @@ def test_a_bonus_counts_only_where_the_answer_is_right_and_a_wrong_guess_costs()
 
 def test_a_reward_that_only_the_glance_is_worth_is_told_with_its_arithmetic() -> None:
     environment = toy_environment()
-    assert glance_is_best(environment, RewardConfig("fixed", price=0.5), 0.5) is None
-    told = glance_is_best(environment, RewardConfig("fixed", price=3.0), 3.0)
+    assert glance_is_best(environment, RewardConfig(0.5), 0.5) is None
+    told = glance_is_best(environment, RewardConfig(3.0), 3.0)
     assert told is not None and "easy from 1, gains 0.000 of score for 3 x 0.190" in told
 
 
 def test_a_gate_refuses_a_price_that_it_was_not_trained_on() -> None:
-    module = toy_module("gumbel", "categorical", RewardConfig("sampled", low=0.1, high=1.0), steps=2)
+    module = toy_module("gumbel", "categorical", RewardConfig(low=0.1, high=1.0), steps=2)
     train_by_lightning(module)
     assert module.gate.prices([0.1, 0.5, 1.0]) == [0.1, 0.5, 1.0]
     with pytest.raises(UserError, match=r"price=0\.05 is outside .*allowed: 0\.1 to 1"):
@@ -113,7 +111,7 @@ def test_a_gate_refuses_a_price_that_it_was_not_trained_on() -> None:
 
 @pytest.mark.slow
 def test_two_ranks_hold_the_same_multiplier(tmp_path: Path) -> None:
-    module = toy_module("reinforce", "bernoulli", RewardConfig("target", target=0.4), steps=6, baseline="running_mean")
+    module = toy_module("reinforce", "bernoulli", RewardConfig(target=0.4), steps=6, baseline="running_mean")
 
     class Kept(pl.Callback):
         def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -147,7 +145,7 @@ def test_two_ranks_hold_the_same_multiplier(tmp_path: Path) -> None:
 @pairs
 @pytest.mark.parametrize("target", [0.2, 0.5, 0.9, 1.0])
 def test_calibration_meets_the_target_as_closely_as_actions_allow(rule: str, policy: str, target: float) -> None:
-    module = toy_module(rule, policy, RewardConfig("target", target=target))
+    module = toy_module(rule, policy, RewardConfig(target=target))
     gate, environment = random_gate(module), module.environment
     rows = torch.arange(2 * IMAGES)
     reached = module.calibrate(environment, rows)
@@ -158,7 +156,7 @@ def test_calibration_meets_the_target_as_closely_as_actions_allow(rule: str, pol
 
 
 def test_calibration_to_less_than_the_glance_costs_gives_the_glance() -> None:
-    module = toy_module("gumbel", "bernoulli", RewardConfig("target", target=0.001))
+    module = toy_module("gumbel", "bernoulli", RewardConfig(target=0.001))
     random_gate(module)
     rows = torch.arange(2 * IMAGES)
     reached = module.calibrate(module.environment, rows)

@@ -158,7 +158,7 @@ def test_what_rollouts_depend_on_may_not_change(override: str, copied: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "override", ["reward.price=0.2", "reward=fixed", "rule=gumbel", "gate.width=9", "evaluation.prices=[1]"]
+    "override", ["reward.price=0.2", "reward.target=0.4", "rule=gumbel", "gate.width=9", "evaluation.prices=[1]"]
 )
 def test_price_reward_and_rule_leave_rollouts_as_they_are(override: str, copied: Path) -> None:
     before = (copied / "done" / "rollouts" / "gate" / "table.safetensors").stat().st_mtime_ns

@@ -55,7 +55,7 @@ def value(module: GateModule, price: float) -> tuple[float, float]:
 
 @pairs
 def test_every_rule_learns_which_question_needs_the_pyramid(rule: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = toy_module(rule, policy, RewardConfig("fixed", price=0.3))
+    module = toy_module(rule, policy, RewardConfig(0.3))
     logged = train(module, monkeypatch)
     got, best = value(module, 0.3)
     assert best == pytest.approx(1 - 0.3 * (1 + 4 / 84) / 2, abs=0.01)
@@ -66,7 +66,7 @@ def test_every_rule_learns_which_question_needs_the_pyramid(rule: str, policy: s
 
 @pytest.mark.parametrize(("rule", "policy"), [("supervised", "utility"), ("gumbel", "categorical")])
 def test_one_gate_serves_every_price(rule: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = toy_module(rule, policy, RewardConfig("sampled", low=0.03, high=10.0), steps=400, warmup=0.0)
+    module = toy_module(rule, policy, RewardConfig(low=0.03, high=10.0), steps=400, warmup=0.0)
     train(module, monkeypatch)
     # at the first two the hard questions are worth the pyramid, at the last they are not
     for price in (0.05, 0.3, 5.0):
@@ -75,7 +75,7 @@ def test_one_gate_serves_every_price(rule: str, policy: str, monkeypatch: pytest
 
 
 def test_a_gate_that_cannot_see_the_question_cannot_tell_them_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = toy_module("supervised", "utility", RewardConfig("fixed", price=0.3), name="glance", steps=60)
+    module = toy_module("supervised", "utility", RewardConfig(0.3), name="glance", steps=60)
     train(module, monkeypatch)
     got, best = value(module, 0.3)
     assert got < best - 0.1
@@ -94,7 +94,7 @@ def test_the_same_seed_trains_the_same_gate_and_another_seed_another() -> None:
 
 
 def test_cost_does_not_count_during_warm_up() -> None:
-    module = toy_module("gumbel", "bernoulli", RewardConfig("fixed", price=100.0), steps=40, warmup=0.5)
+    module = toy_module("gumbel", "bernoulli", RewardConfig(100.0), steps=40, warmup=0.5)
     assert [module.cost_weight(i) for i in (0, 19, 20, 39)] == [0, 0, 1, 1]
     assert toy_module("gumbel", "bernoulli", RewardConfig(), warmup=0.0).cost_weight(0) == 1
 
@@ -120,7 +120,7 @@ def test_an_impossible_rule_is_refused_with_what_is_allowed(config: dict[str, An
 
 def gradient(rule: str, policy: str, repeats: int, **config: Any) -> tuple[Tensor, Tensor]:
     """Mean and standard error of a step's gradient on the gate's policy, on the same 32 rows `repeats` times."""
-    module = toy_module(rule, policy, RewardConfig("fixed", price=0.3), target="score", entropy=0.0, **config)
+    module = toy_module(rule, policy, RewardConfig(0.3), target="score", entropy=0.0, **config)
     random_gate(module)
     module.log_every = 0
     found = []
@@ -157,12 +157,12 @@ def test_a_step_of_actor_critic_has_the_gradient_of_exact_on_the_scale_of_its_st
 
 
 def test_what_is_collected_for_several_steps_survives_a_checkpoint() -> None:
-    module = toy_module("actor_critic", "sequential", RewardConfig("fixed"), clip=0.2, epochs=3)
+    module = toy_module("actor_critic", "sequential", RewardConfig(0.1), clip=0.2, epochs=3)
     module.log_every = 0
     module.training_step(torch.arange(8), 0)
     checkpoint: dict[str, Any] = {}
     module.on_save_checkpoint(checkpoint)
-    again = toy_module("actor_critic", "sequential", RewardConfig("fixed"), clip=0.2, epochs=3)
+    again = toy_module("actor_critic", "sequential", RewardConfig(0.1), clip=0.2, epochs=3)
     again.log_every = 0
     again.on_load_checkpoint(checkpoint)
     torch.manual_seed(0)
@@ -203,14 +203,14 @@ def test_schedules_are_shares_of_the_steps() -> None:
 
 
 def test_a_curriculum_begins_with_the_questions_that_a_decision_matters_to() -> None:
-    module = toy_module("exact", "categorical", RewardConfig("fixed", price=0.0), steps=100, curriculum=0.5)
+    module = toy_module("exact", "categorical", RewardConfig(0.0), steps=100, curriculum=0.5)
     rows, price = torch.arange(2), torch.zeros(2)
     for step, easy in ((0, 0.0), (25, 0.5), (50, 1.0)):
         assert module.weight(rows, price, step).tolist() == pytest.approx([easy, 1.0])
 
 
 def test_a_gate_that_decides_the_same_of_every_question_sets_off_the_alarm_once() -> None:
-    module = toy_module("gumbel", "bernoulli", RewardConfig("sampled"), steps=100)
+    module = toy_module("gumbel", "bernoulli", RewardConfig(), steps=100)
     seen = module.environment.observe(torch.arange(20), torch.ones(20))
     torch.nn.init.constant_(module.gate.head.bias, -9.0)
     told = [module.alarm.look(step, module.gate, seen, module.price.config) for step in range(0, 100, 10)]

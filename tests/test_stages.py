@@ -23,14 +23,14 @@ from tests.configs import same, tiny
 def test_a_price_at_which_the_glance_is_best_is_told_before_gates_are_trained(
     copied_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dear = ("reward=fixed", "reward.price=50", "stages=[gate]", "ablations=[]", "trainer.quiet=false", "name=dear")
+    dear = ("reward.price=50", "stages=[gate]", "ablations=[]", "trainer.quiet=false", "name=dear")
     run_stages(tiny(copied_run, f"from={copied_run / 'done'}", *dear), {})
     told = capsys.readouterr().err
     assert "warning: at price 50 the glance alone is best for every question type" in told and "for 50 x" in told
 
 
 def test_a_target_below_the_glances_cost_is_refused_before_gates_are_trained(copied_run: Path) -> None:
-    target = ("rule=gumbel", "reward=target", "reward.target=0.001", "ablations=[]")
+    target = ("rule=gumbel", "reward.target=0.001", "ablations=[]")
     with pytest.raises(UserError, match=r"reward.target=0.001: the glance alone costs 0\.\d+; allowed: from there to 1"):
         run_stages(tiny(copied_run, "name=other", f"from={copied_run / 'done'}", *target), {})
 

@@ -56,7 +56,8 @@ def test_every_combination_is_planned_however_many_are_checked(rolled: Path, mon
     [
         (("name=sweep", "seed=0,1"), "2 jobs of the sweep would each make the same flex stage; allowed: from=<its run>"),
         (("name=sweep", "from=runs/easy_vqa", "seed=0,0"), "two jobs seed=0"),
-        (("name=sweep", "from=runs/easy_vqa", "reward.price=0.1,0.2"), "with reward.mode=sampled no gate is trained at it"),
+        (("name=sweep", "from=runs/easy_vqa", "reward.price=0.1,-1"), "reward.price=-1.0: allowed: at least 0, or null"),
+        (("name=sweep", "from=runs/easy_vqa", "reward.price=0.1,0.2", "reward.target=0.5"), "allowed: one of them"),
         (("name=sweep", "from=runs/easy_vqa", "seed=1", "seed=0,2"), "seed=0,2 and another value of seed"),
         (("name=sweep", "from=runs/easy_vqa", "gate.width=interval(4,8)"), "allowed: hydra/sweeper=pareto"),
         (("from=runs/easy_vqa", "hydra/sweeper=pareto", "stages=[gate]", "seed=1,2"), "stages with frontier"),
@@ -187,11 +188,3 @@ def test_a_search_makes_what_is_chosen_twice_once(rolled: Path) -> None:
     assert swept.returncode == 0, swept.stderr
     assert {job.name for job in read_jobs(rolled / "runs/twice")} <= {"gate=joint", "gate=predictor"}
     assert swept.stdout.count("#") <= 2  # Hydra's lines of jobs
-
-
-@pytest.mark.slow
-def test_a_sweep_runs_on_ray(rolled: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="the extra ray wants an environment of its own")
-    swept = sweep(rolled, "train", "-m", *SMALL, "name=ray", "from=runs/easy_vqa", "seeds=1", "seed=0,1", "hydra/launcher=ray")
-    assert swept.returncode == 0, swept.stderr
-    assert [job.state for job in read_jobs(rolled / "runs/ray")] == ["done", "done"]

@@ -357,7 +357,7 @@ def test_looking_takes_no_more_than_its_share_of_the_training() -> None:
 
 
 def test_looking_changes_no_training_and_logs_what_inference_would_decide(tmp_path: Path) -> None:
-    module = toy_module("supervised", "utility", RewardConfig("fixed", price=0.3))
+    module = toy_module("supervised", "utility", RewardConfig(0.3))
     watch = Watch(toy_environment(), [Guard(Rows(tmp_path), "csv", lasting=True)])
     torch.manual_seed(3)
     expected = torch.rand(4)

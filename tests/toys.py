@@ -107,5 +107,5 @@ def online_module(rule: str, policy: str, grid: tuple[int, ...]) -> GateModule:
     environment = ModelEnvironment(model, ActionSet.by_level(model.pyramid), BudgetRule(), unit)
     gate = build_gate(GateConfig("joint", policy, width=16), environment.layout)
     torch.nn.init.normal_(gate.head.weight, std=0.1)
-    reward = RewardConfig("fixed", price=0.3)
+    reward = RewardConfig(0.3)
     return RULES[rule](RuleConfig(rule, online=True, warmup=0.0, entropy=0.0), gate, environment, reward, 0)

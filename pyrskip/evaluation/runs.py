@@ -33,9 +33,9 @@ class Finished:
 
     @cached_property
     def trainings(self) -> dict[str, list[dict[str, float]]]:
-        """The logged rows of each training in this directory, by 'flex', 'gate/seed-0', ..."""
+        """The logged rows of each training of the run, by 'flex', 'gate/seed-0', ..., not of jobs beside them."""
         found = {}
-        for path in sorted(self.directory.rglob(METRICS)):
+        for path in sorted((*self.directory.glob(f"*/{METRICS}"), *self.directory.glob(f"gate/*/*/{METRICS}"))):
             name = str(path.parent.parent.relative_to(self.directory)).removeprefix("gate/")
             found[name] = read_metrics(path)
         return found

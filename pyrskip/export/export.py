@@ -79,7 +79,7 @@ def export_run(
         batch = collate([test[i] for i in range(min(SAMPLES, len(test)))], config.pyramid.size)
         unit = float(told["unit_flops"])
         own_flops = gate_flops(model, gate, batch, unit)
-        plain = describe(model, gate, unit, own_flops, _prices(gate, config.reward, price))
+        plain = describe(model, gate, unit, own_flops, prices_of(gate, config.reward, price))
         say("tracing the graphs")
         write_parts(model, gate, plain, part, native)
         say(f"checking {len(test)} test images at {len(prices)} prices")
@@ -197,12 +197,12 @@ def encode_flops(model: NativeModel) -> Mapping[tuple[int, int], int]:
     return {size: counted(size) for size in sizes}
 
 
-def _prices(gate: Gate, reward: RewardConfig, default: float) -> Prices:
+def prices_of(gate: Gate, reward: RewardConfig, default: float) -> Prices:
     """What may be asked: the one price that the gate was trained for, those that were sampled, or any where the price is in
     the policy's arithmetic alone."""
-    own = float(gate.price)
-    if own >= 0:
-        return Prices(own, own, own)
+    own = gate.prices(())
+    if own:
+        return Prices(own[0], own[0], own[0])
     return Prices(reward.low, reward.high, default) if gate.dial else Prices(0.0, inf, default)
 
 

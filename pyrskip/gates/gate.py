@@ -183,7 +183,7 @@ class Gate(nn.Module, ABC):
 
     def prices(self, wanted: Sequence[float]) -> list[float]:
         """At which of these prices it can be asked: its own alone, or all. Raises UserError for one outside of its range."""
-        own = float(self.price)
+        own = float(f"{float(self.price):.7g}")  # as it was asked for, before it became a float32
         if own >= 0:
             return [own]
         low, high = self.price_range.tolist()

@@ -86,16 +86,22 @@ def point_of(job: Job) -> tuple[float, float] | None:
 
 
 def print_status(jobs: Sequence[Job], console: Console) -> None:
-    """Every job with its state, what it reached on validation, and the last line of what failed."""
+    """Every job by what varies, with its state and what it reached on validation; then the directories of those that failed or
+    were given up, with the last line of why."""
+    keys = list(dict.fromkeys(override.split("=")[0] for job in jobs for override in job.varied))
     table = Table(title=counted(jobs), box=None, title_justify="left")
-    for column in ("job", "state", "accuracy", "cost", ""):
+    for column in (*keys, "state", "val accuracy", "val cost", ""):
         table.add_column(column, overflow="fold")
     for job in jobs:
+        own = dict(override.split("=", 1) for override in job.varied)
         point = point_of(job)
         told = [f"{point[0]:.2%}", f"{point[1]:.3f}"] if point else ["", ""]
-        why = f"silent for {job.silent / 60:.0f} min" if job.state == "running" else job.why
-        table.add_row(job.name, job.state, *told, why)
+        silent = f"silent for {job.silent / 60:.0f} min" if job.state == "running" else ""
+        table.add_row(*(own.get(key, "") for key in keys), job.state, *told, silent)
     console.print(table, markup=False)
+    for job in jobs:
+        if job.why:
+            console.print(f"{job.directory} {job.state}: {job.why}", markup=False, highlight=False)
 
 
 def print_points(points: Sequence[Point], console: Console) -> None:

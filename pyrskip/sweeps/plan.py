@@ -29,6 +29,7 @@ PLUGINS = {
     "pareto": ("optuna", "cluster"),
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
     "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
+    "ray_cluster": ("hydra_plugins.hydra_ray_launcher", "ray"),
 }
 # stages that a sweep over what follows them takes over from another run
 SHARED = ("flex", "rollouts")
@@ -68,7 +69,7 @@ def plan_sweep(overrides: Sequence[str], fixed: Sequence[str] | None = None) -> 
         raise UserError("hydra/sweeper=pareto has nothing to choose; allowed: keys with ranges or several values")
     rows = list(product(*choices))
     few = [tuple(of[i % len(of)] for of in choices) for i in range(max(map(len, choices), default=1))]
-    _check_jobs(common, rows if len(rows) <= CHECKED else few, directory, master.hydra.launcher, sampled)
+    _check_jobs(common, rows if len(rows) <= CHECKED else few, directory, keys, master.hydra.launcher, sampled)
     jobs = [Job(directory / name_of(row), tuple(common), row) for row in rows]
     names = Counter(job.name for job in jobs)
     if len(names) < len(jobs):
@@ -77,16 +78,20 @@ def plan_sweep(overrides: Sequence[str], fixed: Sequence[str] | None = None) -> 
 
 
 def _check_jobs(
-    common: Sequence[str], rows: Sequence[tuple[str, ...]], directory: Path, launcher: Mapping[str, Any], sampled: bool
+    common: Sequence[str],
+    rows: Sequence[tuple[str, ...]],
+    directory: Path,
+    fixed: frozenset[str],
+    launcher: Mapping[str, Any],
+    sampled: bool,
 ) -> None:
     stages: Counter[tuple[str, str]] = Counter()
     for row in rows:
-        config, nodes = read(in_sweep(hydra.compose("train", [*common, *row]), directory, name_of(row)))
+        overrides = [*common, *row]
+        config, nodes = read(in_sweep(hydra.compose("train", overrides), directory, overrides, fixed))
         refuse_replay(config.trainer, launcher)
         if sampled and "frontier" not in config.stages:
             raise UserError("hydra/sweeper=pareto compares frontiers; allowed: stages with frontier")
-        if config.reward.mode == "sampled" and any(override.startswith("reward.price=") for override in row):
-            raise UserError("reward.price varies, and with reward.mode=sampled no gate is trained at it; allowed: reward=fixed")
         stages.update(_own_stages(Run(config, nodes)))
     twice = next((stage for (stage, _), count in stages.items() if count > 1), None)
     if twice is not None:
@@ -96,13 +101,21 @@ def _check_jobs(
         )
 
 
-def in_sweep(cfg: DictConfig, directory: Path, name: str) -> DictConfig:
+def varied_of(overrides: Sequence[str], fixed: frozenset[str]) -> list[str]:
+    """Of a job's overrides those that the sweep varies, which name its directory. fixed: keys that do not vary."""
+    return [override for override in overrides if _key(override) not in fixed]
+
+
+def in_sweep(cfg: DictConfig, directory: Path, overrides: Sequence[str], fixed: frozenset[str]) -> DictConfig:
     """The config of a sweep's job: in its own directory, with the stages of the run that lies in the sweep's, if there is
-    one and no other is named."""
+    one and no other is named, and with one gate where the seed varies and their number is not given."""
+    varied = varied_of(overrides, fixed)
     with open_dict(cfg):
-        cfg.name = f"{cfg.name}/{name}"
+        cfg.name = f"{cfg.name}/{name_of(varied)}"
         if cfg.get("from") is None and (directory / "config.json").is_file():
             cfg["from"] = str(directory)
+        if "seed" in map(_key, varied) and "seeds" not in map(_key, overrides):
+            cfg.seeds = 1
     return cfg
 
 
@@ -119,6 +132,10 @@ def refuse_replay(trainer: TrainerConfig, launcher: Mapping[str, Any]) -> None:
         f"trainer.strategy={trainer.strategy} with {ranks} ranks in a sweep (-m) would sweep anew on every rank; allowed: "
         "strategy=ddp_fork or ddp_spawn on one machine, or hydra/launcher=slurm with a task a rank (its default)"
     )
+
+
+def _key(override: str) -> str:
+    return override.split("=")[0]
 
 
 def _gpus(accelerator: str, devices: int) -> int | None:

@@ -14,7 +14,7 @@ from pyrskip.tracking.scheme import Metric, find
 
 TARGET = "0.99"
 """Of the targets that a summary answers for, the one that sweeps are compared at."""
-COMPARED = ("rule.name", "gate.name", "gate.policy", "gate.width", "reward.mode", "rule.optimizer.lr", "seed")
+COMPARED = ("rule.name", "gate.name", "gate.policy", "gate.width", "reward.price", "rule.optimizer.lr", "seed")
 """Config keys that a sweep is likely to vary: the axes of its parallel coordinates."""
 # columns and rows of a panel on a report's grid, which is 24 wide
 WIDE, TALL = 8, 7

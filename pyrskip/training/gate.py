@@ -217,11 +217,10 @@ class GateModule(StepModule):
 
     def on_fit_end(self) -> None:
         # a gate that is told the price knows no other than it was told; a target's tilt belongs to the price it ended at
-        reward = self.price.config
-        if reward.mode == "target" or (reward.mode == "fixed" and self.gate.dial):
+        if self.price.config.mode != "sampled":
             self.gate.price.copy_(self.price.sample(1)[0])
-        elif reward.mode == "sampled" and self.gate.dial:
-            self.gate.price_range.copy_(torch.tensor([reward.low, reward.high]))
+        elif self.gate.dial:
+            self.gate.price_range.copy_(torch.tensor([self.price.config.low, self.price.config.high]))
 
     @torch.no_grad()
     def calibrate(self, environment: Environment[Any], rows: Any, rounds: int = 40) -> float:
