@@ -21,8 +21,9 @@ from pyrskip.stages import run_stages
 from pyrskip.sweeps.jobs import Job, keep, name_of, read_jobs
 from pyrskip.sweeps.overview import FIGURE, TABLE
 from pyrskip.sweeps.plan import in_sweep
-from tests.configs import TWO_STEPS, composed, tiny
+from tests.configs import TWO_STEPS, tiny
 from tests.runs import write_run
+from tests.test_config import composed
 from tests.toys import toy_module
 
 SMALL = [
