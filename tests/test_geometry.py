@@ -77,12 +77,12 @@ budgets = st.one_of(
 )
 
 
-@settings(max_examples=200)
 def served(rule: BudgetRule) -> Budget:
     return Budget(rule.total, rule.floor, rule.cap, rule.weights)
 
 
 @given(budget=budgets, size=sizes, chosen=st.integers(0, 63))
+@settings(max_examples=200)
 def test_budgets_are_those_of_training(budget: BudgetRule, size: tuple[int, int], chosen: int) -> None:
     selection = torch.tensor([bool(chosen >> i & 1) for i in range(6)])
     capacity = PYRAMID.capacity(torch.tensor([size]))
