@@ -27,9 +27,9 @@ def test_types_lose_what_they_need() -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({}, "1 types lose at least 20 points without level 0: t"),
-        ({"without": {0: 0.75, 1: 0.9}}, "0 types lose at least 20 points without level 0: none"),
-        ({"glance": 0.88}, "1 types lose less than 3 points at the glance alone: t"),
+        ({}, "types that lose at least 20 points without level 0: t"),
+        ({"without": {0: 0.75, 1: 0.9}}, "types that lose at least 20 points without level 0: none"),
+        ({"glance": 0.88}, "types that lose less than 3 points at the glance alone: t"),
         ({"question_only": 0.3}, "more than the most frequent answer to: no type"),
         ({"question_only": 0.4}, "more than the most frequent answer to: t"),
     ],

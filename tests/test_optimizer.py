@@ -49,8 +49,9 @@ def test_muon_turns_linear_layers_alike_in_every_direction() -> None:
     adamw = moved(flex("adamw", weight_decay=0.0))
     uneven = torch.linalg.svdvals(adamw["model.projector.gate_up.weight"])
     assert uneven[0] > 4 * uneven[-1]
+    # AdamW's first step is the rate itself, whatever the gradient
     for name in ("model.language.embed.weight", "model.projector.level.weight", "model.language.norm.weight"):
-        assert change[name].allclose(adamw[name], atol=RATE / 5)  # as AdamW moves them, but for its epsilon
+        assert change[name].abs().sub(RATE).abs().median() < 0.01 * RATE
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -83,8 +83,8 @@ def verdicts(needs: list[Need]) -> list[str]:
     kept = [n.type for n in needs if n.full - n.glance < KEPT and n.full - n.majority >= LOST]
     told = [n.type for n in needs if n.question_only - n.majority > BLIND]
     return [
-        f"{len(lost)} types lose at least {100 * LOST:.0f} points without level 0: {', '.join(lost) or 'none'}",
-        f"{len(kept)} types lose less than {100 * KEPT:.0f} points at the glance alone: {', '.join(kept) or 'none'}",
+        f"types that lose at least {100 * LOST:.0f} points without level 0: {', '.join(lost) or 'none'}",
+        f"types that lose less than {100 * KEPT:.0f} points at the glance alone: {', '.join(kept) or 'none'}",
         f"the question alone is worth over {100 * BLIND:.0f} points more than the most frequent answer to: "
         f"{', '.join(told) or 'no type'}",
     ]
