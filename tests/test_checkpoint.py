@@ -3,7 +3,6 @@
 import resource
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,8 @@ from torch import Tensor
 from pyrskip.data.datamodule import StepData
 from pyrskip.reward import RewardConfig
 from pyrskip.training.checkpoint import PatientIO
-from pyrskip.training.gate import GateModule
-from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
-from tests.toys import toy_module
+from pyrskip.training.trainer import TrainerConfig
+from tests.toys import fit_until, toy_module
 
 
 @pytest.fixture
@@ -44,26 +42,15 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
 def test_a_rule_that_remembers_by_the_batch_resumes_exactly_where_gradients_accumulate(tmp_path: Path) -> None:
     """Killed twice: the second time from a checkpoint that the resumed training has saved."""
 
-    def train(folder: str, until: int) -> GateModule:
+    def train(folder: str, until: int) -> dict[str, Tensor]:
         module = toy_module("reinforce", "bernoulli", RewardConfig(target=0.4), 8, baseline="running_mean")
-        step = module.training_step
+        data = StepData(range(200), torch.tensor, 4, 8, 1)  # type: ignore[arg-type]
+        return fit_until(module, data, tmp_path / folder, until, TrainerConfig(accumulate=2, checkpoint_every=1, quiet=True))
 
-        def dies(rows: Tensor, batch_idx: int) -> Tensor:
-            if batch_idx == until:
-                raise InterruptedError
-            return step(rows, batch_idx)
-
-        module.training_step = dies  # type: ignore[method-assign]
-        config = TrainerConfig(accumulate=2, checkpoint_every=1, quiet=True)
-        with suppress(InterruptedError):
-            data = StepData(range(200), torch.tensor, 4, 8, 1)  # type: ignore[arg-type]
-            fit(build_trainer(config, tmp_path / folder), module, data, tmp_path / folder)
-        return module
-
-    whole = train("whole", 8).state_dict()
+    whole = train("whole", 8)
     train("killed", 4)
     train("killed", 5)
-    killed = train("killed", 8).state_dict()
+    killed = train("killed", 8)
     assert all(killed[name].equal(value) for name, value in whole.items())
 
 

@@ -1,6 +1,5 @@
 """Claims about optimizers: what each of them moves, how far, and that a resumed one goes on as if nothing had been."""
 
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +10,11 @@ from torch import Tensor
 from pyrskip.data.datamodule import StepData
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
-from pyrskip.sample import Batch
 from pyrskip.training.flex import FlexConfig, FlexModule
 from pyrskip.training.module import OptimizerConfig
-from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
+from pyrskip.training.trainer import TrainerConfig
 from tests.models import tiny_batch, tiny_model
+from tests.toys import fit_until
 
 RATE = 0.01
 STEPS = 6
@@ -70,20 +69,8 @@ def test_only_matrices_and_tables_decay() -> None:
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_killed_training_resumes_to_the_same_weights(name: str, tmp_path: Path) -> None:
     def train(folder: str, until: int) -> dict[str, Tensor]:
-        module = flex(name)
-        step = module.training_step
-
-        def dies(batch: Batch, batch_idx: int) -> Tensor:
-            if batch_idx == until:
-                raise InterruptedError
-            return step(batch, batch_idx)
-
-        module.training_step = dies  # type: ignore[method-assign]
-        config = TrainerConfig(checkpoint_every=1, quiet=True)
         data = StepData(range(8), lambda rows: tiny_batch(seed=sum(rows)), 2, STEPS, 1)  # type: ignore[arg-type]
-        with suppress(InterruptedError):
-            fit(build_trainer(config, tmp_path / folder), module, data, tmp_path / folder)
-        return module.state_dict()
+        return fit_until(flex(name), data, tmp_path / folder, until, TrainerConfig(checkpoint_every=1, quiet=True))
 
     whole = train("whole", STEPS)
     train("killed", 3)

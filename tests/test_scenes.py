@@ -19,9 +19,10 @@ from pyrskip.data.scenes.config import SceneConfig
 from pyrskip.data.scenes.layout import COVER
 from pyrskip.data.scenes.levels import COLOR, GLANCE, ICON, NUMBER, WORD, levels, needed_level
 from pyrskip.data.scenes.scene import Scene, make_scene
-from pyrskip.data.scenes.vocabulary import BACKGROUNDS, COLORS, DISTRACTORS, ICONS, SIDES
+from pyrskip.data.scenes.vocabulary import BACKGROUNDS, COLORS, DISTRACTORS, ICONS
 from pyrskip.data.shards import SPLITS, DataConfig, prepare
 from pyrskip.errors import UserError
+from tests.scenes import clearly, middles
 from tests.shards import SMALL_SCENES, png, tar, write_data
 
 # the same everywhere
@@ -121,7 +122,7 @@ def test_answers_are_true_of_what_is_drawn(some_scenes: list[Scene]) -> None:
         icons = Counter(thing.what for thing in scene.things.values() if thing.color)
         for question, names in zip(scene.questions, scene.names, strict=True):
             answer, shown = question.answers[0], [scene.things[name] for name in names]
-            middles = [((t.box[0] + t.box[2]) / 2 / scene.size, (t.box[1] + t.box[3]) / 2 / scene.size) for t in shown]
+            where = middles(scene, shown)
             if question.type == "scene_color":
                 assert answer == scene.background.color
             elif question.type in ("large_object", "tiny_object"):
@@ -131,11 +132,9 @@ def test_answers_are_true_of_what_is_drawn(some_scenes: list[Scene]) -> None:
             elif question.type == "count":
                 assert int(answer) == len(shown) == icons[shown[0].what]
             elif question.type == "position":
-                axis, sign = SIDES[answer]
-                assert sign * (middles[0][axis] - 0.5) > 0.15
+                assert clearly(answer, where[0])
             elif question.type == "relation":
-                axis, sign = SIDES[answer]
-                assert sign * (middles[0][axis] - middles[1][axis]) > 0.15
+                assert clearly(answer, *where)
             else:
                 assert answer.upper() == shown[0].what
 

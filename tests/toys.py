@@ -1,5 +1,7 @@
 """A world of two kinds of question, one answerable at the glance and one from the full pyramid alone, to learn in."""
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from pyrskip.budget import BudgetRule
 from pyrskip.cost import Cost
+from pyrskip.data.datamodule import StepData
 from pyrskip.decision import ActionSet, blind, reference
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
@@ -19,7 +22,8 @@ from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.training import RULES
 from pyrskip.training.gate import GateModule, RuleConfig
-from pyrskip.training.module import OptimizerConfig
+from pyrskip.training.module import OptimizerConfig, StepModule
+from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
 from tests.models import tiny_batch, tiny_model
 
 PYRAMID = Pyramid(64, 3, 8)
@@ -109,3 +113,18 @@ def online_module(rule: str, policy: str, grid: tuple[int, ...]) -> GateModule:
     torch.nn.init.normal_(gate.head.weight, std=0.1)
     reward = RewardConfig(0.3)
     return RULES[rule](RuleConfig(rule, online=True, warmup=0.0, entropy=0.0), gate, environment, reward, 0)
+
+
+def fit_until(module: StepModule, data: StepData, directory: Path, until: int, config: TrainerConfig) -> dict[str, Tensor]:
+    """Train in a directory, from its last checkpoint if there is one; what kills it kills it at step `until`."""
+    step = module.training_step
+
+    def dies(batch: Any, batch_idx: int) -> Any:
+        if batch_idx == until:
+            raise InterruptedError
+        return step(batch, batch_idx)
+
+    module.training_step = dies
+    with suppress(InterruptedError):
+        fit(build_trainer(config, directory), module, data, directory)
+    return module.state_dict()
