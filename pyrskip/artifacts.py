@@ -1,26 +1,32 @@
 """What finished stages left, as later ones take it up: samples, the model, rollout tables, gates."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from pyrskip.config import Config, to_plain
-from pyrskip.data.cache import CachedDataset, check_cache, fingerprint
+from pyrskip.data.cache import CachedDataset, check_cache, fingerprint, read_components
 from pyrskip.data.faults import FaultLog
-from pyrskip.data.reader import ShardDataset
+from pyrskip.data.reader import Samples, ShardDataset, collate
 from pyrskip.data.shards import parse_index, read_index
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.models.hf import HfVlm
 from pyrskip.models.native import NativeModel
 from pyrskip.models.served import ServedModel, build_served, file_digest, identity
+from pyrskip.models.tiles import moments
 from pyrskip.models.vision import VisionEncoder, map_stride
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.table import RolloutTable, check_origin
 from pyrskip.run import Run, digest
+from pyrskip.sample import Batch
 
 ROLLED = ("gate", "val", "test")
 """Splits that are rolled out."""
+STATISTICS = 300
+"""Training images that statistics of the encoder's features are taken from."""
 # directories of gates: the config's own, and the ablations by the gate that they train
 METHODS = {"predictor": "query_only", "glance": "glance_only"}
 
@@ -39,6 +45,30 @@ def inputs_of(run: Run, split: str, vision: VisionEncoder) -> ShardDataset | Cac
         return data
     check_cache_of(run, vision)
     return CachedDataset(data, run.cache, split, pyramid_of(run.config))
+
+
+def encoder_of(run: Run) -> VisionEncoder:
+    """The encoder that the config asks for. Its components are those that its cache holds, or are fitted to training images;
+    a cache of another run that holds no such ones is left to `check_cache_of`."""
+    config = run.config
+    torch.manual_seed(config.flex.seed)  # weights=none are drawn, and in every stage alike
+    vision = VisionEncoder(config.vision)
+    if vision.components is None or (run.cache is not None and read_components(run.cache, vision.components)):
+        return vision
+    if config.data.cache in (None, "run"):
+        batches = first_batches(samples_of(run, "train"), config.loader.rollout_images, config.pyramid.size)
+        whole = vision.whole()
+        share = vision.components.fit(*moments(whole, pyramid_of(config), batches))
+        run.say(f"{vision.channels} components of {whole.channels} channels keep {share:.1%} of their variance")
+    return vision
+
+
+def first_batches(data: Samples, images: int, side: int) -> Iterator[Batch]:
+    """The first images of the data, STATISTICS of them at most, each of them without what cannot be read."""
+    for low in range(0, min(STATISTICS, len(data)), images):
+        batch = collate(data.__getitems__(range(low, min(low + images, len(data)))), side)
+        if len(batch):
+            yield batch
 
 
 def check_cache_of(run: Run, vision: VisionEncoder) -> None:

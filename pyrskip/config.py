@@ -102,6 +102,11 @@ class Config:
                 f"data.cache={self.data.cache} with model.name={self.model.name}, which answers from pixels; "
                 "allowed: data.cache=null"
             )
+        if self.vision.components is not None and self.model.served:
+            raise UserError(
+                f"vision.components={self.vision.components} with model.name={self.model.name}, for which nothing is fitted; "
+                "allowed: null"
+            )
         if self.pyramid.levels < 2:
             raise UserError(f"pyramid.levels={self.pyramid.levels} leaves a gate nothing to skip; allowed: at least 2")
         if self.gate.name not in GATES:

@@ -13,6 +13,7 @@ from pyrskip.artifacts import (
     ROLLED,
     check_cache_of,
     crossed_tables,
+    encoder_of,
     fault_log,
     gate_directory,
     inputs_of,
@@ -39,7 +40,7 @@ from pyrskip.evaluation.needs import lists_levels, needs_of, print_needs
 from pyrskip.evaluation.runs import load_runs
 from pyrskip.models.remote import RemoteModel
 from pyrskip.models.served import ServedModel
-from pyrskip.models.vision import VisionEncoder, read_weights
+from pyrskip.models.vision import read_weights
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
 from pyrskip.rollouts.table import RolloutTable, check_origin
 from pyrskip.run import Run, first_rank
@@ -81,7 +82,7 @@ def run_stages(config: Config, nodes: dict[str, Any], prunes: bool = False) -> P
         if stage in config.stages:
             run.check_before(stage, config.stages)
     if run.cache is not None and config.data.cache != "run":
-        check_cache_of(run, VisionEncoder(config.vision))
+        check_cache_of(run, encoder_of(run))
     with run.held(), together(config.trainer):
         run.keep_config()
         for stage in config.chain:
@@ -127,8 +128,7 @@ def cache_maps(run: Run) -> None:
     config, pyramid = run.config, pyramid_of(run.config)
     # maps serve runs of any precision
     trainer = build_trainer(replace(config.trainer, precision="32-true"), run.root / "cache", title="cache")
-    torch.manual_seed(config.flex.seed)  # weights=none are those that flex will draw
-    vision = VisionEncoder(config.vision)
+    vision = encoder_of(run)
     data = {split: samples_of(run, split) for split in SPLITS}
     made = fingerprint(config.vision, vision, pyramid, run.directory("data"))
     images, workers = config.loader.rollout_images, config.loader.workers

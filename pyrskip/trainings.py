@@ -1,6 +1,5 @@
 """Stages that train, flex and gate: what each of them learns from, and how a trainer is given it."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,17 @@ from typing import Any
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from pyrskip.artifacts import gate_directory, inputs_of, methods_of, model_of, pyramid_of, tables_of, tell_faults
+from pyrskip.artifacts import (
+    encoder_of,
+    first_batches,
+    gate_directory,
+    inputs_of,
+    methods_of,
+    model_of,
+    pyramid_of,
+    tables_of,
+    tell_faults,
+)
 from pyrskip.config import Config, to_plain
 from pyrskip.data.datamodule import StepData
 from pyrskip.data.reader import Filled, Joined, Samples, collate
@@ -23,7 +32,6 @@ from pyrskip.models.vision import VisionEncoder
 from pyrskip.rollouts.environments import Environment, ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.run import Run, first_rank
-from pyrskip.sample import Batch, Sample
 from pyrskip.sweeps.rungs import Rungs
 from pyrskip.tracking.loggers import Job, loggers
 from pyrskip.tracking.versions import versions
@@ -33,14 +41,10 @@ from pyrskip.training.flex import FlexModule
 from pyrskip.training.health import glance_is_best
 from pyrskip.training.trainer import build_trainer, fit
 
-# images that the statistics of features are taken from
-WHITENING = 300
-
 
 def train_flex(run: Run) -> None:
     config, directory = run.config, run.root / "flex"
-    torch.manual_seed(config.flex.seed)
-    vision = VisionEncoder(config.vision)
+    vision = encoder_of(run)
     train = inputs_of(run, "train", vision)
     data = _with_closeups(run, train, vision) if config.flex.close_steps else train
     if config.loader.order == "shards":
@@ -49,9 +53,10 @@ def train_flex(run: Run) -> None:
     tokenizer = train_tokenizer(_texts(data), config.language.vocabulary)
     torch.manual_seed(config.flex.seed)
     model = NativeModel(config.native, tokenizer)
+    model.vision.load_state_dict(vision.state_dict())
     module = FlexModule(config.flex, model, ActionSet.by_level(model.pyramid))
     gather = partial(collate, side=config.pyramid.size)
-    model.whiten(_first_batches(train, config.loader.rollout_images, gather))
+    model.whiten(first_batches(train, config.loader.rollout_images, config.pyramid.size))
     state = _fit(run, module, Filled(data), gather, config.loader.batch_images, directory, "flex")
     tell_faults(run, "train")
     if first_rank():
@@ -162,14 +167,6 @@ def _with_closeups(run: Run, data: Samples, vision: VisionEncoder) -> Joined:
     if run.config.loader.order == "shards":
         raise UserError(f"flex.close_share={share} needs loader.order=samples; allowed: that, or flex.close_share=0")
     return Joined(close, data)
-
-
-def _first_batches(data: Samples, images: int, gather: Callable[[list[Sample | None]], Batch]) -> Iterator[Batch]:
-    """The first images of the data, WHITENING of them at most, each of them without what cannot be read."""
-    for low in range(0, min(WHITENING, len(data)), images):
-        batch = gather(data.__getitems__(range(low, min(low + images, len(data)))))
-        if len(batch):
-            yield batch
 
 
 def _texts(data: Samples) -> list[str]:

@@ -33,7 +33,9 @@ from tests.tools import program
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_stages(tiny(tmp_path_factory.mktemp("runs"), "name=done", "vision.weights=none", "ablations=[]"), {})
+    return run_stages(
+        tiny(tmp_path_factory.mktemp("runs"), "name=done", "vision.weights=none", "vision.components=9", "ablations=[]"), {}
+    )
 
 
 def export(*keys: str) -> int:

@@ -2,7 +2,8 @@
 
 A cache directory has one file for each run of a split's images, `<split>-000000.safetensors`: tile_<t> [cells, C] float16, the
 cells of all its images below each other, and size [images, 2] their rows and columns, (0, 0) for one that could not be
-read. `cache.json`, written last, lists them and says what the maps depend on.
+read. `cache.json`, written last, lists them and says what the maps depend on. `components.safetensors` holds its principal
+components, if it keeps any.
 
 Axes: I images, T tiles, C channels.
 """
@@ -26,11 +27,12 @@ from pyrskip.data.shards import SPLITS, parse_index, whole_file
 from pyrskip.data.workers import deaf
 from pyrskip.errors import UserError
 from pyrskip.models.tiles import encode_tiles
-from pyrskip.models.vision import VisionConfig, VisionEncoder
+from pyrskip.models.vision import Components, VisionConfig, VisionEncoder
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch, Question, Sample
 
 INDEX = "cache.json"
+COMPONENTS = "components.safetensors"
 FORMAT = 1
 IMAGES_PER_FILE = 250
 MAX_OPEN = 64
@@ -46,6 +48,7 @@ def fingerprint(config: VisionConfig, vision: VisionEncoder, pyramid: Pyramid, d
         "vision.backbone": config.backbone,
         "vision.out_index": config.out_index,
         "vision.kwargs": config.kwargs,
+        "vision.components": config.components,
         "vision.weights": weights.hexdigest(),
         "pyramid.size": pyramid.size,
         "pyramid.levels": pyramid.levels,
@@ -81,6 +84,21 @@ def check_cache(directory: Path, wanted: Mapping[str, Any]) -> None:
                 f"data.cache={directory} is stale: made with {key}={_short(made.get(key))}, this run has {_short(value)}; "
                 f"allowed: {_short(made.get(key))}, data.cache=null, or data.cache=run in a run with another name"
             )
+
+
+def read_components(directory: Path, components: Components) -> bool:
+    """Fill them with those that a cache was written with; whether it has such ones."""
+    path, own = directory / COMPONENTS, components.state_dict()
+    if not path.is_file():
+        return False
+    try:
+        state = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}; delete the cache's directory") from error
+    fits = {name: t.shape for name, t in state.items()} == {name: t.shape for name, t in own.items()}
+    if fits:
+        components.load_state_dict(state)
+    return fits
 
 
 class CachedDataset(Dataset[Sample | None]):
@@ -203,6 +221,9 @@ def write_cache(
     if trainer.is_global_zero:
         directory.mkdir(parents=True, exist_ok=True)
         _check_space(vision, pyramid, sum(map(len, data.values())), directory)
+        if vision.components is not None:
+            with whole_file(directory / COMPONENTS) as file:
+                file.write(safetensors.torch.save(vision.components.state_dict()))
     for split, samples in data.items():
         module = CacheModule(vision, pyramid, directory, split, len(samples))
         passes = _Missing(samples, directory, split, images, pyramid.size, workers)

