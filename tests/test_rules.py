@@ -148,12 +148,26 @@ def test_a_step_of_reinforce_has_the_gradient_of_exact_for_every_policy(policy: 
     assert ((mean - expected).abs() > 4 * error + 1e-6).float().mean() < 0.01
 
 
+@pytest.mark.parametrize("policy", ["bernoulli", "categorical"])
+def test_more_samples_give_gumbel_the_same_gradient_with_less_noise(policy: str) -> None:
+    one, noise_of_one = gradient("gumbel", policy, 30, samples=1)
+    four, noise_of_four = gradient("gumbel", policy, 30, samples=4)
+    assert 0.4 < noise_of_four.norm() / noise_of_one.norm() < 0.6
+    assert (one - four).norm() < 1.5 * noise_of_one.norm() < one.norm()
+
+
 def test_a_step_of_actor_critic_has_the_gradient_of_exact_on_the_scale_of_its_steps() -> None:
     expected, _ = gradient("exact", "sequential", 1)
     mean, error = gradient("actor_critic", "sequential", 40, trace=1.0, value_weight=0.0)
     # the loss is a mean over both steps of an episode, and centring the advantage takes 1 / 1024 of it
     assert ((2 * mean - expected).abs() > 8 * error + 1e-5).float().mean() < 0.01
     assert not ((2 * mean + expected).abs() > 8 * error + 1e-5).float().mean() < 0.01
+
+
+def test_one_sample_is_enough_for_gumbel_and_too_few_for_a_baseline_of_the_others() -> None:
+    RuleConfig("gumbel", samples=1)
+    with pytest.raises(UserError, match=r"rule\.samples=1 with rule\.baseline=leave_one_out: allowed: at least 2"):
+        RuleConfig("reinforce", samples=1)
 
 
 def test_what_is_collected_for_several_steps_survives_a_checkpoint() -> None:

@@ -26,9 +26,10 @@ class RuleConfig:
     """name: a registered rule. online: ask the model instead of the rollout table. batch: table rows a step (offline).
 
     target: what an answer is worth, its probability or its score (the metric, all that a black box tells).
-    temperature: of gumbel's relaxation. samples, baseline: of reinforce. trace: lambda of actor_critic's advantages; clip: its
-    PPO clip, null for none; epochs: steps on the same episodes; value_weight: of the critic's loss; confidence: whether each
-    step earns what it adds to the answer's probability (potential-based).
+    temperature: of gumbel's relaxation. samples: decisions a question and step, of gumbel and reinforce; baseline: reinforce's.
+    trace: lambda of actor_critic's advantages; clip: its PPO clip, null for none; epochs: steps on the same episodes;
+    value_weight: of the critic's loss; confidence: whether each step earns what it adds to the answer's probability
+    (potential-based).
     Schedules, as shares of the steps: warmup, before cost counts; anneal, over which the price then rises from 0; curriculum,
     over which questions that every action answers alike come to count. entropy: weight of an entropy bonus, which goes to
     entropy_end in equal steps (null: stays).
@@ -71,7 +72,7 @@ class RuleConfig:
                 f"rule.anneal={self.anneal}, curriculum={self.curriculum}, entropy_end={self.entropy_end}: allowed: shares of "
                 "the steps, warmup and anneal at most 1 together, and an entropy of at least 0"
             )
-        least = 2 if self.baseline in ("leave_one_out", "group", "group_deviation") else 1
+        least = 2 if self.name == "reinforce" and self.baseline in ("leave_one_out", "group", "group_deviation") else 1
         if self.samples < least:
             raise UserError(f"rule.samples={self.samples} with rule.baseline={self.baseline}: allowed: at least {least}")
         if not 0 <= self.trace <= 1 or self.epochs < 1 or self.value_weight < 0 or (self.clip is not None and self.clip <= 0):

@@ -1,4 +1,4 @@
-"""Rule gumbel: a straight-through Gumbel sample of the decision, differentiated through its reward.
+"""Rule gumbel: straight-through Gumbel samples of the decision, differentiated through their mean reward.
 
 Offline the reward is the rollout table's multilinear extension, online that of the answer's probability with every tile's
 tokens weighed by its gate. Source: arXiv:1611.01144; the straight-through gradient is biased.
@@ -6,6 +6,7 @@ tokens weighed by its gate. Source: arXiv:1611.01144; the straight-through gradi
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyrskip.training.gate import GateModule
@@ -20,8 +21,9 @@ class GumbelModule(GateModule):
         price = self.price.sample(len(rows))
         seen = self.environment.observe(rows, price)
         policy = self.gate.policy(seen)
-        sample = policy.rsample(self.config.temperature)
-        reward = self.environment.relaxed(rows, sample, self.worth(price, batch_idx), self.config.target == "probability")
+        worth, soft = self.worth(price, batch_idx), self.config.target == "probability"
+        samples = (policy.rsample(self.config.temperature) for _ in range(self.config.samples))
+        reward = torch.stack([self.environment.relaxed(rows, sample, worth, soft) for sample in samples]).mean(0)
         entropy = policy.entropy().mean()
         policy_loss = -(self.weight(rows, price, batch_idx) * reward).mean()
         loss = policy_loss - self.entropy_weight(batch_idx) * entropy
