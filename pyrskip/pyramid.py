@@ -126,17 +126,23 @@ def mipmaps(image: Tensor, size: Tensor, levels: int) -> list[Tensor]:
 
     image [I, C, S, S] float, size [I, 2] valid rows and columns -> L tensors [I, C, S / 2^l, S / 2^l].
     """
-    side = image.shape[-1]
-    index = torch.arange(side, device=image.device)
+    side, block = image.shape[-1], 1 << (levels - 1)
+    inner = min(side, -(-int(size.max()) // block) * block)  # what is valid of any image, up to the coarsest pixel
+    image, images = image[..., :inner, :inner], []
+    whole = bool((size == inner).all())
+    index = torch.arange(inner, device=image.device)
     mask = ((index[None, :, None] < size[:, 0, None, None]) & (index[None, None, :] < size[:, 1, None, None]))[:, None]
     weight = mask.to(image.dtype)
-    image = image * weight
-    images = [image]
-    for _ in range(levels - 1):
-        # the weight is the share of valid pixels, so that each level is the exact mean of level 0's valid pixels
-        image, weight = F.avg_pool2d(image * weight, 2), F.avg_pool2d(weight, 2)
-        image = image / weight.clamp(min=torch.finfo(weight.dtype).tiny)
-        images.append(image)
+    for level in range(levels):
+        if level and whole:
+            image = F.avg_pool2d(image, 2)
+        elif level:
+            # the weight is the share of valid pixels, so that each level is the exact mean of level 0's valid pixels
+            image, weight = F.avg_pool2d(image * weight, 2), F.avg_pool2d(weight, 2)
+            image = image / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+        elif not whole:
+            image = image * weight
+        images.append(F.pad(image, [0, (side - inner) >> level] * 2) if inner < side else image)
     return images
 
 

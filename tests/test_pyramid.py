@@ -106,6 +106,13 @@ def test_a_constant_image_stays_constant_to_its_ragged_edges(height: int, width:
         assert made[0, 0][~valid].eq(0).all()
 
 
+def test_a_whole_image_has_the_same_mipmaps_alone_as_beside_a_smaller_one() -> None:
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    beside = mipmaps(image, torch.tensor([[32, 32], [20, 32]]), 4)
+    alone = mipmaps(image[:1], torch.tensor([[32, 32]]), 4)
+    assert all(a[0].equal(b[0]) for a, b in zip(alone, beside, strict=True))
+
+
 def test_what_lies_in_the_padding_does_not_show() -> None:
     size = torch.tensor([[21, 13]])
     image = torch.rand(1, 3, 32, 32)
