@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyrskip.models.language import Block, Cache, Decoder, Layer, Visual, weighted_attention
+from pyrskip.models.language import Block, Cache, Decoder, Layer, Visual, attention, weighted_attention
 
 NOISE = 0.1
 """Of the usual random weights, so much is added where reading starts as the identity."""
@@ -108,7 +108,7 @@ class CrossBlock(Block):
         q = groups.gather(self.read_query(self.norm3(x))).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         real = F.pad(memory.visual.real, (1, 0), value=True)[:, None, None]
         if memory.weight is None:
-            mixed = F.scaled_dot_product_attention(q, *kv, attn_mask=None if bool(real.all()) else real)
+            mixed = attention(q, *kv, None if bool(real.all()) else real)
         else:
             weight = groups.gather(F.pad(memory.weight, (1, 0), value=1.0)[question])[:, None]
             mixed = weighted_attention(q, *kv, real, weight)
