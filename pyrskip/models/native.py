@@ -144,9 +144,10 @@ class NativeModel(nn.Module):
         """Tiles that have been encoded."""
         return self.vision.encoded
 
-    def encode(self, batch: Batch, keep: Tensor) -> Features:
-        """Encode the tiles that any question of an image keeps, or read their maps from the cache. keep [B, T] bool."""
-        return encode_tiles(self.vision, self.pyramid, batch, keep)
+    def encode(self, batch: Batch, keep: Tensor, levels: Sequence[Tensor] | None = None) -> Features:
+        """Encode the tiles that any question of an image keeps, or read their maps from the cache. keep [B, T] bool;
+        levels: the batch's `levels_of`, if they are there already."""
+        return encode_tiles(self.vision, self.pyramid, batch, keep, levels)
 
     def whiten(self, batches: Iterable[Batch]) -> None:
         """Fit the projector's whitening to the maps of these images."""

@@ -3,7 +3,7 @@
 Axes: I images, B questions, T tiles, C channels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,14 +24,21 @@ def crops(pyramid: Pyramid, batch: Batch, wanted: Tensor) -> Iterator[tuple[int,
         yield image, tile, crop[:, :rows, :columns]
 
 
-def encode_tiles(vision: VisionEncoder, pyramid: Pyramid, batch: Batch, keep: Tensor) -> Features:
+def levels_of(pyramid: Pyramid, batch: Batch) -> list[Tensor]:
+    """The levels [I, 3, S / 2^l, S / 2^l] of a batch's images, in 0..1; none where their maps are cached."""
+    return [] if batch.maps is not None else mipmaps(batch.image.float() / 255, batch.size, pyramid.levels)
+
+
+def encode_tiles(
+    vision: VisionEncoder, pyramid: Pyramid, batch: Batch, keep: Tensor, levels: Sequence[Tensor] | None = None
+) -> Features:
     """Encode the tiles that any question of an image keeps, each alone from its own pixels, or read their maps from the
-    batch's cache. keep [B, T] bool."""
+    batch's cache. keep [B, T] bool; levels: the batch's, if they are there already."""
     pixels = pyramid.pixels(batch.size)
     wanted = batch.of_images(keep) & (pixels[..., 0] > 0)
     if batch.maps is not None:
         return Features(tuple(_cached(vision, m, wanted[:, t]) for t, m in enumerate(batch.maps)), wanted)
-    levels = mipmaps(batch.image.float() / 255, batch.size, pyramid.levels)
+    levels = levels or levels_of(pyramid, batch)
     maps = []
     for tile in range(pyramid.tiles):
         crop = pyramid.crop(levels[int(pyramid.tile_level[tile])], tile)

@@ -20,6 +20,7 @@ from pyrskip.gates.policies import Relaxed
 from pyrskip.gates.sequential import Reveal
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import Features, GatedModel
+from pyrskip.models.tiles import levels_of
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch
@@ -162,7 +163,8 @@ class TableEnvironment:
 class ModelEnvironment:
     """Asks the model. Scores are metrics where nothing is differentiated, the answer's probability where it is.
 
-    What has been encoded of a batch is kept until the next one comes: a step asks about many decisions on the same images.
+    A batch's levels, and what has been encoded of it, are kept until the next one comes: a step asks about many decisions on
+    the same images.
     """
 
     def __init__(self, model: NativeModel, actions: ActionSet, budget: BudgetRule, unit: float) -> None:
@@ -173,6 +175,7 @@ class ModelEnvironment:
         self.glance = torch.zeros(tiles, dtype=torch.bool)
         self.glance[model.pyramid.glance] = True
         self.batch: Batch | None = None
+        self.levels: list[Tensor] = []
         self.features = Features((), torch.empty(0))
 
     def to(self, device: torch.device) -> None:
@@ -188,12 +191,13 @@ class ModelEnvironment:
         """The tiles that any question of an image keeps [B, T] bool, each encoded when it is first asked for; others may be
         there as well."""
         if rows is not self.batch:
-            self.batch, self.features = rows, self.model.encode(rows, keep)
+            self.batch, self.levels = rows, levels_of(self.model.pyramid, rows)
+            self.features = self.model.encode(rows, keep, self.levels)
             return self.features
         had = self.features
         new = keep & ~had.encoded[rows.image_of] & (self._capacity(rows) > 0)
         if bool(new.any()):
-            more = self.model.encode(rows, new)
+            more = self.model.encode(rows, new, self.levels)
             # a map is zero where it was not encoded
             maps = (
                 a + b if bool(new[:, tile].any()) else a for tile, (a, b) in enumerate(zip(had.maps, more.maps, strict=True))
