@@ -80,6 +80,7 @@ def test_what_cannot_be_is_refused(override: str, message: str, tmp_path: Path) 
         tiny(tmp_path, "vision.components=3", override)
 
 
-def test_more_than_there_are_channels_are_refused() -> None:
+def test_more_than_there_are_channels_are_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="vision.components=41: the map has 40 channels; allowed: 1 to 40, or null"):
-        VisionEncoder(VisionConfig("tf_efficientnet_lite0", components=41))
+        run_stages(tiny(tmp_path, "name=many", "vision.components=41"), {})
+    assert not (tmp_path / "many").exists()

@@ -70,8 +70,6 @@ class Components(nn.Module):
 
     def __init__(self, channels: int, kept: int) -> None:
         super().__init__()
-        if kept > channels:
-            raise UserError(f"vision.components={kept}: the map has {channels} channels; allowed: 1 to {channels}, or null")
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("basis", torch.eye(channels, kept))
 
@@ -164,12 +162,18 @@ def build_backbone(config: VisionConfig) -> tuple[Any, dict[str, Any]]:
     """A timm model, and what timm says of the wanted map: its channels and its stride."""
     try:
         backbone = timm.create_model(config.backbone, pretrained=config.weights == "hub", **config.kwargs)
-        return backbone, backbone.feature_info[config.out_index]
+        info = backbone.feature_info[config.out_index]
     except (RuntimeError, TypeError, IndexError, OSError) as error:
         raise UserError(
             f"vision.backbone={config.backbone!r} with out_index={config.out_index} cannot be built: {error}; "
             "allowed: names of timm.list_models() and the number of one of their feature maps"
         ) from error
+    channels = info["num_chs"]
+    if config.components is not None and config.components > channels:
+        raise UserError(
+            f"vision.components={config.components}: the map has {channels} channels; allowed: 1 to {channels}, or null"
+        )
+    return backbone, info
 
 
 def fold_norms(module: nn.Module) -> None:
