@@ -27,7 +27,11 @@ class ActorCriticModule(GateModule):
     def training_step(self, rows: Any, batch_idx: int) -> Tensor:
         c = self.config
         fresh = batch_idx % c.epochs == 0 or not self.memory
-        rows, price = (rows, self.price.sample(len(rows))) if fresh else (self.memory["rows"], self.memory["price"])
+        if fresh:
+            rows = rows if c.online else rows.repeat(c.samples)  # episodes of one question differ in their prices as well
+            price = self.price.sample(len(rows))
+        else:
+            rows, price = self.memory["rows"], self.memory["price"]
         seen = self.environment.observe(rows, price)
         policy = self.gate.policy(seen)
         assert isinstance(policy, SequentialPolicy)

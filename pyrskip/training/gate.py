@@ -26,7 +26,8 @@ class RuleConfig:
     """name: a registered rule. online: ask the model instead of the rollout table. batch: table rows a step (offline).
 
     target: what an answer is worth, its probability or its score (the metric, all that a black box tells).
-    temperature: of gumbel's relaxation. samples: decisions a question and step, of gumbel and reinforce; baseline: reinforce's.
+    temperature: of gumbel's relaxation. samples: decisions a question and step, of gumbel, reinforce and, from a table,
+    actor_critic; baseline: reinforce's.
     trace: lambda of actor_critic's advantages; clip: its PPO clip, null for none; epochs: steps on the same episodes;
     value_weight: of the critic's loss; confidence: whether each step earns what it adds to the answer's probability
     (potential-based).
