@@ -102,6 +102,7 @@ class FlexModule(StepModule):
         results = [self.model.forced(batch, features, scale(capacity, f) * selection * sighted) for f in fractions]
         loss = -torch.stack([r.loglik for r in results]).mean()
         accuracy = torch.stack([r.greedy.float() for r in results]).mean()
-        loss_told, accuracy_told = self.over_ranks(torch.stack([loss, accuracy]))
-        self.log_dict({"train/loss": loss_told, "train/accuracy": accuracy_told}, prog_bar=True, batch_size=len(batch))
+        if self.logs(batch_idx):  # ranks wait for each other
+            loss_told, accuracy_told = self.over_ranks(torch.stack([loss, accuracy]))
+            self.log_dict({"train/loss": loss_told, "train/accuracy": accuracy_told}, prog_bar=True, batch_size=len(batch))
         return loss

@@ -72,6 +72,11 @@ class StepModule(pl.LightningModule):
         # DDP's gradients are the mean over ranks
         super().backward(loss * self.share, *args, **kwargs)
 
+    def logs(self, batch_idx: int) -> bool:
+        """Whether this step's metrics are written: every so many, and the last step's."""
+        every = 1 if self._trainer is None else self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return (batch_idx + 1) % every == 0 or batch_idx + 1 == self.optimizer_config.steps
+
     def over_ranks(self, mean: Tensor) -> Tensor:
         """What is a mean over this rank's rows, [...] -> over all ranks', without gradient."""
         if self.ranks == 1:
