@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from skimage.measure import label
 
 from pyrskip.data import scenes
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.scenes import SceneSource, assets, make_record
 from pyrskip.data.scenes.backgrounds import CONTRAST, contrast
 from pyrskip.data.scenes.config import SceneConfig
+from pyrskip.data.scenes.drawing import draw_icon, lay_together
 from pyrskip.data.scenes.layout import COVER
 from pyrskip.data.scenes.levels import COLOR, GLANCE, ICON, NUMBER, WORD, levels, needed_level
 from pyrskip.data.scenes.scene import Scene, make_scene
@@ -119,7 +121,7 @@ def test_boxes_are_those_of_the_things_that_a_question_is_about(some_scenes: lis
 
 def test_answers_are_true_of_what_is_drawn(some_scenes: list[Scene]) -> None:
     for scene in some_scenes:
-        icons = Counter(thing.what for thing in scene.things.values() if thing.color)
+        icons = Counter({thing.what: thing.number for thing in scene.things.values() if thing.color})
         for question, names in zip(scene.questions, scene.names, strict=True):
             answer, shown = question.answers[0], [scene.things[name] for name in names]
             where = middles(scene, shown)
@@ -130,13 +132,26 @@ def test_answers_are_true_of_what_is_drawn(some_scenes: list[Scene]) -> None:
             elif question.type == "object":
                 assert answer == shown[0].color and icons[shown[0].what] == 1
             elif question.type == "count":
-                assert int(answer) == len(shown) == icons[shown[0].what]
+                assert int(answer) == shown[0].number and len(shown) == 1
             elif question.type == "position":
                 assert clearly(answer, where[0])
             elif question.type == "relation":
                 assert clearly(answer, *where)
             else:
                 assert answer.upper() == shown[0].what
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5])
+def test_a_group_shows_so_many_whole_icons(number: int) -> None:
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        icons = [draw_icon("star", "red", 30, rng.uniform(-20, 20), False, rng) for _ in range(number)]
+        group = lay_together(icons, rng)
+        regions, found = label(np.asarray(group.image)[..., 3] > 0, return_num=True)
+        assert found == number
+        visible = [int((np.asarray(icon.image)[..., 3] > 0).sum()) for icon in icons]
+        assert sorted(np.bincount(regions.flat)[1:]) == sorted(visible)
+        assert group.pixels == min(icon.pixels for icon in icons)
 
 
 def test_what_is_tiny_or_large_is_the_only_one(some_scenes: list[Scene]) -> None:
@@ -174,7 +189,7 @@ def test_levels_follow_from_the_thresholds(some_scenes: list[Scene]) -> None:
             pixels = thing.patch.pixels / 2**thing.level
             # never on the brink: an eighth above its own threshold at least, an eighth below the next level's at least
             assert 1.12 * threshold <= pixels and (thing.level == 3 or pixels <= 1.75 * threshold), name
-            if thing.color:
+            if thing.color and thing.number == 1:
                 # turned, and with its outline, a thing is about as large as its level says
                 extent = max(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1])
                 assert 0.85 <= extent / thing.patch.pixels <= 1.6

@@ -1,6 +1,7 @@
 """Things that lie on a background: icons with an outline, and signs. Small ones are drawn at twice their size."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,9 @@ from pyrskip.data.scenes.vocabulary import COLORS, DISTRACTORS, ICONS
 OUTLINE = 0.03
 """Width of an icon's outline, as a share of its size; at least one pixel."""
 
+PITCH = 1.12
+"""Of icons that lie together: from one's middle to the next one's, over the largest one's longer side."""
+
 PLATES = (((250, 250, 250), (25, 25, 30)), ((250, 205, 45), (25, 25, 30)), ((35, 35, 45), (245, 245, 245)))
 """Colours of signs: plate, and text and rim."""
 
@@ -22,7 +26,8 @@ _EM = 200
 
 @dataclass(frozen=True)
 class Patch:
-    """RGBA pixels, cropped to what is not transparent. pixels: an icon's longer side, or a text's height of capitals."""
+    """RGBA pixels, cropped to what is not transparent. pixels: an icon's longer side (of several the smallest one's), or a
+    text's height of capitals."""
 
     image: Image.Image
     pixels: float
@@ -47,6 +52,19 @@ def draw_icon(name: str, color: str, pixels: float, angle: float, mirrored: bool
     picture.paste(fill, mask=inner)
     picture.putalpha(outer)
     return Patch(picture, exact)
+
+
+def lay_together(icons: Sequence[Patch], rng: np.random.Generator) -> Patch:
+    """Icons in rows of two or of three, first come first, as on a shelf."""
+    columns = min(int(rng.integers(2, 4)), len(icons))
+    pitch = PITCH * max(max(icon.image.size) for icon in icons)
+    rows = -(-len(icons) // columns)
+    picture = Image.new("RGBA", (round(pitch * columns), round(pitch * rows)))
+    for number, icon in enumerate(icons):
+        row, column = divmod(number, columns)
+        x, y = (column + 0.5) * pitch - icon.image.width / 2, (row + 0.5) * pitch - icon.image.height / 2
+        picture.paste(icon.image, (round(x), round(y)))
+    return Patch(picture.crop(picture.getchannel("A").getbbox()), min(icon.pixels for icon in icons))
 
 
 def draw_sign(text: str, height: float, angle: float, rng: np.random.Generator) -> Patch:

@@ -1,7 +1,7 @@
 """Further questions of a scene, for training alone: the picture is there already, and so is every answer.
 
 The mix asks about few of the things in a picture, and an answer of the mix says little about where to look. Asking for every
-icon's colour, for the name of whatever is the only thing of its colour, how many things a colour has, and for the letters and
+icon's colour, for the name of whatever is the only thing of its colour, how many of any icon there are, and for the letters and
 digits of signs teaches a model to find things, to count and to read them, from the same pixels.
 """
 
@@ -13,40 +13,40 @@ import numpy as np
 
 from pyrskip.data.scenes import vocabulary
 from pyrskip.data.scenes.layout import beside, on_side
-from pyrskip.data.scenes.plan import Ask
+from pyrskip.data.scenes.plan import MOST, Ask
 from pyrskip.data.scenes.scene import Scene, Thing, put
 from pyrskip.sample import Question
 
 PAIRS = 4
 """Pairs of icons whose relation is asked for, at most: pairs are many, and each says little."""
-ONCE = {"scene_color", "sign_word", "sign_number"}
-"""What is there once at most, so that to ask for it in other words would be to ask again."""
 
 
 def further_questions(scene: Scene, number: int, rng: np.random.Generator) -> tuple[Question, ...]:
-    """At most `number` questions, none of them asked already.
+    """At most `number` questions, none of them asked already, in whatever words.
 
     Every type and needed level (or number, where things are counted) that the scene offers is as likely as any other (weighted
-    sampling without replacement, Efraimidis & Spirakis 2006): most things are small, and of most colours there is one.
+    sampling without replacement, Efraimidis & Spirakis 2006): most things are small, and of most there is one.
     """
-    asked = {question.text for question in scene.questions}, {question.type for question in scene.questions} & ONCE
-    questions = {q.text: q for q in _find(scene, rng) if q.text not in asked[0] and q.type not in asked[1]}
-    found = list(questions.values())
-    cells = [(q.type, q.answers[0] if q.type == "count_color" else q.level) for q in found]
+    asked = {(question.type, names) for question, names in zip(scene.questions, scene.names, strict=True)}
+    asks = [ask for ask in _asks(scene, rng) if (ask.kind, ask.names) not in asked]
+    found = [put(ask, scene.things, "train", scene.size, rng) for ask in asks]
+    cells = [(q.type, q.answers[0] if q.type == "count" else q.level) for q in found]
     alike = Counter(cells)
     keys = [rng.random() ** alike[cell] for cell in cells]
     return tuple(found[i] for i in np.argsort(keys)[::-1][:number])
 
 
-def _find(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    for ask in _asks(scene, rng):
-        yield put(ask, scene.things, "train", scene.size, rng)
-
-
 def _asks(scene: Scene, rng: np.random.Generator) -> Iterator[Ask]:
     icons = {name: thing for name, thing in scene.things.items() if thing.color}
-    whats, colors = ([getattr(thing, part) for thing in icons.values()] for part in ("what", "color"))
-    once = {n: t for n, t in icons.items() if whats.count(t.what) == 1 and t.what in vocabulary.ICONS}
+    colors = [thing.color for thing in icons.values()]
+    known = {name: thing for name, thing in icons.items() if thing.what in vocabulary.ICONS}
+    once = {name: thing for name, thing in known.items() if thing.number == 1}
+    groups = {name: thing for name, thing in known.items() if thing.number > 1}
+    if groups and once and rng.random() < len(groups) / (MOST - 1):  # one alone is as likely as any other number
+        alone = list(once)[int(rng.integers(len(once)))]
+        groups[alone] = once[alone]
+    for name, thing in groups.items():
+        yield Ask("count", str(thing.number), {"icons": vocabulary.plural(thing.what)}, (name,))
     for name, thing in once.items():
         yield Ask("object", thing.color, {"icon": thing.what}, (name,))
         if colors.count(thing.color) == 1:
@@ -54,11 +54,6 @@ def _asks(scene: Scene, rng: np.random.Generator) -> Iterator[Ask]:
         for answer, (axis, sign) in vocabulary.SIDES.items():
             if on_side(axis, sign, scene.size)(_middle(thing)[None], {})[0]:
                 yield Ask("position", answer, {"icon": thing.what}, (name,))
-    shared = [color for color, number in Counter(colors).items() if number > 1]
-    alone = [color for color in dict.fromkeys(colors) if color not in shared]
-    for color in shared + alone[:1]:
-        names = tuple(name for name, thing in icons.items() if thing.color == color)
-        yield Ask("count_color", str(len(names)), {"color": color}, names)
     if scene.background.color:
         yield Ask("scene_color", scene.background.color, {}, ())
     pairs = list(permutations(once, 2))

@@ -20,14 +20,16 @@ SIGN_LEVELS = (0.5, 0.3, 0.2)
 """How often the text of a sign needs level 0, 1, 2: there is no room for larger ones."""
 MOST = 5
 """Of what is to be counted."""
+GROUP_DISTRACTOR = 0.75
+"""How often there is a group of icons that nothing is asked about."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """Something to be drawn: an icon of a colour, or a sign where there is no colour.
+    """Something to be drawn: an icon of a colour, or several such side by side, or a sign where there is no colour.
 
     level: the coarsest that is to show it. A free one is made smaller where there is no room. group: things of one size.
-    threshold: pixels that it must have on that level, an icon's longer side or a text's height.
+    number: of icons. threshold: pixels that it must have on that level, an icon's longer side or a text's height.
     """
 
     what: str
@@ -36,6 +38,7 @@ class Wish:
     group: str
     threshold: float = ICON
     free: bool = True
+    number: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,11 @@ class Plan:
     def choose(self, options: Sequence[str]) -> str:
         return options[int(self.rng.integers(len(options)))]
 
-    def add(self, name: str, level: int, icon: str = "", free: bool = True, group: str = "") -> str:
-        """Wish for an icon, by default one that the scene does not hold yet, in any colour. Returns the icon."""
+    def add(self, name: str, level: int, free: bool = True, group: str = "", number: int = 1) -> str:
+        """Wish for an icon that the scene does not hold yet, or so many of it, in any colour. Returns the icon."""
         colors = [c for c in self.background.colors if level == self.top or c != self.reserved]
-        icon = icon or self.icons.pop()
-        self.wishes[name] = Wish(icon, self.choose(colors), level, group or name, free=free)
+        icon = self.icons.pop()
+        self.wishes[name] = Wish(icon, self.choose(colors), level, group or name, free=free, number=number)
         return icon
 
     def any_level(self) -> int:
@@ -88,6 +91,8 @@ def make_plan(asked: Sequence[str], size: int, background: Background, rng: np.r
             _TYPES[kind](plan)
     if not any(wish.level == plan.top for wish in plan.wishes.values()) and rng.random() < LARGE_DISTRACTOR:
         plan.add("distractor large", plan.top, free=False)
+    if rng.random() < GROUP_DISTRACTOR:
+        plan.add("distractor group", plan.any_level(), number=2 + int(rng.integers(MOST - 1)))
     plan.asks.sort(key=lambda ask: asked.index(ask.kind))
     return plan
 
@@ -123,11 +128,10 @@ def _tiny_object(plan: Plan) -> None:
 
 
 def _count(plan: Plan) -> None:
-    number, level, icon = 1 + int(plan.rng.integers(MOST)), plan.any_level(), plan.icons.pop()
-    names = tuple(f"count {i}" for i in range(number))
-    for name in names:
-        plan.add(name, level, icon, group="count")
-    plan.asks.append(Ask("count", str(number), {"icons": vocabulary.plural(icon)}, names))
+    """Of icons that lie together. Scattered ones small models never count: they come to know pictures by heart instead."""
+    number = 1 + int(plan.rng.integers(MOST))
+    icon = plan.add("count", plan.any_level(), number=number)
+    plan.asks.append(Ask("count", str(number), {"icons": vocabulary.plural(icon)}, ("count",)))
 
 
 def _position(plan: Plan) -> None:

@@ -114,12 +114,6 @@ _FURTHER: dict[str, tuple[str, ...]] = {
         "tell me what the {color} object is",
         "what {color} thing is in the picture?",
     ),
-    "count_color": (
-        "how many {color} objects are there?",
-        "how many objects are {color}?",
-        "count the {color} objects",
-        "what is the number of {color} objects?",
-    ),
     "first_letter": (
         "which letter does the word on the sign begin with?",
         "what is the first letter of the word on the sign?",

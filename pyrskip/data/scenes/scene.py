@@ -8,7 +8,7 @@ from PIL import Image
 from pyrskip.data.scenes import vocabulary
 from pyrskip.data.scenes.backgrounds import Background, colored, photograph
 from pyrskip.data.scenes.config import SceneConfig
-from pyrskip.data.scenes.drawing import Patch, draw_icon, draw_sign
+from pyrskip.data.scenes.drawing import PITCH, Patch, draw_icon, draw_sign, lay_together
 from pyrskip.data.scenes.layout import Box, place, place_below
 from pyrskip.data.scenes.levels import CLEAR, COLOR, ICON, LARGE, needed_level
 from pyrskip.data.scenes.plan import Ask, Plan, Wish, make_plan
@@ -26,13 +26,15 @@ DISTRACTORS = 4
 
 @dataclass(frozen=True)
 class Thing:
-    """Something on the background. what: an icon or the text of a sign; level: the coarsest that shows it."""
+    """Something on the background. what: an icon or the text of a sign; level: the coarsest that shows it; number: of icons
+    that lie together."""
 
     what: str
     color: str
     box: Box
     patch: Patch
     level: int
+    number: int = 1
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def _arrange(plan: Plan, rng: np.random.Generator) -> dict[str, Thing]:
 def _thing(wish: Wish, box: Box, patch: Patch, size: int) -> Thing:
     level = needed_level(patch.pixels, wish.threshold, size)
     assert level == wish.level, (wish, patch.pixels)
-    return Thing(wish.what, wish.color, box, patch, level)
+    return Thing(wish.what, wish.color, box, patch, level, wish.number)
 
 
 def _afford(plan: Plan, room: float, rng: np.random.Generator) -> dict[str, Wish]:
@@ -122,7 +124,9 @@ def _afford(plan: Plan, room: float, rng: np.random.Generator) -> dict[str, Wish
 def _area(wish: Wish, level: int, top: int) -> float:
     """About how many pixels something covers when this is the coarsest level that shows it."""
     pixels = sum(LARGE if level == top else CLEAR) / 2 * wish.threshold * 2**level
-    return float(pixels**2) * (1.0 if wish.color else (len(wish.what) + 1.2) * 2.2)
+    if not wish.color:
+        return float(pixels**2) * (len(wish.what) + 1.2) * 2.2
+    return float(pixels**2) * (wish.number * PITCH**2 if wish.number > 1 else 1.0)
 
 
 def _draw(wish: Wish, top: int, shares: dict[str, float], rng: np.random.Generator) -> Patch:
@@ -131,7 +135,8 @@ def _draw(wish: Wish, top: int, shares: dict[str, float], rng: np.random.Generat
     share = shares.setdefault(wish.group, rng.uniform(low + 0.04, high - 0.04)) + rng.uniform(-0.04, 0.04)
     pixels = share * wish.threshold * 2**wish.level
     if wish.color:
-        return _draw_icon(wish.what, wish.color, pixels, rng)
+        icons = [_draw_icon(wish.what, wish.color, pixels, rng) for _ in range(wish.number)]
+        return lay_together(icons, rng) if wish.number > 1 else icons[0]
     tilt = rng.normal(0, 2) if rng.random() < 0.8 else rng.uniform(-12, 12)
     return draw_sign(wish.what, pixels, tilt, rng)
 
