@@ -48,7 +48,19 @@ def test_shares_of_selections_are_at_most_all_of_them() -> None:
         FlexConfig(full_share=0.5, reference_share=0.3, glance_share=0.3)
 
 
+@pytest.mark.parametrize("name", ["close_share", "dropout"])
 @pytest.mark.parametrize("share", [-0.1, 1.0])
-def test_close_ups_take_a_share_of_the_steps(share: float) -> None:
-    with pytest.raises(UserError, match=rf"flex.close_share={share}: allowed: at least 0 and below 1"):
-        FlexConfig(close_share=share)
+def test_shares_are_below_one(name: str, share: float) -> None:
+    with pytest.raises(UserError, match=rf"flex.{name}={share}: allowed: at least 0 and below 1"):
+        FlexConfig(**{name: share})  # type: ignore[arg-type]
+
+
+def test_features_are_dropped_in_training_alone() -> None:
+    model, features = tiny_model(), torch.ones(1, 500, tiny_model().vision.channels)
+    FlexModule(FlexConfig(dropout=0.3), model, ActionSet.by_level(model.pyramid))
+    seen: list[Tensor] = []
+    model.projector.gate_up.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for training in (True, False):
+        model.projector.train(training)(features, torch.zeros(1, 500, 2), torch.zeros(1, 500, 2), 0)
+    assert abs(float((seen[0] == 0).float().mean()) - 0.3) < 0.03
+    assert seen[1].equal(features)

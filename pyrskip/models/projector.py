@@ -46,7 +46,8 @@ class Projector(nn.Module):
 
     mean [C], whiten [C, C]: features are taken as (x - mean) whiten, with unit covariance: what tells letters or icons apart
     varies little next to what tells sky from grass, and would be learned last. Position is added to features of unit size, at
-    unit size itself: they would soon outgrow it, and where things are would be learned last.
+    unit size itself: they would soon outgrow it, and where things are would be learned last. dropout: of whitened features, in
+    training alone; a trainer sets how many.
     """
 
     FREQUENCIES = 6
@@ -56,6 +57,7 @@ class Projector(nn.Module):
     def __init__(self, channels: int, width: int, levels: int) -> None:
         super().__init__()
         hidden = 2 * width
+        self.dropout = nn.Dropout(0.0)
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("whiten", torch.eye(channels))
         self.gate_up = nn.Linear(channels, 2 * hidden)
@@ -68,7 +70,7 @@ class Projector(nn.Module):
 
     def forward(self, features: Tensor, centre: Tensor, extent: Tensor, level: int) -> Tensor:
         """features [U, n, C], centre and extent [U, n, 2] in image coordinates (longest side = 1) -> [U, n, D]."""
-        gate, up = self.gate_up((features - self.mean) @ self.whiten).chunk(2, dim=-1)
+        gate, up = self.gate_up(self.dropout((features - self.mean) @ self.whiten)).chunk(2, dim=-1)
         frequency = math.pi * 2.0 ** torch.arange(self.FREQUENCIES, device=centre.device)
         angle = (centre[..., None] * frequency).flatten(-2)
         where = torch.cat([angle.sin(), angle.cos(), extent], dim=-1).to(features.dtype)

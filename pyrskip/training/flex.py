@@ -24,6 +24,7 @@ class FlexConfig:
     reference_share level 0 alone, glance_share the glance alone; the rest a random selection, of random tiles half of the time
     where levels have several.
     blind_share: of questions, asked without any image.
+    dropout: of the encoder's features, whitened: it keeps a model that has few images from knowing them by heart.
 
     close_share: of the steps, the first ones, on close-ups alone and with everything kept. To find things by their names is
     learned many times faster, and more cheaply, among the few tokens of a close-up than among a thousand; then it carries over.
@@ -35,6 +36,7 @@ class FlexConfig:
     glance_share: float = 0.0
     blind_share: float = 0.05
     close_share: float = 0.0
+    dropout: float = 0.0
     seed: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -45,8 +47,9 @@ class FlexConfig:
                 f"flex.full_share={self.full_share}, reference_share={self.reference_share}, glance_share={self.glance_share}, "
                 f"blind_share={self.blind_share}: allowed: at least 0, the first three at most 1 together, the last below 1"
             )
-        if not 0 <= self.close_share < 1:
-            raise UserError(f"flex.close_share={self.close_share}: allowed: at least 0 and below 1")
+        for name in ("close_share", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"flex.{name}={getattr(self, name)}: allowed: at least 0 and below 1")
         StochasticBudget(self.budget, self.seed)
 
     @property
@@ -59,6 +62,7 @@ class FlexModule(StepModule):
         super().__init__(config.optimizer, config.seed)
         self.config, self.model, self.actions = config, model, actions
         self.budget = StochasticBudget(config.budget, config.seed)
+        model.projector.dropout.p = config.dropout
 
     def configure_model(self) -> None:
         """Under trainer.strategy=fsdp: what trains in parts, those of every block of a prefix decoder collected for it alone,
