@@ -146,7 +146,7 @@ def test_a_group_shows_so_many_whole_icons(number: int) -> None:
     for seed in range(6):
         rng = np.random.default_rng(seed)
         icons = [draw_icon("star", "red", 30, rng.uniform(-20, 20), False, rng) for _ in range(number)]
-        group = lay_together(icons, rng)
+        group = lay_together(icons)
         regions, found = label(np.asarray(group.image)[..., 3] > 0, return_num=True)
         assert found == number
         visible = [int((np.asarray(icon.image)[..., 3] > 0).sum()) for icon in icons]

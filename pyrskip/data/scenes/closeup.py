@@ -22,8 +22,9 @@ TRIES = 12
 """Windows that are tried around a thing: most cut something in two. The first that does not is taken, so many hold one thing
 alone: its name is learned before anything has to be found."""
 MARGIN = 2
-SIGN = 4.0
-"""How many times as often as an icon a sign is what a window is around: reading takes the most examples."""
+OFTEN = 4.0
+"""How many times as often as a single icon a sign or a group is what a window is around: reading and counting take the most
+examples."""
 
 
 def closeups(
@@ -31,7 +32,7 @@ def closeups(
 ) -> Iterator[tuple[Image.Image, tuple[Question, ...]]]:
     """At most `number` windows that cut nothing, each with at most `further` questions about what is in it."""
     picture, things = scene.paint(), list(scene.things.values())
-    share = np.array([1.0 if thing.color else SIGN for thing in things])
+    share = np.array([1.0 if thing.color and thing.number == 1 else OFTEN for thing in things])
     order = np.argsort(-(rng.random(len(things)) ** (1 / share)))
     windows = (_window(things[i], things, scene.size, rng) for i in order)
     for window in islice((w for w in windows if w is not None), number):

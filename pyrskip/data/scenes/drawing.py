@@ -18,6 +18,9 @@ OUTLINE = 0.03
 PITCH = 1.12
 """Of icons that lie together: from one's middle to the next one's, over the largest one's longer side."""
 
+ROW = 3
+"""Of such icons, at most so many in a row."""
+
 PLATES = (((250, 250, 250), (25, 25, 30)), ((250, 205, 45), (25, 25, 30)), ((35, 35, 45), (245, 245, 245)))
 """Colours of signs: plate, and text and rim."""
 
@@ -54,9 +57,9 @@ def draw_icon(name: str, color: str, pixels: float, angle: float, mirrored: bool
     return Patch(picture, exact)
 
 
-def lay_together(icons: Sequence[Patch], rng: np.random.Generator) -> Patch:
-    """Icons in rows of two or of three, first come first, as on a shelf."""
-    columns = min(int(rng.integers(2, 4)), len(icons))
+def lay_together(icons: Sequence[Patch]) -> Patch:
+    """Icons in rows of three, as on a shelf: so that every number has a shape."""
+    columns = min(ROW, len(icons))
     pitch = PITCH * max(max(icon.image.size) for icon in icons)
     rows = -(-len(icons) // columns)
     picture = Image.new("RGBA", (round(pitch * columns), round(pitch * rows)))

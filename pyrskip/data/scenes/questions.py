@@ -35,7 +35,7 @@ _COMMON: dict[str, tuple[str, ...]] = {
         "name the large object",
         "what is the biggest object in the picture?",
         "which object fills most of the scene?",
-        "what large thing is in the picture?",
+        "what large thing do you see?",
         "tell me what the biggest thing is",
     ),
     "object": (
@@ -71,7 +71,7 @@ _COMMON: dict[str, tuple[str, ...]] = {
         "is the {icon} on the left, right, top or bottom?",
         "which side is the {icon} on?",
         "tell me on which side the {icon} is",
-        "where in the picture is the {icon}?",
+        "where do you see the {icon}?",
         "name the side that the {icon} is on",
     ),
     # always in this order: which of two is asked about need not be learned twice
