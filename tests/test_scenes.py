@@ -17,7 +17,7 @@ from pyrskip.data.reader import ShardDataset
 from pyrskip.data.scenes import SceneSource, assets, make_record
 from pyrskip.data.scenes.backgrounds import CONTRAST, contrast
 from pyrskip.data.scenes.config import SceneConfig
-from pyrskip.data.scenes.drawing import draw_icon, lay_together
+from pyrskip.data.scenes.drawing import PITCH, ROW, draw_icon, lay_together
 from pyrskip.data.scenes.layout import COVER
 from pyrskip.data.scenes.levels import COLOR, GLANCE, ICON, NUMBER, WORD, levels, needed_level
 from pyrskip.data.scenes.scene import Scene, make_scene
@@ -121,7 +121,7 @@ def test_boxes_are_those_of_the_things_that_a_question_is_about(some_scenes: lis
 
 def test_answers_are_true_of_what_is_drawn(some_scenes: list[Scene]) -> None:
     for scene in some_scenes:
-        icons = Counter({thing.what: thing.number for thing in scene.things.values() if thing.color})
+        icons = Counter(thing.what for thing in scene.things.values() if thing.color for _ in range(thing.number))
         for question, names in zip(scene.questions, scene.names, strict=True):
             answer, shown = question.answers[0], [scene.things[name] for name in names]
             where = middles(scene, shown)
@@ -132,7 +132,7 @@ def test_answers_are_true_of_what_is_drawn(some_scenes: list[Scene]) -> None:
             elif question.type == "object":
                 assert answer == shown[0].color and icons[shown[0].what] == 1
             elif question.type == "count":
-                assert int(answer) == shown[0].number and len(shown) == 1
+                assert int(answer) == icons[shown[0].what] and len(shown) == 1
             elif question.type == "position":
                 assert clearly(answer, where[0])
             elif question.type == "relation":
@@ -189,10 +189,13 @@ def test_levels_follow_from_the_thresholds(some_scenes: list[Scene]) -> None:
             pixels = thing.patch.pixels / 2**thing.level
             # never on the brink: an eighth above its own threshold at least, an eighth below the next level's at least
             assert 1.12 * threshold <= pixels and (thing.level == 3 or pixels <= 1.75 * threshold), name
-            if thing.color and thing.number == 1:
-                # turned, and with its outline, a thing is about as large as its level says
-                extent = max(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1])
-                assert 0.85 <= extent / thing.patch.pixels <= 1.6
+            if thing.color:
+                # turned, and with its outline, a thing is about as large as its level says, and so is each of a group in its cell
+                columns = min(ROW, thing.number)
+                extent = max(
+                    (thing.box[2] - thing.box[0]) / columns, (thing.box[3] - thing.box[1]) / -(-thing.number // columns)
+                )
+                assert 0.85 <= extent / thing.patch.pixels <= (1.6 if thing.number == 1 else 1.6 * PITCH)
 
 
 def test_every_level_is_needed_and_of_unstated_sizes_equally_often() -> None:
