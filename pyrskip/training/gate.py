@@ -94,7 +94,6 @@ class GateModule(StepModule):
     policies: what the rule can train, offline_only: those of them that need a rollout table; forms: of the reward; soft:
     whether it is best taught the answer's probability (a sampled decision gives no gradient to it, so its score does); critic:
     whether it trains the one of a sequential policy.
-    log_every: steps between logged metrics, the last step's beside; 0 for none.
     """
 
     policies: tuple[str, ...] = ()
@@ -109,7 +108,6 @@ class GateModule(StepModule):
         self.config, self.gate, self.environment = config, gate, environment
         self.price = Price(reward)
         self.alarm = CollapseAlarm(config.optimizer.steps)
-        self.log_every = 1
         if gate.config.policy == "sequential":  # ranks wait for the gradient of all that requires one
             gate.steps.critic.requires_grad_(self.critic)
 
@@ -133,8 +131,8 @@ class GateModule(StepModule):
             raise UserError(f"rule.curriculum={config.curriculum} needs every action's score; allowed: 0 with rule.online=true")
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         self.environment.to(self.device)
-        self.log_every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
 
     def cost_weight(self, batch_idx: int) -> float:
         """What the price is multiplied with: 0 during warm-up, rising to 1 while it anneals."""
@@ -183,8 +181,7 @@ class GateModule(StepModule):
         **losses: Tensor,
     ) -> None:
         """Move the multiplier by what samples cost; log what the gate does by its mode, and look for a collapse."""
-        done = batch_idx + 1
-        logs = self.log_every > 0 and (done % self.log_every == 0 or done == self.config.optimizer.steps)
+        logs = self.logs(batch_idx)
         targeted = self.price.config.mode == "target"
         if not (logs or targeted):
             return

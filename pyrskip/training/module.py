@@ -50,12 +50,14 @@ class StepModule(pl.LightningModule):
     learns from all ranks' rows alike, however many each has.
 
     share: this rank's rows of the step over the mean of all ranks': weighed with it, the mean over ranks is that over rows.
+    log_every: steps between logged metrics, the last step's beside; 0 for none.
     """
 
     def __init__(self, optimizer: OptimizerConfig, seed: int) -> None:
         super().__init__()
         self.optimizer_config, self.seed = optimizer, seed
         self.share = 1.0
+        self.log_every = 1
 
     @property
     def ranks(self) -> int:
@@ -72,10 +74,13 @@ class StepModule(pl.LightningModule):
         # DDP's gradients are the mean over ranks
         super().backward(loss * self.share, *args, **kwargs)
 
+    def on_fit_start(self) -> None:
+        self.log_every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+
     def logs(self, batch_idx: int) -> bool:
-        """Whether this step's metrics are written: every so many, and the last step's."""
-        every = 1 if self._trainer is None else self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return (batch_idx + 1) % every == 0 or batch_idx + 1 == self.optimizer_config.steps
+        """Whether this step's metrics are logged."""
+        done = batch_idx + 1
+        return self.log_every > 0 and (done % self.log_every == 0 or done == self.optimizer_config.steps)
 
     def over_ranks(self, mean: Tensor) -> Tensor:
         """What is a mean over this rank's rows, [...] -> over all ranks', without gradient."""

@@ -135,8 +135,7 @@ def _draw(wish: Wish, top: int, shares: dict[str, float], rng: np.random.Generat
     share = shares.setdefault(wish.group, rng.uniform(low + 0.04, high - 0.04)) + rng.uniform(-0.04, 0.04)
     pixels = share * wish.threshold * 2**wish.level
     if wish.color:
-        icons = [_draw_icon(wish.what, wish.color, pixels, rng) for _ in range(wish.number)]
-        return lay_together(icons) if wish.number > 1 else icons[0]
+        return lay_together([_draw_icon(wish.what, wish.color, pixels, rng) for _ in range(wish.number)])
     tilt = rng.normal(0, 2) if rng.random() < 0.8 else rng.uniform(-12, 12)
     return draw_sign(wish.what, pixels, tilt, rng)
 
