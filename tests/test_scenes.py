@@ -190,11 +190,10 @@ def test_levels_follow_from_the_thresholds(some_scenes: list[Scene]) -> None:
             # never on the brink: an eighth above its own threshold at least, an eighth below the next level's at least
             assert 1.12 * threshold <= pixels and (thing.level == 3 or pixels <= 1.75 * threshold), name
             if thing.color:
-                # turned, and with its outline, a thing is about as large as its level says, and so is each of a group in its cell
+                # turned, and with its outline, a thing is about as large as its level says, and so is each of a group
+                x0, y0, x1, y1 = thing.box
                 columns = min(ROW, thing.number)
-                extent = max(
-                    (thing.box[2] - thing.box[0]) / columns, (thing.box[3] - thing.box[1]) / -(-thing.number // columns)
-                )
+                extent = max((x1 - x0) / columns, (y1 - y0) / -(-thing.number // columns))
                 assert 0.85 <= extent / thing.patch.pixels <= (1.6 if thing.number == 1 else 1.6 * PITCH)
 
 
