@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from pyrskip.data.reader import Samples, ShardDataset, collate
 from pyrskip.data.shards import parse_index, read_index
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
+from pyrskip.gates.gate import GateConfig
 from pyrskip.models.hf import HfVlm
 from pyrskip.models.native import NativeModel
 from pyrskip.models.served import ServedModel, build_served, file_digest, identity
@@ -28,7 +30,7 @@ ROLLED = ("gate", "val", "test")
 STATISTICS = 300
 """Training images that statistics of the encoder's features are taken from."""
 # directories of gates: the config's own, and the ablations by the gate that they train
-METHODS = {"predictor": "query_only", "glance": "glance_only"}
+METHODS = {"predictor": "query_only", "glance": "glance_only", "joint": "joint"}
 
 
 def samples_of(run: Run, split: str) -> ShardDataset:
@@ -152,10 +154,11 @@ def gate_directory(root: Path, method: str, seed: int) -> Path:
     return root / "gate" / method.replace(":", "-") / f"seed-{seed}"
 
 
-def methods_of(config: Config) -> dict[str, str]:
-    """The frontier's name of each gate that is trained -> the gate. An ablation that is the run's own gate is not."""
-    ablations = {f"gate:{METHODS[name]}": name for name in config.ablations if name != config.gate.name}
-    return {"gate": config.gate.name} | ablations
+def methods_of(config: Config) -> dict[str, GateConfig]:
+    """The frontier's name of each gate that is trained -> the gate. No ablation asks the model how sure it is; one that is the
+    run's own gate is left out."""
+    ablations = {f"gate:{METHODS[name]}": replace(config.gate, name=name, confidence=False) for name in config.ablations}
+    return {"gate": config.gate} | {method: gate for method, gate in ablations.items() if gate != config.gate}
 
 
 def fault_log(run: Run, split: str) -> FaultLog:

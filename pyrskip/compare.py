@@ -91,7 +91,7 @@ class CompareConfig:
 @dataclass(frozen=True)
 class Task:
     """All that a process needs of one flex seed. query_flops, glance_flops: of encoding a question, and a glance for the gate
-    alone, in the cost model's unit; flops_share: of 1 FLOP in it."""
+    alone, confidence_flops: of asking the model how sure it is, all in the cost model's unit; flops_share: of 1 FLOP in it."""
 
     config: CompareConfig
     gate: GateConfig
@@ -103,6 +103,7 @@ class Task:
     out: Path
     query_flops: float
     glance_flops: float
+    confidence_flops: float
     flops_share: float
 
     @cached_property
@@ -215,7 +216,7 @@ def evaluate(task: Task, gate: Gate, rule: str, policy: str, seed: int, seconds:
     table, unit, prices = task.tables["test"], task.unit, task.config.prices
     decided = decide(gate, table, task.pyramid, task.budget, unit, prices)
     seen = task.environment("test").observe(torch.arange(1), torch.tensor([prices[0]]))
-    encoding = task.query_flops * gate.reads_query + task.glance_flops * gate.reads_glance
+    encoding = task.query_flops * gate.reads_query + task.glance_flops * gate.reads_glance + task.confidence_flops
     own = (gate.flops(seen) * task.flops_share + encoding) / unit
     score, flops = table.score[:, : len(table.actions)].double(), table.cost.flops[:, : len(table.actions)].double()
     full = float(score[:, table.actions.full].mean())

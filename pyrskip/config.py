@@ -35,7 +35,7 @@ from pyrskip.training.gate import RuleConfig
 from pyrskip.training.trainer import TrainerConfig
 
 STAGES = ("data", "cache", "flex", "rollouts", "gate", "frontier", "compare")
-ABLATIONS = ("glance", "predictor")
+ABLATIONS = ("glance", "joint", "predictor")
 # what a comparison takes from the run whose rollouts it borrows: all that those came from
 ROLLED_FROM = (
     "data",
@@ -111,6 +111,16 @@ class Config:
             raise UserError(f"pyramid.levels={self.pyramid.levels} leaves a gate nothing to skip; allowed: at least 2")
         if self.gate.name not in GATES:
             raise choose("gate.name", self.gate.name, GATES)
+        if self.gate.confidence and not (GATES[self.gate.name].reads_query and GATES[self.gate.name].reads_glance):
+            raise UserError(
+                f"gate.confidence=true with gate.name={self.gate.name}, which does not read both question and glance, as the "
+                "model's confidence tells of both; allowed: gate.name=joint, or gate.confidence=false"
+            )
+        if self.gate.confidence and self.model.served:
+            raise UserError(
+                f"gate.confidence=true with model.name={self.model.name}, which does not tell how sure it is; "
+                "allowed: gate.confidence=false, or model.name=native"
+            )
         if not set(self.ablations) <= set(ABLATIONS) or len(set(self.ablations)) < len(self.ablations):
             raise UserError(f"ablations={list(self.ablations)}: allowed: each once, {', '.join(ABLATIONS)}")
         if not all(0 < target <= 1.5 for target in self.evaluation.retentions):

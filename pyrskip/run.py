@@ -48,7 +48,10 @@ PLACES = (*(f"model.remote.{k}" for k in ("url", "key", "parallel", "timeout", "
 # so that a run of before it was there is still the same run
 OF_SOURCES = {"scenes": ("scenes",), "files": FORMATS, "shards": (WRITTEN,)}
 UNTOLD = ("data.cache", "data.max_bad_fraction", "data.scenes.workers", "data.files.workers")
-SINCE: dict[str, object] = {"loader.order": "samples", "compare.others": [], "vision.components": None, "flex.dropout": 0.0}
+SINCE: dict[str, object] = {
+    **{"loader.order": "samples", "compare.others": [], "vision.components": None, "flex.dropout": 0.0},
+    **{"gate.confidence": False},
+}
 PATIENCE = 20
 """Seconds that a run waits for the processes of one that was killed to let go of its directory."""
 # what the disk says when it takes no more

@@ -38,6 +38,7 @@ from pyrskip.errors import UserError
 from pyrskip.evaluation.evaluate import evaluate, write_json
 from pyrskip.evaluation.needs import lists_levels, needs_of, print_needs
 from pyrskip.evaluation.runs import load_runs
+from pyrskip.models.native import NativeModel
 from pyrskip.models.remote import RemoteModel
 from pyrskip.models.served import ServedModel
 from pyrskip.models.vision import read_weights
@@ -227,9 +228,17 @@ def compare_rules(run: Run) -> None:
             out=run.root / "compare",
             query_flops=float(model.text.flops(words).mean()) * share,
             glance_flops=float(model.glance_flops(table.size)[table.image_of].mean()) * share,
+            confidence_flops=_confidence_flops(model, table) if config.gate.confidence else 0.0,
             flops_share=share,
         )
         compare([replace(task, flex_seed=seed, rollouts=place) for seed, place in places.items()], config.seed)
+
+
+def _confidence_flops(model: NativeModel | ServedModel, table: RolloutTable) -> float:
+    """Of asking how sure the model is after the glance, a question of the table."""
+    assert isinstance(model, NativeModel)
+    texts = [table.texts[i] for i in table.query_of.tolist()]
+    return float(model.confidence_flops(texts, table.size[table.image_of]).mean())
 
 
 RUNNERS: dict[str, Callable[[Run], None]] = {

@@ -1,6 +1,5 @@
 """Stages that train, flex and gate: what each of them learns from, and how a trainer is given it."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,14 +71,14 @@ def train_gates(run: Run) -> None:
     _check_target(config, tables["gate"])
     _warn_of_worthless(run, tables["gate"], unit)
     methods = methods_of(config)
-    for method, name in methods.items():
+    for method, wanted in methods.items():
         for seed in range(config.seed, config.seed + config.seeds):
             directory = gate_directory(run.root, method, seed)
             if (directory / "gate.json").exists():
                 continue
             environment = _environment(run, tables["gate"], unit)
             torch.manual_seed(seed)
-            gate = build_gate(replace(config.gate, name=name), environment.layout)
+            gate = build_gate(wanted, environment.layout)
             module = find_rule(config.rule.name)(config.rule, gate, environment, config.reward, seed)
             val = TableEnvironment(tables["val"], pyramid_of(config), config.budget, unit)
             watched = None if config.gate.looks else val  # a table has nothing to look at
@@ -153,7 +152,7 @@ def _environment(run: Run, table: RolloutTable, unit: float) -> Environment[Any]
     if run.config.rule.online:
         model = model_of(run)
         assert isinstance(model, NativeModel), "a config with a served model is refused"
-        return ModelEnvironment(model, table.actions, run.config.budget, unit)
+        return ModelEnvironment(model, table.actions, run.config.budget, unit, run.config.gate.confidence)
     return TableEnvironment(table, pyramid_of(run.config), run.config.budget, unit)
 
 

@@ -62,6 +62,7 @@ def synthetic_table(
         probability=chance.clone(),
         cost=Cost(tokens, flops, 64 * tokens),
         similarity=torch.rand(len(kind), pyramid.tiles, generator=generator) * 2 - 1,
+        confidence=None,
         image_of=image_of,
         query_of=kind,
         query=query,

@@ -43,7 +43,7 @@ class World:
         self.table = roll_out(self.model, [self.batch], budget)
         self.unit = self.table.mean_full_flops
         self.offline = TableEnvironment(self.table, self.model.pyramid, budget, self.unit)
-        self.online = ModelEnvironment(self.model, self.table.actions, budget, self.unit)
+        self.online = ModelEnvironment(self.model, self.table.actions, budget, self.unit, confidence=True)
         self.rows = torch.arange(len(self.batch))
         self.capacity = self.model.pyramid.capacity(self.batch.size)[self.batch.image_of]
 

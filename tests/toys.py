@@ -47,6 +47,7 @@ def toy_table() -> RolloutTable:
         probability=right[kind],
         cost=Cost(tokens, 1000 * (tokens + 0.1 * words), 64 * tokens),
         similarity=torch.zeros(len(kind), PYRAMID.tiles),
+        confidence=None,
         image_of=torch.arange(IMAGES).repeat_interleave(2),
         query_of=kind,
         query=torch.randn(2, 3, 8, generator=generator),

@@ -19,7 +19,7 @@ from pyrskip.evaluation.scores import Scored
 # Holm's correction needs p-values far below a hundredth
 RESAMPLES = 10_000
 LEVEL = 0.05
-GATES = ("gate", "gate:query_only", "gate:glance_only")
+GATES = ("gate", "gate:joint", "gate:query_only", "gate:glance_only")
 
 
 @dataclass(frozen=True)

@@ -128,15 +128,20 @@ def _load_gate(path: Path, table: RolloutTable) -> Gate:
 
 
 def gate_flops(model: GatedModel, gate: Gate, batch: Batch, unit: float) -> float:
-    """Of one decision, in the cost model's unit: the gate, and what encodes the query and the glance for it alone."""
+    """Of one decision, in the cost model's unit: the gate, what encodes the query and the glance for it alone, and the model's
+    own first answer if the gate is told how sure of it that is."""
     keep = torch.zeros(len(batch), model.pyramid.tiles, dtype=torch.bool)
     keep[:, model.pyramid.glance] = True
     with torch.no_grad():
-        seen = observe(model, gate.layout, batch, model.encode(batch, keep), torch.zeros(len(batch)), unit)
+        features, price = model.encode(batch, keep), torch.zeros(len(batch))
+        seen = observe(model, gate.layout, batch, features, price, unit, gate.config.confidence)
         words = model.text.encode(batch.texts)[1].sum(-1)
     query = float(model.text.flops(words).mean()) if gate.reads_query else 0.0
     glance = float(model.glance_flops(batch.size[batch.image_of]).mean()) if gate.reads_glance else 0.0
-    return (gate.flops(seen) + query + glance) * model.convention.per_mac / 2
+    own = (gate.flops(seen) + query + glance) * model.convention.per_mac / 2
+    if gate.config.confidence and isinstance(model, NativeModel):
+        own += float(model.confidence_flops(batch.texts, batch.size[batch.image_of]).mean())
+    return own
 
 
 def tile_flops(model: GatedModel, size: Tensor) -> Tensor | None:
@@ -179,7 +184,7 @@ def check_inference(
         keep[:, model.pyramid.glance] = True
         prices = torch.full((len(batch),), price)
         with torch.no_grad():
-            seen = observe(model, gate.layout, batch, model.encode(batch, keep), prices, unit)
+            seen = observe(model, gate.layout, batch, model.encode(batch, keep), prices, unit, gate.config.confidence)
             asked = gate.policy(seen).mode()
             played = gate.policy(environment.observe(rows, prices)).mode()
         answers = model.answer(batch, asked)
@@ -227,7 +232,8 @@ def answered(model: GatedModel, gate: Gate, sample: Sample, row: int, unit: floa
     keep = torch.zeros(1, model.pyramid.tiles, dtype=torch.bool)
     keep[:, model.pyramid.glance] = True
     with torch.no_grad():
-        seen = observe(model, gate.layout, batch, model.encode(batch, keep), torch.tensor([price]), unit)
+        features = model.encode(batch, keep)
+        seen = observe(model, gate.layout, batch, features, torch.tensor([price]), unit, gate.config.confidence)
         asked = gate.policy(seen).mode()
     cost = model.cost(model.realise(asked, batch.size), batch.size, model.prompt_tokens(batch))
     question, answer = batch.questions[0], model.answer(batch, asked)[0]

@@ -15,7 +15,7 @@ from pyrskip.evaluation.styles import BLUE, DASHES, POINTS, SYMBOLS, line_of
 
 AXES = ("FLOPs over the mean full pyramid's", "accuracy, %")
 # shown from the start; the others are a click on the legend away
-FIRST = ("gate", "hull", "full", "reference", "gate:query_only", "gate:glance_only", "random", "oracle:type")
+FIRST = ("gate", "hull", "full", "reference", "gate:joint", "gate:query_only", "gate:glance_only", "random", "oracle:type")
 
 
 def frontier_figure(rows: Sequence[Row]) -> go.Figure:

@@ -31,8 +31,9 @@ CHUNK = 4096
 class Inputs:
     """What a frontier is computed from.
 
-    tables: 'gate' (the gate's training rollouts), 'val' and 'test'. gates: 'gate', 'gate:query_only' and
-    'gate:glance_only' -> one gate a seed, in the order of `seeds`. gate_flops: of one decision, by the same names.
+    tables: 'gate' (the gate's training rollouts), 'val' and 'test'. gates: 'gate' and, where
+    there are such, 'gate:joint', 'gate:query_only' and 'gate:glance_only' -> one gate a seed, in the order of `seeds`.
+    gate_flops: of one decision, by the same names.
     tile_flops: split -> [M, T], FLOPs of encoding each tile of each image, counted as the table's are; None where tables have
     no similarity. crossed: 'gate', 'val' and 'test' of the same questions under another flex seed, for oracle:cross.
     """
@@ -149,8 +150,9 @@ def _gate_plays(inputs: Inputs, table: RolloutTable) -> Iterator[Play]:
             for price, action in zip(prices, decided, strict=True):
                 yield Play("random", _permuted(action, columns, generator), price, seed, method)
             order = torch.randperm(len(table), generator=generator)
-            # the others' questions are asked, but what is paid and answered stays the sample's own
-            shuffled = replace(table, query_of=table.query_of[order])
+            # asked are others' questions, of which the model is as sure; what is paid and answered stays the sample's own
+            sure = None if table.confidence is None else table.confidence[order]
+            shuffled = replace(table, query_of=table.query_of[order], confidence=sure)
             for price, action in zip(prices, decide(gate, shuffled, *rest), strict=True):
                 yield Play("gate:shuffled_query", _one_hot(action, columns), price, seed, method)
 

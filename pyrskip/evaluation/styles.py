@@ -13,6 +13,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
 GREY = "#8C8C8C"
 LINES = {
     "gate": (BLUE, "-", "o"),
+    "gate:joint": (BLUE, "--", "x"),
     "gate:query_only": (ORANGE, "-", "s"),
     "gate:glance_only": (GREEN, "-", "^"),
     "gate:shuffled_query": (PURPLE, ":", "v"),
@@ -37,13 +38,14 @@ PANELS = {
     ),
     "What the decision is worth": (
         *("hull", "random", "random:bernoulli", "cosine", "gate:shuffled_query", "gate:glance_only", "gate:query_only"),
-        *("gate", "heuristic", "strategy", "full", "reference"),
+        *("gate:joint", "gate", "heuristic", "strategy", "full", "reference"),
     ),
 }
 ORDER = (
     *("full", "reference", "question_only", "fixed", "hull", "budget:capacity", "budget:learned", "heuristic"),
     *("strategy", "cosine", "random:bernoulli", "random"),
-    *("gate:shuffled_query", "gate:glance_only", "gate:query_only", "gate", "oracle:type", "oracle:cross", "oracle:sample"),
+    *("gate:shuffled_query", "gate:glance_only", "gate:query_only", "gate:joint", "gate"),
+    *("oracle:type", "oracle:cross", "oracle:sample"),
 )
 RULES = {"supervised": BLUE, "gumbel": ORANGE, "reinforce": GREEN, "actor_critic": PURPLE, "exact": RED}
 """Rule -> colour, where runs are compared that differ in their rule."""

@@ -127,7 +127,8 @@ def _decide(model: NativeModel, gate: Gate, rows: Batch, features: Features, uni
     """Seconds from an encoded glance to a decision. Any price takes as long."""
     now = _timer(model)
     start = now()
-    seen = observe(model, gate.layout, rows, features, torch.full((len(rows),), 0.1, device=model.device), unit)
+    price = torch.full((len(rows),), 0.1, device=model.device)
+    seen = observe(model, gate.layout, rows, features, price, unit, gate.config.confidence)
     gate.policy(seen).mode()
     return now() - start
 

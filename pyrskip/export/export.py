@@ -212,6 +212,11 @@ def _check_gate(gate: Gate) -> None:
             f"gate.policy={gate.config.policy} decides on a level before it decides on the next, and an export decides from "
             "the question and the glance in one step; allowed: gates that are not sequential"
         )
+    if gate.config.confidence:
+        raise UserError(
+            "gate.confidence=true asks the model how sure it is before it decides, which an export does not hold yet; allowed: "
+            "gates without it"
+        )
     if gate.config.policy not in POLICIES:
         raise UserError(f"gate.policy={gate.config.policy} cannot be exported yet; allowed: {', '.join(POLICIES)}")
     if gate.layout.budget.rungs is not None:

@@ -25,14 +25,18 @@ from pyrskip.errors import UserError, choose
 from pyrskip.gates.policies import POLICIES, PRODUCTS, BernoulliPolicy, CategoricalPolicy, Policy, RungsPolicy, chained
 from pyrskip.gates.sequential import Reveal, SequentialPolicy, StepHead
 
+CONFIDENCE = 3
+"""Numbers that tell how sure a model is."""
+
 
 @dataclass(frozen=True)
 class Observation:
     """What a gate may see.
 
     query [B, W, Q], query_mask [B, W] bool; glance [B, C, h, w] (the encoded coarsest level), glance_mask [B, h, w] bool;
-    capacity [B, T] int64; cost [B, S]: relative cost of every action; price [B] >= 0. reveal: the way to look at a tile that
-    has been kept, for gates that look; None where the environment has nothing to show.
+    capacity [B, T] int64; cost [B, S]: relative cost of every action; price [B] >= 0. confidence [B, 3]: how sure the model is
+    after the glance alone (`NativeModel.confidence`). reveal: the way to look at a tile that has been kept, for gates that
+    look. Both are None where the environment has none.
     """
 
     query: Tensor
@@ -42,6 +46,7 @@ class Observation:
     capacity: Tensor
     cost: Tensor
     price: Tensor
+    confidence: Tensor | None = None
     reveal: Reveal | None = None
 
     def first(self) -> "Observation":
@@ -56,6 +61,7 @@ class GateConfig:
 
     temperature: of the utility policy, in score. open_bias: how much every tile's keep logit starts above 0 (bernoulli, rungs,
     autoregressive, sequential). looks: of the sequential policy, whether it sees the encoded features of what it has kept.
+    confidence: whether it is told how sure the model is after the glance alone, which then answers once more.
     """
 
     name: str = "joint"
@@ -65,6 +71,7 @@ class GateConfig:
     open_bias: float = 2.0
     dropout: float = 0.0
     looks: bool = False
+    confidence: bool = False
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -111,7 +118,7 @@ class Gate(nn.Module, ABC):
                 f"gate.policy={config.policy} chooses level by level, but the action set of {len(layout.actions)} does not "
                 f"list every combination for {layout.tiles} tiles; allowed: gate.policy=categorical, or pyramid.grid=[1]"
             )
-        inputs = self.inputs() + layout.tiles + (1 if self.dial else 0)
+        inputs = self.inputs() + layout.tiles + (1 if self.dial else 0) + (CONFIDENCE if config.confidence else 0)
         self.mlp = nn.Sequential(
             nn.Linear(inputs, config.width),
             nn.GELU(),
@@ -151,6 +158,8 @@ class Gate(nn.Module, ABC):
         """Raw head outputs [B, ...] float32: what the policy is made of; for the sequential one the state's fixed part."""
         with torch.autocast(seen.query.device.type, enabled=False):
             parts = [self.look(seen), (1.0 + seen.capacity.float()).log() / 8]
+            if self.config.confidence:
+                parts.append(self._confidence(seen))
             if self.dial:
                 parts.append((seen.price.float().clamp(min=1e-4).log() / 4)[:, None])
             outputs: Tensor = self.head(self.mlp(torch.cat(parts, dim=-1)))
@@ -214,6 +223,14 @@ class Gate(nn.Module, ABC):
         tiles, kept = self._free
         ramp = (config.open_bias * torch.arange(1, kept + 1) / kept).repeat(tiles)
         return ramp if config.policy == "rungs" else torch.cat([ramp, torch.zeros(len(ramp) ** 2)])
+
+    def _confidence(self, seen: Observation) -> Tensor:
+        if seen.confidence is None:
+            raise UserError(
+                "gate.confidence=true asks the model how sure it is after the glance, and this model, or this rollout table, "
+                "does not tell; allowed: gate.confidence=false, or rollouts of a native model made anew"
+            )
+        return seen.confidence.float()
 
     def _reveal(self, seen: Observation) -> Reveal | None:
         if self.config.looks and seen.reveal is None:

@@ -260,6 +260,29 @@ class NativeModel(nn.Module):
         """Whether the answer's tokens are the only ones that `exact` takes for it, and no longer than what is written."""
         return answer == answer.strip().lower() and self.language.can_write(answer)
 
+    @torch.no_grad()
+    def confidence(self, batch: Batch, features: Features) -> Tensor:
+        """How sure it is of its answer after the glance alone, which is encoded: of its first token the probability, that of
+        the next likeliest and the distribution's entropy in nats, [B, 3]."""
+        maps = [m.to(self.projector.down.weight.dtype) for m in features.maps]
+        # in the weights' own precision, whatever training's is: a gate decides on small differences
+        with torch.autocast(self.device.type, enabled=False):
+            visual, _ = self.visual(batch, replace(features, maps=tuple(maps)), self._glance(batch.size[batch.image_of]))
+            logits, *_ = self.language.prefill(visual, self.language.tokenize(batch.texts))
+        log_probs = logits.log_softmax(-1)
+        probs = log_probs.exp()
+        return torch.cat([probs.topk(2, dim=-1).values, -(probs * log_probs).sum(-1, keepdim=True)], dim=-1)
+
+    def confidence_flops(self, texts: Sequence[str], size: Tensor) -> Tensor:
+        """Of `confidence` in the cost model's unit: to project the glance and to read it with the question. size [B, 2] of each
+        text's image -> [B] float64."""
+        words = self.language.tokenize(texts)[1].sum(-1) + 1
+        return self._reading_flops(self.realise(self._glance(size), size).sum(-1), words, 0)
+
+    def _glance(self, size: Tensor) -> Tensor:
+        """The decision that keeps the glance alone, whole. size [B, 2] -> [B, T]."""
+        return self.pyramid.capacity(size) * (torch.arange(self.pyramid.tiles, device=size.device) == self.pyramid.glance)
+
     def realise(self, asked: Tensor, size: Tensor) -> Tensor:
         """asked [..., T], size [..., 2] image rows and columns -> realised tokens [..., T]."""
         cells = self.pyramid.cells(size.reshape(-1, 2)).view(*size.shape[:-1], self.pyramid.tiles, 2)
@@ -275,12 +298,13 @@ class NativeModel(nn.Module):
         batch = (len(size), *[1] * (realised.ndim - 2))
         words, encode = prompt_tokens.view(batch), self.encode_flops(size).view(*batch, -1)
         spec, c = self.language.transformer, self.config.cost
-        flops = (
-            answer_flops(spec, tokens, words, c.answer_tokens, convention=self.convention)
-            + self._share(self.projector.flops_per_token()) * tokens
-            + self._share(1) * ((realised > 0) * encode).sum(-1)
-        )
+        flops = self._reading_flops(tokens, words, c.answer_tokens) + self._share(1) * ((realised > 0) * encode).sum(-1)
         return Cost(tokens, flops, kv_bytes(spec, tokens + words + c.answer_tokens, c.bytes_per_value))
+
+    def _reading_flops(self, tokens: Tensor, words: Tensor, answer_tokens: int) -> Tensor:
+        """Of projecting visual tokens, reading them and the prompt, and writing the answer's tokens."""
+        answer = answer_flops(self.language.transformer, tokens, words, answer_tokens, convention=self.convention)
+        return answer + self._share(self.projector.flops_per_token()) * tokens
 
     def encode_flops(self, size: Tensor) -> Tensor:
         """Measured FLOPs of encoding every tile. size [B, 2] -> [B, T] float64."""

@@ -105,6 +105,7 @@ class TableEnvironment:
             capacity=self.capacity[image],
             cost=self.relative[rows],
             price=price,
+            confidence=None if t.confidence is None else t.confidence[rows],
             reveal=None if self.features is None else self._reveal(image),
         )
 
@@ -167,8 +168,10 @@ class ModelEnvironment:
     the same images.
     """
 
-    def __init__(self, model: NativeModel, actions: ActionSet, budget: BudgetRule, unit: float) -> None:
-        self.model, self.unit = model.requires_grad_(False), unit
+    def __init__(
+        self, model: NativeModel, actions: ActionSet, budget: BudgetRule, unit: float, confidence: bool = False
+    ) -> None:
+        self.model, self.unit, self.confidence = model.requires_grad_(False), unit, confidence
         tiles = model.pyramid.tiles
         self.layout = Layout(model.text.width, model.vision.channels, tiles, actions, budget)
         self.tile_level = model.pyramid.tile_level
@@ -183,7 +186,7 @@ class ModelEnvironment:
 
     def observe(self, rows: Batch, price: Tensor) -> Observation:
         features = self.encode(rows, self.glance.to(price.device).expand(len(rows), -1))
-        seen = observe(self.model, self.layout, rows, features, price, self.unit)
+        seen = observe(self.model, self.layout, rows, features, price, self.unit, self.confidence)
         return replace(seen, reveal=partial(_look, self, self.model.pyramid, rows))
 
     @torch.no_grad()
@@ -266,8 +269,16 @@ class ModelEnvironment:
         return self.model.cost(self.model.realise(asked, size), size, self.model.prompt_tokens(rows)).flops.float()
 
 
-def observe(model: GatedModel, layout: Layout, rows: Batch, features: Features, price: Tensor, unit: float) -> Observation:
-    """The observation of a batch whose glance is encoded."""
+def observe(
+    model: GatedModel,
+    layout: Layout,
+    rows: Batch,
+    features: Features,
+    price: Tensor,
+    unit: float,
+    confidence: bool = False,
+) -> Observation:
+    """The observation of a batch whose glance is encoded. confidence: whether a native model is asked how sure it is."""
     query, mask = model.text.encode(rows.texts)
     capacity = model.pyramid.capacity(rows.size)[rows.image_of]
     cost = action_costs(model, layout, rows)
@@ -283,6 +294,7 @@ def observe(model: GatedModel, layout: Layout, rows: Batch, features: Features, 
         capacity=capacity,
         cost=(cost.flops / unit).float(),
         price=price,
+        confidence=model.confidence(rows, features) if confidence and isinstance(model, NativeModel) else None,
         reveal=partial(_look, model, model.pyramid, rows) if isinstance(model, NativeModel) else None,
     )
 

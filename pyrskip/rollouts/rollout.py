@@ -78,7 +78,7 @@ class RolloutModule(pl.LightningModule):
             features = model.encode(batch, glance.expand(len(batch), -1))
             score, chance = play_served(model, batch, asked)
         realised = model.realise(asked, size[:, None].expand(-1, asked.shape[1], -1))
-        seen = observe(model, layout, batch, features, torch.zeros(len(batch), device=asked.device), 1.0)
+        seen = observe(model, layout, batch, features, torch.zeros(len(batch), device=asked.device), 1.0, confidence=True)
         first = [int((batch.image_of == i).int().argmax()) for i in range(len(batch.image))]
         texts = tuple(dict.fromkeys(batch.texts))
         where = {t: i for i, t in enumerate(texts)}
@@ -89,6 +89,7 @@ class RolloutModule(pl.LightningModule):
             probability=chance,
             cost=model.cost(realised, size, model.prompt_tokens(batch)),
             similarity=similarity,
+            confidence=seen.confidence,
             image_of=batch.image_of,
             query_of=torch.tensor([where[t] for t in batch.texts]),
             query=seen.query[said],

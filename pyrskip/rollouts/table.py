@@ -22,6 +22,7 @@ from torch import Tensor
 from pyrskip.cost import Cost
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
+from pyrskip.gates.gate import CONFIDENCE
 
 OUTSIDE = ("reference", "question_only")
 
@@ -30,10 +31,10 @@ OUTSIDE = ("reference", "question_only")
 class RolloutTable:
     """score [N, S + 2] in [0, 1]; probability [N, S + 2] of the first accepted answer; cost [N, S + 2], without a gate's.
 
-    similarity [N, T]: cosine of the question with each tile's mean token; image_of [N] and query_of [N]: rows of the images
-    and texts; query [U, W, Q], query_mask [U, W]; glance [M, C, h, w], glance_mask [M, h, w]; size [M, 2] rows and columns
-    of the image; types, keys: N; texts: U; image_keys: M; origin: see `check_origin`. probability and similarity are None where
-    the model shows too little of its inside.
+    similarity [N, T]: cosine of the question with each tile's mean token; confidence [N, 3] after the glance alone
+    (`NativeModel.confidence`); image_of [N] and query_of [N]: rows of the images and texts; query [U, W, Q], query_mask [U, W];
+    glance [M, C, h, w], glance_mask [M, h, w]; size [M, 2] rows and columns of the image; types, keys: N; texts: U; image_keys:
+    M; origin: see `check_origin`. probability, similarity and confidence are None where the model shows too little of itself.
     """
 
     actions: ActionSet
@@ -41,6 +42,7 @@ class RolloutTable:
     probability: Tensor | None
     cost: Cost
     similarity: Tensor | None
+    confidence: Tensor | None
     image_of: Tensor
     query_of: Tensor
     query: Tensor
@@ -97,7 +99,7 @@ class RolloutTable:
             names, ladder = tuple(lists.pop("actions")), tuple(lists.pop("ladder"))
             actions = ActionSet(tensors.pop("selection"), names, ladder, tensors.pop("rung", None))
             split, origin = lists.pop("split"), dict(lists.pop("origin"))
-            unknown: dict[str, Any] = {"probability": None, "similarity": None}
+            unknown: dict[str, Any] = {"probability": None, "similarity": None, "confidence": None}
             members: dict[str, Any] = {**unknown, **tensors, **{k: tuple(v) for k, v in lists.items()}}
             table = cls(actions=actions, cost=cost, split=split, origin=origin, **members)
             table._check_lengths()
@@ -117,6 +119,8 @@ class RolloutTable:
             raise ValueError(f"selection is {list(self.actions.selection.shape)}, for {width - len(OUTSIDE)} actions")
         if self.similarity is not None and self.similarity.shape != (rows, self.actions.selection.shape[1]):
             raise ValueError(f"similarity is {list(self.similarity.shape)}, not {[rows, self.actions.selection.shape[1]]}")
+        if self.confidence is not None and self.confidence.shape != (rows, CONFIDENCE):
+            raise ValueError(f"confidence is {list(self.confidence.shape)}, not {[rows, CONFIDENCE]}")
         alike = {
             "score": ("types", "keys", "image_of", "query_of"),
             "image_keys": ("size", "glance", "glance_mask"),
@@ -156,6 +160,7 @@ class RolloutTable:
             probability=joined("probability"),
             cost=Cost(*(torch.cat([getattr(p.cost, n) for p in parts]) for n in ("tokens", "flops", "kv_bytes"))),
             similarity=joined("similarity"),
+            confidence=joined("confidence"),
             image_of=torch.cat([part.image_of + start for part, start in zip(parts, images[:-1], strict=True)]),
             query_of=torch.cat([torch.tensor([where[t] for t in part.texts])[part.query_of] for part in parts]),
             query=query,
