@@ -121,8 +121,10 @@ class Config:
                 f"gate.confidence=true with model.name={self.model.name}, which does not tell how sure it is; "
                 "allowed: gate.confidence=false, or model.name=native"
             )
-        if not set(self.ablations) <= set(ABLATIONS) or len(set(self.ablations)) < len(self.ablations):
-            raise UserError(f"ablations={list(self.ablations)}: allowed: each once, {', '.join(ABLATIONS)}")
+        # without confidence the joint gate is the run's own, of which it is no ablation
+        ablations = [name for name in ABLATIONS if name != "joint" or self.gate.name != name or self.gate.confidence]
+        if not set(self.ablations) <= set(ablations) or len(set(self.ablations)) < len(self.ablations):
+            raise UserError(f"ablations={list(self.ablations)}: allowed: each once, {', '.join(ablations)}")
         if not all(0 < target <= 1.5 for target in self.evaluation.retentions):
             raise UserError(f"evaluation.retentions={list(self.evaluation.retentions)}: allowed: numbers in (0, 1.5]")
         find_rule(self.rule.name).check(self.rule, self.gate, self.reward)

@@ -49,8 +49,11 @@ PLACES = (*(f"model.remote.{k}" for k in ("url", "key", "parallel", "timeout", "
 OF_SOURCES = {"scenes": ("scenes",), "files": FORMATS, "shards": (WRITTEN,)}
 UNTOLD = ("data.cache", "data.max_bad_fraction", "data.scenes.workers", "data.files.workers")
 SINCE: dict[str, object] = {
-    **{"loader.order": "samples", "compare.others": [], "vision.components": None, "flex.dropout": 0.0},
-    **{"gate.confidence": False},
+    "loader.order": "samples",
+    "compare.others": [],
+    "vision.components": None,
+    "flex.dropout": 0.0,
+    "gate.confidence": False,
 }
 PATIENCE = 20
 """Seconds that a run waits for the processes of one that was killed to let go of its directory."""

@@ -76,7 +76,7 @@ def train_gates(run: Run) -> None:
             directory = gate_directory(run.root, method, seed)
             if (directory / "gate.json").exists():
                 continue
-            environment = _environment(run, tables["gate"], unit)
+            environment = _environment(run, tables["gate"], unit, wanted.confidence)
             torch.manual_seed(seed)
             gate = build_gate(wanted, environment.layout)
             module = find_rule(config.rule.name)(config.rule, gate, environment, config.reward, seed)
@@ -148,11 +148,11 @@ def _warn_of_worthless(run: Run, table: RolloutTable, unit: float) -> None:
             run.say(f"warning: {told}")
 
 
-def _environment(run: Run, table: RolloutTable, unit: float) -> Environment[Any]:
+def _environment(run: Run, table: RolloutTable, unit: float, confidence: bool) -> Environment[Any]:
     if run.config.rule.online:
         model = model_of(run)
         assert isinstance(model, NativeModel), "a config with a served model is refused"
-        return ModelEnvironment(model, table.actions, run.config.budget, unit, run.config.gate.confidence)
+        return ModelEnvironment(model, table.actions, run.config.budget, unit, confidence)
     return TableEnvironment(table, pyramid_of(run.config), run.config.budget, unit)
 
 

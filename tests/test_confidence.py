@@ -144,7 +144,8 @@ def test_the_joint_gate_without_it_is_an_ablation() -> None:
     gates = methods_of(config)
     assert list(gates) == ["gate", "gate:query_only", "gate:joint"]
     assert gates["gate"].confidence and not (gates["gate:query_only"].confidence or gates["gate:joint"].confidence)
-    assert list(methods_of(replace(config, gate=GateConfig()))) == ["gate", "gate:query_only"]
+    with pytest.raises(UserError, match=r"ablations=\['predictor', 'joint'\]: allowed: each once, glance, predictor$"):
+        replace(config, gate=GateConfig())
 
 
 def test_a_table_keeps_it_and_one_made_before_has_none(tmp_path: Path) -> None:

@@ -61,12 +61,17 @@ def inputs_of(splits: dict[str, RolloutTable], timing: Timing | None = None) -> 
     layout = Layout(8, 6, 3, table.actions, BudgetRule())
     utility = torch.stack([table.probability[i, :4] for i in range(3)])
     torch.manual_seed(0)
-    ablations = GateConfig("predictor", "categorical", 8), GateConfig("glance", "bernoulli", 8)
-    query_only, glance_only = ([build_gate(config, layout) for _ in range(3)] for config in ablations)
+    ablations = (
+        GateConfig("predictor", "categorical", 8),
+        GateConfig("glance", "bernoulli", 8),
+        GateConfig("joint", "utility", 8),
+    )
+    query_only, glance_only, joint = ([build_gate(config, layout) for _ in range(3)] for config in ablations)
     gates: dict[str, list[Gate]] = {
         "gate": [ByText(layout, table.query, utility) for _ in range(3)],
         "gate:query_only": query_only,
         "gate:glance_only": glance_only,
+        "gate:joint": joint,
     }
     return Inputs(
         tables=splits,
@@ -94,7 +99,7 @@ def row(method: str, split: str = "test", price: float | None = None, seed: int 
 def test_every_method_is_there_with_exactly_the_fields() -> None:
     rows = computed().rows
     fixed = {f"fixed:{name}" for name in ("glance", "1", "0", "0,1")}
-    learned = {"gate", "gate:query_only", "gate:glance_only", "gate:shuffled_query", "random"}
+    learned = {"gate", "gate:query_only", "gate:glance_only", "gate:joint", "gate:shuffled_query", "random"}
     others = {"full", "reference", "hull", "random:bernoulli", "heuristic", "cosine", "question_only"}
     oracles = {"oracle:type", "oracle:sample"}
     for split in ("val", "test"):

@@ -138,7 +138,7 @@ def test_the_shares_of_selections_sum_to_one_by_type() -> None:
 def test_a_method_looks_the_same_in_every_picture() -> None:
     drawn = {trace.name: trace for rows in (of_rungs().rows, computed().rows) for trace in frontier_figure(rows).data}
     looks = {**LINES, **POINTS}
-    assert looks.keys() - drawn.keys() == {"oracle:cross", "gate:joint"}  # these need a second run, and a model that is asked
+    assert looks.keys() - drawn.keys() == {"oracle:cross"}  # which needs a second run
     for method in looks.keys() & drawn.keys():
         assert drawn[method].line.color == looks[method][0]
     gate = [r for r in computed().rows if r.method == "gate" and r.split == "test" and r.price == 0.2]

@@ -228,7 +228,7 @@ class Gate(nn.Module, ABC):
         if seen.confidence is None:
             raise UserError(
                 "gate.confidence=true asks the model how sure it is after the glance, and this model, or this rollout table, "
-                "does not tell; allowed: gate.confidence=false, or rollouts of a native model made anew"
+                "does not tell; allowed: gate.confidence=false, or a native model's rollouts made anew (delete these first)"
             )
         return seen.confidence.float()
 

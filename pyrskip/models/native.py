@@ -264,7 +264,8 @@ class NativeModel(nn.Module):
     def confidence(self, batch: Batch, features: Features) -> Tensor:
         """How sure it is of its answer after the glance alone, which is encoded: of its first token the probability, that of
         the next likeliest and the distribution's entropy in nats, [B, 3]."""
-        maps = [m.to(self.projector.down.weight.dtype) for m in features.maps]
+        maps = list(features.maps)
+        maps[self.pyramid.glance] = maps[self.pyramid.glance].to(self.projector.down.weight.dtype)
         # in the weights' own precision, whatever training's is: a gate decides on small differences
         with torch.autocast(self.device.type, enabled=False):
             visual, _ = self.visual(batch, replace(features, maps=tuple(maps)), self._glance(batch.size[batch.image_of]))
