@@ -176,7 +176,7 @@ def test_equal_and_above_are_commands(run: Path, tmp_path: Path, capsys: pytest.
     told = json.loads((tmp_path / "equal.json").read_text())
     assert {e["method"] for e in told} == {"gate", "hull"}
     main(["above", str(run), f"out={tmp_path / 'above.json'}"])
-    assert "of 16 significantly above full" in capsys.readouterr().out
+    assert "of 20 significantly above full" in capsys.readouterr().out
     candidates = json.loads((tmp_path / "above.json").read_text())
     assert {c["method"] for c in candidates} >= {"gate", "fixed:glance"}
     for command, said in (("equal", "method=<value>, type=<value>, out=<value>"), ("above", "out=<value>")):
