@@ -40,7 +40,7 @@ class RuleConfig:
     online: bool = False
     batch: int = 256
     target: str = "probability"
-    temperature: float = 1.0
+    temperature: float = 0.5
     entropy: float = 0.01
     entropy_end: float | None = None
     warmup: float = 0.0

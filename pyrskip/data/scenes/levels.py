@@ -28,7 +28,7 @@ GLANCE = 64
 CLEAR = (1.2, 1.65)
 """Sizes are drawn in this range of their level's threshold, so that none is on the brink of the next level (1 or 2)."""
 
-LARGE = (1.8, 2.4)
+LARGE = (2.1, 2.6)
 """Likewise of large objects: no level is coarser, so they may well be larger."""
 
 
