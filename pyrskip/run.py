@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 
 from pyrskip.config import Config, to_plain
 from pyrskip.data.convert.config import FORMATS
+from pyrskip.data.scenes.config import EDITION
 from pyrskip.data.shards import WRITTEN
 from pyrskip.errors import UserError
 from pyrskip.evaluation.evaluate import write_json
@@ -48,12 +49,14 @@ PLACES = (*(f"model.remote.{k}" for k in ("url", "key", "parallel", "timeout", "
 # so that a run of before it was there is still the same run
 OF_SOURCES = {"scenes": ("scenes",), "files": FORMATS, "shards": (WRITTEN,)}
 UNTOLD = ("data.cache", "data.max_bad_fraction", "data.scenes.workers", "data.files.workers")
+OF_SCENES = "the scenes' edition"
 SINCE: dict[str, object] = {
     "loader.order": "samples",
     "compare.others": [],
     "vision.components": None,
     "flex.dropout": 0.0,
     "gate.confidence": False,
+    OF_SCENES: 1,
 }
 PATIENCE = 20
 """Seconds that a run waits for the processes of one that was killed to let go of its directory."""
@@ -97,6 +100,8 @@ class Run:
         flat = {k: v for k, v in flat.items() if not f"{k}.".startswith(ignored) and k not in UNTOLD and SINCE.get(k) != v}
         others = tuple(f"model.{name}." for name in ("hf", "remote") if name != self.config.model.name)
         flat = {k: v for k, v in flat.items() if k not in PLACES and not k.startswith(others)}
+        if stage == "data" and self.config.data.source == "scenes":
+            flat[OF_SCENES] = EDITION
         # cached maps are what the encoder gives, so nothing depends on the cache
         before = ["data"] if stage == "cache" else [s for s in stands_on(self.config, stage) if s != "cache"]
         if before:
@@ -149,11 +154,15 @@ class Run:
         now = json.loads(json.dumps(self.fingerprint(stage)))
         for key in sorted(now.keys() | state["fingerprint"].keys(), key=lambda k: k.startswith("the ")):
             old, new = state["fingerprint"].get(key, SINCE.get(key)), now.get(key, SINCE.get(key))
-            if old != new:
-                raise UserError(
-                    f"{directory} was made with {key}={old}, this config has {key}={new}; "
-                    f"keep {old}, or start another run with name=<other>"
-                )
+            if old == new:
+                continue
+            way = "start another run with name=<other>"
+            if directory != self.root / stage:
+                rest = [s for s in self.config.chain[self.config.chain.index(stage) :] if s != "compare"]
+                way = "leave out from=" if stage == "data" else f"have this run do it with stages=[{','.join(rest)}]"
+            if key.startswith("the "):
+                raise UserError(f"{directory} was made with another {key[4:]} ({old}, now {new}); allowed: {way}")
+            raise UserError(f"{directory} was made with {key}={old}, this config has {key}={new}; keep {old}, or {way}")
 
     def check_before(self, stage: str, wanted: Sequence[str] = ()) -> None:
         """Every earlier stage must be finished, or among the stages that this run will do."""

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from pyrskip.artifacts import ROLLED
+from pyrskip.data.scenes.config import EDITION
 from pyrskip.data.shards import whole_file
 from pyrskip.errors import UserError
 from pyrskip.rollouts.table import RolloutTable
+from pyrskip.run import Run
 from pyrskip.stages import run_stages
 from pyrskip.training import checkpoint
 from pyrskip.training.flex import FlexModule
@@ -139,8 +141,21 @@ def test_earlier_stages_are_borrowed_and_never_written(copied_run: Path) -> None
 
 
 def test_a_borrowed_stage_of_another_config_is_refused(copied_run: Path) -> None:
-    with pytest.raises(UserError, match="done/flex was made with language.layers=1, this config has language.layers=2"):
+    said = r"done/flex was made with language.layers=1, this config has language.layers=2; keep 1, or have this run do it with "
+    with pytest.raises(UserError, match=said + r"stages=\[flex,rollouts,gate,frontier\]$"):
         run_stages(tiny(copied_run, "name=other", f"from={copied_run / 'done'}", "language.layers=2"), {})
+    with pytest.raises(UserError, match=r"done/data was made with data.seed=0, .*; keep 0, or leave out from=$"):
+        run_stages(tiny(copied_run, "name=other", f"from={copied_run / 'done'}", "data.seed=1"), {})
+
+
+def test_scenes_that_another_edition_drew_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tiny(tmp_path, "name=drawn", "data=scenes"), {})
+    run.mark("data", True)
+    assert run.done("data")
+    monkeypatch.setattr("pyrskip.run.EDITION", EDITION + 1)
+    said = rf"drawn/data was made with another scenes' edition \({EDITION}, now {EDITION + 1}\); allowed: start another run"
+    with pytest.raises(UserError, match=said):
+        run.done("data")
 
 
 def test_a_run_that_lists_where_it_begins_to_differ_borrows_what_is_before(copied_run: Path) -> None:

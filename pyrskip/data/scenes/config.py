@@ -6,6 +6,8 @@ from pyrskip.data.scenes.questions import MIX, check_types
 from pyrskip.errors import UserError
 
 SMALLEST, LARGEST, UNIT = 256, 2048, 64
+EDITION = 2
+"""Of what is drawn from the same config: shards of another edition are other images. 2: larger large objects."""
 
 
 @dataclass(frozen=True)
