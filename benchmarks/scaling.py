@@ -1,4 +1,5 @@
-"""What more GPUs would be given to do: measured on one process here, and counted from there to 512 ranks (docs/scaling.md).
+"""What more GPUs would be given to do: measured on one process here, and counted from there to 512 ranks
+(docs/scaling.md).
 
 python benchmarks/scaling.py   prints tables; nothing is asserted. A few minutes on one core.
 """
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from pyrskip.budget import BudgetRule, StochasticBudget, scale
 from pyrskip.data.reader import ShardDataset
-from pyrskip.data.scenes.config import SceneConfig
 from pyrskip.data.shards import DataConfig, parse_index, prepare
 from pyrskip.decision import ActionSet
 from pyrskip.models.language import LanguageConfig, train_tokenizer
@@ -27,6 +27,7 @@ from pyrskip.models.text import TextConfig
 from pyrskip.models.vision import VisionConfig
 from pyrskip.rollouts.play import play_native
 from pyrskip.sample import Batch
+from pyrskip.scenes.config import SceneConfig
 from pyrskip.training.flex import FlexConfig, FlexModule
 
 RANKS = (1, 8, 64, 512)
@@ -51,10 +52,15 @@ def stragglers(seconds: NDArray[np.float64], drawn: NDArray[np.int64]) -> tuple[
     return float(seconds[drawn].max(1).mean()), float(seconds[drawn[:, 0]].mean())
 
 
-def draws(config: FlexConfig, model: NativeModel, ranks: int) -> tuple[list[tuple[Tensor, float]], NDArray[np.int64]]:
-    """The kinds of flex's steps (a selection, a share of its tokens), and which of them each rank draws at each step [steps,
-    ranks], by the laws that flex draws from."""
-    module, budget = FlexModule(config, model, ActionSet.by_level(model.pyramid)), StochasticBudget(config.budget, config.seed)
+def draws(
+    config: FlexConfig, model: NativeModel, ranks: int
+) -> tuple[list[tuple[Tensor, float]], NDArray[np.int64]]:
+    """The kinds of flex's steps (a selection, a share of its tokens), and which of them each rank draws at
+    each step [steps, ranks], by the laws that flex draws from."""
+    module, budget = (
+        FlexModule(config, model, ActionSet.by_level(model.pyramid)),
+        StochasticBudget(config.budget, config.seed),
+    )
     kinds: dict[tuple[tuple[bool, ...], float], int] = {}
     drawn = np.zeros((STEPS, ranks), dtype=np.int64)
     for rank in range(ranks):
@@ -72,7 +78,9 @@ def scenes(directory: Path) -> ShardDataset:
 
 
 def scenes_model(data: ShardDataset) -> NativeModel:
-    tokenizer = train_tokenizer([t for qs in data.questions() for q in qs or () for t in (q.text, *q.answers)], 2048)
+    tokenizer = train_tokenizer(
+        [t for qs in data.questions() for q in qs or () for t in (q.text, *q.answers)], 2048
+    )
     vision = VisionConfig(out_index=3, weights="none")
     pyramid, language = PyramidConfig(size=512, levels=4), LanguageConfig(name="cross")
     return NativeModel(ModelConfig(pyramid, vision, TextConfig(), language, CostConfig()), tokenizer)
@@ -123,7 +131,10 @@ def main() -> None:
     read = seconds(lambda: [data[i] for i in range(32)]) / 32
     facts = [
         ("gradients, an all-reduce of each step", f"{4 * trained / 1e6:.2f} MB"),
-        (f"a step of {BATCH} images and {len(batch)} questions", f"{mean:.2f} s, {times.min():.2f} to {times.max():.2f}"),
+        (
+            f"a step of {BATCH} images and {len(batch)} questions",
+            f"{mean:.2f} s, {times.min():.2f} to {times.max():.2f}",
+        ),
         ("an image in its shard", f"{size / 1e3:.0f} kB"),
         ("reading and decoding one", f"{1e3 * read:.1f} ms, {size / read / 1e6:.1f} MB/s"),
     ]
@@ -145,7 +156,15 @@ def main() -> None:
                     f"{ranks * BATCH * read / step:.1f}",
                 )
 
-    heads = ("ranks", "speed", "own draws / shared", "all-reduce", "efficiency, shared", "reader", "cores that decode")
+    heads = (
+        "ranks",
+        "speed",
+        "own draws / shared",
+        "all-reduce",
+        "efficiency, shared",
+        "reader",
+        "cores that decode",
+    )
     console.print(table("counted", heads, scaled()))
 
     actions = ActionSet.by_level(model.pyramid)
@@ -157,7 +176,8 @@ def main() -> None:
         playing = seconds(lambda: play_native(model, batch, features, asked)) / len(batch) / len(actions)
     each = encoding + ACTIONS * playing
     hours = SAMPLES * each / 3600
-    # bytes a question: two float32 and three counts of 8 bytes of each column, and a fifth of its image's glance
+    # bytes a question: two float32 and three counts of 8 bytes of each column, and a fifth of its image's
+    # glance
     glance = features.maps[-1][0].numel() * 4
     width = 32 * (ACTIONS + 2) + glance / 5
     rollouts = [
@@ -165,7 +185,10 @@ def main() -> None:
         ("playing one action", f"{1e3 * playing:.1f} ms"),
         (f"{SAMPLES:,} questions x {ACTIONS} actions", f"{hours:,.0f} core hours"),
         ("their table", f"{SAMPLES * width / 1e9:.1f} GB"),
-        ("on 512 ranks of 1000x", f"{3.6 * hours / 512:.0f} s, reading {512 * size / 5 / each / 1e3:,.0f} MB/s"),
+        (
+            "on 512 ranks of 1000x",
+            f"{3.6 * hours / 512:.0f} s, reading {512 * size / 5 / each / 1e3:,.0f} MB/s",
+        ),
     ]
     console.print(table("rollouts", ("what", "value"), iter(rollouts)))
 

@@ -1,7 +1,7 @@
 """python requirements.py <pyproject.toml> <extra,extra,...>: what they need, a line each.
 
-An image's layer of dependencies is made from this list, so that it is rebuilt when the list changes, and not with every line
-of code.
+An image's layer of dependencies is made from this list, so that it is rebuilt when the list changes, and not
+with every line of code.
 """
 
 import sys

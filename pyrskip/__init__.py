@@ -1,4 +1,5 @@
-"""Learned skip gates over image pyramids. `pyrskip.load` runs an export; importing this costs nothing until then."""
+"""Learned skip gates over image pyramids. `pyrskip.load` runs an export; importing this costs nothing until
+then."""
 
 from typing import TYPE_CHECKING, Any
 

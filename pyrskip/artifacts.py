@@ -50,8 +50,8 @@ def inputs_of(run: Run, split: str, vision: VisionEncoder) -> ShardDataset | Cac
 
 
 def encoder_of(run: Run) -> VisionEncoder:
-    """The encoder that the config asks for. Its components are those that its cache holds, or are fitted to training images;
-    a cache of another run that holds no such ones is left to `check_cache_of`."""
+    """The encoder that the config asks for. Its components are those that its cache holds, or are fitted to
+    training images; a cache of another run that holds no such ones is left to `check_cache_of`."""
     config = run.config
     torch.manual_seed(config.flex.seed)  # weights=none are drawn, and in every stage alike
     vision = VisionEncoder(config.vision)
@@ -61,7 +61,9 @@ def encoder_of(run: Run) -> VisionEncoder:
         batches = first_batches(samples_of(run, "train"), config.loader.rollout_images, config.pyramid.size)
         whole = vision.whole()
         share = vision.components.fit(*moments(whole, pyramid_of(config), batches))
-        run.say(f"{vision.channels} components of {whole.channels} channels keep {share:.1%} of their variance")
+        run.say(
+            f"{vision.channels} components of {whole.channels} channels keep {share:.1%} of their variance"
+        )
     return vision
 
 
@@ -118,7 +120,8 @@ def other_tables(tables: Mapping[str, RolloutTable], place: str, key: str) -> di
         own = tables[split].origin
         if table.origin.get("model") == own["model"]:
             raise UserError(
-                f"{key}={place} holds rollouts of this run's own model; allowed: a run with another flex.seed on the same data"
+                f"{key}={place} holds rollouts of this run's own model; allowed: a run with another "
+                "flex.seed on the same data"
             )
         check_origin(table, {**own, "model": table.origin.get("model", "none")}, directory / split)
     return others
@@ -132,13 +135,20 @@ def origins_of(run: Run, splits: Sequence[str]) -> dict[str, dict[str, str]]:
     actions = ActionSet.of(pyramid, config.budget, config.actions)
     if config.model.served:
         model, longest = identity(config.model), config.model.max_answer
-        sight = f"{config.vision.backbone} map {config.vision.out_index} {config.vision.weights}, {config.text.name}"
+        sight = (
+            f"{config.vision.backbone} map {config.vision.out_index} {config.vision.weights}, "
+            f"{config.text.name}"
+        )
     else:
-        model, longest = f"native {file_digest(run.directory('flex') / 'model.safetensors')}", config.language.max_answer
+        model, longest = (
+            f"native {file_digest(run.directory('flex') / 'model.safetensors')}",
+            config.language.max_answer,
+        )
         sight = f"the model's own, {config.text.name}"
     common = {
         "model": model,
-        "layout": f"{pyramid.size} px, {pyramid.levels} levels, grid {list(pyramid.grid)}, stride {pyramid.stride}",
+        "layout": f"{pyramid.size} px, {pyramid.levels} levels, grid {list(pyramid.grid)}, "
+        f"stride {pyramid.stride}",
         "action set": f"{len(actions)} actions {digest({'names': actions.names, 'ladder': actions.ladder})}",
         "budget": json.dumps(to_plain(config.budget)),
         "cost": json.dumps(to_plain(config.cost)),
@@ -155,9 +165,12 @@ def gate_directory(root: Path, method: str, seed: int) -> Path:
 
 
 def methods_of(config: Config) -> dict[str, GateConfig]:
-    """The frontier's name of each gate that is trained -> the gate. No ablation asks the model how sure it is; one that is the
-    run's own gate is left out."""
-    ablations = {f"gate:{METHODS[name]}": replace(config.gate, name=name, confidence=False) for name in config.ablations}
+    """The frontier's name of each gate that is trained -> the gate. No ablation asks the model how sure it
+    is; one that is the run's own gate is left out."""
+    ablations = {
+        f"gate:{METHODS[name]}": replace(config.gate, name=name, confidence=False)
+        for name in config.ablations
+    }
     return {"gate": config.gate} | {method: gate for method, gate in ablations.items() if gate != config.gate}
 
 
@@ -171,4 +184,7 @@ def tell_faults(run: Run, split: str) -> None:
     for line in told["first"]:
         run.say(f"broken, left out: {line}")
     if told["lost"]:
-        run.say(f"{split}: {told['lost']} of {told['images']} images lost; {run.root / 'faults' / split} lists them")
+        run.say(
+            f"{split}: {told['lost']} of {told['images']} images lost; {run.root / 'faults' / split} lists "
+            "them"
+        )

@@ -1,8 +1,8 @@
 """Budgets: how many tokens each selected tile gets.
 
-Axes: B batch, T tiles. Counts are tokens. `allocate` is the exact maths, `BudgetRule` turns a selection into tokens
-with it, and `StochasticBudget` draws the share of capacity that a training step uses, so that one model learns to work
-at any budget.
+Axes: B batch, T tiles. Counts are tokens. `allocate` is the exact maths, `BudgetRule` turns a selection into
+tokens with it, and `StochasticBudget` draws the share of capacity that a training step uses, so that one
+model learns to work at any budget.
 """
 
 import math
@@ -22,16 +22,20 @@ _NEGLIGIBLE = 1e-280
 _KINDS = ("tokenflex", "uniform", "sandwich", "fixed")
 
 
-def allocate(weights: Tensor, total: int | Tensor, *, floor: int = 0, cap: int | Tensor, keep: Tensor) -> Tensor:
-    """Divide exactly `total` tokens among the kept tiles, in proportion to their weights within floor and cap.
+def allocate(
+    weights: Tensor, total: int | Tensor, *, floor: int = 0, cap: int | Tensor, keep: Tensor
+) -> Tensor:
+    """Divide exactly `total` tokens among the kept tiles, in proportion to their weights within floor and
+    cap.
 
-    The real-valued shares are the one solution of sum over t of clip(lambda * weight_t, floor_t, cap_t) = total; they
-    are rounded by largest remainder, the lower tile first in a tie. What tiles with weight cannot hold goes to those of
-    weight 0 in equal shares. Rounding apart, no tile loses when the total grows.
+    The real-valued shares are the one solution of sum over t of clip(lambda * weight_t, floor_t, cap_t) =
+    total; they are rounded by largest remainder, the lower tile first in a tie. What tiles with weight cannot
+    hold goes to those of weight 0 in equal shares. Rounding apart, no tile loses when the total grows.
 
-    weights [B, T] finite, >= 0, in any unit; total >= 0, int or int [B]; floor >= 0, lowered to the cap where that is
-    less; cap >= 0, int, [T] or [B, T]; keep [B, T] bool. Returns int64 [B, T], 0 where not kept.
-    Raises UserError for bad weights, a negative floor or cap, or a total outside [sum of floors, sum of caps] of a row.
+    weights [B, T] finite, >= 0, in any unit; total >= 0, int or int [B]; floor >= 0, lowered to the cap where
+    that is less; cap >= 0, int, [T] or [B, T]; keep [B, T] bool. Returns int64 [B, T], 0 where not kept.
+    Raises UserError for bad weights, a negative floor or cap, or a total outside [sum of floors, sum of caps]
+    of a row.
     """
     weights = weights.detach().double()
     if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
@@ -40,7 +44,9 @@ def allocate(weights: Tensor, total: int | Tensor, *, floor: int = 0, cap: int |
     target = torch.as_tensor(total, dtype=torch.int64, device=weights.device).expand(weights.shape[:1])
     _check_feasible(target, low.sum(-1), high.sum(-1))
 
-    share = (_shares(weights.where(keep, 0.0), target.double(), low.double(), high.double()) * _GRID).round() / _GRID
+    share = (
+        _shares(weights.where(keep, 0.0), target.double(), low.double(), high.double()) * _GRID
+    ).round() / _GRID
     tokens = share.floor()
     remainder = share - tokens
     rank = remainder.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
@@ -52,10 +58,10 @@ def allocate(weights: Tensor, total: int | Tensor, *, floor: int = 0, cap: int |
 class BudgetRule:
     """Turns a selection of tiles into tokens.
 
-    total: tokens in all, or None for all that kept tiles can give. floor, cap: least and most tokens of a kept tile.
-    weights: one a tile, relative; None means in proportion to capacity. rungs: instead of all these, what a decision may ask
-    of each level, ascending from 0, as shares of the highest, which is all that a tile can give: the action set lists their
-    product. Raises UserError for values out of range.
+    total: tokens in all, or None for all that kept tiles can give. floor, cap: least and most tokens of a
+    kept tile. weights: one a tile, relative; None means in proportion to capacity. rungs: instead of all
+    these, what a decision may ask of each level, ascending from 0, as shares of the highest, which is all
+    that a tile can give: the action set lists their product. Raises UserError for values out of range.
     """
 
     total: int | None = None
@@ -66,28 +72,38 @@ class BudgetRule:
 
     def __post_init__(self) -> None:
         if self.rungs is not None:
-            rising = len(self.rungs) > 1 and self.rungs[0] == 0 and all(a < b for a, b in pairwise(self.rungs))
+            rising = (
+                len(self.rungs) > 1 and self.rungs[0] == 0 and all(a < b for a, b in pairwise(self.rungs))
+            )
             if not rising or (self.total, self.floor, self.cap, self.weights) != (None, 0, None, None):
                 raise UserError(
-                    f"budget.rungs={list(self.rungs)} with total={self.total}, floor={self.floor}, cap={self.cap}, "
-                    f"weights={self.weights}: allowed: rungs that rise from 0, such as [0, 64, 144, 256], and no other rule"
+                    f"budget.rungs={list(self.rungs)} with total={self.total}, floor={self.floor}, "
+                    f"cap={self.cap}, "
+                    f"weights={self.weights}: allowed: rungs that rise from 0, such as [0, 64, 144, 256], "
+                    "and no other rule"
                 )
         for name, value, least in (("total", self.total, 0), ("floor", self.floor, 0), ("cap", self.cap, 1)):
             if value is not None and value < least:
                 raise UserError(f"budget.{name}={value} must be at least {least}")
         if self.total is not None and self.floor < 1:
-            raise UserError(f"budget.floor={self.floor} with a total may leave kept tiles without tokens; allowed: at least 1")
+            raise UserError(
+                f"budget.floor={self.floor} with a total may leave kept tiles without tokens; allowed: at "
+                "least 1"
+            )
         if self.weights is not None and not all(math.isfinite(w) and w >= 0 for w in self.weights):
             raise UserError(f"budget.weights={list(self.weights)} must be finite and at least 0")
 
     def tokens(self, selection: Tensor, capacity: Tensor) -> Tensor:
-        """Tokens of each tile: selection bool [..., T], capacity int [..., T], broadcast together -> int64 [..., T].
+        """Tokens of each tile: selection bool [..., T], capacity int [..., T], broadcast together -> int64
+        [..., T].
 
-        No tile gets more than its capacity. A total that the kept tiles cannot meet is clamped to what they can.
+        No tile gets more than its capacity. A total that the kept tiles cannot meet is clamped to what they
+        can.
         """
         if self.weights is not None and len(self.weights) != capacity.shape[-1]:
             raise UserError(
-                f"budget.weights has {len(self.weights)} numbers; allowed: one for each of {capacity.shape[-1]} tiles"
+                f"budget.weights has {len(self.weights)} numbers; allowed: one for each of "
+                f"{capacity.shape[-1]} tiles"
             )
         keep = selection & (capacity > 0)
         capacity = capacity.expand(keep.shape)
@@ -116,9 +132,9 @@ class BudgetRule:
 class StochasticBudget:
     """The shares of capacity to train on at each step: a pure function of seed, step and rank.
 
-    kind: tokenflex = 64, 144 or 256 of 256 with p .2, .3, .5 (TokenFLEX, arXiv:2504.03154); uniform = anything in
-    [smallest, 1]; sandwich = the largest, the smallest and one between (arXiv:1903.05134); fixed = everything.
-    seed >= 0; smallest in (0, 1]. Raises UserError for anything else.
+    kind: tokenflex = 64, 144 or 256 of 256 with p .2, .3, .5 (TokenFLEX, arXiv:2504.03154); uniform =
+    anything in [smallest, 1]; sandwich = the largest, the smallest and one between (arXiv:1903.05134); fixed
+    = everything. seed >= 0; smallest in (0, 1]. Raises UserError for anything else.
     """
 
     kind: str
@@ -135,8 +151,11 @@ class StochasticBudget:
 
     def fractions(self, step: int, rank: int = 0) -> tuple[float, ...]:
         """The fractions of capacity, each in (0, 1], to train at this step: three for sandwich, else one."""
-        # step and rank are words of the counter, so no two draws share a block of Philox and nothing has to be resumed
-        draw = float(np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, step, rank])).random())
+        # step and rank are words of the counter, so no two draws share a block of Philox and nothing has to
+        # be resumed
+        draw = float(
+            np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, step, rank])).random()
+        )
         between = self.smallest + (1 - self.smallest) * draw
         if self.kind == "tokenflex":
             return ((64 if draw < 0.2 else 144 if draw < 0.5 else 256) / 256,)
@@ -148,7 +167,8 @@ class StochasticBudget:
 
 
 def scale(capacity: Tensor, fraction: float) -> Tensor:
-    """Capacity [..., T] int times a fraction in (0, 1], rounded up: int64 [..., T], at least 1 where there is any."""
+    """Capacity [..., T] int times a fraction in (0, 1], rounded up: int64 [..., T], at least 1 where there is
+    any."""
     if not 0 < fraction <= 1:
         raise UserError(f"fraction={fraction} of the capacity must be in (0, 1]")
     # 0.1 * 30 is a little over 3 in floats and must not round up to 4
@@ -175,10 +195,12 @@ def _check_feasible(total: Tensor, least: Tensor, most: Tensor) -> None:
 
 
 def _shares(weights: Tensor, total: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The x in [low, high] with sum x = total and x = clip(lambda * weights, low, high). All float64 [B, T], total [B].
+    """The x in [low, high] with sum x = total and x = clip(lambda * weights, low, high). All float64 [B, T],
+    total [B].
 
-    The sum grows with lambda and bends only at the edges low / weight and high / weight. A binary search finds the last
-    edge whose sum fits; beyond it the free tiles, those between their own two edges, share what the others leave.
+    The sum grows with lambda and bends only at the edges low / weight and high / weight. A binary search
+    finds the last edge whose sum fits; beyond it the free tiles, those between their own two edges, share
+    what the others leave.
     """
     weights = weights / weights.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     zero = weights < _NEGLIGIBLE

@@ -17,24 +17,24 @@ commands
   eval      draw the frontier of a finished run again: pyrskip eval run=runs/easy_vqa
   data      run the data stage alone and count what it wrote; or look into it:
             pyrskip data inspect runs/easy_vqa/data [sheet=contact.png]
-            or write its shards again: pyrskip data reshard runs/easy_vqa/data <new directory> [samples_per_shard=500]
+            or write its shards again: pyrskip data reshard runs/easy_vqa/data <new> [samples_per_shard=500]
   rollouts  run the stages up to the rollouts, and print what every action scores and costs
   export    write the gate and the model of a finished run as a directory that services load:
             pyrskip export run=runs/easy_vqa out=exports/easy_vqa [seed=0] [native=true]
-  predict   answer questions with an export: pyrskip predict model=exports/easy_vqa input=questions.jsonl out=answers.jsonl
+  predict   answer questions: pyrskip predict model=<export> input=questions.jsonl out=answers.jsonl
   serve     an HTTP service of an export: pyrskip serve model=exports/easy_vqa [port=8000]
             predict and serve list their keys with --help; neither needs the training stack
   report    write one HTML file of a finished run or a sweep: pyrskip report runs/easy_vqa [out=report.html]
   plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
-  equal     print accuracy at equal cost: pyrskip equal runs/a runs/b [method=gate,hull] [type=<of question>] [out=equal.json]
+  equal     accuracy at equal cost: pyrskip equal runs/a runs/b [method=gate,hull] [type=<name>] [out=<file>]
   above     test whether anything is above the full pyramid: pyrskip above runs/a runs/b [out=above.json]
-  sweep     what became of a sweep's jobs: pyrskip sweep status runs/sweep; one job again: pyrskip sweep rerun <job>
+  sweep     a sweep's jobs: pyrskip sweep status runs/sweep; one job again: pyrskip sweep rerun <job>
   dashboard build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]
 
 examples
   pyrskip train experiment=easy_vqa
   pyrskip train experiment=easy_vqa rule=gumbel from=runs/easy_vqa name=easy_vqa_gumbel
-  pyrskip train -m experiment=scenes from=runs/scenes gate=joint,sequential reward.price=0.02,0.05,0.1 seed=0,1,2
+  pyrskip train -m experiment=scenes from=runs/scenes gate=joint,sequential reward.price=0.02,0.1 seed=0,1
 
 keys
   experiment=<name>      {experiments}
@@ -83,7 +83,8 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def data(arguments: Sequence[str]) -> None:
-    """Run the data stage, then print what there is; or look into a data directory, or write its shards again."""
+    """Run the data stage, then print what there is; or look into a data directory, or write its shards
+    again."""
     others = {"inspect": _inspect, "reshard": _reshard}
     if arguments and arguments[0] in others:
         try:
@@ -109,7 +110,9 @@ def sweep(arguments: Sequence[str]) -> None:
 
     try:
         if len(arguments) < 2 or not all(a.startswith("hydra") for a in arguments[2:]):
-            raise UserError("pyrskip sweep rerun takes one job's directory; allowed beside it: hydra/launcher=<name>")
+            raise UserError(
+                "pyrskip sweep rerun takes one job's directory; allowed beside it: hydra/launcher=<name>"
+            )
         job = read_job(Path(arguments[1]))
     except UserError as error:
         fail(error)
@@ -169,7 +172,9 @@ def serve(arguments: Sequence[str]) -> None:
     _plain(arguments, lambda: USAGE, run)
 
 
-def _plain(arguments: Sequence[str], usage: Callable[[], str], task: Callable[[dict[str, str]], None]) -> None:
+def _plain(
+    arguments: Sequence[str], usage: Callable[[], str], task: Callable[[dict[str, str]], None]
+) -> None:
     """Run a command whose keys are its own, without Hydra."""
     if _helped(arguments, usage):
         return
@@ -190,7 +195,11 @@ def _export(given: dict[str, str]) -> None:
     keys = Keys(given, ("run", "out", "seed", "native"))
     run, out = Path(keys.text("run")), Path(keys.text("out"))
     seed, native = keys.whole("seed", 0), keys.flag("native", False)
-    if find_spec("omegaconf") is None or find_spec("pytorch_lightning") is None or find_spec("onnxscript") is None:
+    if (
+        find_spec("omegaconf") is None
+        or find_spec("pytorch_lightning") is None
+        or find_spec("onnxscript") is None
+    ):
         raise UserError("this command needs the extras: pip install 'pyrskip[train,export]'")
     from omegaconf import OmegaConf
 
@@ -212,7 +221,9 @@ def _inspect(arguments: Sequence[str]) -> None:
     places = [a for a in arguments if "=" not in a]
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
     if len(places) != 1 or given.keys() - {"sheet", "split"}:
-        raise UserError("pyrskip data inspect takes one directory; allowed beside it: sheet=<file.png>, split=<name>")
+        raise UserError(
+            "pyrskip data inspect takes one directory; allowed beside it: sheet=<file.png>, split=<name>"
+        )
     directory = Path(places[0])
     print(inspect(directory))
     if "sheet" in given:
@@ -228,7 +239,9 @@ def _reshard(arguments: Sequence[str]) -> None:
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
     number = given.pop("samples_per_shard", "500")
     if len(places) != 2 or given or not number.isdecimal():
-        raise UserError("pyrskip data reshard takes two directories; allowed beside them: samples_per_shard=<number>")
+        raise UserError(
+            "pyrskip data reshard takes two directories; allowed beside them: samples_per_shard=<number>"
+        )
     index, faults = reshard(places[0], Path(places[1]), int(number))
     for line in (*counted(index.splits), *(f"broken, left out: {fault}" for fault in faults)):
         print(line)
@@ -288,9 +301,13 @@ def _saved(run: Path) -> dict[str, Any]:
     try:
         saved = json.loads((root / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"run={run} is no run: it holds no config.json; allowed: a directory that train made") from error
+        raise UserError(
+            f"run={run} is no run: it holds no config.json; allowed: a directory that train made"
+        ) from error
     if not isinstance(saved, dict) or not isinstance(saved.get("evaluation"), dict):
-        raise UserError(f"run={run} is no run: its config.json has no evaluation; allowed: a directory that train made")
+        raise UserError(
+            f"run={run} is no run: its config.json has no evaluation; allowed: a directory that train made"
+        )
     return saved | {"root": str(root.parent), "name": root.name}
 
 

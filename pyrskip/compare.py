@@ -1,8 +1,8 @@
-"""Stage compare: every rule with every policy that it can train, from one set of rollouts or one of each of several flex
-seeds, over several gate seeds.
+"""Stage compare: every rule with every policy that it can train, from one set of rollouts or one of each of
+several flex seeds, over several gate seeds.
 
-Axes: P prices, N questions, S listed actions. Gates train in a plain loop around the rules' own `training_step`, since a step
-on a table takes milliseconds, and in several processes of one thread each.
+Axes: P prices, N questions, S listed actions. Gates train in a plain loop around the rules' own
+`training_step`, since a step on a table takes milliseconds, and in several processes of one thread each.
 """
 
 import json
@@ -45,11 +45,13 @@ WATCHED, REACHED = 400, 0.95
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """prices: that every gate is evaluated at. seeds: gates of each pair. batch, entropy_end, optimizer: of every rule alike.
+    """prices: that every gate is evaluated at. seeds: gates of each pair. batch, entropy_end, optimizer: of
+    every rule alike.
 
-    entropy: weight of the entropy bonus by rule, which falls to entropy_end; by default what conf/rule has. checks: how often
-    the reward is measured in training. workers: processes, 0: none but this one. others: directories of further runs, of other
-    flex seeds on the same data, whose rollouts gates are trained on as well.
+    entropy: weight of the entropy bonus by rule, which falls to entropy_end; by default what conf/rule has.
+    checks: how often the reward is measured in training. workers: processes, 0: none but this one. others:
+    directories of further runs, of other flex seeds on the same data, whose rollouts gates are trained on as
+    well.
     """
 
     prices: tuple[float, ...] = (0.005, 0.015, 0.03, 0.06, 0.12, 0.2, 0.35, 0.7)
@@ -64,34 +66,44 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         if not self.prices or min(self.prices) <= 0 or len(set(self.prices)) < len(self.prices):
-            raise UserError(f"compare.prices={list(self.prices)}: allowed: one or more different prices above 0")
+            raise UserError(
+                f"compare.prices={list(self.prices)}: allowed: one or more different prices above 0"
+            )
         if self.entropy.keys() != RULES.keys():
-            raise UserError(f"compare.entropy names {', '.join(sorted(self.entropy))}; allowed: each of {', '.join(RULES)}")
+            raise UserError(
+                f"compare.entropy names {', '.join(sorted(self.entropy))}; allowed: each of "
+                f"{', '.join(RULES)}"
+            )
         least = min(self.workers, self.entropy_end, *self.entropy.values())
         if min(self.seeds, self.batch, self.checks) < 1 or least < 0:
             raise UserError(
-                f"compare.seeds={self.seeds}, batch={self.batch}, checks={self.checks}, workers={self.workers}, "
-                f"entropy={self.entropy}, entropy_end={self.entropy_end}: allowed: at least 1, 1, 1, and 0 for the others"
+                f"compare.seeds={self.seeds}, batch={self.batch}, checks={self.checks}, "
+                f"workers={self.workers}, "
+                f"entropy={self.entropy}, entropy_end={self.entropy_end}: allowed: at least 1, 1, 1, and 0 "
+                "for the others"
             )
 
     def check(self, reward: RewardConfig) -> None:
         """Refuse a reward that not every rule can learn, and prices outside of what it trains on."""
         if reward.mode != "sampled" or reward.form != "linear":
             raise UserError(
-                f"reward.price={reward.price}, target={reward.target}, form={reward.form}: allowed in a comparison: "
+                f"reward.price={reward.price}, target={reward.target}, form={reward.form}: allowed in a "
+                "comparison: "
                 "price=null, target=null, form=linear"
             )
         for price in self.prices:
             if not reward.low <= price <= reward.high:
                 raise UserError(
-                    f"compare.prices={price} is outside of what is trained on; allowed: {reward.low} to {reward.high}"
+                    f"compare.prices={price} is outside of what is trained on; allowed: {reward.low} to "
+                    f"{reward.high}"
                 )
 
 
 @dataclass(frozen=True)
 class Task:
-    """All that a process needs of one flex seed. query_flops, glance_flops: of encoding a question, and a glance for the gate
-    alone, confidence_flops: of asking the model how sure it is, all in the cost model's unit; flops_share: of 1 FLOP in it."""
+    """All that a process needs of one flex seed. query_flops, glance_flops: of encoding a question, and a
+    glance for the gate alone, confidence_flops: of asking the model how sure it is, all in the cost model's
+    unit; flops_share: of 1 FLOP in it."""
 
     config: CompareConfig
     gate: GateConfig
@@ -141,7 +153,8 @@ def compare(tasks: Sequence[Task], seed: int) -> list[Entry]:
 
 
 def possible(policy: str, actions: ActionSet) -> bool:
-    """Whether a policy can say something of its own over a table's actions: rungs without a ladder are Bernoulli's."""
+    """Whether a policy can say something of its own over a table's actions: rungs without a ladder are
+    Bernoulli's."""
     if policy == "bernoulli":
         return actions.complete and not actions.ladder
     return (policy not in PRODUCTS or actions.complete) and (policy != "rungs" or bool(actions.ladder))
@@ -155,7 +168,12 @@ def play(task: Task, rule: str, policy: str, seed: int) -> None:
     gate = build_gate(replace(task.gate, policy=policy), environment.layout)
     target = "probability" if kind.soft and environment.table.probability is not None else "score"
     settings = RuleConfig(
-        rule, batch=c.batch, target=target, entropy=c.entropy[rule], entropy_end=c.entropy_end, optimizer=c.optimizer
+        rule,
+        batch=c.batch,
+        target=target,
+        entropy=c.entropy[rule],
+        entropy_end=c.entropy_end,
+        optimizer=c.optimizer,
     )
     module = kind(settings, gate, environment, task.reward, seed)
     curve = train(module, task)
@@ -165,7 +183,8 @@ def play(task: Task, rule: str, policy: str, seed: int) -> None:
 
 
 def train(module: GateModule, task: Task) -> list[tuple[float, float]]:
-    """Run all steps; returns (seconds of training so far, mean reward of the mode on validation over the prices)."""
+    """Run all steps; returns (seconds of training so far, mean reward of the mode on validation over the
+    prices)."""
     c, rows = task.config, len(task.tables["gate"])
     built = module.configure_optimizers()
     optimizer, schedule = built["optimizer"], built["lr_scheduler"]["scheduler"]
@@ -216,9 +235,14 @@ def evaluate(task: Task, gate: Gate, rule: str, policy: str, seed: int, seconds:
     table, unit, prices = task.tables["test"], task.unit, task.config.prices
     decided = decide(gate, table, task.pyramid, task.budget, unit, prices)
     seen = task.environment("test").observe(torch.arange(1), torch.tensor([prices[0]]))
-    encoding = task.query_flops * gate.reads_query + task.glance_flops * gate.reads_glance + task.confidence_flops
+    encoding = (
+        task.query_flops * gate.reads_query + task.glance_flops * gate.reads_glance + task.confidence_flops
+    )
     own = (gate.flops(seen) * task.flops_share + encoding) / unit
-    score, flops = table.score[:, : len(table.actions)].double(), table.cost.flops[:, : len(table.actions)].double()
+    score, flops = (
+        table.score[:, : len(table.actions)].double(),
+        table.cost.flops[:, : len(table.actions)].double(),
+    )
     full = float(score[:, table.actions.full].mean())
     bootstrap, hull = Bootstrap(table.image_of, 200), _hull(task)
     entries = []

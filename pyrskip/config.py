@@ -85,7 +85,9 @@ class Config:
     def __post_init__(self) -> None:
         parts = Path(self.name).parts
         if not parts or Path(self.name).is_absolute() or ".." in parts:
-            raise UserError(f"name={self.name!r} is no directory below {self.root}; allowed: letters, digits, - and _")
+            raise UserError(
+                f"name={self.name!r} is no directory below {self.root}; allowed: letters, digits, - and _"
+            )
         if self.seeds < 1 or self.seed < 0:
             raise UserError(f"seed={self.seed}, seeds={self.seeds}: allowed: at least 0 and at least 1")
         if not self.stages:
@@ -95,7 +97,8 @@ class Config:
                 raise choose("stages", stage, STAGES)
         if self.data.cache is not None and not self.vision.frozen:
             raise UserError(
-                f"data.cache={self.data.cache} with vision.frozen=false: maps would change; allowed: vision.frozen=true"
+                f"data.cache={self.data.cache} with vision.frozen=false: maps would change; allowed: "
+                "vision.frozen=true"
             )
         if self.data.cache is not None and self.model.served:
             raise UserError(
@@ -104,48 +107,66 @@ class Config:
             )
         if self.vision.components is not None and self.model.served:
             raise UserError(
-                f"vision.components={self.vision.components} with model.name={self.model.name}, for which nothing is fitted; "
+                f"vision.components={self.vision.components} with model.name={self.model.name}, for which "
+                "nothing is fitted; "
                 "allowed: null"
             )
         if self.pyramid.levels < 2:
-            raise UserError(f"pyramid.levels={self.pyramid.levels} leaves a gate nothing to skip; allowed: at least 2")
+            raise UserError(
+                f"pyramid.levels={self.pyramid.levels} leaves a gate nothing to skip; allowed: at least 2"
+            )
         if self.gate.name not in GATES:
             raise choose("gate.name", self.gate.name, GATES)
-        if self.gate.confidence and not (GATES[self.gate.name].reads_query and GATES[self.gate.name].reads_glance):
+        if self.gate.confidence and not (
+            GATES[self.gate.name].reads_query and GATES[self.gate.name].reads_glance
+        ):
             raise UserError(
-                f"gate.confidence=true with gate.name={self.gate.name}, which does not read both question and glance, as the "
+                f"gate.confidence=true with gate.name={self.gate.name}, which does not read both question "
+                "and glance, as the "
                 "model's confidence tells of both; allowed: gate.name=joint, or gate.confidence=false"
             )
         if self.gate.confidence and self.model.served:
             raise UserError(
-                f"gate.confidence=true with model.name={self.model.name}, which does not tell how sure it is; "
+                f"gate.confidence=true with model.name={self.model.name}, which does not tell how sure it "
+                "is; "
                 "allowed: gate.confidence=false, or model.name=native"
             )
         # without confidence the joint gate is the run's own, of which it is no ablation
-        ablations = [name for name in ABLATIONS if name != "joint" or self.gate.name != name or self.gate.confidence]
+        ablations = [
+            name for name in ABLATIONS if name != "joint" or self.gate.name != name or self.gate.confidence
+        ]
         if not set(self.ablations) <= set(ablations) or len(set(self.ablations)) < len(self.ablations):
             raise UserError(f"ablations={list(self.ablations)}: allowed: each once, {', '.join(ablations)}")
         if not all(0 < target <= 1.5 for target in self.evaluation.retentions):
-            raise UserError(f"evaluation.retentions={list(self.evaluation.retentions)}: allowed: numbers in (0, 1.5]")
+            raise UserError(
+                f"evaluation.retentions={list(self.evaluation.retentions)}: allowed: numbers in (0, 1.5]"
+            )
         find_rule(self.rule.name).check(self.rule, self.gate, self.reward)
         single = max(self.pyramid.grid, default=1) > 1
-        if self.gate.policy in ("bernoulli", *PRODUCTS) and (self.actions.sample or (single and self.actions.unit == "level")):
+        if self.gate.policy in ("bernoulli", *PRODUCTS) and (
+            self.actions.sample or (single and self.actions.unit == "level")
+        ):
             choices = len(self.budget.rungs or (0, 1))
             raise UserError(
-                f"gate.policy={self.gate.policy} with pyramid.grid={list(self.pyramid.grid)} decides on single tiles and needs "
-                f"all {choices ** (self.pyramid.tiles - 1)} selections of them; actions.unit={self.actions.unit}, "
-                f"sample={self.actions.sample} lists others; allowed: gate.policy=categorical, actions.unit=tile without a "
+                f"gate.policy={self.gate.policy} with pyramid.grid={list(self.pyramid.grid)} decides on "
+                "single tiles and needs "
+                f"all {choices ** (self.pyramid.tiles - 1)} selections of them; "
+                f"actions.unit={self.actions.unit}, "
+                f"sample={self.actions.sample} lists others; allowed: gate.policy=categorical, "
+                "actions.unit=tile without a "
                 "sample, or pyramid.grid=[1]"
             )
         if self.gate.policy == "bernoulli" and self.budget.rungs is not None:
             raise UserError(
-                f"gate.policy=bernoulli with budget.rungs={list(self.budget.rungs)} knows no rung between all and nothing; "
+                f"gate.policy=bernoulli with budget.rungs={list(self.budget.rungs)} knows no rung between "
+                "all and nothing; "
                 "allowed: gate.policy=rungs, categorical, autoregressive or sequential"
             )
         played = {"frontier", "compare"} & set(self.stages)
         if self.gate.looks and (played or not self.rule.online or self.reward.mode == "target"):
             raise UserError(
-                "gate.looks=true decides on features of what it has kept, and rollout tables hold none; allowed: "
+                "gate.looks=true decides on features of what it has kept, and rollout tables hold none; "
+                "allowed: "
                 "rule.online=true, stages without frontier and compare, and reward.target=null"
             )
         if "compare" in self.stages:
@@ -155,7 +176,8 @@ class Config:
             for price in self.evaluation.prices:
                 if not low <= price <= high:
                     raise UserError(
-                        f"evaluation.prices={price} is outside of what the gate is trained on; allowed: {low} to {high} "
+                        f"evaluation.prices={price} is outside of what the gate is trained on; allowed: "
+                        f"{low} to {high} "
                         "(reward.low, reward.high)"
                     )
 
@@ -165,22 +187,28 @@ class Config:
         name = f"model.name={self.model.name}"
         if self.rule.online:
             raise UserError(
-                f"rule.online=true differentiates the model, and {name} shows nothing of its inside; allowed: false"
+                f"rule.online=true differentiates the model, and {name} shows nothing of its inside; "
+                "allowed: false"
             )
         if self.model.name == "remote" and self.rule.target == "probability":
             raise UserError(f"rule.target=probability is not told by {name}; allowed: rule.target=score")
         if self.model.name == "remote" and self.rule.confidence:
-            raise UserError(f"rule.confidence=true needs probabilities, which {name} does not tell; allowed: false")
+            raise UserError(
+                f"rule.confidence=true needs probabilities, which {name} does not tell; allowed: false"
+            )
         if self.budget != BudgetRule():
             raise UserError(
-                f"budget.total, floor, cap, weights, rungs: {name} gives a tile its own number of tokens; allowed: budget=full"
+                f"budget.total, floor, cap, weights, rungs: {name} gives a tile its own number of tokens; "
+                "allowed: budget=full"
             )
 
     @property
     def chain(self) -> tuple[str, ...]:
         """The stages of a run: a served model is not trained, and maps are cached where that is asked for."""
         left_out = {"flex"} if self.model.served else set()
-        return tuple(s for s in STAGES if s not in left_out | ({"cache"} if self.data.cache != "run" else set()))
+        return tuple(
+            s for s in STAGES if s not in left_out | ({"cache"} if self.data.cache != "run" else set())
+        )
 
     @property
     def native(self) -> ModelConfig:
@@ -218,7 +246,9 @@ def read_saved(place: str, key: str) -> dict[str, Any]:
     try:
         saved: dict[str, Any] = json.loads((Path(place) / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{key}={place} is no run: it holds no config.json; allowed: a run's directory") from error
+        raise UserError(
+            f"{key}={place} is no run: it holds no config.json; allowed: a run's directory"
+        ) from error
     return saved
 
 
@@ -226,7 +256,9 @@ def _build(cls: Any, values: Any, path: str) -> Any:
     """A dataclass from plain values, checked key by key."""
     known = {f.name: f for f in fields(cls)}
     if not isinstance(values, dict):
-        raise UserError(f"{path.rstrip('.')}={values!r} is no group of keys; allowed: {', '.join(sorted(known))}")
+        raise UserError(
+            f"{path.rstrip('.')}={values!r} is no group of keys; allowed: {', '.join(sorted(known))}"
+        )
     nested = {name: f.default_factory for name, f in known.items() if isinstance(f.default_factory, type)}
     arguments: dict[str, Any] = {}
     flat: dict[str, Any] = {}
@@ -245,7 +277,9 @@ def _build(cls: Any, values: Any, path: str) -> Any:
     except (OmegaConfBaseException, ValueError) as error:
         key = getattr(error, "key", None) or next(iter(flat))
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}{key}={flat.get(key)!r} is not allowed: {reason}; wanted: {known[key].type}") from error
+        raise UserError(
+            f"{path}{key}={flat.get(key)!r} is not allowed: {reason}; wanted: {known[key].type}"
+        ) from error
     assert isinstance(checked, dict)
     for key, value in checked.items():
         if not _finite(value):

@@ -1,6 +1,7 @@
 """Decisions: how many tokens are asked of each tile, and what they really give.
 
-Axes: B batch, T tiles, S actions. A decision is an int64 tensor [B, T]; 0 = skipped; where it is not 0 is the selection.
+Axes: B batch, T tiles, S actions. A decision is an int64 tensor [B, T]; 0 = skipped; where it is not 0 is the
+selection.
 """
 
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ MAX_ACTIONS = 4096
 
 
 def realise(asked: Tensor, cells: Tensor) -> Tensor:
-    """Rows and columns that a tile's map is pooled to: the largest h x w <= asked that follows the map's aspect.
+    """Rows and columns that a tile's map is pooled to: the largest h x w <= asked that follows the map's
+    aspect.
 
-    asked [..., T] int64 >= 0, cells [..., T, 2] int64 (rows, columns of each map) -> [..., T, 2] int64; (0, 0) where
-    nothing is asked or the tile is padding. realised tokens = h * w, never more than asked nor than the map's cells.
+    asked [..., T] int64 >= 0, cells [..., T, 2] int64 (rows, columns of each map) -> [..., T, 2] int64; (0,
+    0) where nothing is asked or the tile is padding. realised tokens = h * w, never more than asked nor than
+    the map's cells.
     """
     rows, columns = cells.unbind(-1)
     on = (asked > 0) & (rows > 0) & (columns > 0)
@@ -40,8 +43,8 @@ def realise(asked: Tensor, cells: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ActionConfig:
-    """Which decisions are candidates. unit: 'level' (whole levels) or 'tile' (single tiles). sample: at most so many, drawn by
-    `seed`, with those that keep whole levels whole always among them; None lists all."""
+    """Which decisions are candidates. unit: 'level' (whole levels) or 'tile' (single tiles). sample: at most
+    so many, drawn by `seed`, with those that keep whole levels whole always among them; None lists all."""
 
     unit: str = "level"
     sample: int | None = None
@@ -52,7 +55,8 @@ class ActionConfig:
             raise choose("actions.unit", self.unit, ("level", "tile"))
         if self.seed < 0 or (self.sample is not None and not 2 <= self.sample <= MAX_ACTIONS):
             raise UserError(
-                f"actions.sample={self.sample}, seed={self.seed}: allowed: null or 2 to {MAX_ACTIONS}, and at least 0"
+                f"actions.sample={self.sample}, seed={self.seed}: allowed: null or 2 to {MAX_ACTIONS}, and "
+                "at least 0"
             )
 
 
@@ -60,10 +64,10 @@ class ActionConfig:
 class ActionSet:
     """The candidate decisions, where they can be listed.
 
-    selection [S, T] bool; names: what is kept beside the glance, a level by its number and a tile by its level and place, with
-    the rung (level:rung) where it is not the highest. ladder: the rungs, ascending from 0, and rung [S, T] int64: which of
-    them is asked of each tile. Rung r of highest rung R asks for r / R of a tile's capacity. Without a ladder the budget rule
-    gives the tokens.
+    selection [S, T] bool; names: what is kept beside the glance, a level by its number and a tile by its
+    level and place, with the rung (level:rung) where it is not the highest. ladder: the rungs, ascending from
+    0, and rung [S, T] int64: which of them is asked of each tile. Rung r of highest rung R asks for r / R of
+    a tile's capacity. Without a ladder the budget rule gives the tokens.
     """
 
     selection: Tensor
@@ -73,7 +77,8 @@ class ActionSet:
 
     @classmethod
     def of(cls, pyramid: Pyramid, budget: BudgetRule, config: ActionConfig | None = None) -> "ActionSet":
-        """The product of what may be asked of every unit but the glance: the budget's rungs, or all and nothing.
+        """The product of what may be asked of every unit but the glance: the budget's rungs, or all and
+        nothing.
 
         Or a sample of it. Raises UserError where the product is too large to list, and says how large.
         """
@@ -84,10 +89,15 @@ class ActionSet:
         if config.sample is not None and config.sample < size:
             return cls._named(pyramid, _draw(pyramid, unit, choices, config), ladder)
         if size > MAX_ACTIONS:
-            cut = f"pyramid.levels={pyramid.levels}" if config.unit == "level" else f"pyramid.grid={list(pyramid.grid)}"
+            cut = (
+                f"pyramid.levels={pyramid.levels}"
+                if config.unit == "level"
+                else f"pyramid.grid={list(pyramid.grid)}"
+            )
             rungs = f"budget.rungs={list(ladder)} on " if ladder else ""
             raise UserError(
-                f"{rungs}{cut} gives {size} {'decisions' if ladder else 'selections'}; at most {MAX_ACTIONS} can be listed; "
+                f"{rungs}{cut} gives {size} {'decisions' if ladder else 'selections'}; at most "
+                f"{MAX_ACTIONS} can be listed; "
                 "allowed: actions.sample=<how many>, or less of either"
             )
         picks = torch.tensor(list(product(range(choices), repeat=finer))).view(size, finer)
@@ -95,12 +105,14 @@ class ActionSet:
 
     @classmethod
     def by_level(cls, pyramid: Pyramid) -> "ActionSet":
-        """All 2^(L-1) sets of whole levels that hold the glance, cheapest names first: 'glance', '2', '1', '1,2', ..."""
+        """All 2^(L-1) sets of whole levels that hold the glance, cheapest names first: 'glance', '2', '1',
+        '1,2', ..."""
         return cls.of(pyramid, BudgetRule())
 
     @classmethod
     def rungs(cls, pyramid: Pyramid, rungs: tuple[int, ...]) -> "ActionSet":
-        """The product of the rungs over all levels but the glance, which is asked for whole: 'glance', '2:64', ..., '0,1,2'.
+        """The product of the rungs over all levels but the glance, which is asked for whole: 'glance',
+        '2:64', ..., '0,1,2'.
 
         rungs: ascending from 0, at least two.
         """
@@ -127,12 +139,15 @@ class ActionSet:
 
     @property
     def complete(self) -> bool:
-        """Whether every combination of choices of the single tiles is listed, in order, the finest tile's slowest: then action
-        sum over t of choice_t x choices^(T - 2 - t) is the decision that makes those choices."""
+        """Whether every combination of choices of the single tiles is listed, in order, the finest tile's
+        slowest: then action sum over t of choice_t x choices^(T - 2 - t) is the decision that makes those
+        choices."""
         finer = self.selection.shape[1] - 1
         if len(self) != self.choices**finer:
             return False
-        return bool((self.steps[:, :-1] @ self.radix == torch.arange(len(self), device=self.selection.device)).all())
+        return bool(
+            (self.steps[:, :-1] @ self.radix == torch.arange(len(self), device=self.selection.device)).all()
+        )
 
     @property
     def radix(self) -> Tensor:
@@ -164,14 +179,17 @@ def _draw(pyramid: Pyramid, unit: Tensor, choices: int, config: ActionConfig) ->
     whole = torch.tensor(list(product((0, choices - 1), repeat=pyramid.levels - 1)))
     if len(whole) > config.sample:
         raise UserError(
-            f"actions.sample={config.sample} has no room for the {len(whole)} selections of whole levels, which are always "
+            f"actions.sample={config.sample} has no room for the {len(whole)} selections of whole levels, "
+            "which are always "
             f"among them; allowed: {len(whole)} to {MAX_ACTIONS}"
         )
     found = {tuple(row): None for row in _with_glance(whole, choices)[:, pyramid.tile_level].tolist()}
     generator = torch.Generator().manual_seed(config.seed)
     finer = int(unit[-1])
     while len(found) < config.sample:
-        kept = torch.rand(MAX_ACTIONS, finer, generator=generator) < torch.rand(MAX_ACTIONS, 1, generator=generator)
+        kept = torch.rand(MAX_ACTIONS, finer, generator=generator) < torch.rand(
+            MAX_ACTIONS, 1, generator=generator
+        )
         pick = torch.randint(1, choices, (MAX_ACTIONS, finer), generator=generator) * kept
         for row in _with_glance(pick, choices)[:, unit].tolist():
             if len(found) < config.sample:
@@ -190,15 +208,20 @@ def _name(pyramid: Pyramid, rung: Tensor, ladder: tuple[int, ...]) -> str:
     for level in range(pyramid.levels - 1):
         of_tiles = rung[pyramid.tile_level == level].tolist()
         alike = of_tiles[:1] if len(set(of_tiles)) == 1 else []
-        named = [(str(level), step) for step in alike] or [(f"{level}.{i}", step) for i, step in enumerate(of_tiles)]
+        named = [(str(level), step) for step in alike] or [
+            (f"{level}.{i}", step) for i, step in enumerate(of_tiles)
+        ]
         highest = len(ladder) - 1 if ladder else 1
         parts += [name if step == highest else f"{name}:{ladder[step]}" for name, step in named if step]
     return ",".join(parts) or "glance"
 
 
 def rung_tokens(rung: Tensor, ladder: tuple[int, ...], capacity: Tensor) -> Tensor:
-    """Tokens that rungs ask for: r / R of the capacity, rounded up. rung and capacity int [..., T] -> int64 [..., T]."""
-    share = torch.tensor([step / ladder[-1] for step in ladder], dtype=torch.float64, device=rung.device)[rung]
+    """Tokens that rungs ask for: r / R of the capacity, rounded up. rung and capacity int [..., T] -> int64
+    [..., T]."""
+    share = torch.tensor([step / ladder[-1] for step in ladder], dtype=torch.float64, device=rung.device)[
+        rung
+    ]
     # a share that is a little over a whole number in floats must not round up
     return (share * capacity - 1e-6).ceil().long().clamp(min=0)
 
@@ -209,7 +232,8 @@ def reference(pyramid: Pyramid) -> Tensor:
 
 
 def one_picture(pyramid: Pyramid) -> Tensor:
-    """Selection [T] of a model that is given one picture and shrinks it to its own size: the finest level of one tile."""
+    """Selection [T] of a model that is given one picture and shrinks it to its own size: the finest level of
+    one tile."""
     whole = [level for level, g in enumerate(pyramid.grid) if g == 1]
     return pyramid.tile_level == whole[0]
 

@@ -1,4 +1,5 @@
-"""Hand a command over to Hydra. The whole config is checked first, of a sweep every job's: what is wrong is one sentence."""
+"""Hand a command over to Hydra. The whole config is checked first, of a sweep every job's: what is wrong is
+one sentence."""
 
 import logging
 import os
@@ -18,12 +19,23 @@ if TYPE_CHECKING:
 
 # Hydra's flags that are passed on; --cfg=job is --cfg job
 FLAGS = (
-    *("-m", "--multirun", "--cfg", "--resolve", "--info", "--hydra-help", "--config-dir", "--config-path", "--version"),
+    *(
+        "-m",
+        "--multirun",
+        "--cfg",
+        "--resolve",
+        "--info",
+        "--hydra-help",
+        "--config-dir",
+        "--config-path",
+        "--version",
+    ),
     *("-p", "--package"),
 )
-# advice of Lightning's that does not apply: loaders are told how many workers, checkpoints are resumed in their directory,
-# a frozen encoder is in eval mode on purpose, rollouts are written by chunk, of which a rank may have none left; LeafSpec is
-# of its own making; keys and values are views, and are not written to; a sweep is started on a login node
+# advice of Lightning's that does not apply: loaders are told how many workers, checkpoints are resumed in
+# their directory, a frozen encoder is in eval mode on purpose, rollouts are written by chunk, of which a rank
+# may have none left; LeafSpec is of its own making; keys and values are views, and are not written to; a
+# sweep is started on a login node
 QUIET = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
@@ -44,14 +56,17 @@ def conf_directory() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def launch(name: str, arguments: Sequence[str], task: Callable[[Any], None], fixed: Sequence[str] | None = None) -> None:
+def launch(
+    name: str, arguments: Sequence[str], task: Callable[[Any], None], fixed: Sequence[str] | None = None
+) -> None:
     """Check the whole config first, so that what is wrong is one sentence, then hand over to Hydra.
 
     fixed: of a sweep with -m the keys that name no directory, where they are not those that have one value.
     """
     need_training()
     arguments = ["trainer.quiet=true" if a == "--quiet" else a for a in arguments]
-    # threads that wait without spinning: a busy machine is then slower by its share, not many times over. Before torch.
+    # threads that wait without spinning: a busy machine is then slower by its share, not many times over.
+    # Before torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import hydra
 
@@ -73,7 +88,12 @@ def launch(name: str, arguments: Sequence[str], task: Callable[[Any], None], fix
 
     for argument in arguments:
         if argument.startswith("-") and argument.split("=")[0] not in FLAGS:
-            fail(UserError(f"{argument!r} is no flag of this command; allowed: {', '.join(('--help', '--quiet', *FLAGS))}"))
+            fail(
+                UserError(
+                    f"{argument!r} is no flag of this command; allowed: "
+                    f"{', '.join(('--help', '--quiet', *FLAGS))}"
+                )
+            )
     plan = None
     if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
         plan = _check(name, [a for a in arguments if not a.startswith("-")], bool(flags), fixed)
@@ -140,8 +160,8 @@ def _sweep(plan: "Plan", main: Callable[[], Any], quiet: bool) -> None:
 
 
 def _show(plan: "Plan", quiet: bool) -> "list[Job]":
-    """Write the sweep's table and figure, and print them; returns the plan's jobs that are not done. Where a sampler chose
-    the jobs, all in the directory are the plan's."""
+    """Write the sweep's table and figure, and print them; returns the plan's jobs that are not done. Where a
+    sampler chose the jobs, all in the directory are the plan's."""
     from rich.console import Console
 
     from pyrskip.sweeps.jobs import read_jobs
@@ -174,7 +194,9 @@ def _check(name: str, overrides: Sequence[str], sweep: bool, fixed: Sequence[str
             if name == "train":
                 read(cfg)
             elif "???" in str(cfg.get("run", "???")):
-                raise UserError("run= is missing; allowed: a directory that train made, such as run=runs/easy_vqa")
+                raise UserError(
+                    "run= is missing; allowed: a directory that train made, such as run=runs/easy_vqa"
+                )
     except UserError as error:
         fail(error)
     except (HydraException, OmegaConfBaseException, ValueError) as error:

@@ -1,6 +1,7 @@
 """Scores of answers, in [0, 1]: each as the script of the benchmark that it comes from defines it.
 
-A metric takes an answer, the accepted answers, and the question as it was asked (which lists the options of a choice).
+A metric takes an answer, the accepted answers, and the question as it was asked (which lists the options of a
+choice).
 """
 
 import re
@@ -22,10 +23,12 @@ def exact(answer: str, accepted: Sequence[str], question: str = "") -> float:
 
 
 def vqa(answer: str, accepted: Sequence[str], question: str = "") -> float:
-    """VQA's soft accuracy (VQA v2's vqaEval.py; VQA, TextVQA, OK-VQA, VizWiz). accepted: of every annotator, repeats included.
+    """VQA's soft accuracy (VQA v2's vqaEval.py; VQA, TextVQA, OK-VQA, VizWiz). accepted: of every annotator,
+    repeats included.
 
-    The mean over annotators of min(1, others who gave that answer / 3). As in the script, texts are normalised only where
-    annotators disagree, and with a single annotator nothing can agree: one accepted answer is compared as it is.
+    The mean over annotators of min(1, others who gave that answer / 3). As in the script, texts are
+    normalised only where annotators disagree, and with a single annotator nothing can agree: one accepted
+    answer is compared as it is.
     """
     given = [_one_line(a) for a in accepted]
     answer = _one_line(answer)
@@ -38,10 +41,11 @@ def vqa(answer: str, accepted: Sequence[str], question: str = "") -> float:
 
 
 def anls(answer: str, accepted: Sequence[str], question: str = "") -> float:
-    """Average normalised Levenshtein similarity (DocVQA, InfographicVQA; the Robust Reading Competition's script).
+    """Average normalised Levenshtein similarity (DocVQA, InfographicVQA; the Robust Reading Competition's
+    script).
 
-    The best over accepted answers of 1 - distance / the longer one's length, 0 below 0.5; letter case and runs of white
-    space do not count.
+    The best over accepted answers of 1 - distance / the longer one's length, 0 below 0.5; letter case and
+    runs of white space do not count.
     """
     best = 1 - min(_distance(answer, a) for a in accepted)
     return best if best >= ANLS_THRESHOLD else 0.0
@@ -57,13 +61,18 @@ def relaxed(answer: str, accepted: Sequence[str], question: str = "") -> float:
 
 
 def choice(answer: str, accepted: Sequence[str], question: str = "") -> float:
-    """A letter among options, as VLMEvalKit infers it (can_infer): the one option letter among the answer's words, or else the
-    one option whose text the answer holds. Options are the question's lines 'A. text'; accepted: the letter, or its text.
+    """A letter among options, as VLMEvalKit infers it (can_infer): the one option letter among the answer's
+    words, or else the one option whose text the answer holds. Options are the question's lines 'A. text';
+    accepted: the letter, or its text.
     """
-    options = {letter: text.strip() for letter, text in re.findall(r"(?m)^\s*\(?([A-Z])[.):]\s*(\S.*)$", question)}
+    options = {
+        letter: text.strip() for letter, text in re.findall(r"(?m)^\s*\(?([A-Z])[.):]\s*(\S.*)$", question)
+    }
     letters = options or dict.fromkeys("ABCDE", "")
     right = {a.strip().rstrip(".").upper() for a in accepted}
-    right |= {letter for letter, text in options.items() if text.lower() in {a.strip().lower() for a in accepted}}
+    right |= {
+        letter for letter, text in options.items() if text.lower() in {a.strip().lower() for a in accepted}
+    }
     words = re.sub(r"[.()\[\],:;!*#{}]", " ", answer).split()
     found = [letter for letter in letters if letter in words]
     if len(found) != 1:
@@ -91,7 +100,8 @@ ARTICLES = ("a", "an", "the")
 
 
 def normalise_vqa(text: str) -> str:
-    """processPunctuation and processDigitArticle of vqaEval.py: lower case, no articles, digits for words, apostrophes back."""
+    """processPunctuation and processDigitArticle of vqaEval.py: lower case, no articles, digits for words,
+    apostrophes back."""
     stripped = text
     for mark in PUNCTUATION:
         alone = f"{mark} " in text or f" {mark}" in text or re.search(r"\d,\d", text)
@@ -132,21 +142,99 @@ def _number(text: str) -> float | None:
         return None
 
 
-# vqaEval.py's table of contractions: a word without one of its apostrophes gets it back. Its upper case entries are left out:
-# words are in lower case by then
-# fmt: off
+# vqaEval.py's table of contractions: a word without one of its apostrophes gets it back. Its upper case
+# entries are left out: words are in lower case by then fmt: off
 _WHOLE = (
-    "ain't", "aren't", "can't", "could've", "couldn't", "didn't", "doesn't", "don't", "hadn't", "hasn't", "haven't", "he'd",
-    "he's", "how'd", "how'll", "how's", "isn't", "it'd", "it'll", "ma'am", "mightn't", "might've", "mustn't", "must've",
-    "needn't", "not've", "o'clock", "oughtn't", "shan't", "should've", "shouldn't", "somebody'll", "somebody's", "someone'd",
-    "someone'll", "someone's", "something'd", "something'll", "that's", "there'd", "there're", "there's", "they'd", "they'll",
-    "they're", "they've", "wasn't", "we've", "weren't", "what'll", "what're", "what's", "what've", "when's", "where'd",
-    "where's", "where've", "who'd", "who'll", "who's", "who've", "why'll", "why're", "why's", "won't", "would've", "wouldn't",
-    "y'all", "you'd", "you'll", "you're", "you've",
+    "ain't",
+    "aren't",
+    "can't",
+    "could've",
+    "couldn't",
+    "didn't",
+    "doesn't",
+    "don't",
+    "hadn't",
+    "hasn't",
+    "haven't",
+    "he'd",
+    "he's",
+    "how'd",
+    "how'll",
+    "how's",
+    "isn't",
+    "it'd",
+    "it'll",
+    "ma'am",
+    "mightn't",
+    "might've",
+    "mustn't",
+    "must've",
+    "needn't",
+    "not've",
+    "o'clock",
+    "oughtn't",
+    "shan't",
+    "should've",
+    "shouldn't",
+    "somebody'll",
+    "somebody's",
+    "someone'd",
+    "someone'll",
+    "someone's",
+    "something'd",
+    "something'll",
+    "that's",
+    "there'd",
+    "there're",
+    "there's",
+    "they'd",
+    "they'll",
+    "they're",
+    "they've",
+    "wasn't",
+    "we've",
+    "weren't",
+    "what'll",
+    "what're",
+    "what's",
+    "what've",
+    "when's",
+    "where'd",
+    "where's",
+    "where've",
+    "who'd",
+    "who'll",
+    "who's",
+    "who've",
+    "why'll",
+    "why're",
+    "why's",
+    "won't",
+    "would've",
+    "wouldn't",
+    "y'all",
+    "you'd",
+    "you'll",
+    "you're",
+    "you've",
 )
 _TWICE = (
-    "couldn't've", "hadn't've", "he'd've", "it'd've", "mightn't've", "she'd've", "shouldn't've", "somebody'd've",
-    "someone'd've", "something'd've", "there'd've", "they'd've", "we'd've", "who'd've", "wouldn't've", "y'all'd've",
+    "couldn't've",
+    "hadn't've",
+    "he'd've",
+    "it'd've",
+    "mightn't've",
+    "she'd've",
+    "shouldn't've",
+    "somebody'd've",
+    "someone'd've",
+    "something'd've",
+    "there'd've",
+    "they'd've",
+    "we'd've",
+    "who'd've",
+    "wouldn't've",
+    "y'all'd've",
     "you'd've",
 )
 # fmt: on
@@ -155,6 +243,12 @@ CONTRACTIONS = (
     | {word.replace("'", "", 1): word for word in _TWICE}
     | {"".join(word.rsplit("'", 1)): word for word in _TWICE}
     # what the script has beside them, as it has it
-    | {"somebody'd": "somebodyd", "twas": "'twas", "yall'll": "y'all'll", "y'allll": "y'all'll", "y'alld've": "y'all'd've"}
+    | {
+        "somebody'd": "somebodyd",
+        "twas": "'twas",
+        "yall'll": "y'all'll",
+        "y'allll": "y'all'll",
+        "y'alld've": "y'all'd've",
+    }
     | {"ow's'at": "'ow's'at", "'ows'at": "'ow's'at", "'ow'sat": "'ow's'at"}
 )

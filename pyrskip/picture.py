@@ -1,4 +1,5 @@
-"""Pictures before they are tensors: the one way that an image is opened and fitted, in training and in service alike."""
+"""Pictures before they are tensors: the one way that an image is opened and fitted, in training and in
+service alike."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,7 +7,8 @@ from PIL import Image
 
 
 def fitted(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The image as uint8 [3, h, w] with h, w <= size: shrunk by area filtering where larger, never enlarged."""
+    """The image as uint8 [3, h, w] with h, w <= size: shrunk by area filtering where larger, never
+    enlarged."""
     image = image.convert("RGB")
     wanted = fitted_size(image.width, image.height, size)
     if wanted != image.size:

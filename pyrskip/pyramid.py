@@ -2,10 +2,10 @@
 
 Axes: I images, B batch, T tiles, L levels, S canvas side in pixels, C channels.
 
-Every image is fitted into the top left corner of a square canvas (never enlarged) and padded there, so that what is valid
-of it is always a rectangle from (0, 0). Level 0 is the canvas itself and level l is 2^l times smaller. A level is cut into
-g x g tiles (g = 1: the level is one tile); the coarsest level is always one tile, the *glance*. Tiles are numbered finest
-level first, row by row, so the glance is tile T - 1.
+Every image is fitted into the top left corner of a square canvas (never enlarged) and padded there, so that
+what is valid of it is always a rectangle from (0, 0). Level 0 is the canvas itself and level l is 2^l times
+smaller. A level is cut into g x g tiles (g = 1: the level is one tile); the coarsest level is always one
+tile, the *glance*. Tiles are numbered finest level first, row by row, so the glance is tile T - 1.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ from pyrskip.picture import fitted
 class Pyramid:
     """Which tiles an image is cut into.
 
-    size: side of the canvas, pixels. levels: L >= 1. stride: pixels a side that one cell of the encoder's map covers.
-    grid: g of each level, finest first; one number for every level but the glance is allowed as well.
+    size: side of the canvas, pixels. levels: L >= 1. stride: pixels a side that one cell of the encoder's map
+    covers. grid: g of each level, finest first; one number for every level but the glance is allowed as well.
     """
 
     size: int
@@ -36,7 +36,10 @@ class Pyramid:
 
     def __post_init__(self) -> None:
         if self.levels < 1 or self.size < 1 or self.stride < 1:
-            raise UserError(f"pyramid.size={self.size}, levels={self.levels}, stride={self.stride}: all must be at least 1")
+            raise UserError(
+                f"pyramid.size={self.size}, levels={self.levels}, stride={self.stride}: all must be at "
+                "least 1"
+            )
         grid = tuple(self.grid) or (1,)
         if len(grid) == 1:
             grid = grid * (self.levels - 1) + (1,)
@@ -52,7 +55,8 @@ class Pyramid:
             if self.size % units[level]:
                 fit = max(self.size // unit, 1) * unit
                 raise UserError(
-                    f"pyramid.size={self.size} cannot hold level {level} as {g} x {g} tiles at stride {self.stride}; "
+                    f"pyramid.size={self.size} cannot hold level {level} as {g} x {g} tiles at stride "
+                    f"{self.stride}; "
                     f"allowed: multiples of {unit} such as {fit}, fewer levels, or a finer stride"
                 )
 
@@ -94,7 +98,8 @@ class Pyramid:
         return self.size // (1 << level) // self.grid[level]
 
     def pixels(self, size: Tensor) -> Tensor:
-        """Valid rows and columns of every tile, in its level's pixels. size [I, 2] -> [I, T, 2] int64, 0 in padding."""
+        """Valid rows and columns of every tile, in its level's pixels. size [I, 2] -> [I, T, 2] int64, 0 in
+        padding."""
         level_size = _ceil_divide(size[:, None], (1 << self.tile_level.to(size.device))[None, :, None])
         side = torch.tensor([self.side(int(level)) for level in self.tile_level], device=size.device)
         left = level_size - self.tile_corner.to(size.device)
@@ -117,27 +122,34 @@ class Pyramid:
 
 
 def fit(image: Image.Image, size: int) -> Tensor:
-    """The image as uint8 [3, h, w] with h, w <= size: shrunk by area filtering where larger, never enlarged."""
+    """The image as uint8 [3, h, w] with h, w <= size: shrunk by area filtering where larger, never
+    enlarged."""
     return torch.from_numpy(fitted(image, size))
 
 
 def mipmaps(image: Tensor, size: Tensor, levels: int) -> list[Tensor]:
-    """Area-filtered levels of padded images, finest first; a pixel averages what is valid below it, padding stays 0.
+    """Area-filtered levels of padded images, finest first; a pixel averages what is valid below it, padding
+    stays 0.
 
     image [I, C, S, S] float, size [I, 2] valid rows and columns -> L tensors [I, C, S / 2^l, S / 2^l].
     """
     side, block = image.shape[-1], 1 << (levels - 1)
-    inner = min(side, -(-int(size.max()) // block) * block)  # what is valid of any image, up to the coarsest pixel
+    inner = min(
+        side, -(-int(size.max()) // block) * block
+    )  # what is valid of any image, up to the coarsest pixel
     image, images = image[..., :inner, :inner], []
     whole = bool((size == inner).all())
     index = torch.arange(inner, device=image.device)
-    mask = ((index[None, :, None] < size[:, 0, None, None]) & (index[None, None, :] < size[:, 1, None, None]))[:, None]
+    mask = (
+        (index[None, :, None] < size[:, 0, None, None]) & (index[None, None, :] < size[:, 1, None, None])
+    )[:, None]
     weight = mask.to(image.dtype)
     for level in range(levels):
         if level and whole:
             image = F.avg_pool2d(image, 2)
         elif level:
-            # the weight is the share of valid pixels, so that each level is the exact mean of level 0's valid pixels
+            # the weight is the share of valid pixels, so that each level is the exact mean of level 0's valid
+            # pixels
             image, weight = F.avg_pool2d(image * weight, 2), F.avg_pool2d(weight, 2)
             image = image / weight.clamp(min=torch.finfo(weight.dtype).tiny)
         elif not whole:

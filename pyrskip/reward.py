@@ -1,6 +1,7 @@
 """Rewards: what a decision is worth, and the price of its cost.
 
-Axes: B batch. score [B] in [0, 1], cost [B] relative (1 = the mean full pyramid), price [B] >= 0, in score a unit of cost.
+Axes: B batch. score [B] in [0, 1], cost [B] relative (1 = the mean full pyramid), price [B] >= 0, in score a
+unit of cost.
 """
 
 import math
@@ -17,13 +18,13 @@ START = 0.1
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """price: the one that gates are trained for, and serve. None: prices are drawn log-uniform from [low, high] and told to
-    the gate, so that one gate serves them all; or, with a target, one price is moved until the sampled cost is `target`. rate:
-    of that move.
+    """price: the one that gates are trained for, and serve. None: prices are drawn log-uniform from [low,
+    high] and told to the gate, so that one gate serves them all; or, with a target, one price is moved until
+    the sampled cost is `target`. rate: of that move.
 
-    form: 'linear' pays for cost whatever the answer; 'bonus' pays price x (1 - cost) on top of a right answer and nothing for a
-    cheap wrong one (after BlockDrop, arXiv:1711.08393). guess_penalty >= 0: what a wrong answer costs beside, so that a guess
-    must be likely enough to be worth it.
+    form: 'linear' pays for cost whatever the answer; 'bonus' pays price x (1 - cost) on top of a right answer
+    and nothing for a cheap wrong one (after BlockDrop, arXiv:1711.08393). guess_penalty >= 0: what a wrong
+    answer costs beside, so that a guess must be likely enough to be worth it.
     """
 
     price: float | None = None
@@ -43,7 +44,8 @@ class RewardConfig:
             raise UserError(f"reward.low={self.low}, reward.high={self.high}: allowed: 0 < low < high")
         if self.price is not None and self.price < 0:
             raise UserError(
-                f"reward.price={self.price}: allowed: at least 0, or null for prices from reward.low to reward.high"
+                f"reward.price={self.price}: allowed: at least 0, or null for prices from reward.low to "
+                "reward.high"
             )
         if self.target is not None and not 0 < self.target <= 1:
             raise UserError(f"reward.target={self.target}: allowed: null, or a relative cost in (0, 1]")
@@ -78,7 +80,8 @@ def worth(config: RewardConfig, score: Tensor, cost: Tensor, price: Tensor) -> T
 
 
 class Price(nn.Module):
-    """The price of each training sample; in target mode a multiplier, kept in the checkpoint and alike on every rank."""
+    """The price of each training sample; in target mode a multiplier, kept in the checkpoint and alike on
+    every rank."""
 
     def __init__(self, config: RewardConfig) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """A run: its directory, and what each of its stages was made from.
 
-A stage's stage.json holds its fingerprint: the config keys that it depends on and the digests of the stages before it.
-Same fingerprint: a finished stage is skipped, an unfinished one resumed. Changed: refused, naming the key.
+A stage's stage.json holds its fingerprint: the config keys that it depends on and the digests of the stages
+before it. Same fingerprint: a finished stage is skipped, an unfinished one resumed. Changed: refused, naming
+the key.
 """
 
 import errno
@@ -24,18 +25,28 @@ from safetensors import SafetensorError
 
 from pyrskip.config import Config, to_plain
 from pyrskip.data.convert.config import FORMATS
-from pyrskip.data.scenes.config import EDITION
 from pyrskip.data.shards import WRITTEN
 from pyrskip.errors import UserError
 from pyrskip.evaluation.evaluate import write_json
+from pyrskip.scenes.config import EDITION
 from pyrskip.tracking.versions import versions
 
-# what each stage depends on, beside the stages before it; the rest of `trainer` is where and how fast, not what
+# what each stage depends on, beside the stages before it; the rest of `trainer` is where and how fast, not
+# what
 LEARNING = ("trainer.accumulate", "trainer.gradient_clip", "trainer.precision")
 KEYS: dict[str, tuple[str, ...]] = {
     "data": ("data",),
     "cache": ("pyramid", "vision"),
-    "flex": ("pyramid", "vision", "text", "language", "flex", "loader.batch_images", "loader.order", *LEARNING),
+    "flex": (
+        "pyramid",
+        "vision",
+        "text",
+        "language",
+        "flex",
+        "loader.batch_images",
+        "loader.order",
+        *LEARNING,
+    ),
     "rollouts": ("actions", "budget", "cost"),
     "gate": ("gate", "rule", "reward", "seed", "seeds", "ablations", *LEARNING),
     "frontier": ("evaluation",),
@@ -44,9 +55,12 @@ KEYS: dict[str, tuple[str, ...]] = {
 # of the rollouts of a served model, which no flex stage stands behind
 SERVED = ("model", "pyramid", "vision", "text")
 # where a served model is and how fast it is asked, not what it answers
-PLACES = (*(f"model.remote.{k}" for k in ("url", "key", "parallel", "timeout", "retries")), "model.hf.at_once")
-# keys of a source that another source ignores, and keys that say how, not what; a key at its first default is not told,
-# so that a run of before it was there is still the same run
+PLACES = (
+    *(f"model.remote.{k}" for k in ("url", "key", "parallel", "timeout", "retries")),
+    "model.hf.at_once",
+)
+# keys of a source that another source ignores, and keys that say how, not what; a key at its first default is
+# not told, so that a run of before it was there is still the same run
 OF_SOURCES = {"scenes": ("scenes",), "files": FORMATS, "shards": (WRITTEN,)}
 UNTOLD = ("data.cache", "data.max_bad_fraction", "data.scenes.workers", "data.files.workers")
 OF_SCENES = "the scenes' edition"
@@ -66,8 +80,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errn
 
 @dataclass(frozen=True)
 class Run:
-    """A config with its directories. nodes: what the loggers are instantiated from. prunes: whether its gate is given up where
-    it falls behind other jobs' of its sweep."""
+    """A config with its directories. nodes: what the loggers are instantiated from. prunes: whether its gate
+    is given up where it falls behind other jobs' of its sweep."""
 
     config: Config
     nodes: dict[str, Any]
@@ -83,7 +97,9 @@ class Run:
             return None
         path = Path(self.config.borrow)
         if not (path / "config.json").is_file():
-            raise UserError(f"from={self.config.borrow} is no run: it holds no config.json; allowed: a run's directory")
+            raise UserError(
+                f"from={self.config.borrow} is no run: it holds no config.json; allowed: a run's directory"
+            )
         return path
 
     def fingerprint(self, stage: str) -> dict[str, Any]:
@@ -96,8 +112,16 @@ class Run:
             for part in key.split("."):
                 value = value[part]
             flat |= _flatten(value, key)
-        ignored = tuple(f"data.{group}." for group, sources in OF_SOURCES.items() if self.config.data.source not in sources)
-        flat = {k: v for k, v in flat.items() if not f"{k}.".startswith(ignored) and k not in UNTOLD and SINCE.get(k) != v}
+        ignored = tuple(
+            f"data.{group}."
+            for group, sources in OF_SOURCES.items()
+            if self.config.data.source not in sources
+        )
+        flat = {
+            k: v
+            for k, v in flat.items()
+            if not f"{k}.".startswith(ignored) and k not in UNTOLD and SINCE.get(k) != v
+        }
         others = tuple(f"model.{name}." for name in ("hf", "remote") if name != self.config.model.name)
         flat = {k: v for k, v in flat.items() if k not in PLACES and not k.startswith(others)}
         if stage == "data" and self.config.data.source == "scenes":
@@ -116,8 +140,8 @@ class Run:
         return None if self.config.data.cache is None else Path(self.config.data.cache)
 
     def directory(self, stage: str) -> Path:
-        """Where a stage is: borrowed if another run has it and this one does not. Raises UserError where that was made from
-        another config, unless `stages` begins behind data and lists it."""
+        """Where a stage is: borrowed if another run has it and this one does not. Raises UserError where that
+        was made from another config, unless `stages` begins behind data and lists it."""
         own = self.root / stage
         if self.borrowed is None or (own / "stage.json").exists():
             return own
@@ -127,7 +151,11 @@ class Run:
         if stage in ("gate", "frontier", "compare"):
             return own
         listed = self.config.stages
-        if stage in listed and listed[0] != "data" and state["fingerprint"] != json.loads(json.dumps(self.fingerprint(stage))):
+        if (
+            stage in listed
+            and listed[0] != "data"
+            and state["fingerprint"] != json.loads(json.dumps(self.fingerprint(stage)))
+        ):
             return own  # a run that says from where on it differs does those stages itself
         self._check(stage, state, self.borrowed / stage)
         return self.borrowed / stage
@@ -159,10 +187,18 @@ class Run:
             way = "start another run with name=<other>"
             if directory != self.root / stage:
                 rest = [s for s in self.config.chain[self.config.chain.index(stage) :] if s != "compare"]
-                way = "leave out from=" if stage == "data" else f"have this run do it with stages=[{','.join(rest)}]"
+                way = (
+                    "leave out from="
+                    if stage == "data"
+                    else f"have this run do it with stages=[{','.join(rest)}]"
+                )
             if key.startswith("the "):
-                raise UserError(f"{directory} was made with another {key[4:]} ({old}, now {new}); allowed: {way}")
-            raise UserError(f"{directory} was made with {key}={old}, this config has {key}={new}; keep {old}, or {way}")
+                raise UserError(
+                    f"{directory} was made with another {key[4:]} ({old}, now {new}); allowed: {way}"
+                )
+            raise UserError(
+                f"{directory} was made with {key}={old}, this config has {key}={new}; keep {old}, or {way}"
+            )
 
     def check_before(self, stage: str, wanted: Sequence[str] = ()) -> None:
         """Every earlier stage must be finished, or among the stages that this run will do."""
@@ -178,15 +214,17 @@ class Run:
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
                 borrow = self.borrowed and str(self.borrowed.resolve())
-                (self.root / "config.json").write_text(json.dumps(to_plain(self.config) | {"borrow": borrow}, indent=1))
+                (self.root / "config.json").write_text(
+                    json.dumps(to_plain(self.config) | {"borrow": borrow}, indent=1)
+                )
                 write_json(self.root / "versions.json", versions())
             except OSError as error:
                 raise UserError(f"root={self.config.root} cannot be written: {error}") from error
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from writing here meanwhile; a process that is gone keeps nobody out. Raises UserError where
-        one is there, or where the disk takes no more."""
+        """Keep other processes from writing here meanwhile; a process that is gone keeps nobody out. Raises
+        UserError where one is there, or where the disk takes no more."""
         if not first_rank():
             yield
             return
@@ -197,7 +235,9 @@ class Run:
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         except Timeout as error:
             who = holder.read_text() if holder.exists() else "another process"
-            raise UserError(f"{self.root} is in use by {who}; allowed: wait for its end, or another name=") from error
+            raise UserError(
+                f"{self.root} is in use by {who}; allowed: wait for its end, or another name="
+            ) from error
         except OSError as error:
             raise UserError(f"root={self.config.root} cannot be written: {error}") from error
         try:
@@ -205,7 +245,9 @@ class Run:
         except (OSError, SafetensorError) as error:
             if isinstance(error, OSError) and error.errno not in FULL:
                 raise
-            raise UserError(f"{self.root} cannot be written: {error}; make room and run the same command again") from error
+            raise UserError(
+                f"{self.root} cannot be written: {error}; make room and run the same command again"
+            ) from error
         finally:
             lock.release()
 
@@ -221,7 +263,8 @@ class Run:
                 return
             time.sleep(0.5)
         raise UserError(
-            f"{self.root / stage} was not finished by the first rank within trainer.timeout={limit} s; allowed: run "
+            f"{self.root / stage} was not finished by the first rank within trainer.timeout={limit} s; "
+            "allowed: run "
             f"stages=[{stage}] alone before, or wait longer"
         )
 
@@ -251,8 +294,14 @@ def _read_state(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = json.loads(path.read_text())
-        if not isinstance(state, dict) or not isinstance(state.get("fingerprint"), dict) or "done" not in state:
+        if (
+            not isinstance(state, dict)
+            or not isinstance(state.get("fingerprint"), dict)
+            or "done" not in state
+        ):
             raise ValueError("no fingerprint in it")
     except ValueError as error:
-        raise UserError(f"{path} cannot be read ({error}); delete {directory} to run that stage again") from error
+        raise UserError(
+            f"{path} cannot be read ({error}); delete {directory} to run that stage again"
+        ) from error
     return state

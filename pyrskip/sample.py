@@ -14,9 +14,9 @@ from torch import Tensor
 class Question:
     """A question on an image. answers: one or more accepted; type: the group it is reported under.
 
-    level: the coarsest pyramid level of the stored image that shows the answer; boxes: what holds it, x0, y0, x1, y1 as shares
-    of the image's width and height. Ground truth where a source knows it, for evaluation alone: nothing learns from it.
-    metric: how an answer is scored, a name of `pyrskip.metrics.METRICS`.
+    level: the coarsest pyramid level of the stored image that shows the answer; boxes: what holds it, x0, y0,
+    x1, y1 as shares of the image's width and height. Ground truth where a source knows it, for evaluation
+    alone: nothing learns from it. metric: how an answer is scored, a name of `pyrskip.metrics.METRICS`.
     """
 
     text: str
@@ -31,7 +31,8 @@ class Question:
 class Sample:
     """An image, uint8 [3, h, w] fitted to the canvas, with all its questions. key: unique in the data set.
 
-    maps: where a cache holds them, the encoder's map of each tile, [rows, columns, C] half; the image is blank then.
+    maps: where a cache holds them, the encoder's map of each tile, [rows, columns, C] half; the image is
+    blank then.
     """
 
     key: str
@@ -42,11 +43,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """B questions on I images. An image is held once however many questions it has, so it is encoded at most once.
+    """B questions on I images. An image is held once however many questions it has, so it is encoded at most
+    once.
 
-    image uint8 [I, 3, S, S], zero in padding; size int64 [I, 2]: valid rows, columns; image_of int64 [B]: the row of `image`
-    that each question is about. maps: None, or from a cache each tile's map [I, C, rows, columns] half, zero in padding; the
-    images are blank then.
+    image uint8 [I, 3, S, S], zero in padding; size int64 [I, 2]: valid rows, columns; image_of int64 [B]: the
+    row of `image` that each question is about. maps: None, or from a cache each tile's map [I, C, rows,
+    columns] half, zero in padding; the images are blank then.
     """
 
     image: Tensor
@@ -59,7 +61,8 @@ class Batch:
 
     @classmethod
     def collate(cls, samples: Sequence[Sample], side: int) -> "Batch":
-        """Pad the samples' images to side x side and line up their questions. keys are '<image key>/<number>'."""
+        """Pad the samples' images to side x side and line up their questions. keys are '<image
+        key>/<number>'."""
         size = torch.tensor([sample.image.shape[1:] for sample in samples]).view(-1, 2)
         maps = [sample.maps for sample in samples if sample.maps is not None]
         assert len(maps) in (0, len(samples)), "samples come from a cache, or do not"
@@ -72,7 +75,9 @@ class Batch:
         return cls(
             image=image,
             size=size,
-            image_of=torch.tensor([row for row, s in enumerate(samples) for _ in s.questions], dtype=torch.int64),
+            image_of=torch.tensor(
+                [row for row, s in enumerate(samples) for _ in s.questions], dtype=torch.int64
+            ),
             questions=tuple(q for s in samples for q in s.questions),
             keys=tuple(f"{s.key}/{i}" for s in samples for i in range(len(s.questions))),
             image_keys=tuple(s.key for s in samples),

@@ -1,4 +1,5 @@
-"""Commands that look at finished runs: report, plot, equal, above, sweep status, dashboard. Nothing is trained."""
+"""Commands that look at finished runs: report, plot, equal, above, sweep status, dashboard. Nothing is
+trained."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -34,7 +35,8 @@ def plot(arguments: Sequence[str]) -> None:
     places, given = split_arguments(arguments, ("out", "method"))
     if len(places) < 2 or places[0] != "frontier":
         raise UserError(
-            "pyrskip plot takes frontier and one or more directories; allowed beside them: out=<file>, method=<name>"
+            "pyrskip plot takes frontier and one or more directories; allowed beside them: out=<file>, "
+            "method=<name>"
         )
     runs = [run for place in places[1:] for run in load_runs(Path(place))]
     labels = [run.label for run in runs]
@@ -70,14 +72,17 @@ def above(arguments: Sequence[str]) -> None:
     _keep(candidates, given)
 
 
-def _scored(command: str, arguments: Sequence[str], keys: Sequence[str]) -> "tuple[list[Scored], dict[str, str]]":
+def _scored(
+    command: str, arguments: Sequence[str], keys: Sequence[str]
+) -> "tuple[list[Scored], dict[str, str]]":
     from pyrskip.evaluation.runs import load_runs
     from pyrskip.evaluation.scores import load_scores
 
     places, given = split_arguments(arguments, keys)
     if not places:
         raise UserError(
-            f"pyrskip {command} takes one or more directories; allowed beside them: {', '.join(f'{k}=<value>' for k in keys)}"
+            f"pyrskip {command} takes one or more directories; allowed beside them: "
+            f"{', '.join(f'{k}=<value>' for k in keys)}"
         )
     return load_scores([run for place in places for run in load_runs(Path(place))]), given
 
@@ -98,7 +103,10 @@ def sweep(arguments: Sequence[str]) -> None:
     from pyrskip.sweeps.overview import print_points, print_status, write_overview
 
     if len(arguments) != 2 or arguments[0] != "status":
-        raise UserError("pyrskip sweep takes status and a sweep's directory; allowed beside it: rerun and a job's directory")
+        raise UserError(
+            "pyrskip sweep takes status and a sweep's directory; allowed beside it: rerun and a job's "
+            "directory"
+        )
     directory, console = Path(arguments[1]), Console(soft_wrap=True)
     jobs = read_jobs(directory)
     print_status(jobs, console)
@@ -126,8 +134,8 @@ def dashboard(arguments: Sequence[str]) -> None:
 
 
 def split_arguments(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Places, and key=value pairs. Raises UserError for other keys, and for flags. A place may hold '=' behind a slash: a
-    sweep's runs do."""
+    """Places, and key=value pairs. Raises UserError for other keys, and for flags. A place may hold '='
+    behind a slash: a sweep's runs do."""
     places, given = [], {}
     for argument in arguments:
         key, equals, value = argument.partition("=")

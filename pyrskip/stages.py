@@ -1,5 +1,5 @@
-"""The stages of a run: data -> cache -> flex -> rollouts -> gate -> frontier, each in a directory of its own; and compare,
-which follows the rollouts."""
+"""The stages of a run: data -> cache -> flex -> rollouts -> gate -> frontier, each in a directory of its own;
+and compare, which follows the rollouts."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -149,12 +149,23 @@ def roll_out_splits(run: Run) -> None:
         trainer = build_trainer(replace(config.trainer, precision="32-true"), directory)
         module = RolloutModule(model, actions, config.budget, split, origin)
         images, chunk = config.loader.rollout_images, config.loader.chunk_images
-        roll_out(trainer, module, inputs_of(run, split, model.vision), images, chunk, directory, config.trainer.quiet)
+        roll_out(
+            trainer,
+            module,
+            inputs_of(run, split, model.vision),
+            images,
+            chunk,
+            directory,
+            config.trainer.quiet,
+        )
         tell_faults(run, split)
     if isinstance(model, ServedModel) and isinstance(model.box, RemoteModel) and model.box.told:
         off = model.box.taken / model.box.told
         if abs(off - 1) > COUNT_TOLERANCE:
-            told = f"the server counted {model.box.told} prompt tokens, model.remote's sizes say {model.box.taken}"
+            told = (
+                f"the server counted {model.box.told} prompt tokens, model.remote's sizes say "
+                f"{model.box.taken}"
+            )
             run.say(f"{told}: costs are off")
     _tell_needs(run)
 
@@ -186,7 +197,9 @@ def show_frontier(run: Run) -> None:
         crossed, quiet = crossed_tables(run, tables), run.config.trainer.quiet
         broken = {split: log.summary() for split in SPLITS if (log := fault_log(run, split)).read()}
         data = run.directory("data")
-        evaluate(run.config.evaluation, model, tables, gates, list(seeds), data, run.root, crossed, broken, quiet)
+        evaluate(
+            run.config.evaluation, model, tables, gates, list(seeds), data, run.root, crossed, broken, quiet
+        )
         with loggers(run.nodes, run.root / "frontier", job_of(run, "frontier")) as built:
             drawn = load_runs(run.root)[0]
             for guard in built:
@@ -202,7 +215,9 @@ def other_seeds(config: Config) -> dict[int, Path]:
     for place in config.compare.others:
         seed = int(read_saved(place, "compare.others")["flex"]["seed"])
         if seed == config.flex.seed or seed in places:
-            raise UserError(f"compare.others={place}: another run of flex.seed={seed}; allowed: one run of each flex seed")
+            raise UserError(
+                f"compare.others={place}: another run of flex.seed={seed}; allowed: one run of each flex seed"
+            )
         places[seed] = Path(place)
     return places
 
@@ -214,7 +229,9 @@ def compare_rules(run: Run) -> None:
         table, others = tables["test"], other_seeds(config)
         for place in others.values():
             other_tables(tables, str(place), "compare.others")
-        places = {config.flex.seed: run.directory("rollouts")} | {seed: place / "rollouts" for seed, place in others.items()}
+        places = {config.flex.seed: run.directory("rollouts")} | {
+            seed: place / "rollouts" for seed, place in others.items()
+        }
         words = table.query_mask.sum(-1)[table.query_of]
         share = model.convention.per_mac / 2
         task = Task(
@@ -231,7 +248,9 @@ def compare_rules(run: Run) -> None:
             confidence_flops=_confidence_flops(model, table) if config.gate.confidence else 0.0,
             flops_share=share,
         )
-        compare([replace(task, flex_seed=seed, rollouts=place) for seed, place in places.items()], config.seed)
+        compare(
+            [replace(task, flex_seed=seed, rollouts=place) for seed, place in places.items()], config.seed
+        )
 
 
 def _confidence_flops(model: NativeModel | ServedModel, table: RolloutTable) -> float:

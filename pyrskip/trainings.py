@@ -85,14 +85,34 @@ def train_gates(run: Run) -> None:
             if config.rule.online:
                 side, data = config.pyramid.size, Filled(inputs_of(run, "gate", model_of(run).vision))
                 _fit(
-                    run, module, data, partial(collate, side=side), config.loader.batch_images, directory, method, seed, watched
+                    run,
+                    module,
+                    data,
+                    partial(collate, side=side),
+                    config.loader.batch_images,
+                    directory,
+                    method,
+                    seed,
+                    watched,
                 )
             else:
-                _fit(run, module, range(len(tables["gate"])), torch.tensor, config.rule.batch, directory, method, seed, watched)
+                _fit(
+                    run,
+                    module,
+                    range(len(tables["gate"])),
+                    torch.tensor,
+                    config.rule.batch,
+                    directory,
+                    method,
+                    seed,
+                    watched,
+                )
             if config.reward.target is not None:
                 val.to(torch.device("cpu"))
                 reached = module.calibrate(val, torch.arange(len(tables["val"])))
-                run.say(f"{method}/seed-{seed}: costs {reached:.3f} on validation, {config.reward.target} wanted")
+                run.say(
+                    f"{method}/seed-{seed}: costs {reached:.3f} on validation, {config.reward.target} wanted"
+                )
             if first_rank():
                 save_gate(gate.cpu(), directory)
 
@@ -135,15 +155,21 @@ def job_of(run: Run, stage: str) -> Job:
 def _check_target(config: Config, table: RolloutTable) -> None:
     least = float(table.cost.flops[:, : len(table.actions)].amin(-1).mean()) / table.mean_full_flops
     if config.reward.target is not None and config.reward.target < least:
-        raise UserError(f"reward.target={config.reward.target}: the glance alone costs {least:.3f}; allowed: from there to 1")
+        raise UserError(
+            f"reward.target={config.reward.target}: the glance alone costs {least:.3f}; allowed: from there "
+            "to 1"
+        )
 
 
 def _warn_of_worthless(run: Run, table: RolloutTable, unit: float) -> None:
-    """Tell, with the arithmetic, where the reward makes the glance alone the best decision for every question type."""
+    """Tell, with the arithmetic, where the reward makes the glance alone the best decision for every question
+    type."""
     reward = run.config.reward
     if reward.mode != "target":
         lowest = reward.low if reward.price is None else reward.price
-        told = glance_is_best(TableEnvironment(table, pyramid_of(run.config), run.config.budget, unit), reward, lowest)
+        told = glance_is_best(
+            TableEnvironment(table, pyramid_of(run.config), run.config.budget, unit), reward, lowest
+        )
         if told is not None:
             run.say(f"warning: {told}")
 
@@ -160,11 +186,14 @@ def _with_closeups(run: Run, data: Samples, vision: VisionEncoder) -> Joined:
     close, share = inputs_of(run, "close", vision), run.config.flex.close_share
     if not len(close):
         raise UserError(
-            f"flex.close_share={share}: {run.directory('data')} holds no close-ups; allowed: 0, or data.scenes.closeups of at "
+            f"flex.close_share={share}: {run.directory('data')} holds no close-ups; allowed: 0, or "
+            "data.scenes.closeups of at "
             "least 1"
         )
     if run.config.loader.order == "shards":
-        raise UserError(f"flex.close_share={share} needs loader.order=samples; allowed: that, or flex.close_share=0")
+        raise UserError(
+            f"flex.close_share={share} needs loader.order=samples; allowed: that, or flex.close_share=0"
+        )
     return Joined(close, data)
 
 

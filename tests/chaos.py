@@ -1,8 +1,10 @@
-"""Trainings that are killed at random and run again until they end: python -m tests.chaos [rounds=200] [seed=0]
+"""Trainings that are killed at random and run again until they end: python -m tests.chaos [rounds=200]
+[seed=0]
 
-A round is a training of a gate on one rank, on two that are forked, or on two that a launcher started. Any of its processes
-gets any signal at any time, up to three times. It must never hang, lose no more steps than it may, and end with the weights of
-a training that was left alone. All processes are forked from this one, so that a start takes a second.
+A round is a training of a gate on one rank, on two that are forked, or on two that a launcher started. Any of
+its processes gets any signal at any time, up to three times. It must never hang, lose no more steps than it
+may, and end with the weights of a training that was left alone. All processes are forked from this one, so
+that a start takes a second.
 """
 
 import os
@@ -49,7 +51,13 @@ def work(way: Way, folder: Path, rank: int = 0, port: int = 0) -> None:
     """What a process of a training does."""
     os.environ.pop("MASTER_PORT", None)
     if way.launcher == "ranks":
-        names = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        names = {
+            "LOCAL_RANK": rank,
+            "NODE_RANK": 0,
+            "WORLD_SIZE": 2,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         os.environ.update({name: str(value) for name, value in names.items()})
     module = toy_module("reinforce", "bernoulli", RewardConfig(target=0.4), STEPS, baseline="running_mean")
     assert isinstance(module, ReinforceModule)
@@ -168,7 +176,12 @@ def main(rounds: int = 200, seed: int = 0) -> int:
     draw, told, began = random.Random(seed), Counter[str](), time.monotonic()
     failed, wholes = 0, dict[tuple[bool, int], dict[str, torch.Tensor]]()
     for number in range(rounds):
-        way = Way(draw.choice(("alone", "fork", "ranks")), draw.choice((0, 0, 1)), draw.choice((1, 2)), draw.choice((1, 3, 7)))
+        way = Way(
+            draw.choice(("alone", "fork", "ranks")),
+            draw.choice((0, 0, 1)),
+            draw.choice((1, 2)),
+            draw.choice((1, 3, 7)),
+        )
         own = random.Random(draw.random())
         with TemporaryDirectory() as name:
             folder, key = Path(name), (way.launcher == "alone", way.accumulate)
@@ -183,7 +196,10 @@ def main(rounds: int = 200, seed: int = 0) -> int:
             except AssertionError as error:
                 failed += 1
                 said = folder / "said"
-                print(f"round {number}, {way}: {error}\n{said.read_text()[-3000:] if said.exists() else ''}", flush=True)
+                print(
+                    f"round {number}, {way}: {error}\n{said.read_text()[-3000:] if said.exists() else ''}",
+                    flush=True,
+                )
         if (number + 1) % 20 == 0:
             print(f"{number + 1} rounds, {failed} failed, {time.monotonic() - began:.0f} s", flush=True)
     for what, count in sorted(told.items()):
@@ -192,4 +208,6 @@ def main(rounds: int = 200, seed: int = 0) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(int(main(**{name: int(value) for name, value in (word.split("=") for word in sys.argv[1:])}) > 0))
+    sys.exit(
+        int(main(**{name: int(value) for name, value in (word.split("=") for word in sys.argv[1:])}) > 0)
+    )

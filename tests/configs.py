@@ -39,14 +39,25 @@ TWO_STEPS = [
 def own_data(folder: Path) -> list[str]:
     """A small set in LLaVA's format, and the keys that name it."""
     path = write_llava(folder, images=60)
-    return [f"data.files.path={path}", f"data.files.images={folder / 'images'}", "data.files.workers=0", "language.heads=4"]
+    return [
+        f"data.files.path={path}",
+        f"data.files.images={folder / 'images'}",
+        "data.files.workers=0",
+        "language.heads=4",
+    ]
 
 
 def tiny(root: Path, *overrides: str, experiment: str = "easy_vqa") -> Config:
     if experiment == "your_data":
         overrides = (*own_data(root), *overrides)
     if experiment == "scenes":
-        overrides = ("data.scenes.size=256", "pyramid.size=256", "pyramid.levels=3", "data.limit=6", *overrides)
+        overrides = (
+            "data.scenes.size=256",
+            "pyramid.size=256",
+            "pyramid.levels=3",
+            "data.limit=6",
+            *overrides,
+        )
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_directory())):
         cfg = compose("train", overrides=[f"experiment={experiment}", f"root={root}", *TWO_STEPS, *overrides])
     return read(cfg)[0]

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyrskip.data.scenes.config import SceneConfig
-from pyrskip.data.scenes.scene import Scene, make_scene
 from pyrskip.data.shards import DataConfig, prepare
 from pyrskip.data.sources import SOURCES
 from pyrskip.gates.gate import Gate
 from pyrskip.models.language import LANGUAGES
 from pyrskip.models.native import NativeModel
+from pyrskip.scenes.config import SceneConfig
+from pyrskip.scenes.scene import Scene, make_scene
 from tests.models import tiny_model
 from tests.shards import made_up
 
@@ -64,7 +64,9 @@ def some_scenes() -> list[Scene]:
     return [make_scene(SceneConfig(), "train", index) for index in range(40)]
 
 
-@pytest.fixture(scope="session", params=[(grid, name) for grid in ((1,), (2, 2, 1)) for name in LANGUAGES], ids=str)
+@pytest.fixture(
+    scope="session", params=[(grid, name) for grid in ((1,), (2, 2, 1)) for name in LANGUAGES], ids=str
+)
 def native(request: pytest.FixtureRequest) -> NativeModel:
     """A tiny model of each language, on whole levels and on regions of them."""
     grid, language = request.param

@@ -18,7 +18,10 @@ Asked = tuple[str, tuple[str, ...], str]
 
 def config(source: str, path: Path, **files: Any) -> DataConfig:
     return DataConfig(
-        source=source, samples_per_shard=4, max_bad_fraction=0.9, files=FilesConfig(path=str(path), workers=0, **files)
+        source=source,
+        samples_per_shard=4,
+        max_bad_fraction=0.9,
+        files=FilesConfig(path=str(path), workers=0, **files),
     )
 
 

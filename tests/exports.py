@@ -26,19 +26,26 @@ GEOMETRY = Geometry(SIDE, 8, (2, 1, 1))
 
 
 def tiny_gate(
-    model: NativeModel, name: str = "joint", policy: str = "utility", budget: BudgetRule | None = None, seed: int = 0
+    model: NativeModel,
+    name: str = "joint",
+    policy: str = "utility",
+    budget: BudgetRule | None = None,
+    seed: int = 0,
 ) -> Gate:
     """A gate with random weights in its head as well, so that it decides this and that."""
     torch.manual_seed(seed)
     actions = ActionSet.by_level(model.pyramid)
-    layout = Layout(model.text.width, model.vision.channels, model.pyramid.tiles, actions, budget or BudgetRule())
+    layout = Layout(
+        model.text.width, model.vision.channels, model.pyramid.tiles, actions, budget or BudgetRule()
+    )
     gate = build_gate(GateConfig(name, policy, width=8, open_bias=0.0), layout).eval()
     torch.nn.init.normal_(gate.head.weight, std=2.0)
     return gate
 
 
 def tiny_export(directory: Path) -> tuple[NativeModel, Gate]:
-    """Write an export of random weights on a grid of tiles with a budget, and return what it was made from."""
+    """Write an export of random weights on a grid of tiles with a budget, and return what it was made
+    from."""
     model = tiny_model(grid=GEOMETRY.grid)
     gate = tiny_gate(model, budget=BudgetRule(total=40, floor=2))
     directory.mkdir(parents=True, exist_ok=True)
@@ -53,14 +60,21 @@ def images(batch: Batch) -> list[Image.Image]:
 
 def requests(batch: Batch, **dial: Any) -> list[Request]:
     pictures = images(batch)
-    return [Request(pictures[i], text, **dial) for i, text in zip(batch.image_of.tolist(), batch.texts, strict=True)]
+    return [
+        Request(pictures[i], text, **dial)
+        for i, text in zip(batch.image_of.tolist(), batch.texts, strict=True)
+    ]
 
 
 @torch.no_grad()
-def expected(model: NativeModel, gate: Gate, batch: Batch, price: float, most: int | None) -> tuple[torch.Tensor, list[str]]:
+def expected(
+    model: NativeModel, gate: Gate, batch: Batch, price: float, most: int | None
+) -> tuple[torch.Tensor, list[str]]:
     """The trained model's decisions and answers."""
     keep = torch.zeros(len(batch), model.pyramid.tiles, dtype=torch.bool)
     keep[:, -1] = True
-    seen = observe(model, gate.layout, batch, model.encode(batch, keep), torch.full((len(batch),), price), UNIT)
+    seen = observe(
+        model, gate.layout, batch, model.encode(batch, keep), torch.full((len(batch),), price), UNIT
+    )
     asked = gate.policy(seen).mode(most)
     return asked, model.answer(batch, asked)

@@ -16,8 +16,14 @@ SIDE = 64
 # stride 8 and BatchNorm, 5k parameters
 BACKBONE = VisionConfig("mobilenetv3_small_050", out_index=2, weights="none")
 ANSWERS = ("red", "blue", "yes", "no", "twenty seven")
-TEXTS = ("what colour is it?", "is there a red circle in the picture?", "how many?", "what does the small sign say?")
-# rows and columns of the images: the whole canvas, two aspects, one with ragged edges, one far smaller than the canvas
+TEXTS = (
+    "what colour is it?",
+    "is there a red circle in the picture?",
+    "how many?",
+    "what does the small sign say?",
+)
+# rows and columns of the images: the whole canvas, two aspects, one with ragged edges, one far smaller than
+# the canvas
 SIZES = ((64, 64), (40, 64), (64, 23), (51, 30), (9, 13))
 
 
@@ -60,8 +66,8 @@ def every_tile(model: NativeModel, batch: Batch) -> Tensor:
 
 
 def mixed_decisions(model: NativeModel, batch: Batch, seed: int = 0) -> Tensor:
-    """Random selections that hold the glance, at random shares of capacity: [B, T] int64. Row 0 keeps the glance alone,
-    the last row everything whole."""
+    """Random selections that hold the glance, at random shares of capacity: [B, T] int64. Row 0 keeps the
+    glance alone, the last row everything whole."""
     generator = torch.Generator().manual_seed(seed)
     capacity = every_tile(model, batch)
     keep = torch.rand(capacity.shape, generator=generator) < 0.5
@@ -79,8 +85,8 @@ def with_answers(batch: Batch, answers: Sequence[str]) -> Batch:
 
 
 def taught_model(batch: Batch, steps: int = 80, mixed: bool = True) -> NativeModel:
-    """A model that has learned to answer the batch, so that what it writes is words. mixed: under every second step's
-    random decisions as well as from the whole pyramid."""
+    """A model that has learned to answer the batch, so that what it writes is words. mixed: under every
+    second step's random decisions as well as from the whole pyramid."""
     model = tiny_model()
     every = every_tile(model, batch)
     features = model.encode(batch, every > 0)

@@ -34,7 +34,9 @@ def history(path: Path) -> list[dict[str, Any]]:
     for record in records(path):
         if record.HasField("history"):
             items = record.history.item
-            rows.append({".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items})
+            rows.append(
+                {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+            )
     return rows
 
 

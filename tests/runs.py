@@ -21,7 +21,8 @@ NASTY = "what color is it?</script><img src=x onerror=alert(1)>"
 
 
 def write_run(directory: Path, rule: str = "supervised") -> Path:
-    """frontier.json, summary.json, config.json, versions.json, a gallery and a training's metrics, one of them NaN."""
+    """frontier.json, summary.json, config.json, versions.json, a gallery and a training's metrics, one of
+    them NaN."""
     directory.mkdir(parents=True)
     frontier, pyramid = computed(), synthetic_pyramid()
     inputs, table = frontier.inputs, frontier.inputs.tables["test"]

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from pyrskip.data.scenes.scene import Scene, Thing
-from pyrskip.data.scenes.vocabulary import SIDES
+from pyrskip.scenes.scene import Scene, Thing
+from pyrskip.scenes.vocabulary import SIDES
 
 
 def middles(scene: Scene, things: Sequence[Thing]) -> list[tuple[float, float]]:

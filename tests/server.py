@@ -15,7 +15,8 @@ Reply = Callable[[str, list[bytes]], str]
 
 @dataclass
 class Server:
-    """reply: how it answers. requests: bodies of all requests; statuses: of the next replies, before it answers at all."""
+    """reply: how it answers. requests: bodies of all requests; statuses: of the next replies, before it
+    answers at all."""
 
     reply: Reply
     url: str = ""
@@ -60,7 +61,9 @@ def serve(reply: Reply) -> Iterator[Server]:
                 status = 404
             if status == 200:
                 server.requests.append(body)
-                said = {"choices": [{"message": {"role": "assistant", "content": server.reply(*content(body))}}]}
+                said = {
+                    "choices": [{"message": {"role": "assistant", "content": server.reply(*content(body))}}]
+                }
                 if server.usage is not None:
                     said["usage"] = {"prompt_tokens": server.usage}
             payload = server.raw if server.raw is not None and status == 200 else json.dumps(said).encode()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from pyrskip.data.scenes.config import SceneConfig
 from pyrskip.data.shards import SPLITS
 from pyrskip.data.sources import Record
 from pyrskip.sample import Question
+from pyrskip.scenes.config import SceneConfig
 
 QUESTIONS = json.dumps({"questions": [{"text": "is it red?", "answers": ["yes"], "type": "color"}]}).encode()
 SMALL_SCENES = SceneConfig(size=256, train=12, test=4)

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# `low` gives way to `high`: its jobs get 20 s to save what they have, then they are queued again, and may start once their
-# credentials have expired
+# `low` gives way to `high`: its jobs get 20 s to save what they have, then they are queued again, and may
+# start once their credentials have expired
 CONFIG = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -59,7 +59,13 @@ class Cluster:
     def run(self, *command: str, cwd: Path | None = None, seconds: float = 60) -> str:
         """What the command prints. Raises where it fails, with what it said."""
         done = subprocess.run(
-            command, cwd=cwd, env=dict(self.environment), capture_output=True, text=True, timeout=seconds, check=False
+            command,
+            cwd=cwd,
+            env=dict(self.environment),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
         )
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         return done.stdout
@@ -69,7 +75,9 @@ class Cluster:
         return self.run("squeue", "--states=all", "--noheader", "--format=%T", f"--jobs={job}").strip()
 
     def wait(self, job: str, state: str, seconds: float = 120) -> None:
-        until(lambda: self.state(job) == state, seconds, lambda: f"job {job} is {self.state(job)}, not {state}")
+        until(
+            lambda: self.state(job) == state, seconds, lambda: f"job {job} is {self.state(job)}, not {state}"
+        )
 
 
 @contextmanager
@@ -77,14 +85,20 @@ def cluster(root: Path) -> Iterator[Cluster]:
     """Two nodes of four CPUs that are up; all ended behind it."""
     started: list[subprocess.Popen[bytes]] = []
     # the nodes' names resolve nowhere, and ranks that look for each other by them wait for ever
-    environment = os.environ | {"SLURM_CONF": str(root / "slurm.conf"), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment = os.environ | {
+        "SLURM_CONF": str(root / "slurm.conf"),
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+    }
     result = Cluster(root, environment)
     (root / "state").mkdir()
     (root / "munge.key").write_bytes(os.urandom(128))
     (root / "munge.key").chmod(0o400)
     controller, first = _ports()
     host = socket.gethostname().split(".")[0]
-    (root / "slurm.conf").write_text(CONFIG.format(root=root, host=host, controller=controller, first=first, second=first + 1))
+    (root / "slurm.conf").write_text(
+        CONFIG.format(root=root, host=host, controller=controller, first=first, second=first + 1)
+    )
     socket_, key = f"--socket={root}/munge.socket", f"--key-file={root}/munge.key"
     files = [f"--{what}-file={root}/munge.{what}" for what in ("log", "pid", "seed")]
     commands = [
@@ -103,7 +117,12 @@ def cluster(root: Path) -> Iterator[Cluster]:
         yield result
     finally:
         # jobs first, while there is who can end them
-        subprocess.run(["scancel", "--user=root", "--signal=KILL"], env=dict(environment), check=False, capture_output=True)
+        subprocess.run(
+            ["scancel", "--user=root", "--signal=KILL"],
+            env=dict(environment),
+            check=False,
+            capture_output=True,
+        )
         _settle(result)
         for process in reversed(started):
             process.send_signal(signal.SIGTERM)
@@ -130,7 +149,9 @@ def _settle(of: Cluster, seconds: int = 10) -> None:
         time.sleep(0.5)
 
 
-def until(reached: Callable[[], bool], seconds: float, why: Callable[[], str] = lambda: "it did not happen") -> None:
+def until(
+    reached: Callable[[], bool], seconds: float, why: Callable[[], str] = lambda: "it did not happen"
+) -> None:
     for _ in range(int(seconds * 5)):
         if reached():
             return
@@ -139,7 +160,9 @@ def until(reached: Callable[[], bool], seconds: float, why: Callable[[], str] = 
 
 
 def _logs(root: Path) -> str:
-    return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1500:]}" for log in sorted(root.glob("*.log")))
+    return "\n".join(
+        f"{log.name}: {log.read_text(errors='replace')[-1500:]}" for log in sorted(root.glob("*.log"))
+    )
 
 
 def _ports() -> tuple[int, int]:

@@ -27,8 +27,9 @@ def synthetic_table(
 ) -> RolloutTable:
     """A question of each type on every image. A color needs the glance, a shape level 1, a count level 0.
 
-    What is needed makes an answer right with p .95, less with p .5, no image with p .3. varied_cost: longer questions
-    cost more. rungs: what may be asked of a level; then p rises from .5 to .95 with the root of the needed level's tokens.
+    What is needed makes an answer right with p .95, less with p .5, no image with p .3. varied_cost: longer
+    questions cost more. rungs: what may be asked of a level; then p rises from .5 to .95 with the root of the
+    needed level's tokens.
     """
     generator = torch.Generator().manual_seed(seed)
     pyramid, budget = synthetic_pyramid(levels), BudgetRule(rungs=rungs)

@@ -16,7 +16,9 @@ def inputs(dtype: torch.dtype) -> list[Tensor]:
 
 @pytest.mark.parametrize("explicit", [0, 1 << 26], ids=["fused", "products"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_half_precision_is_float32_rounded(explicit: int, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_is_float32_rounded(
+    explicit: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(language, "EXPLICIT", explicit)
     allowed = torch.rand(3, 1, 5, 9, generator=torch.Generator().manual_seed(1)) < 0.5 if masked else None
     if allowed is not None:

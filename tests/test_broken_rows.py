@@ -34,7 +34,9 @@ from tests.own_data import embedded, encoded, picture, turns, write_llava, write
         ({"image": "coco"}, "IsADirectoryError"),
     ],
 )
-def test_a_broken_llava_row_is_named_and_loses_no_other(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_a_broken_llava_row_is_named_and_loses_no_other(
+    change: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
     path = write_llava(tmp_path)
     (tmp_path / "images/coco/empty.jpg").write_bytes(b"")
     (tmp_path / "images/coco/text.jpg").write_bytes(b"no image")
@@ -80,7 +82,9 @@ def test_a_json_file_that_is_cut_off_keeps_the_rows_before(cut: float, tmp_path:
         ({"image": embedded(b"GIF89a")}, "the image is no png, jpg or webp"),
     ],
 )
-def test_a_broken_parquet_row_is_named_and_loses_no_other(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_a_broken_parquet_row_is_named_and_loses_no_other(
+    change: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
     rows = [{"question": "q?", "answers": ["a"], "image": embedded(picture(i))} for i in range(12)]
     rows[4] |= change
     convert(config("parquet", write_parquet(tmp_path / "t.parquet", rows)), tmp_path / "out")
@@ -98,7 +102,9 @@ def test_a_broken_parquet_row_is_named_and_loses_no_other(change: dict[str, Any]
         ({"answer": ""}, "KeyError: 'answer'"),
     ],
 )
-def test_a_broken_tsv_row_is_named_and_loses_no_other(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_a_broken_tsv_row_is_named_and_loses_no_other(
+    change: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
     import re
 
     rows = [{"index": i, "question": "q?", "answer": "a", "image": encoded(picture(i))} for i in range(12)]
@@ -129,7 +135,8 @@ def test_more_broken_rows_than_allowed_stop_with_the_list(tmp_path: Path) -> Non
         (tmp_path / "images" / name).unlink()
     wanted = config("llava", path, images=str(tmp_path / "images"))
     with pytest.raises(
-        UserError, match=r"questions are broken, more than data.max_bad_fraction=0.05: .*VG_100K/0.png.*FileNotFound"
+        UserError,
+        match=r"questions are broken, more than data.max_bad_fraction=0.05: .*VG_100K/0.png.*FileNotFound",
     ):
         convert(replace(wanted, max_bad_fraction=0.05), tmp_path / "out")
     assert not (tmp_path / "out/index.json").exists()

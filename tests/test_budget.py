@@ -1,4 +1,5 @@
-"""Budgets: exact sums, bounds, the optimum that shares are rounded from, and draws that are pure functions."""
+"""Budgets: exact sums, bounds, the optimum that shares are rounded from, and draws that are pure
+functions."""
 
 import math
 from dataclasses import dataclass
@@ -37,7 +38,11 @@ class Problem:
 @st.composite
 def problems(draw: st.DrawFn, positive: bool = False) -> Problem:
     rows, tiles = draw(st.integers(1, 5)), draw(st.integers(1, 7))
-    weight = st.floats(1e-3, 1e3) if positive else st.just(0.0) | st.floats(0, 1e300) | st.integers(0, 3).map(float)
+    weight = (
+        st.floats(1e-3, 1e3)
+        if positive
+        else st.just(0.0) | st.floats(0, 1e300) | st.integers(0, 3).map(float)
+    )
 
     def table(element: st.SearchStrategy, dtype: torch.dtype) -> Tensor:  # type: ignore[type-arg]
         row = st.lists(element, min_size=tiles, max_size=tiles)
@@ -96,7 +101,9 @@ def test_a_row_does_not_depend_on_its_batch_mates(problem: Problem) -> None:
     tokens = problem.solve()
     for row in range(len(tokens)):
         one = slice(row, row + 1)
-        alone = Problem(problem.weights[one], problem.total[one], problem.floor, problem.cap[one], problem.keep[one])
+        alone = Problem(
+            problem.weights[one], problem.total[one], problem.floor, problem.cap[one], problem.keep[one]
+        )
         assert torch.equal(alone.solve()[0], tokens[row])
 
 
@@ -105,7 +112,9 @@ def test_a_row_does_not_depend_on_its_batch_mates(problem: Problem) -> None:
 def test_permuted_tiles_get_permuted_budgets_up_to_ties(problem: Problem, random) -> None:  # type: ignore[no-untyped-def]
     tiles = problem.weights.shape[1]
     order = random.sample(range(tiles), tiles)
-    permuted = Problem(problem.weights[:, order], problem.total, problem.floor, problem.cap[:, order], problem.keep[:, order])
+    permuted = Problem(
+        problem.weights[:, order], problem.total, problem.floor, problem.cap[:, order], problem.keep[:, order]
+    )
     difference = permuted.solve() - problem.solve()[:, order]
     assert int(difference.abs().max()) <= 1
     low, high = problem.bounds()
@@ -130,9 +139,13 @@ def test_the_unit_of_the_weights_does_not_matter_up_to_ties(problem: Problem, un
     assert int((scaled.solve() - problem.solve()).abs().max()) <= 1
 
 
-def one_row(weights: list[float], total: int, floor: int = 0, cap: int | Tensor = 400, keep: list[bool] | None = None):  # type: ignore[no-untyped-def]
+def one_row(
+    weights: list[float], total: int, floor: int = 0, cap: int | Tensor = 400, keep: list[bool] | None = None
+):  # type: ignore[no-untyped-def]
     kept = torch.tensor([keep or [True] * len(weights)])
-    return allocate(torch.tensor([weights], dtype=torch.float64), total, floor=floor, cap=cap, keep=kept)[0].tolist()
+    return allocate(torch.tensor([weights], dtype=torch.float64), total, floor=floor, cap=cap, keep=kept)[
+        0
+    ].tolist()
 
 
 @pytest.mark.parametrize(
@@ -150,7 +163,9 @@ def one_row(weights: list[float], total: int, floor: int = 0, cap: int | Tensor 
         ([1.0, 3.0], 10, 400, 5, [5, 5]),
     ],
 )
-def test_golden_allocations(weights: list[float], total: int, floor: int, cap: int, tokens: list[int]) -> None:
+def test_golden_allocations(
+    weights: list[float], total: int, floor: int, cap: int, tokens: list[int]
+) -> None:
     assert one_row(weights, total, floor, cap) == tokens
 
 
@@ -198,11 +213,9 @@ def test_a_rule_without_a_total_gives_every_kept_tile_what_it_can_hold() -> None
 
 
 def test_a_rule_divides_its_total_in_proportion_to_capacity_by_default() -> None:
-    assert BudgetRule(total=85, floor=1).tokens(torch.ones(3, dtype=torch.bool), torch.tensor([256, 64, 20])).tolist() == [
-        64,
-        16,
-        5,
-    ]
+    assert BudgetRule(total=85, floor=1).tokens(
+        torch.ones(3, dtype=torch.bool), torch.tensor([256, 64, 20])
+    ).tolist() == [64, 16, 5]
 
 
 def test_a_rule_follows_its_weights() -> None:
@@ -244,7 +257,9 @@ def test_a_wrong_rule_is_refused_by_key(fields: dict[str, object], message: str)
 
 def test_a_rule_with_weights_for_other_tiles_is_refused() -> None:
     with pytest.raises(UserError, match="has 2 numbers; allowed: one for each of 3 tiles"):
-        BudgetRule(total=9, floor=1, weights=(1.0, 1.0)).tokens(torch.ones(3, dtype=torch.bool), torch.full((3,), 9))
+        BudgetRule(total=9, floor=1, weights=(1.0, 1.0)).tokens(
+            torch.ones(3, dtype=torch.bool), torch.full((3,), 9)
+        )
 
 
 @pytest.mark.parametrize("kind", ["tokenflex", "uniform", "sandwich", "fixed"])
@@ -258,7 +273,9 @@ def test_stochastic_fractions_depend_on_seed_step_and_rank_alone(kind: str) -> N
     assert all(0 < fraction <= 1 for fractions in first for fraction in fractions)
     if kind != "fixed":
         assert first[::2] != first[1::2], "ranks draw alike"
-        assert first != [StochasticBudget(kind, seed=4).fractions(step, rank) for step in range(20) for rank in range(2)]
+        assert first != [
+            StochasticBudget(kind, seed=4).fractions(step, rank) for step in range(20) for rank in range(2)
+        ]
 
 
 def test_tokenflex_draws_its_three_counts_at_their_published_rates() -> None:
@@ -309,8 +326,12 @@ def test_a_total_needs_a_floor_so_that_a_kept_tile_is_never_skipped() -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [{"rungs": (64, 256)}, {"rungs": (0,)}, {"rungs": (0, 9, 9)}, {"rungs": (0, 9), "total": 5, "floor": 1}], ids=str
+    "rule",
+    [{"rungs": (64, 256)}, {"rungs": (0,)}, {"rungs": (0, 9, 9)}, {"rungs": (0, 9), "total": 5, "floor": 1}],
+    ids=str,
 )
-def test_rungs_that_do_not_rise_from_zero_or_stand_beside_another_rule_are_refused(rule: dict[str, Any]) -> None:
+def test_rungs_that_do_not_rise_from_zero_or_stand_beside_another_rule_are_refused(
+    rule: dict[str, Any],
+) -> None:
     with pytest.raises(UserError, match=r"budget\.rungs=.*allowed: rungs that rise from 0"):
         BudgetRule(**rule)

@@ -1,4 +1,5 @@
-"""Claims about an export's files: what is damaged, of another format or out of place is refused in one sentence."""
+"""Claims about an export's files: what is damaged, of another format or out of place is refused in one
+sentence."""
 
 import json
 import re
@@ -58,7 +59,11 @@ def test_another_or_a_newer_format_is_refused(change: dict[str, Any], says: str,
 
 
 def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
-    for source, says in ((tmp_path, "is no export"), (tmp_path / "nowhere", "is no directory"), ("a/b/c", "is no directory")):
+    for source, says in (
+        (tmp_path, "is no export"),
+        (tmp_path / "nowhere", "is no directory"),
+        ("a/b/c", "is no directory"),
+    ):
         with pytest.raises(UserError, match=says):
             pyrskip.load(source)
     with pytest.raises(UserError, match="allowed: onnx, torch"):

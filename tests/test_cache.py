@@ -1,4 +1,5 @@
-"""Claims about the cache: its maps are the encoder's, as good as pixels, and never used for another encoder or other images."""
+"""Claims about the cache: its maps are the encoder's, as good as pixels, and never used for another encoder
+or other images."""
 
 import shutil
 from collections import namedtuple
@@ -49,7 +50,9 @@ def cached(model: NativeModel, tiny_data: Path, tmp_path_factory: pytest.TempPat
     return directory
 
 
-def test_cached_maps_are_the_encoders_in_half_precision(model: NativeModel, tiny_data: Path, cached: Path) -> None:
+def test_cached_maps_are_the_encoders_in_half_precision(
+    model: NativeModel, tiny_data: Path, cached: Path
+) -> None:
     plain = ShardDataset(tiny_data, "gate", SIDE)
     quick = CachedDataset(plain, cached, "gate", model.pyramid)
     assert len(quick) == len(plain) == 24
@@ -72,7 +75,8 @@ def test_images_of_any_size_come_back_from_a_cache(
 ) -> None:
     def cut(self: ShardDataset, indices: Sequence[int]) -> list[Sample | None]:
         return [
-            s and replace(s, image=s.image[:, : 9 + i, : 64 - i]) for i, s in zip(indices, whole(self, indices), strict=True)
+            s and replace(s, image=s.image[:, : 9 + i, : 64 - i])
+            for i, s in zip(indices, whole(self, indices), strict=True)
         ]
 
     whole = ShardDataset.__getitems__
@@ -137,8 +141,12 @@ def test_a_stale_cache_is_refused(model: NativeModel, tiny_data: Path, cached: P
     check_cache(cached, made)
     torch.manual_seed(5)
     others = {
-        "vision.weights": fingerprint(model.config.vision, VisionEncoder(model.config.vision), pyramid, tiny_data),
-        "vision.out_index": fingerprint(replace(model.config.vision, out_index=1), vision, pyramid, tiny_data),
+        "vision.weights": fingerprint(
+            model.config.vision, VisionEncoder(model.config.vision), pyramid, tiny_data
+        ),
+        "vision.out_index": fingerprint(
+            replace(model.config.vision, out_index=1), vision, pyramid, tiny_data
+        ),
         "pyramid.grid": fingerprint(model.config.vision, vision, tiny_model().pyramid, tiny_data),
         "pyramid.levels": fingerprint(model.config.vision, vision, tiny_model(levels=2).pyramid, tiny_data),
         "data": made | {"data": "f" * 64},
@@ -163,7 +171,9 @@ def test_a_cache_that_is_not_whole_is_refused(
     elif harm == "index":
         index.unlink()
     else:
-        index.write_text({"not json": "{", "other format": index.read_text().replace('"format": 1', '"format": 2')}[harm])
+        index.write_text(
+            {"not json": "{", "other format": index.read_text().replace('"format": 1', '"format": 2')}[harm]
+        )
     with pytest.raises(UserError):
         check_cache(broken, made)
 
@@ -179,7 +189,9 @@ def test_a_disk_that_is_too_small_is_refused_before_any_work(
     assert model.vision.encoded == encoded
 
 
-def test_a_run_trains_and_decides_on_cached_maps_as_on_pixels(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_trains_and_decides_on_cached_maps_as_on_pixels(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     short = ("trainer.quiet=false", "stages=[data,cache,flex,rollouts]")
     first = run_stages(tiny(tmp_path, "name=cached", "data.cache=run", *short), {})
     maps = weights(first / "cache" / "gate-000000.safetensors")
@@ -193,8 +205,12 @@ def test_a_run_trains_and_decides_on_cached_maps_as_on_pixels(tmp_path: Path, ca
     for stage in ("flex", "rollouts"):
         shutil.rmtree(first / stage)
     capfd.readouterr()
-    later = run_stages(tiny(tmp_path, "name=later", f"from={first}", "data.cache=run", "flex.seed=2", *short), {})
-    assert f"cache: done before, in {first}/cache" in capfd.readouterr().err and not (later / "cache").exists()
+    later = run_stages(
+        tiny(tmp_path, "name=later", f"from={first}", "data.cache=run", "flex.seed=2", *short), {}
+    )
+    assert (
+        f"cache: done before, in {first}/cache" in capfd.readouterr().err and not (later / "cache").exists()
+    )
     other = run_stages(tiny(tmp_path, "name=other", f"data.cache={first}/cache", "flex.seed=2", *short), {})
     assert same(later / "flex" / "model.safetensors", other / "flex" / "model.safetensors")
 
@@ -208,7 +224,9 @@ def test_cached_maps_are_float32s_whatever_the_run_computes_in(tmp_path: Path) -
 
 def test_a_stale_cache_is_refused_before_any_work(tmp_path: Path) -> None:
     first = run_stages(tiny(tmp_path, "name=cached", "data.cache=run", "stages=[data,cache]"), {})
-    wrong = tiny(tmp_path, "name=other", f"data.cache={first}/cache", "vision.out_index=1", "pyramid.levels=2")
+    wrong = tiny(
+        tmp_path, "name=other", f"data.cache={first}/cache", "vision.out_index=1", "pyramid.levels=2"
+    )
     with pytest.raises(UserError, match="is stale: made with vision.out_index=2, this run has 1"):
         run_stages(wrong, {})
     with pytest.raises(UserError, match="holds no cache.json"):

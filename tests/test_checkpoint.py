@@ -34,18 +34,29 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
         writer.save_checkpoint({"step": 2, "weights": torch.zeros(1 << 16)}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]
-    assert capsys.readouterr().err == f"{path} cannot be written: File too large; training goes on, and tries again\n"
+    assert (
+        capsys.readouterr().err
+        == f"{path} cannot be written: File too large; training goes on, and tries again\n"
+    )
     writer.save_checkpoint({"step": 3}, path)
     assert torch.load(path, weights_only=True) == {"step": 3}
 
 
-def test_a_rule_that_remembers_by_the_batch_resumes_exactly_where_gradients_accumulate(tmp_path: Path) -> None:
+def test_a_rule_that_remembers_by_the_batch_resumes_exactly_where_gradients_accumulate(
+    tmp_path: Path,
+) -> None:
     """Killed twice: the second time from a checkpoint that the resumed training has saved."""
 
     def train(folder: str, until: int) -> dict[str, Tensor]:
         module = toy_module("reinforce", "bernoulli", RewardConfig(target=0.4), 8, baseline="running_mean")
         data = StepData(range(200), torch.tensor, 4, 8, 1)  # type: ignore[arg-type]
-        return fit_until(module, data, tmp_path / folder, until, TrainerConfig(accumulate=2, checkpoint_every=1, quiet=True))
+        return fit_until(
+            module,
+            data,
+            tmp_path / folder,
+            until,
+            TrainerConfig(accumulate=2, checkpoint_every=1, quiet=True),
+        )
 
     whole = train("whole", 8)
     train("killed", 4)
@@ -54,7 +65,9 @@ def test_a_rule_that_remembers_by_the_batch_resumes_exactly_where_gradients_accu
     assert all(killed[name].equal(value) for name, value in whole.items())
 
 
-def test_a_checkpoint_is_first_written_beside_where_it_belongs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_first_written_beside_where_it_belongs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A move from another disk is a copy, and a kill in its middle leaves neither."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     PatientIO().save_checkpoint({"step": 1}, tmp_path / "run" / "last.ckpt")

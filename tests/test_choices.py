@@ -1,6 +1,8 @@
-"""Policies that choose how much of each tile: rungs, autoregressive and sequential, the one that looks included.
+"""Policies that choose how much of each tile: rungs, autoregressive and sequential, the one that looks
+included.
 
-Every claim is held against an enumeration of all decisions. B rows, T = 3 tiles, S = 9 actions of three rungs each.
+Every claim is held against an enumeration of all decisions. B rows, T = 3 tiles, S = 9 actions of three rungs
+each.
 """
 
 from itertools import product
@@ -46,7 +48,9 @@ def policy_of(kind: str, rows: int = 1, seed: int = 0) -> Policy:
     def reveal(tile: int, keep: Tensor) -> Tensor:
         return features[tile] * keep[:, None]
 
-    return SequentialPolicy(head, context, cost, asked, ACTIONS, torch.tensor(0.0), reveal if kind == "looks" else None)
+    return SequentialPolicy(
+        head, context, cost, asked, ACTIONS, torch.tensor(0.0), reveal if kind == "looks" else None
+    )
 
 
 def chances(kind: str, seed: int = 0) -> Tensor:
@@ -93,7 +97,13 @@ def test_what_is_seen_of_a_kept_tile_changes_what_follows() -> None:
     policy = policy_of("looks")
     assert isinstance(policy, SequentialPolicy)
     blind = SequentialPolicy(
-        policy.head, policy.context, COST, ASKED, ACTIONS, torch.tensor(0.0), lambda tile, keep: torch.zeros(1, 5)
+        policy.head,
+        policy.context,
+        COST,
+        ASKED,
+        ACTIONS,
+        torch.tensor(0.0),
+        lambda tile, keep: torch.zeros(1, 5),
     )
     # the step on the finest tile comes behind the look at the one before it, which 'glance' never takes
     for name, alike in (("glance", True), ("0", True), ("1", False), ("0,1", False)):
@@ -110,11 +120,16 @@ def test_tiles_of_rungs_are_independent_and_those_of_a_chain_depend_on_coarser_o
 
 def test_a_chain_is_the_coarse_tiles_softmax_times_the_fine_tiles_moved_by_its_choice() -> None:
     generator = torch.Generator().manual_seed(3)
-    choice, coupling = torch.randn(1, 2, 3, generator=generator), torch.randn(1, 2, 3, 2, 3, generator=generator)
+    choice, coupling = (
+        torch.randn(1, 2, 3, generator=generator),
+        torch.randn(1, 2, 3, 2, 3, generator=generator),
+    )
     found = chained(choice, coupling, ACTIONS)[0].view(3, 3)
     for fine, coarse in product(range(3), repeat=2):
         moved = (choice[0, 0] + coupling[0, 0, :, 1, coarse]).log_softmax(-1)[fine]
-        assert float(found[fine, coarse]) == pytest.approx(float(choice[0, 1].log_softmax(-1)[coarse] + moved), abs=1e-5)
+        assert float(found[fine, coarse]) == pytest.approx(
+            float(choice[0, 1].log_softmax(-1)[coarse] + moved), abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", ["sequential", "looks"])
@@ -162,7 +177,9 @@ def test_a_relaxed_choice_of_rungs_is_one_decision_as_likely_as_it_is() -> None:
     torch.manual_seed(2)
     sample = policy_of("rungs", 20_000).rsample(0.7)
     assert (
-        sample.weight is not None and sample.weight.sum(-1).eq(1).all() and ((sample.weight == 0) | (sample.weight == 1)).all()
+        sample.weight is not None
+        and sample.weight.sum(-1).eq(1).all()
+        and ((sample.weight == 0) | (sample.weight == 1)).all()
     )
     chance = chances("rungs")
     error = (chance * (1 - chance) / 20_000).sqrt()

@@ -1,4 +1,5 @@
-"""Claims about the command line: help helps, and bad input is one sentence on stderr with exit code 2, before any work."""
+"""Claims about the command line: help helps, and bad input is one sentence on stderr with exit code 2, before
+any work."""
 
 import json
 import re
@@ -23,10 +24,23 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("train", "--help")])
-def test_help_lists_commands_and_what_can_be_chosen(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_commands_and_what_can_be_chosen(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     main(arguments)
     said = capsys.readouterr().out
-    for word in ("train", "eval", "data", "rollouts", "easy_vqa", "remote", "joint", "gumbel", "wandb_offline", "from="):
+    for word in (
+        "train",
+        "eval",
+        "data",
+        "rollouts",
+        "easy_vqa",
+        "remote",
+        "joint",
+        "gumbel",
+        "wandb_offline",
+        "from=",
+    ):
         assert word in said
 
 
@@ -60,7 +74,9 @@ def test_help_lists_commands_and_what_can_be_chosen(arguments: tuple[str, ...], 
         (("train", "data.max_bad_fraction=1"), "data.max_bad_fraction=1.0.*below 1"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_sentence(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert re.search(said, refused(capsys, *arguments))
 
 
@@ -104,8 +120,12 @@ def test_an_interruption_is_one_line(
     assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
 
 
-def test_levels_that_do_not_fit_are_refused_before_any_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "train", "experiment=easy_vqa", f"root={tmp_path}", "pyramid.size=60", "data.limit=2")
+def test_levels_that_do_not_fit_are_refused_before_any_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(
+        capsys, "train", "experiment=easy_vqa", f"root={tmp_path}", "pyramid.size=60", "data.limit=2"
+    )
     assert "pyramid.size=60 cannot hold level" in said
     assert "allowed: multiples of" in said
     assert not list(tmp_path.rglob("*.ckpt"))
@@ -118,12 +138,16 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.C
     )
 
 
-def test_reshard_counts_what_it_wrote(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reshard_counts_what_it_wrote(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(["data", "reshard", str(tiny_data), str(tmp_path / "new"), "samples_per_shard=5"])
     assert "train: 24 images" in (said := capsys.readouterr().out) and "in 5 shards" in said
 
 
-def test_inspect_counts_and_draws(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_counts_and_draws(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(["data", "inspect", str(tiny_data), f"sheet={tmp_path / 'sheet.png'}"])
     said = capsys.readouterr().out
     assert "yesno_shape" in said

@@ -21,7 +21,17 @@ def test_a_comparison_trains_and_evaluates_every_valid_pair(copied_run: Path) ->
     config = tiny(copied_run, f"from={copied_run / 'done'}", experiment="compare_rules")
     root = run_stages(config, {})
     entries = json.loads((root / "compare/comparison.json").read_text())
-    asked = {"rule", "policy", "price", "seed", "accuracy", "retention", "relative_flops", "regret", "seconds"}
+    asked = {
+        "rule",
+        "policy",
+        "price",
+        "seed",
+        "accuracy",
+        "retention",
+        "relative_flops",
+        "regret",
+        "seconds",
+    }
     assert all(asked <= entry.keys() for entry in entries)
     # without a ladder rungs would be bernoulli over again
     pairs = [pair for pair in valid_pairs(online=False) if pair[1] != "rungs"]
@@ -37,17 +47,26 @@ def test_a_comparison_trains_and_evaluates_every_valid_pair(copied_run: Path) ->
     assert part.stat().st_mtime_ns == before
 
 
-def test_a_comparison_of_any_run_takes_its_data_and_model_from_there_and_goes_over_flex_seeds(copied_run: Path) -> None:
+def test_a_comparison_of_any_run_takes_its_data_and_model_from_there_and_goes_over_flex_seeds(
+    copied_run: Path,
+) -> None:
     other = run_stages(
-        tiny(copied_run, "name=second", f"from={copied_run / 'done'}", "flex.seed=1", "stages=[flex,rollouts]"), {}
+        tiny(
+            copied_run, "name=second", f"from={copied_run / 'done'}", "flex.seed=1", "stages=[flex,rollouts]"
+        ),
+        {},
     )
     borrowed = (f"from={copied_run / 'done'}", "pyramid.levels=2", "data=scenes", "compare.prices=[0.05,0.5]")
-    config = tiny(copied_run, *borrowed, f"compare.others=[{other}]", "compare.workers=2", experiment="compare_rules")
+    config = tiny(
+        copied_run, *borrowed, f"compare.others=[{other}]", "compare.workers=2", experiment="compare_rules"
+    )
     assert (config.pyramid.levels, config.data.source) == (3, "easy_vqa")
     root = run_stages(config, {})
     entries = [Entry(**line) for line in json.loads((root / "compare/comparison.json").read_text())]
     pairs = [pair for pair in valid_pairs(online=False) if pair[1] != "rungs"]
-    assert {(e.flex_seed, e.rule, e.policy) for e in entries} == {(seed, *pair) for seed in (0, 1) for pair in pairs}
+    assert {(e.flex_seed, e.rule, e.policy) for e in entries} == {
+        (seed, *pair) for seed in (0, 1) for pair in pairs
+    }
     # gates of each flex seed are measured on its own test rollouts
     for seed, run in ((0, copied_run / "done"), (1, other)):
         table = RolloutTable.load(run / "rollouts/test")
@@ -56,9 +75,14 @@ def test_a_comparison_of_any_run_takes_its_data_and_model_from_there_and_goes_ov
 
 
 def test_a_comparison_refuses_prices_and_rewards_that_not_all_of_its_gates_can_learn(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"compare\.prices=3\.0 is outside of what is trained on; allowed: 0\.001 to 1\.0"):
+    with pytest.raises(
+        UserError, match=r"compare\.prices=3\.0 is outside of what is trained on; allowed: 0\.001 to 1\.0"
+    ):
         tiny(tmp_path, "compare.prices=[0.1,3.0]", experiment="compare_rules")
-    with pytest.raises(UserError, match=r"reward\.price=None, target=None, form=bonus: allowed in a comparison: .*form=linear"):
+    with pytest.raises(
+        UserError,
+        match=r"reward\.price=None, target=None, form=bonus: allowed in a comparison: .*form=linear",
+    ):
         tiny(tmp_path, "rule=exact", "reward.form=bonus", experiment="compare_rules")
 
 
@@ -68,12 +92,17 @@ def test_a_comparison_refuses_runs_that_are_no_other_flex_seeds(copied_run: Path
         run_stages(tiny(copied_run, *given, experiment="compare_rules"), {})
 
     other = run_stages(
-        tiny(copied_run, "name=second", f"from={copied_run / 'done'}", "flex.seed=1", "stages=[flex,rollouts]"), {}
+        tiny(
+            copied_run, "name=second", f"from={copied_run / 'done'}", "flex.seed=1", "stages=[flex,rollouts]"
+        ),
+        {},
     )
     with pytest.raises(UserError, match=r"compare\.others=nowhere is no run"):
         compared("nowhere")
     for twice in ((copied_run / "done",), (other, other)):
-        with pytest.raises(UserError, match=r"compare\.others=.*: another run of flex\.seed=[01]; allowed: one run of each"):
+        with pytest.raises(
+            UserError, match=r"compare\.others=.*: another run of flex\.seed=[01]; allowed: one run of each"
+        ):
             compared(*twice)
     assert not (copied_run / "compare_rules").exists()
     shutil.copy(copied_run / "done/rollouts/test/table.json", other / "rollouts/test/table.json")

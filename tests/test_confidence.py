@@ -52,7 +52,9 @@ def test_it_is_what_the_model_says_first_after_the_glance_alone() -> None:
     features = model.encode(batch, keep.expand(len(batch), -1))
     visual, _ = model.visual(batch, features, asked)
     answers = model.language.tokenize_answers(["no"] * len(batch))[0]
-    first = model.language.logits(visual, None, model.language.tokenize(batch.texts), answers)[:, 0].softmax(-1)
+    first = model.language.logits(visual, None, model.language.tokenize(batch.texts), answers)[:, 0].softmax(
+        -1
+    )
     ranked = first.sort(-1, descending=True).values
     told = model.confidence(batch, features)
     assert torch.allclose(told[:, :2], ranked[:, :2], atol=1e-5)
@@ -71,7 +73,10 @@ def test_every_policy_reads_it_and_none_does_without(policy: str) -> None:
     seen = environment.observe(torch.arange(4), torch.full((4,), 0.1))
     assert seen.confidence is not None
     other = replace(seen, confidence=seen.confidence.flip(0))
-    gate, plain = sure_gate(environment.layout, policy), sure_gate(environment.layout, policy, confidence=False)
+    gate, plain = (
+        sure_gate(environment.layout, policy),
+        sure_gate(environment.layout, policy, confidence=False),
+    )
     assert not torch.allclose(gate(seen), gate(other))
     assert plain(seen).equal(plain(other))
     with pytest.raises(UserError, match=r"gate\.confidence=true asks the model how sure it is"):
@@ -114,7 +119,9 @@ def test_a_gate_pays_for_it() -> None:
     layout = tiny_gate(model).layout
     asked = float(model.confidence_flops(batch.texts, batch.size[batch.image_of]).mean())
     with_it, without = (gate_flops(model, sure_gate(layout, confidence=c), batch, 1.0) for c in (True, False))
-    assert with_it == pytest.approx(without + asked + 3 * 16 * 2)  # three inputs more of the trunk's first layer
+    assert with_it == pytest.approx(
+        without + asked + 3 * 16 * 2
+    )  # three inputs more of the trunk's first layer
 
 
 def test_others_questions_bring_their_own_confidence() -> None:
@@ -129,13 +136,17 @@ def test_others_questions_bring_their_own_confidence() -> None:
 
 def test_what_cannot_have_it_is_refused_in_one_sentence() -> None:
     for name in ("predictor", "glance"):
-        with pytest.raises(UserError, match=rf"gate\.confidence=true with gate\.name={name}, .*allowed: gate\.name=joint"):
+        with pytest.raises(
+            UserError, match=rf"gate\.confidence=true with gate\.name={name}, .*allowed: gate\.name=joint"
+        ):
             Config(gate=GateConfig(name, confidence=True))
     with pytest.raises(UserError, match=r"gate\.confidence=true with model\.name=remote"):
         Config(gate=GateConfig(confidence=True), model=AnswererConfig("remote"))
     model = tiny_model()
     layout = tiny_gate(model).layout
-    with pytest.raises(UserError, match=r"gate\.confidence=true asks the model .* which an export does not hold yet"):
+    with pytest.raises(
+        UserError, match=r"gate\.confidence=true asks the model .* which an export does not hold yet"
+    ):
         _check_gate(sure_gate(layout))
 
 
@@ -143,8 +154,12 @@ def test_the_joint_gate_without_it_is_an_ablation() -> None:
     config = Config(gate=GateConfig(confidence=True), ablations=("predictor", "joint"))
     gates = methods_of(config)
     assert list(gates) == ["gate", "gate:query_only", "gate:joint"]
-    assert gates["gate"].confidence and not (gates["gate:query_only"].confidence or gates["gate:joint"].confidence)
-    with pytest.raises(UserError, match=r"ablations=\['predictor', 'joint'\]: allowed: each once, glance, predictor$"):
+    assert gates["gate"].confidence and not (
+        gates["gate:query_only"].confidence or gates["gate:joint"].confidence
+    )
+    with pytest.raises(
+        UserError, match=r"ablations=\['predictor', 'joint'\]: allowed: each once, glance, predictor$"
+    ):
         replace(config, gate=GateConfig())
 
 
@@ -153,7 +168,11 @@ def test_a_table_keeps_it_and_one_made_before_has_none(tmp_path: Path) -> None:
     table.save(tmp_path / "with")
     replace(table, confidence=None).save(tmp_path / "without")
     read, old = RolloutTable.load(tmp_path / "with"), RolloutTable.load(tmp_path / "without")
-    assert read.confidence is not None and table.confidence is not None and read.confidence.equal(table.confidence)
+    assert (
+        read.confidence is not None
+        and table.confidence is not None
+        and read.confidence.equal(table.confidence)
+    )
     assert old.confidence is None and RolloutTable.concatenate([old, old]).confidence is None
     replace(table, confidence=table.confidence[:, :2]).save(tmp_path / "short")
     with pytest.raises(UserError, match="confidence is"):

@@ -1,4 +1,5 @@
-"""Claims about configs: what is shipped composes, and what is wrong is refused in one sentence that says what is allowed."""
+"""Claims about configs: what is shipped composes, and what is wrong is refused in one sentence that says what
+is allowed."""
 
 import json
 from pathlib import Path
@@ -37,12 +38,16 @@ def test_every_option_composes_and_is_allowed(group: str, option: str) -> None:
     assert isinstance(composed(f"{group}={option}"), Config)
 
 
-@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] not in ("experiment", "logger")], ids=lambda v: v)
+@pytest.mark.parametrize(
+    ("group", "option"), [o for o in OPTIONS if o[0] not in ("experiment", "logger")], ids=lambda v: v
+)
 def test_every_option_states_every_key_of_its_dataclass(group: str, option: str) -> None:
     stated = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
     assert isinstance(stated, dict)
     # another source's keys
-    others = {name for name, of in OF_SOURCES.items() if stated["source"] not in of} if group == "data" else set()
+    others = (
+        {name for name, of in OF_SOURCES.items() if stated["source"] not in of} if group == "data" else set()
+    )
     others |= {"hf", "remote"} - {stated["name"]} if group == "model" else set()
     assert stated.keys() - {"defaults"} == to_plain(getattr(Config(), group)).keys() - others
 
@@ -91,7 +96,10 @@ def test_the_policy_follows_the_rule() -> None:
         ("cost.unit=joules", "joules.*flops, macs"),
         ("language.heads=5", "language.heads=5"),
         ("+logger.x._target_=os.system", "logger.x._target_='os.system' may not be built"),
-        ("+logger.x={_target_:pytorch_lightning.loggers.CSVLogger,name:{_target_:os.a}}", "logger.x may not have _target_"),
+        (
+            "+logger.x={_target_:pytorch_lightning.loggers.CSVLogger,name:{_target_:os.a}}",
+            "logger.x may not have _target_",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key_and_what_is_allowed(override: str, said: str) -> None:
@@ -107,14 +115,18 @@ def test_a_config_survives_json(tmp_path: Path) -> None:
 
 
 def test_prices_outside_of_what_a_gate_is_trained_on_are_refused_unless_the_price_is_arithmetic() -> None:
-    with pytest.raises(UserError, match=r"evaluation\.prices=2\.0 is outside .*allowed: 0\.001 to 1\.0 \(reward\.low"):
+    with pytest.raises(
+        UserError, match=r"evaluation\.prices=2\.0 is outside .*allowed: 0\.001 to 1\.0 \(reward\.low"
+    ):
         composed("rule=gumbel", "evaluation.prices=[0.1,2.0]")
     assert composed("rule=supervised", "evaluation.prices=[0.1,2.0]").evaluation.prices == (0.1, 2.0)
 
 
 def test_tile_wise_gates_are_refused_on_a_grid() -> None:
     grid = ("rule=gumbel", "pyramid.grid=[2,1,1]")
-    with pytest.raises(UserError, match=r"gate.policy=bernoulli with pyramid.grid=\[2, 1, 1\].*gate.policy=categorical"):
+    with pytest.raises(
+        UserError, match=r"gate.policy=bernoulli with pyramid.grid=\[2, 1, 1\].*gate.policy=categorical"
+    ):
         composed(*grid)
     assert composed(*grid, "gate.policy=categorical").gate.policy == "categorical"
 
@@ -124,14 +136,21 @@ def test_policies_that_decide_tile_by_tile_need_every_selection(policy: str) -> 
     wanted = ("rule=reinforce", f"gate.policy={policy}", "pyramid.grid=[2,1,1]")
     assert composed(*wanted, "actions=tiles").gate.policy == policy
     for lists in ("actions=levels", "actions=sampled"):
-        with pytest.raises(UserError, match=rf"gate.policy={policy} .* needs all 32 selections .*actions.unit=tile without a"):
+        with pytest.raises(
+            UserError, match=rf"gate.policy={policy} .* needs all 32 selections .*actions.unit=tile without a"
+        ):
             composed(*wanted, lists)
 
 
 def test_a_gate_that_looks_is_refused_where_a_table_must_be_played() -> None:
     looks = ("rule=actor_critic", "gate.looks=true", "rule.online=true", "stages=[data,flex,rollouts,gate]")
     assert composed(*looks).gate.looks
-    for other in ("rule.online=false", "stages=[rollouts,gate,frontier]", "stages=[compare]", "reward.target=0.4"):
+    for other in (
+        "rule.online=false",
+        "stages=[rollouts,gate,frontier]",
+        "stages=[compare]",
+        "reward.target=0.4",
+    ):
         with pytest.raises(UserError, match="gate.looks=true .*allowed: rule.online=true"):
             composed(*looks, other)
 
@@ -172,12 +191,18 @@ def test_other_ranks_than_were_started_are_refused(
 ) -> None:
     for name, value in names.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=r"trainer.nodes = \d, and torchrun or srun has started \d; allowed: as many of both"):
+    with pytest.raises(
+        UserError, match=r"trainer.nodes = \d, and torchrun or srun has started \d; allowed: as many of both"
+    ):
         check_trainer(config, ())
 
 
-@pytest.mark.parametrize("names", [{"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_NTASKS": "4"}], ids=str)
-def test_a_process_of_a_job_may_start_its_ranks(names: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "names", [{"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_NTASKS": "4"}], ids=str
+)
+def test_a_process_of_a_job_may_start_its_ranks(
+    names: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in names.items():
         monkeypatch.setenv(name, value)
     check_trainer(TrainerConfig(devices=2), ())

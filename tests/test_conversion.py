@@ -1,4 +1,5 @@
-"""Claims about conversions: splits are by image, and a conversion that is killed goes on and writes the same bytes."""
+"""Claims about conversions: splits are by image, and a conversion that is killed goes on and writes the same
+bytes."""
 
 import json
 import os
@@ -35,7 +36,10 @@ def test_an_image_of_the_test_file_is_not_trained_on(tmp_path: Path) -> None:
     path = write_llava(tmp_path)
     extra = {"image": llava_row(3)["image"], "conversations": turns(("test?", "yes"))}
     (tmp_path / "test.json").write_text(json.dumps([extra]))
-    convert(config("llava", path, images=str(tmp_path / "images"), test=str(tmp_path / "test.json")), tmp_path / "out")
+    convert(
+        config("llava", path, images=str(tmp_path / "images"), test=str(tmp_path / "test.json")),
+        tmp_path / "out",
+    )
     found = contents(tmp_path / "out")
     assert list(found["test"].values()) == [[("test?", ("yes",), "coco")]]
     assert sum(map(len, found.values())) == 24
@@ -115,7 +119,9 @@ def test_a_conversion_that_is_killed_goes_on_and_writes_the_same_bytes(
     assert written(tmp_path / "whole") == written(tmp_path / "stopped")
 
 
-def test_shards_that_are_written_are_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_that_are_written_are_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = next(sets(tmp_path))
     convert(wanted, tmp_path / "whole")
     shards = len(list((tmp_path / "whole").glob("*.tar")))

@@ -1,4 +1,5 @@
-"""Costs: published numbers, prefill against decode, formulas against what torch really runs, and what decisions cost."""
+"""Costs: published numbers, prefill against decode, formulas against what torch really runs, and what
+decisions cost."""
 
 import pytest
 import torch
@@ -61,7 +62,9 @@ class Decoder(nn.Module):
 
 
 def test_prefill_equals_the_published_flops() -> None:
-    assert prefill_flops(PTP, 1792) == 2 * 24 * (4 * 1792 * 2048**2 + 2 * 1792**2 * 2048 + 3 * 1792 * 2048 * 8192)
+    assert prefill_flops(PTP, 1792) == 2 * 24 * (
+        4 * 1792 * 2048**2 + 2 * 1792**2 * 2048 + 3 * 1792 * 2048 * 8192
+    )
     assert prefill_flops(PTP, 1792) == pytest.approx(6.404e12, rel=1e-4)
     assert prefill_flops(PTP, 896) == pytest.approx(3.044e12, rel=1e-4)
 
@@ -87,9 +90,13 @@ def test_a_batch_costs_what_its_samples_cost(spec: Transformer, tokens: list[int
 
 @examples
 @given(specs(), st.integers(1, 500), st.integers(0, 50))
-def test_decoding_a_token_costs_what_a_longer_causal_prompt_adds(spec: Transformer, context: int, steps: int) -> None:
+def test_decoding_a_token_costs_what_a_longer_causal_prompt_adds(
+    spec: Transformer, context: int, steps: int
+) -> None:
     causal = Convention(attention="causal")
-    longer = prefill_flops(spec, context + steps, convention=causal) - prefill_flops(spec, context, convention=causal)
+    longer = prefill_flops(spec, context + steps, convention=causal) - prefill_flops(
+        spec, context, convention=causal
+    )
     assert decode_flops(spec, context, steps) == longer + steps * 2 * spec.width * spec.vocab
 
 
@@ -187,14 +194,19 @@ def test_more_tiles_cost_more(native: NativeModel) -> None:
     for a, less in zip(selections, costs, strict=True):
         for b, more in zip(selections, costs, strict=True):
             if (b | a).equal(b) and not a.equal(b):
-                assert all((getattr(more, n) > getattr(less, n)).all() for n in ("tokens", "flops", "kv_bytes"))
+                assert all(
+                    (getattr(more, n) > getattr(less, n)).all() for n in ("tokens", "flops", "kv_bytes")
+                )
 
 
 def test_more_tokens_of_the_same_tiles_cost_more_and_encode_as_much(native: NativeModel) -> None:
     batch = tiny_batch()
     capacity = every_tile(native, batch)[:1]
     row = batch.rows([0])
-    costs = [float(decision_cost(native, row, (capacity * share).ceil().long()).flops) for share in (0.25, 0.5, 1.0)]
+    costs = [
+        float(decision_cost(native, row, (capacity * share).ceil().long()).flops)
+        for share in (0.25, 0.5, 1.0)
+    ]
     assert costs[0] < costs[1] < costs[2]
     assert costs[0] > float(native.encode_flops(row.size)[0].sum())
 

@@ -44,7 +44,13 @@ def test_a_wrong_config_is_refused_with_its_key(bad: dict[str, Any], says: str) 
 def test_images_are_divided_exactly_and_without_overlap(made_up_config: DataConfig, tmp_path: Path) -> None:
     prepare(made_up_config, tmp_path)
     split_keys = {split: keys(tmp_path, split) for split in SPLITS}
-    assert {split: len(k) for split, k in split_keys.items()} == {"train": 26, "gate": 10, "val": 4, "test": 10, "close": 0}
+    assert {split: len(k) for split, k in split_keys.items()} == {
+        "train": 26,
+        "gate": 10,
+        "val": 4,
+        "test": 10,
+        "close": 0,
+    }
     assert sorted(split_keys["test"]) == sorted(r.key for r in made_up("test"))
     together = [key for k in split_keys.values() for key in k]
     assert len(set(together)) == len(together) == 50
@@ -80,7 +86,9 @@ def test_the_same_config_writes_the_same_bytes(made_up_config: DataConfig, tmp_p
     assert len(written[0]) == 2 * (4 + 2 + 1 + 2) + 1
 
 
-def test_a_shard_holds_the_original_bytes_and_every_question(made_up_config: DataConfig, tmp_path: Path) -> None:
+def test_a_shard_holds_the_original_bytes_and_every_question(
+    made_up_config: DataConfig, tmp_path: Path
+) -> None:
     index = prepare(made_up_config, tmp_path)
     records = {r.key: r for split in ("train", "test") for r in made_up(split)}
     read = 0
@@ -147,7 +155,8 @@ def test_a_directory_that_is_no_data_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"format": 1, "source": "", "splits": {"train": [{"shard": 3}]}}', "[" * 100_000]
+    "content",
+    ["", "[]", "{}", '{"format": 1, "source": "", "splits": {"train": [{"shard": 3}]}}', "[" * 100_000],
 )
 def test_a_malformed_index_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "index.json").write_text(content)

@@ -20,13 +20,17 @@ def realised(asked: int, rows: int, columns: int) -> tuple[int, int]:
 
 
 @given(asked=ASKED, rows=SIDES, columns=SIDES)
-def test_realised_tokens_exceed_neither_what_is_asked_nor_the_map(asked: int, rows: int, columns: int) -> None:
+def test_realised_tokens_exceed_neither_what_is_asked_nor_the_map(
+    asked: int, rows: int, columns: int
+) -> None:
     height, width = realised(asked, rows, columns)
     assert 1 <= height <= rows and 1 <= width <= columns and height * width <= asked
 
 
 @given(asked=ASKED, rows=SIDES, columns=SIDES)
-def test_more_than_half_of_what_is_asked_is_realised_where_the_map_has_it(asked: int, rows: int, columns: int) -> None:
+def test_more_than_half_of_what_is_asked_is_realised_where_the_map_has_it(
+    asked: int, rows: int, columns: int
+) -> None:
     height, width = realised(asked, rows, columns)
     assert 2 * height * width > min(asked, rows * columns)
 
@@ -40,7 +44,8 @@ def test_a_map_is_realised_whole_where_its_capacity_is_asked(extra: int, rows: i
 def test_what_is_realised_follows_the_aspect_of_the_map(asked: int, rows: int, columns: int) -> None:
     height, width = realised(asked, rows, columns)
     ideal = (asked * rows / columns) ** 0.5, (asked * columns / rows) ** 0.5
-    # one side is the ideal one rounded down (as far as the map goes), the other takes the tokens that are left
+    # one side is the ideal one rounded down (as far as the map goes), the other takes the tokens that are
+    # left
     tall = min(rows, asked, max(1, int(ideal[0] + 1e-9)))
     wide = min(columns, asked, max(1, int(ideal[1] + 1e-9)))
     assert height == tall or width == wide
@@ -114,7 +119,9 @@ def test_rungs_list_every_share_of_every_level_and_the_whole_glance() -> None:
     pyramid = Pyramid(64, 3, 8)
     actions = ActionSet.rungs(pyramid, (0, 64, 144, 256))
     assert len(actions) == 4**2 == len(set(actions.names))
-    assert actions.names[:5] == ("glance", "1:64", "1:144", "1", "0:64") and actions.names[actions.full] == "0,1"
+    assert (
+        actions.names[:5] == ("glance", "1:64", "1:144", "1", "0:64") and actions.names[actions.full] == "0,1"
+    )
     # whole levels have the names that they have without rungs
     assert set(ActionSet.by_level(pyramid).names) <= set(actions.names)
     tokens = actions.tokens(torch.tensor([[64, 16, 4], [3, 0, 1]]), BudgetRule(rungs=(0, 64, 144, 256)))
@@ -127,7 +134,10 @@ def test_an_action_set_is_what_the_budget_lists() -> None:
     pyramid = Pyramid(64, 3, 8, (2, 1, 1))
     assert ActionSet.of(pyramid, BudgetRule(total=9, floor=1)).names == ActionSet.by_level(pyramid).names
     actions = ActionSet.of(pyramid, BudgetRule(rungs=(0, 1)))
-    assert actions.selection.equal(ActionSet.by_level(pyramid).selection) and actions.names == ActionSet.by_level(pyramid).names
+    assert (
+        actions.selection.equal(ActionSet.by_level(pyramid).selection)
+        and actions.names == ActionSet.by_level(pyramid).names
+    )
 
 
 def test_more_rungs_than_can_be_listed_are_refused() -> None:
@@ -138,7 +148,12 @@ def test_more_rungs_than_can_be_listed_are_refused() -> None:
 def test_single_tiles_list_every_set_and_name_whole_levels_as_ever() -> None:
     pyramid = Pyramid(64, 3, 8, (2, 1, 1))
     actions = ActionSet.of(pyramid, BudgetRule(), ActionConfig("tile"))
-    assert len(actions) == 2**5 == len(set(actions.names)) == len({tuple(row) for row in actions.selection.tolist()})
+    assert (
+        len(actions)
+        == 2**5
+        == len(set(actions.names))
+        == len({tuple(row) for row in actions.selection.tolist()})
+    )
     assert actions.selection[:, pyramid.glance].all()
     by_level = ActionSet.by_level(pyramid)
     for name, selection in zip(by_level.names, by_level.selection, strict=True):
@@ -148,11 +163,15 @@ def test_single_tiles_list_every_set_and_name_whole_levels_as_ever() -> None:
 
 
 @pytest.mark.parametrize("rungs", [None, (0, 64, 256)])
-def test_a_sample_holds_whole_levels_and_different_others_cheap_and_dear(rungs: tuple[int, ...] | None) -> None:
+def test_a_sample_holds_whole_levels_and_different_others_cheap_and_dear(
+    rungs: tuple[int, ...] | None,
+) -> None:
     pyramid, budget = Pyramid(256, 4, 8, (4, 2, 1, 1)), BudgetRule(rungs=rungs)
     config = ActionConfig("tile", 100, 3)
     actions = ActionSet.of(pyramid, budget, config)
-    assert len(actions) == 100 == len(set(actions.names)) and set(ActionSet.by_level(pyramid).names) <= set(actions.names)
+    assert len(actions) == 100 == len(set(actions.names)) and set(ActionSet.by_level(pyramid).names) <= set(
+        actions.names
+    )
     assert actions.selection[:, pyramid.glance].all() and actions.names[actions.full] == "0,1,2"
     tokens = actions.tokens(pyramid.capacity(torch.tensor([[256, 256]])), budget)[0]
     assert len({tuple(row) for row in tokens.tolist()}) == 100
@@ -171,9 +190,13 @@ def test_a_sample_as_large_as_the_set_is_the_set() -> None:
 
 def test_a_set_that_is_too_large_says_how_large_and_can_be_sampled() -> None:
     pyramid = Pyramid(256, 4, 8, (4, 2, 1, 1))
-    with pytest.raises(UserError, match=r"grid=\[4, 2, 1, 1\] gives 2097152 selections; at most 4096 .*actions\.sample="):
+    with pytest.raises(
+        UserError, match=r"grid=\[4, 2, 1, 1\] gives 2097152 selections; at most 4096 .*actions\.sample="
+    ):
         ActionSet.of(pyramid, BudgetRule(), ActionConfig("tile"))
-    with pytest.raises(UserError, match=r"actions\.sample=7 has no room for the 8 selections of whole levels.*allowed: 8 to"):
+    with pytest.raises(
+        UserError, match=r"actions\.sample=7 has no room for the 8 selections of whole levels.*allowed: 8 to"
+    ):
         ActionSet.of(pyramid, BudgetRule(), ActionConfig("tile", 7))
 
 

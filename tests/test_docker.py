@@ -19,7 +19,12 @@ EXTRAS = {
 
 def required(image: str) -> list[str]:
     """Names of what an image installs, as pip writes them."""
-    command = [sys.executable, str(DOCKER / "requirements.py"), str(REPOSITORY / "pyproject.toml"), EXTRAS[image]]
+    command = [
+        sys.executable,
+        str(DOCKER / "requirements.py"),
+        str(REPOSITORY / "pyproject.toml"),
+        EXTRAS[image],
+    ]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [name_of(line) for line in lines]
 
@@ -30,7 +35,9 @@ def name_of(requirement: str) -> str:
 
 @pytest.mark.parametrize("image", list(EXTRAS))
 def test_all_that_an_image_installs_is_pinned(image: str) -> None:
-    pins = {name_of(line) for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if "==" in line}
+    pins = {
+        name_of(line) for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if "==" in line
+    }
     needed = required(image)
     assert len(needed) > 5
     assert not set(needed) - pins
@@ -50,7 +57,16 @@ def test_what_the_context_lets_in_is_all_that_the_package_is_built_from(tmp_path
             target.parent.mkdir(parents=True, exist_ok=True)
             (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
     # a target of its own: with --prefix alone pip would remove what is installed here
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path / "package")]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--target",
+        str(tmp_path / "package"),
+    ]
     subprocess.run([*command, str(tmp_path / "context")], check=True, capture_output=True, timeout=300)
     packages = tmp_path / "package"
     for path in ("pyrskip/cli.py", "pyrskip/conf/train.yaml", "pyrskip/conf/hydra/launcher/slurm.yaml"):

@@ -33,7 +33,10 @@ def commands(page: Path) -> list[str]:
 def test_every_command_is_of_a_known_kind() -> None:
     for page in PAGES:
         for command in commands(page):
-            assert command.startswith((*RUNNERS, "make ", "pip install ", "git clone ", "cd ")), (page.name, command)
+            assert command.startswith((*RUNNERS, "make ", "pip install ", "git clone ", "cd ")), (
+                page.name,
+                command,
+            )
 
 
 def test_every_make_target_that_is_named_exists() -> None:
@@ -45,9 +48,14 @@ def test_every_make_target_that_is_named_exists() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PAGES if any(c.startswith(RUNNERS) for c in commands(p))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if any(c.startswith(RUNNERS) for c in commands(p))], ids=lambda p: p.name
+)
 def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     small = [override for override in TWO_STEPS if not override.startswith(("seeds=", "evaluation.prices="))]
     for name in ("train.py", "eval.py"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
@@ -56,7 +64,9 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
     if page.name == "your-data.md":
         small += OWN
         write_llava(tmp_path, images=60)
-        rows = [{"question": f"q{i}?", "answers": ["a"] * 10, "image": embedded(picture(i))} for i in range(60)]
+        rows = [
+            {"question": f"q{i}?", "answers": ["a"] * 10, "image": embedded(picture(i))} for i in range(60)
+        ]
         (tmp_path / "textvqa").mkdir()
         write_parquet(tmp_path / "textvqa" / "train-0.parquet", rows)
     # pages after the first command's stand on its run
@@ -78,14 +88,24 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
             given = {word.split("=")[0] for word in words}
             if "data=shards" in line:
                 given |= {"data.limit", "data.files.workers"}
-            composes = {"train", "train.py", "data", "rollouts"} & set(words) and not {"inspect", "reshard"} & set(words)
+            composes = {"train", "train.py", "data", "rollouts"} & set(words) and not {
+                "inspect",
+                "reshard",
+            } & set(words)
             if composes:
                 words += [override for override in small if override.split("=")[0] not in given]
-            done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+            done = subprocess.run(
+                words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+            )
             assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", "\n".join(blocks)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
 

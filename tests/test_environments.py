@@ -38,7 +38,9 @@ class World:
     def __init__(self, budget: BudgetRule = WHOLE) -> None:
         batch = tiny_batch()
         # one question that has two accepted answers
-        self.batch = replace(batch, questions=(*batch.questions[:-1], replace(batch.questions[-1], answers=("no", "yes"))))
+        self.batch = replace(
+            batch, questions=(*batch.questions[:-1], replace(batch.questions[-1], answers=("no", "yes")))
+        )
         self.model = taught_model(self.batch, steps=40, mixed=False)
         self.table = roll_out(self.model, [self.batch], budget)
         self.unit = self.table.mean_full_flops
@@ -55,7 +57,9 @@ class World:
 @pytest.fixture(scope="module")
 def world() -> World:
     made = World()
-    assert 0.2 < made.table.score.mean() < 0.95 and made.table.score.std(1).max() > 0, "scores must differ by action"
+    assert 0.2 < made.table.score.mean() < 0.95 and made.table.score.std(1).max() > 0, (
+        "scores must differ by action"
+    )
     return made
 
 
@@ -67,7 +71,9 @@ def hard(keep: Tensor, actions: ActionSet) -> Relaxed:
 def test_scores_and_costs_are_the_same_online_and_offline(world: World) -> None:
     for asked in world.actions():
         assert world.online.score(world.batch, asked).equal(world.offline.score(world.rows, asked))
-        assert torch.allclose(world.online.cost(world.batch, asked), world.offline.cost(world.rows, asked), rtol=1e-6)
+        assert torch.allclose(
+            world.online.cost(world.batch, asked), world.offline.cost(world.rows, asked), rtol=1e-6
+        )
         assert world.online.tokens(world.batch, asked).equal(world.offline.tokens(world.rows, asked))
     assert world.online.scores(world.batch).equal(world.offline.scores(world.rows))
     full = world.actions()[world.table.actions.full]
@@ -79,7 +85,9 @@ def test_a_row_has_its_own_decision_and_rows_come_in_any_order(world: World) -> 
     asked = torch.stack(world.actions())[[0, 3, 1, 2], order]
     some = world.batch.rows(order)
     assert world.online.score(some, asked).equal(world.offline.score(torch.tensor(order), asked))
-    assert torch.allclose(world.online.cost(some, asked), world.offline.cost(torch.tensor(order), asked), rtol=1e-6)
+    assert torch.allclose(
+        world.online.cost(some, asked), world.offline.cost(torch.tensor(order), asked), rtol=1e-6
+    )
 
 
 def test_the_gate_sees_the_same_online_and_offline(world: World) -> None:
@@ -102,7 +110,9 @@ def test_the_gate_sees_the_glance_where_the_image_is(world: World) -> None:
 
 def test_to_observe_encodes_the_glance_alone(world: World) -> None:
     before = world.model.vision.encoded
-    world.online.observe(replace(world.batch), torch.zeros(len(world.batch)))  # a batch that was not looked at before
+    world.online.observe(
+        replace(world.batch), torch.zeros(len(world.batch))
+    )  # a batch that was not looked at before
     assert world.model.vision.encoded - before == len(world.batch.image)
 
 
@@ -134,7 +144,9 @@ def test_a_roll_out_encodes_every_tile_once_for_all_actions() -> None:
 
 def test_the_columns_after_the_actions_are_the_reference_and_no_image(world: World) -> None:
     size, words = world.batch.size[world.batch.image_of], world.model.prompt_tokens(world.batch)
-    for name, selection in zip(OUTSIDE, (reference(world.model.pyramid), blind(world.model.pyramid)), strict=True):
+    for name, selection in zip(
+        OUTSIDE, (reference(world.model.pyramid), blind(world.model.pyramid)), strict=True
+    ):
         column, asked = world.table.column(name), world.capacity * selection
         cost = world.model.cost(world.model.realise(asked, size), size, words)
         assert world.table.cost.flops[:, column].equal(cost.flops)
@@ -191,14 +203,18 @@ def test_the_gradient_of_relaxed_is_that_of_the_multilinear_extension(world: Wor
             for end in (0.0, 1.0):
                 at = keep.detach().clone()
                 at[:, tile] = end
-                ends.append(relaxed(world.offline, rows, Relaxed(at, multilinear(at, actions.selection)))[which])
+                ends.append(
+                    relaxed(world.offline, rows, Relaxed(at, multilinear(at, actions.selection)))[which]
+                )
             assert torch.allclose(gradient[:, tile], ends[1] - ends[0], atol=1e-5)
         assert gradient[:, :2].abs().max() > 1e-3
 
 
 def test_the_gradient_of_relaxed_online_is_that_of_the_answer_and_of_what_a_tile_costs(world: World) -> None:
     keep = torch.tensor([1.0, 0.0, 1.0]).repeat(len(world.batch), 1).requires_grad_()
-    toward_cost = torch.autograd.grad(relaxed(world.online, world.batch, Relaxed(keep, None))[1].sum(), keep)[0]
+    toward_cost = torch.autograd.grad(relaxed(world.online, world.batch, Relaxed(keep, None))[1].sum(), keep)[
+        0
+    ]
     glance = world.online.cost(world.batch, world.actions()[0])
     for tile, name in ((0, "0"), (1, "1")):
         alone = world.online.cost(world.batch, world.actions()[world.table.actions.index(name)])
@@ -206,7 +222,9 @@ def test_the_gradient_of_relaxed_online_is_that_of_the_answer_and_of_what_a_tile
         assert toward_cost[:, tile].gt(0).all()
     # at a gate of 0 this model is too curved for finite differences: many tokens open at once
     keep = torch.tensor([0.7, 0.6, 1.0]).repeat(len(world.batch), 1).requires_grad_()
-    toward_score = torch.autograd.grad(relaxed(world.online, world.batch, Relaxed(keep, None))[0].sum(), keep)[0]
+    toward_score = torch.autograd.grad(
+        relaxed(world.online, world.batch, Relaxed(keep, None))[0].sum(), keep
+    )[0]
     assert toward_score.abs().max() > 1e-2
     with torch.no_grad():
         for tile in range(2):
@@ -287,7 +305,9 @@ def test_a_table_of_parts_is_the_table_of_the_whole(world: World) -> None:
     assert joined.image_of.equal(world.table.image_of) and joined.image_keys == world.table.image_keys
     assert joined.keys == world.table.keys and joined.types == world.table.types
     assert len(joined.texts) == len(set(joined.texts)) and set(joined.texts) == set(world.table.texts)
-    ours = TableEnvironment(joined, world.model.pyramid, WHOLE, world.unit).observe(world.rows, torch.ones(len(world.rows)))
+    ours = TableEnvironment(joined, world.model.pyramid, WHOLE, world.unit).observe(
+        world.rows, torch.ones(len(world.rows))
+    )
     theirs = world.offline.observe(world.rows, torch.ones(len(world.rows)))
     # what stands in the place of padding words is nobody's
     ours, theirs = (replace(seen, query=seen.query * seen.query_mask[..., None]) for seen in (ours, theirs))
@@ -309,7 +329,9 @@ def test_a_broken_table_is_refused(world: World, name: str, tmp_path: Path) -> N
     content = (tmp_path / name).read_bytes()
     for broken in (content[: len(content) // 2], b""):
         (tmp_path / name).write_bytes(broken)
-        with pytest.raises(UserError, match="holds no rollout table that can be read.*run the rollouts stage"):
+        with pytest.raises(
+            UserError, match="holds no rollout table that can be read.*run the rollouts stage"
+        ):
             RolloutTable.load(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match="holds no rollout table that can be read"):

@@ -1,7 +1,7 @@
 """Estimators: their enumerated expectation against the exact gradient, and what breaks when one is broken.
 
-Axes: B rows, K samples, F tiles beside the glance, S = 2^F actions. The gradients are of the logits of F tiles, by every
-K-tuple of actions weighed with its probability, in float64: no sampling error.
+Axes: B rows, K samples, F tiles beside the glance, S = 2^F actions. The gradients are of the logits of F
+tiles, by every K-tuple of actions weighed with its probability, in float64: no sampling error.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,12 @@ def clipped(log_prob: Tensor, reward: Tensor, greedy: Tensor) -> Tensor:
     return estimators.clipped(log_prob, log_prob.detach() + 0.15, reward - 0.4, clip=0.1)
 
 
-UNBIASED: dict[str, Loss] = {"none": plain, "running_mean": running, "self_critical": critical, "leave_one_out": others}
+UNBIASED: dict[str, Loss] = {
+    "none": plain,
+    "running_mean": running,
+    "self_critical": critical,
+    "leave_one_out": others,
+}
 BIASED: dict[str, Loss] = {"group": grouped, "group_deviation": normalised, "clip": clipped}
 
 
@@ -160,8 +165,8 @@ def test_the_group_mean_is_leave_one_out_on_a_smaller_scale(tiles: int) -> None:
 
 
 def weighed(advantage: Callable[[list[float]], list[float]], tiles: int, samples: int) -> Tensor:
-    """Mean over all K-tuples of actions of advantage x gradient of log-probability, written out with neither autograd nor the
-    estimators, [F]: the gradient of log-probability is keep - sigmoid(logit)."""
+    """Mean over all K-tuples of actions of advantage x gradient of log-probability, written out with neither
+    autograd nor the estimators, [F]: the gradient of log-probability is keep - sigmoid(logit)."""
     logit, reward, _ = world(tiles)
     chance = logit.sigmoid().tolist()
     total = torch.zeros(tiles, dtype=torch.float64)
@@ -183,13 +188,19 @@ def by_clip(rewards: list[float]) -> list[float]:
     return [(r - 0.4) * exp(-0.15) if r > 0.4 else 0.0 for r in rewards]
 
 
-WRITTEN_OUT = {"group": lambda rewards: [r - mean(rewards) for r in rewards], "group_deviation": by_deviation, "clip": by_clip}
+WRITTEN_OUT = {
+    "group": lambda rewards: [r - mean(rewards) for r in rewards],
+    "group_deviation": by_deviation,
+    "clip": by_clip,
+}
 
 
 @free
 @pytest.mark.parametrize("samples", [2, 3])
 @pytest.mark.parametrize("name", BIASED)
-def test_a_biased_estimator_equals_its_own_expectation_written_out(name: str, samples: int, tiles: int) -> None:
+def test_a_biased_estimator_equals_its_own_expectation_written_out(
+    name: str, samples: int, tiles: int
+) -> None:
     found, expected = enumerated(BIASED[name], tiles, samples)[0], weighed(WRITTEN_OUT[name], tiles, samples)
     assert expected.abs().max() > 1e-2
     assert torch.allclose(found, expected, atol=1e-9)
@@ -216,8 +227,12 @@ def test_generalised_advantages_are_their_direct_sum(trace: float, discount: flo
     )
     assert torch.allclose(estimators.advantages(reward, value, discount, trace), direct, atol=1e-12)
     if trace == 1.0:
-        outcome = torch.stack([sum(discount**k * reward[:, t + k] for k in range(4 - t)) for t in range(4)], dim=1)  # type: ignore[misc]
-        assert torch.allclose(estimators.advantages(reward, value, discount, trace), outcome - value, atol=1e-12)
+        outcome = torch.stack(
+            [sum(discount**k * reward[:, t + k] for k in range(4 - t)) for t in range(4)], dim=1
+        )  # type: ignore[misc]
+        assert torch.allclose(
+            estimators.advantages(reward, value, discount, trace), outcome - value, atol=1e-12
+        )
 
 
 def test_the_clipped_loss_is_the_score_function_until_the_policy_moves() -> None:
@@ -240,7 +255,9 @@ def test_how_far_a_policy_has_moved_is_zero_at_first_and_positive_after() -> Non
 def test_explained_variance_is_one_for_a_prophet_and_zero_for_the_mean() -> None:
     outcome = torch.randn(100, generator=torch.Generator().manual_seed(3))
     assert estimators.explained_variance(outcome, outcome) == 1
-    assert float(estimators.explained_variance(outcome.mean().expand(100), outcome)) == pytest.approx(0, abs=1e-6)
+    assert float(estimators.explained_variance(outcome.mean().expand(100), outcome)) == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_the_steps_of_an_episode_earn_its_reward_and_shaping_moves_every_episode_alike() -> None:

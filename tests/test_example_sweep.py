@@ -1,4 +1,5 @@
-"""Claims about the sweep that docs/sweeps.md shows: gates by prices by seeds, on the model of a run that is there."""
+"""Claims about the sweep that docs/sweeps.md shows: gates by prices by seeds, on the model of a run that is
+there."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,10 @@ def test_gates_by_prices_by_seeds_are_two_lines_of_one_frontier_and_nothing_befo
         plot_runs(runs, *rest)
 
     monkeypatch.setattr("pyrskip.sweeps.overview.plot_runs", draw)
-    varied = [f"{key}={','.join(map(str, of))}" for key, of in (("gate", GATES), ("reward.price", PRICES), ("seed", SEEDS))]
+    varied = [
+        f"{key}={','.join(map(str, of))}"
+        for key, of in (("gate", GATES), ("reward.price", PRICES), ("seed", SEEDS))
+    ]
     main(["train", "-m", "experiment=scenes", "from=runs/scenes", *varied, *SMALL])
 
     jobs = read_jobs(lender)
@@ -65,7 +69,11 @@ def test_gates_by_prices_by_seeds_are_two_lines_of_one_frontier_and_nothing_befo
     assert table == {(f"gate={gate}", price): len(SEEDS) for gate, price in product(GATES, PRICES)}
     assert (lender / FIGURE).stat().st_size > 10_000
     for gate in GATES:
-        points = [(row.price, row.seed) for row in drawn[f"gate={gate}"] if row.method == "gate" and row.split == "test"]
+        points = [
+            (row.price, row.seed)
+            for row in drawn[f"gate={gate}"]
+            if row.method == "gate" and row.split == "test"
+        ]
         assert sorted(points) == sorted(product(PRICES, SEEDS))
 
 
@@ -83,7 +91,15 @@ def test_status_has_a_column_for_each_key_that_varies_and_names_what_failed_by_i
     for gate, price, seed in product(GATES, PRICES, SEEDS):
         varied = (f"gate={gate}", f"reward.price={price}", f"seed={seed}")
         failed = (gate, price, seed) == ("sequential", 0.05, 1)
-        keep(Job(tmp_path / name_of(varied), (), varied, "failed" if failed else "waiting", why if failed else ""))
+        keep(
+            Job(
+                tmp_path / name_of(varied),
+                (),
+                varied,
+                "failed" if failed else "waiting",
+                why if failed else "",
+            )
+        )
     main(["sweep", "status", str(tmp_path)])
     title, columns, *rows = capsys.readouterr().out.splitlines()
     assert title.strip() == "12 jobs: 11 waiting, 1 failed"
@@ -100,10 +116,11 @@ def test_a_sequential_gate_brings_a_rule_that_trains_it_unless_one_is_given() ->
 
 
 @pytest.mark.parametrize(
-    ("overrides", "seeds"),
-    [(("seed=1",), 1), (("seed=1", "seeds=2"), 2), (("gate.width=8",), 3)],
+    ("overrides", "seeds"), [(("seed=1",), 1), (("seed=1", "seeds=2"), 2), (("gate.width=8",), 3)]
 )
-def test_a_job_of_one_seed_trains_one_gate_unless_their_number_is_given(overrides: tuple[str, ...], seeds: int) -> None:
+def test_a_job_of_one_seed_trains_one_gate_unless_their_number_is_given(
+    overrides: tuple[str, ...], seeds: int
+) -> None:
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_directory())):
         cfg = hydra.compose("train", list(overrides))
     assert in_sweep(cfg, Path("runs/sweep"), overrides, frozenset({"seeds"})).seeds == seeds

@@ -1,4 +1,5 @@
-"""Claims about whole runs: every experiment, and every kind of gate, text and budget, goes through all stages."""
+"""Claims about whole runs: every experiment, and every kind of gate, text and budget, goes through all
+stages."""
 
 import json
 from pathlib import Path
@@ -15,16 +16,24 @@ from tests.configs import TWO_STEPS, tiny
 EXPERIMENTS = sorted(path.stem for path in (conf_directory() / "experiment").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in ("compare_rules", "scenes_long")])
+@pytest.mark.parametrize(
+    "experiment", [name for name in EXPERIMENTS if name not in ("compare_rules", "scenes_long")]
+)
 @pytest.mark.parametrize("rule", ["supervised", "gumbel"])
-def test_every_experiment_runs_two_steps_through_all_stages(experiment: str, rule: str, tmp_path: Path) -> None:
+def test_every_experiment_runs_two_steps_through_all_stages(
+    experiment: str, rule: str, tmp_path: Path
+) -> None:
     root = run_stages(tiny(tmp_path, f"rule={rule}", *TWO_STEPS, experiment=experiment), {})
     cached = experiment == "scenes"
     made = [stage for stage in STAGES if stage != "compare" and (cached or stage != "cache")]
-    assert [json.loads((root / stage / "stage.json").read_text())["done"] for stage in made] == [True] * len(made)
+    assert [json.loads((root / stage / "stage.json").read_text())["done"] for stage in made] == [True] * len(
+        made
+    )
     assert (root / "cache").exists() == cached and not (root / "compare").exists()
     rows = json.loads((root / "frontier.json").read_text())
-    assert {"full", "reference", "gate", "gate:query_only", "random", "oracle:type"} <= {row["method"] for row in rows}
+    assert {"full", "reference", "gate", "gate:query_only", "random", "oracle:type"} <= {
+        row["method"] for row in rows
+    }
     for picture in ("frontier.png", "selections.png"):
         assert (root / picture).stat().st_size > 10_000
     told = json.loads((root / "summary.json").read_text())["real_inference"]
@@ -34,7 +43,14 @@ def test_every_experiment_runs_two_steps_through_all_stages(experiment: str, rul
 
 def test_gates_that_choose_rungs_train_two_steps_through_all_stages(tmp_path: Path) -> None:
     every = f"stages=[{','.join(stage for stage in STAGES if stage != 'cache')}]"
-    rungs = ("budget=rungs", "rule=reinforce", "gate.policy=rungs", "ablations=[]", "compare.prices=[0.1]", "data.limit=6")
+    rungs = (
+        "budget=rungs",
+        "rule=reinforce",
+        "gate.policy=rungs",
+        "ablations=[]",
+        "compare.prices=[0.1]",
+        "data.limit=6",
+    )
     root = run_stages(tiny(tmp_path, every, *rungs), {})
     assert RolloutTable.load(root / "rollouts" / "val").actions.ladder == (0, 64, 144, 256)
     rows = json.loads((root / "frontier.json").read_text())
@@ -64,7 +80,8 @@ def test_a_gate_that_decides_step_by_step_runs_through_all_stages_on_single_tile
 def test_a_gate_reads_sentence_embeddings_and_pays_for_them(finished_run: Path, tmp_path: Path) -> None:
     root = run_stages(tiny(tmp_path, "text=minilm", "ablations=[glance]"), {})
     found = [
-        {row["method"]: row["flops"] for row in json.loads((r / "frontier.json").read_text())} for r in (root, finished_run)
+        {row["method"]: row["flops"] for row in json.loads((r / "frontier.json").read_text())}
+        for r in (root, finished_run)
     ]
     dear, cheap = found
     assert dear["gate"] > cheap["gate"] + 1e7
@@ -75,7 +92,9 @@ def test_a_gate_reads_sentence_embeddings_and_pays_for_them(finished_run: Path, 
 @pytest.mark.parametrize("budget", ["budget=proportional", "pyramid.grid=[2,1,1]"])
 def test_gates_train_online_under_any_budget_and_grid(budget: str, tmp_path: Path) -> None:
     policy = "gate.policy=categorical"
-    root = run_stages(tiny(tmp_path, "rule=gumbel", "rule.online=true", "ablations=[]", "data.limit=4", policy, budget), {})
+    root = run_stages(
+        tiny(tmp_path, "rule=gumbel", "rule.online=true", "ablations=[]", "data.limit=4", policy, budget), {}
+    )
     assert json.loads((root / "frontier.json").read_text())
 
 

@@ -1,4 +1,5 @@
-"""Claims about `pyrskip export`: a finished run becomes a directory that does what the run did, or nothing at all."""
+"""Claims about `pyrskip export`: a finished run becomes a directory that does what the run did, or nothing at
+all."""
 
 import json
 import shutil
@@ -34,7 +35,14 @@ from tests.tools import program
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_stages(
-        tiny(tmp_path_factory.mktemp("runs"), "name=done", "vision.weights=none", "vision.components=9", "ablations=[]"), {}
+        tiny(
+            tmp_path_factory.mktemp("runs"),
+            "name=done",
+            "vision.weights=none",
+            "vision.components=9",
+            "ablations=[]",
+        ),
+        {},
     )
 
 
@@ -57,14 +65,18 @@ def test_a_run_becomes_an_export(finished: Path, tmp_path: Path, capsys: pytest.
     assert {p["backend"] for p in metrics["parity"]} == {"onnx", "torch"}
     assert all(p["differ"] == p["answers_differ"] == 0 for p in metrics["parity"])
     row = next(
-        r for r in metrics["frontier"] if r["method"] == "gate" and r["split"] == "test" and r["price"] == metrics["price"]
+        r
+        for r in metrics["frontier"]
+        if r["method"] == "gate" and r["split"] == "test" and r["price"] == metrics["price"]
     )
     assert metrics["parity"][0]["accuracy"] == pytest.approx(row["accuracy"])
     test = ShardDataset(finished / "data", "test", 64)
     samples = [s for s in (test[i] for i in range(len(test))) if s is not None]
     engine = pyrskip.load(out, "onnx")
     costs = [
-        engine.select(Image.fromarray(s.image.permute(1, 2, 0).numpy()), q.text).cost for s in samples for q in s.questions
+        engine.select(Image.fromarray(s.image.permute(1, 2, 0).numpy()), q.text).cost
+        for s in samples
+        for q in s.questions
     ]
     assert sum(costs) / len(costs) == pytest.approx(row["relative_flops"], rel=1e-6)
     card = (out / "README.md").read_text()
@@ -92,7 +104,9 @@ def test_bad_keys_are_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_whose_gate_is_not_trained_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_whose_gate_is_not_trained_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run/gate/stage.json").unlink()
     assert export(f"run={tmp_path / 'run'}", f"out={tmp_path / 'out'}") == 2
@@ -118,7 +132,9 @@ def test_a_sequential_gate_is_refused_with_the_reason() -> None:
     model = tiny_model()
     _check_gate(tiny_gate(model))
     gate = build_gate(GateConfig("joint", "sequential", width=16), tiny_gate(model).layout)
-    with pytest.raises(UserError, match=r"gate\.policy=sequential decides on a level before it decides on the next"):
+    with pytest.raises(
+        UserError, match=r"gate\.policy=sequential decides on a level before it decides on the next"
+    ):
         _check_gate(gate)
 
 
@@ -144,7 +160,9 @@ def test_a_question_encoder_of_its_own_is_exported(tmp_path: Path) -> None:
     for backend in ("onnx", "torch"):
         answers = pyrskip.load(tmp_path, backend).answer_many(requests(batch, price=0.3))
         assert [a.text for a in answers] == texts
-        assert [list(a.selection.tiles) for a in answers] == model.realise(asked, batch.size[batch.image_of]).tolist()
+        assert [list(a.selection.tiles) for a in answers] == model.realise(
+            asked, batch.size[batch.image_of]
+        ).tolist()
 
 
 @pytest.mark.slow
@@ -155,7 +173,9 @@ def test_compiled_packages_answer_as_the_model_does(tmp_path: Path) -> None:
     write_parts(model, gate, describe(model, gate, UNIT, 1.0, Prices(0.0, inf, 0.3)), tmp_path, native=True)
     batch = tiny_batch()
     eager, native = (pyrskip.load(tmp_path, "torch", allow_native=allow) for allow in (False, True))
-    assert [a.text for a in native.answer_many(requests(batch))] == [a.text for a in eager.answer_many(requests(batch))]
+    assert [a.text for a in native.answer_many(requests(batch))] == [
+        a.text for a in eager.answer_many(requests(batch))
+    ]
 
 
 class FakeHub:

@@ -1,4 +1,5 @@
-"""Claims about faults: each kind is counted and named, loses no other sample, and past what is allowed the run stops."""
+"""Claims about faults: each kind is counted and named, loses no other sample, and past what is allowed the
+run stops."""
 
 import io
 import json
@@ -28,10 +29,17 @@ def bomb() -> bytes:
     """A PNG of 100,000 x 100,000 pixels, in 60 bytes."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def jpeg() -> bytes:
@@ -49,7 +57,10 @@ SAMPLES: dict[str, tuple[list[tuple[str, bytes]], str]] = {
     "zero-byte image": ([("b.json", QUESTIONS), ("b.png", b"")], "the image has no bytes"),
     "corrupt image": ([("b.json", QUESTIONS), ("b.png", PNG[:30] + b"\xff" * 40)], "Error"),
     "cut image": ([("b.json", QUESTIONS), ("b.jpg", jpeg()[:-200])], "truncated|Error"),
-    "huge image": ([("b.json", QUESTIONS), ("b.png", bomb())], "DecompressionBombError: Image size \\(10000000000 pixels\\)"),
+    "huge image": (
+        [("b.json", QUESTIONS), ("b.png", bomb())],
+        "DecompressionBombError: Image size \\(10000000000 pixels\\)",
+    ),
     "no image": ([("b.json", QUESTIONS)], "has no image"),
     "no json": ([("b.png", PNG)], "has no json"),
     "malformed json": ([("b.json", b"{"), ("b.png", PNG)], "JSONDecodeError"),
@@ -83,7 +94,11 @@ def test_a_broken_sample_is_counted_and_named_and_loses_no_other(kind: str, tmp_
 
 
 SHARDS: dict[str, tuple[Callable[[bytes], bytes], str, int]] = {
-    "truncated": (lambda content: content[: len(content) // 2], "damaged or cut off|is cut off|unexpected end", 2),
+    "truncated": (
+        lambda content: content[: len(content) // 2],
+        "damaged or cut off|is cut off|unexpected end",
+        2,
+    ),
     "empty file": (lambda content: b"", "Error", 4),
     "no members": (lambda content: bytes(10240), "is empty", 4),
     "no tar": (lambda content: b"\xff" * len(content), "Error", 4),
@@ -168,8 +183,13 @@ def test_workers_faults_are_gathered(shards: Path, tmp_path: Path) -> None:
 def test_more_than_is_allowed_stops_the_run_with_the_list(workers: int, shards: Path, tmp_path: Path) -> None:
     keys = damage(shards, 1, 9, 20)
     log = FaultLog(tmp_path / "faults" / "train", 26, allowed=0.1)
-    loader = DataLoader(ShardDataset(shards, "train", 64, log), 4, num_workers=workers, collate_fn=partial(collate, side=64))
-    said = r"train: 3 of 26 images are broken, more than data.max_bad_fraction=0.1: train-00000.*; .*delete .*faults/train"
+    loader = DataLoader(
+        ShardDataset(shards, "train", 64, log), 4, num_workers=workers, collate_fn=partial(collate, side=64)
+    )
+    said = (
+        r"train: 3 of 26 images are broken, more than data.max_bad_fraction=0.1: train-00000.*; "
+        r".*delete .*faults/train"
+    )
     with pytest.raises(UserError, match=said) as caught:
         list(loader)
     assert all(key in str(caught.value) for key in keys)
@@ -192,7 +212,9 @@ def test_a_log_outlives_its_process_and_counts_a_fault_once(tmp_path: Path) -> N
     log = FaultLog(tmp_path / "train", 10, allowed=0.9)
     for _ in range(3):
         log.add(Fault("s.tar", "a", "broken"))
-    (tmp_path / "train" / "other-1.jsonl").write_text('{"shard": "s.tar", "key": "a", "reason": "broken"}\n{"shard": "s.ta')
+    (tmp_path / "train" / "other-1.jsonl").write_text(
+        '{"shard": "s.tar", "key": "a", "reason": "broken"}\n{"shard": "s.ta'
+    )
     assert FaultLog(tmp_path / "train", 10, 0.9).read() == [Fault("s.tar", "a", "broken")]
 
 

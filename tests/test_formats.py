@@ -1,4 +1,5 @@
-"""Claims about formats: every question of every image that can be read is found, once, on the image's own bytes."""
+"""Claims about formats: every question of every image that can be read is found, once, on the image's own
+bytes."""
 
 import json
 import shutil
@@ -24,8 +25,13 @@ from tests.own_data import embedded, encoded, picture, turns, write_llava, write
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3)), min_size=8, max_size=30), seed=st.integers(0, 3))
-def test_llava_every_answered_turn_is_a_question_on_its_image(rows: list[tuple[int, int]], seed: int, tmp_path: Path) -> None:
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3)), min_size=8, max_size=30),
+    seed=st.integers(0, 3),
+)
+def test_llava_every_answered_turn_is_a_question_on_its_image(
+    rows: list[tuple[int, int]], seed: int, tmp_path: Path
+) -> None:
     shutil.rmtree(tmp_path)
     rows += [(20 + i, 1) for i in range(8)]
     expected: dict[bytes, Counter[Asked]] = {}
@@ -52,7 +58,12 @@ def test_llava_every_answered_turn_is_a_question_on_its_image(rows: list[tuple[i
 def test_parquet_rows_of_one_image_are_questions_on_it(images: list[int], group: int, tmp_path: Path) -> None:
     images += range(10, 18)
     rows = [
-        {"question_id": str(i), "question": f"q{i}?", "answers": ["b", "a", "a"], "image": embedded(picture(image, "JPEG"))}
+        {
+            "question_id": str(i),
+            "question": f"q{i}?",
+            "answers": ["b", "a", "a"],
+            "image": embedded(picture(image, "JPEG")),
+        }
         for i, image in enumerate(images)
     ]
     path = write_parquet(tmp_path / "text-vqa.parquet", rows, group)
@@ -75,8 +86,17 @@ def test_tsv_rows_refer_to_the_image_of_an_earlier_row(owners: list[int], tmp_pa
         of = owner if owner < i and i >= 6 and rows[owner]["own"] else i
         own = of == i
         image = picture(i) if own else picture(of)
-        rows.append({"index": i, "image": encoded(image) if own else of, "question": f'say "{i}"?\nNow.', "own": own})
-        rows[-1] |= {"A": "red", "B": "blue", "C": "", "answer": "B", "category": "colour", "hint": "Look." if i % 2 else ""}
+        rows.append(
+            {"index": i, "image": encoded(image) if own else of, "question": f'say "{i}"?\nNow.', "own": own}
+        )
+        rows[-1] |= {
+            "A": "red",
+            "B": "blue",
+            "C": "",
+            "answer": "B",
+            "category": "colour",
+            "hint": "Look." if i % 2 else "",
+        }
         text = ("Look.\n" if i % 2 else "") + f'say "{i}"?\nNow.\nA. red\nB. blue'
         expected.setdefault(image, Counter())[(text, ("B",), "colour")] += 1
     path = write_tsv(tmp_path / "bench.tsv", rows)
@@ -101,7 +121,13 @@ def test_tsv_rows_refer_to_the_image_of_an_earlier_row(owners: list[int], tmp_pa
             id="DocVQA",
         ),
         pytest.param(
-            {"id": "0", "question_id": "1", "question": "Is there a cat?", "answer": "yes", "category": "random"},
+            {
+                "id": "0",
+                "question_id": "1",
+                "question": "Is there a cat?",
+                "answer": "yes",
+                "category": "random",
+            },
             ("Is there a cat?", ("yes",), "random"),
             id="POPE",
         ),
@@ -121,13 +147,18 @@ def test_tsv_rows_refer_to_the_image_of_an_earlier_row(owners: list[int], tmp_pa
             id="ChartQA",
         ),
         pytest.param(
-            {"question": "what?", "answers": [{"answer": "net", "answer_id": 1}, {"answer": "net", "answer_id": 2}]},
+            {
+                "question": "what?",
+                "answers": [{"answer": "net", "answer_id": 1}, {"answer": "net", "answer_id": 2}],
+            },
             ("what?", ("net", "net"), "all"),
             id="VQAv2",
         ),
     ],
 )
-def test_published_tables_are_read_without_naming_columns(rows: dict[str, Any], expected: Asked, tmp_path: Path) -> None:
+def test_published_tables_are_read_without_naming_columns(
+    rows: dict[str, Any], expected: Asked, tmp_path: Path
+) -> None:
     path = write_parquet(tmp_path / "t.parquet", [rows | {"image": embedded(picture(i))} for i in range(12)])
     convert(config("parquet", path), tmp_path / "out")
     assert together(tmp_path / "out") == {picture(i): Counter([expected]) for i in range(12)}
@@ -145,9 +176,16 @@ def test_gqa_joins_questions_and_images_by_id(tmp_path: Path) -> None:
         for i in range(30)
     ]
     write_parquet(tmp_path / "instructions.parquet", asked)
-    write_parquet(tmp_path / "images-0.parquet", [{"id": str(i), "image": embedded(picture(i))} for i in range(5)])
-    write_parquet(tmp_path / "images-1.parquet", [{"id": str(i), "image": embedded(picture(i))} for i in range(5, 12)])
-    convert(config("parquet", tmp_path / "instructions.parquet", images=str(tmp_path / "images-*.parquet")), tmp_path / "out")
+    write_parquet(
+        tmp_path / "images-0.parquet", [{"id": str(i), "image": embedded(picture(i))} for i in range(5)]
+    )
+    write_parquet(
+        tmp_path / "images-1.parquet", [{"id": str(i), "image": embedded(picture(i))} for i in range(5, 12)]
+    )
+    convert(
+        config("parquet", tmp_path / "instructions.parquet", images=str(tmp_path / "images-*.parquet")),
+        tmp_path / "out",
+    )
     assert together(tmp_path / "out") == {
         picture(i): Counter((f"q{j}?", ("yes",), "verify") for j in range(i, 30, 10)) for i in range(10)
     }
@@ -157,7 +195,9 @@ def test_gqa_joins_questions_and_images_by_id(tmp_path: Path) -> None:
 def test_columns_can_be_named(tmp_path: Path) -> None:
     rows = [{"prompt": "q?", "gold": {"text": "a"}, "picture": embedded(picture(i))} for i in range(12)]
     path = write_parquet(tmp_path / "t.parquet", rows)
-    with pytest.raises(UserError, match=r"no column for data.files.columns.question .*it has prompt, gold, picture"):
+    with pytest.raises(
+        UserError, match=r"no column for data.files.columns.question .*it has prompt, gold, picture"
+    ):
         convert(config("parquet", path), tmp_path / "out")
     named = {"question": "prompt", "answers": "gold.text", "image": "picture"}
     convert(config("parquet", path, columns=named), tmp_path / "other")

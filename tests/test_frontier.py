@@ -53,7 +53,10 @@ class ByText(Gate):
 
 
 def tables(varied_cost: bool) -> dict[str, RolloutTable]:
-    return {s: synthetic_table(s, 60, seed=i, varied_cost=varied_cost) for i, s in enumerate(("gate", "val", "test"))}
+    return {
+        s: synthetic_table(s, 60, seed=i, varied_cost=varied_cost)
+        for i, s in enumerate(("gate", "val", "test"))
+    }
 
 
 def inputs_of(splits: dict[str, RolloutTable], timing: Timing | None = None) -> Inputs:
@@ -108,7 +111,9 @@ def test_every_method_is_there_with_exactly_the_fields() -> None:
     assert all(set(r.by_type) == set(TYPES) for r in rows)
     json.dumps([asdict(r) for r in rows], allow_nan=False)
     for method in learned:
-        assert {(r.price, r.seed) for r in rows if r.method == method} == {(p, s) for p in PRICES for s in (0, 1, 2)}
+        assert {(r.price, r.seed) for r in rows if r.method == method} == {
+            (p, s) for p in PRICES for s in (0, 1, 2)
+        }
 
 
 def test_random_costs_what_the_gate_costs() -> None:
@@ -156,7 +161,9 @@ def test_bernoulli_is_the_exact_expectation() -> None:
 
 def test_oracle_by_sample_beats_every_listed_decision() -> None:
     best = row("oracle:sample", price=0.0).accuracy
-    listed = (r for r in computed().rows if r.split == "test" and r.method not in ("reference", "question_only"))
+    listed = (
+        r for r in computed().rows if r.split == "test" and r.method not in ("reference", "question_only")
+    )
     assert all(r.accuracy <= best + 1e-12 for r in listed)
 
 
@@ -188,7 +195,9 @@ def test_the_hull_between_two_vertices_is_their_mix() -> None:
     half = hull_at(rows, "test", (a.relative_flops + b.relative_flops) / 2)
     assert half == pytest.approx((a.accuracy + b.accuracy) / 2)
     assert hull_at(rows, "test", a.relative_flops * 0.9) is None
-    assert hull_at(rows, "test", 9.0) == max(r.accuracy for r in rows if r.method == "hull" and r.split == "test")
+    assert hull_at(rows, "test", 9.0) == max(
+        r.accuracy for r in rows if r.method == "hull" and r.split == "test"
+    )
 
 
 def test_retention_is_not_clipped() -> None:
@@ -218,8 +227,13 @@ def test_relative_cost_is_over_the_gate_splits_full_pyramid() -> None:
 def test_times_follow_the_decisions() -> None:
     names = ["glance", "1", "0", "0,1"]
     encode = {name: 1.0 + i for i, name in enumerate(names)}
-    encode |= {"gated:" + name: ms + 0.5 for name, ms in encode.items()} | {"reference": 3.0, "question_only": 0.0}
-    clock = Clock(encode, {name: ms + 10 for name, ms in encode.items()}, dict.fromkeys(computed().inputs.gates, 0.25))
+    encode |= {"gated:" + name: ms + 0.5 for name, ms in encode.items()} | {
+        "reference": 3.0,
+        "question_only": 0.0,
+    }
+    clock = Clock(
+        encode, {name: ms + 10 for name, ms in encode.items()}, dict.fromkeys(computed().inputs.gates, 0.25)
+    )
     points = frontier(inputs_of(tables(False), Timing(clock, clock)))
     full = points.select("full", "test")[0].row
     assert (full.encode_ms, full.gate_ms, full.total_ms) == (4.0, 0.0, 14.0)
@@ -279,13 +293,25 @@ def test_the_report_is_written(tmp_path: Path) -> None:
     image = torch.randint(0, 255, (3, 40, 64), dtype=torch.uint8)
     shown = Shown(image, "what is it?", "a", "b", False, torch.tensor([False, True, True]), 20, 0.4, "shape")
     plot_selections([shown] * 3, synthetic_pyramid(), tmp_path / "selections.png")
-    assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("frontier.png", "selections.png"))
+    assert all(
+        (tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("frontier.png", "selections.png")
+    )
 
 
 @pytest.mark.filterwarnings("error")
 def test_questions_are_drawn_as_they_are_written(tmp_path: Path) -> None:
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    shown = Shown(image, "is $x^{ more than $5?\x11", "$\\frac", "$5", False, torch.ones(3, dtype=torch.bool), 20, 0.4, "$")
+    shown = Shown(
+        image,
+        "is $x^{ more than $5?\x11",
+        "$\\frac",
+        "$5",
+        False,
+        torch.ones(3, dtype=torch.bool),
+        20,
+        0.4,
+        "$",
+    )
     plot_selections([shown], synthetic_pyramid(), tmp_path / "selections.png")
     assert (tmp_path / "selections.png").stat().st_size > 0
 

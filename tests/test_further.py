@@ -1,4 +1,5 @@
-"""Claims about further questions and close-ups: they are true, and of the images that flex trains on alone."""
+"""Claims about further questions and close-ups: they are true, and of the images that flex trains on
+alone."""
 
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 
 from pyrskip.data.reader import ShardDataset
-from pyrskip.data.scenes.closeup import SIDE as CLOSE
-from pyrskip.data.scenes.closeup import closeups
-from pyrskip.data.scenes.further import further_questions
-from pyrskip.data.scenes.scene import Scene
 from pyrskip.data.shards import SPLITS, DataConfig, prepare
 from pyrskip.sample import Question
+from pyrskip.scenes.closeup import SIDE as CLOSE
+from pyrskip.scenes.closeup import closeups
+from pyrskip.scenes.further import further_questions
+from pyrskip.scenes.scene import Scene
 from tests.scenes import clearly, middles
 from tests.shards import SMALL_SCENES
 
@@ -108,7 +109,8 @@ def test_close_ups_show_whole_things_and_ask_about_them_alone(some_scenes: list[
                 (x, y)
                 for y in range(scene.size - CLOSE + 1)
                 for x in range(scene.size - CLOSE + 1)
-                if (whole[y, x : x + 4] == part[0, :4]).all() and (whole[y : y + CLOSE, x : x + CLOSE] == part).all()
+                if (whole[y, x : x + 4] == part[0, :4]).all()
+                and (whole[y : y + CLOSE, x : x + CLOSE] == part).all()
             )
             inside = []
             for thing in scene.things.values():

@@ -99,7 +99,9 @@ def test_a_gate_sees_what_it_is_named_after_and_nothing_else(name: str, policy: 
     plain = gate(seen)
     query = gate(replace(seen, query=seen.query.roll(1, 0), query_mask=seen.query_mask.roll(1, 0)))
     glance = gate(replace(seen, glance=-seen.glance))
-    reads_query, reads_glance = {"predictor": (True, False), "glance": (False, True), "joint": (True, True)}[name]
+    reads_query, reads_glance = {"predictor": (True, False), "glance": (False, True), "joint": (True, True)}[
+        name
+    ]
     assert query.equal(plain) is not reads_query
     assert glance.equal(plain) is not reads_glance
 
@@ -140,7 +142,9 @@ def test_a_tilt_never_buys_a_dearer_decision(name: str, policy: str) -> None:
 def test_a_bernoulli_gate_starts_open_and_the_others_undecided() -> None:
     seen = observation()
     bernoulli = build_gate(GateConfig("joint", "bernoulli", open_bias=2.0), LAYOUT).policy(seen).marginals()
-    assert bernoulli[:, :-1].sub(torch.tensor(2.0).sigmoid()).abs().max() < 1e-6 and bernoulli[:, -1].eq(1).all()
+    assert (
+        bernoulli[:, :-1].sub(torch.tensor(2.0).sigmoid()).abs().max() < 1e-6 and bernoulli[:, -1].eq(1).all()
+    )
     categorical = build_gate(GateConfig("joint", "categorical"), LAYOUT).policy(seen).probs
     assert categorical is not None and categorical.sub(0.25).abs().max() < 1e-6
     assert build_gate(GateConfig("joint", "utility"), LAYOUT)(seen).eq(0).all()  # a score of one half
@@ -165,7 +169,9 @@ def test_every_parameter_of_a_gate_learns(name: str, policy: str) -> None:
         episode = gate.policy(seen).steps(gate.policy(seen).mode())
         learned = episode.log_prob.square().sum() + episode.value.square().sum()
     learned.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.ne(0).any() for p in gate.parameters())
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() and p.grad.ne(0).any() for p in gate.parameters()
+    )
 
 
 @every
@@ -200,7 +206,8 @@ def tamper(directory: Path, *keys: str, value: Any) -> None:
         (
             ("gate", "policy"),
             "eval",
-            r"gate\.policy='eval'.*allowed: autoregressive, bernoulli, categorical, rungs, sequential, utility",
+            r"gate\.policy='eval'.*allowed: autoregressive, bernoulli, categorical, rungs, sequential, "
+            r"utility",
         ),
         (("gate", "width"), 17, "holds no gate that can be read"),
         (("gate", "nonsense"), 1, "holds no gate that can be read"),
@@ -235,7 +242,9 @@ def test_an_unknown_gate_is_refused() -> None:
         build_gate(GateConfig("oracle"), LAYOUT)
 
 
-@pytest.mark.parametrize("config", [{"width": 0}, {"temperature": 0.0}, {"dropout": 1.0}, {"policy": "greedy"}], ids=str)
+@pytest.mark.parametrize(
+    "config", [{"width": 0}, {"temperature": 0.0}, {"dropout": 1.0}, {"policy": "greedy"}], ids=str
+)
 def test_an_impossible_gate_is_refused_with_what_is_allowed(config: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"{next(iter(config))}=.*allowed"):
         GateConfig(**config)

@@ -1,4 +1,5 @@
-"""Claims about data directories that are there already: used where they are, mixed, and written again in other shards."""
+"""Claims about data directories that are there already: used where they are, mixed, and written again in
+other shards."""
 
 import json
 import shutil
@@ -27,10 +28,15 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def same(a: ShardDataset, b: ShardDataset) -> bool:
     pairs = list(zip(a, b, strict=True))
-    return all(x and y and x.key == y.key and x.questions == y.questions and torch.equal(x.image, y.image) for x, y in pairs)
+    return all(
+        x and y and x.key == y.key and x.questions == y.questions and torch.equal(x.image, y.image)
+        for x, y in pairs
+    )
 
 
-def test_one_directory_is_read_where_it_is(two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_directory_is_read_where_it_is(
+    two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(two[0].parent)
     gather(ShardsConfig(paths=("a",)), tmp_path / "data")
     monkeypatch.chdir(tmp_path)
@@ -42,17 +48,26 @@ def test_one_directory_is_read_where_it_is(two: tuple[Path, Path], tmp_path: Pat
 def test_a_mixture_holds_every_part_under_its_own_keys(two: tuple[Path, Path], tmp_path: Path) -> None:
     gather(ShardsConfig(paths=tuple(map(str, two)), weights=(1.0, 3.0)), tmp_path)
     data = ShardDataset(tmp_path, "train", 64)
-    keys = [f"{part}-{key}" for part, path in enumerate(two) for key in ShardDataset(path, "train", 64).image_keys]
+    keys = [
+        f"{part}-{key}" for part, path in enumerate(two) for key in ShardDataset(path, "train", 64).image_keys
+    ]
     assert data.image_keys == keys and not data.faults
     assert data.parts.weights == (1.0, 3.0)
     assert data.parts.shards == ((5, 5, 5, 5), (5, 5, 2))
-    assert [sample and sample.key for sample in data.__getitems__([31, 0, 25])] == [keys[31], keys[0], keys[25]]
+    assert [sample and sample.key for sample in data.__getitems__([31, 0, 25])] == [
+        keys[31],
+        keys[0],
+        keys[25],
+    ]
 
 
 def test_without_weights_a_mixture_is_as_its_images_are(two: tuple[Path, Path], tmp_path: Path) -> None:
     gather(ShardsConfig(paths=tuple(map(str, two))), tmp_path / "mixed")
     assert [part.weight for part in parse_index(tmp_path / "mixed").parts] == [20, 12]
-    gather(ShardsConfig(paths=(str(tmp_path / "mixed"), str(two[0])), weights=(1.0, 1.0)), tmp_path / "of mixtures")
+    gather(
+        ShardsConfig(paths=(str(tmp_path / "mixed"), str(two[0])), weights=(1.0, 1.0)),
+        tmp_path / "of mixtures",
+    )
     parts = parse_index(tmp_path / "of mixtures").parts
     assert [part.weight for part in parts] == [0.625, 0.375, 1.0]
     assert [part.root for part in parts] == [str(two[0]), str(two[1]), str(two[0])]
@@ -91,7 +106,9 @@ def test_what_holds_no_shards_is_refused(tmp_path: Path, two: tuple[Path, Path])
 
 
 @pytest.mark.parametrize("change", [{"root": 3}, {"weight": 0}, {"weight": "1"}, {"root": "x", "colour": 1}])
-def test_an_index_of_malformed_parts_is_refused(change: dict[str, Any], two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_index_of_malformed_parts_is_refused(
+    change: dict[str, Any], two: tuple[Path, Path], tmp_path: Path
+) -> None:
     index = json.loads((two[0] / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps(index | {"parts": [change]}))
     with pytest.raises(UserError, match="cannot be read as an index"):
@@ -100,7 +117,9 @@ def test_an_index_of_malformed_parts_is_refused(change: dict[str, Any], two: tup
 
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize("number", [2, 7, 100])
-def test_resharding_changes_nothing_but_the_shards(number: int, remote: bool, two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_resharding_changes_nothing_but_the_shards(
+    number: int, remote: bool, two: tuple[Path, Path], tmp_path: Path
+) -> None:
     with served(two[0]) as site:
         index, faults = reshard(site.url if remote else str(two[0]), tmp_path / "out", number)
     assert not faults

@@ -44,7 +44,9 @@ def test_mipmaps_are_the_pyramids(size: tuple[int, int], seed: int) -> None:
         if cells.all():
             level = int(GEOMETRY.tile_level[tile])
             wanted = PYRAMID.crop(levels[level], tile)[0, :, : cells[0] * 8, : cells[1] * 8].numpy()
-            np.testing.assert_allclose(GEOMETRY.crop(mipmaps(image, 3)[level], tile, cells), wanted, atol=1e-6)
+            np.testing.assert_allclose(
+                GEOMETRY.crop(mipmaps(image, 3)[level], tile, cells), wanted, atol=1e-6
+            )
 
 
 @given(
@@ -56,7 +58,9 @@ def test_realised_tokens_are_the_decisions(asked: list[int], cells: list[tuple[i
     np.testing.assert_array_equal(realise(np.array(asked), np.array(cells)), wanted.numpy())
 
 
-@given(cells=st.tuples(st.integers(1, 9), st.integers(1, 9)), share=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+@given(
+    cells=st.tuples(st.integers(1, 9), st.integers(1, 9)), share=st.tuples(st.floats(0, 1), st.floats(0, 1))
+)
 def test_pooling_is_the_projectors(cells: tuple[int, int], share: tuple[float, float]) -> None:
     size = [max(1, round(s * c)) for s, c in zip(share, cells, strict=True)]
     features = torch.randn(1, 5, *cells, generator=torch.Generator().manual_seed(0))
@@ -101,9 +105,14 @@ def test_the_mode_is_the_trained_policys(policy: str, most: int | None) -> None:
     capacity = PYRAMID.capacity(torch.tensor(SIZES)).repeat(40, 1)
     rows, outputs = len(capacity), PYRAMID.tiles if policy == "bernoulli" else len(gate.layout.actions)
     raw = torch.randn(rows, outputs, generator=generator)
-    cost, price = torch.rand(rows, len(gate.layout.actions), generator=generator), torch.rand(rows, generator=generator)
+    cost, price = (
+        torch.rand(rows, len(gate.layout.actions), generator=generator),
+        torch.rand(rows, generator=generator),
+    )
     glance = torch.zeros(rows, gate.layout.channels, 2, 2)
-    seen = Observation(torch.zeros(rows, 1, 1), torch.ones(rows, 1), glance, glance[:, 0] == 0, capacity, cost, price)
+    seen = Observation(
+        torch.zeros(rows, 1, 1), torch.ones(rows, 1), glance, glance[:, 0] == 0, capacity, cost, price
+    )
     trained = gate.policy(seen, raw)
     budget = gate.layout.budget
     selection = ActionSet.by_level(PYRAMID).selection.numpy()

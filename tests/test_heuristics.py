@@ -75,7 +75,10 @@ LADDER = (0, 64, 144, 256)
 
 @pytest.mark.parametrize("kind", STRATEGIES)
 def test_a_strategy_weighs_five_levels_as_proposed_and_others_by_their_place(kind: str) -> None:
-    assert strategy_weights(kind, Pyramid(1024, 5, 16)).tolist() == list(STRATEGIES[kind]) and sum(STRATEGIES[kind]) == 1000
+    assert (
+        strategy_weights(kind, Pyramid(1024, 5, 16)).tolist() == list(STRATEGIES[kind])
+        and sum(STRATEGIES[kind]) == 1000
+    )
     stretched = strategy_weights(kind, Pyramid(64, 3, 8)).tolist()
     assert stretched == [STRATEGIES[kind][level] for level in (0, 2, 4)]
     tiled = strategy_weights(kind, Pyramid(64, 3, 8, (2, 1, 1)))
@@ -92,7 +95,9 @@ def test_what_is_spread_is_what_the_budget_rule_gives() -> None:
     weights, keep = strategy_weights("counting", pyramid), ActionSet.by_level(pyramid).selection
     tokens = spread(weights, SHARES, keep, pyramid).unflatten(0, (len(SHARES), len(keep)))
     for share, given in zip(SHARES, tokens, strict=True):
-        rule = BudgetRule(total=round(share * int(whole(pyramid).sum())), floor=1, weights=tuple(weights.tolist()))
+        rule = BudgetRule(
+            total=round(share * int(whole(pyramid).sum())), floor=1, weights=tuple(weights.tolist())
+        )
         assert given.equal(rule.tokens(keep, whole(pyramid)))
 
 
@@ -109,8 +114,15 @@ def test_tokens_of_rungs_are_nearest_to_themselves_and_others_to_their_neighbour
 def test_the_strategy_follows_the_keywords() -> None:
     pyramid = Pyramid(64, 3, 8)
     actions = ActionSet.rungs(pyramid, LADDER)
-    texts = ["Transcribe all visible text", "Describe the scene", "How many cars are there?", "Is it a circle?"]
-    text, scene, count, other = (actions.rung[a].tolist() for a in strategy_actions(texts, 0.3, pyramid, actions))  # type: ignore[index]
+    texts = [
+        "Transcribe all visible text",
+        "Describe the scene",
+        "How many cars are there?",
+        "Is it a circle?",
+    ]
+    text, scene, count, other = (
+        actions.rung[a].tolist() for a in strategy_actions(texts, 0.3, pyramid, actions)
+    )  # type: ignore[index]
     # reading and counting spend on the finest level what a scene spends on the next
     assert text[0] > scene[0] and count[0] > scene[0] and scene[1] > text[1]
     # in proportion to capacity every level gives the same share

@@ -32,15 +32,21 @@ def vlm() -> HfVlm:
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    """Three questions on a square image and one on an image that is 40 x 24: it leaves two finest tiles empty."""
+    """Three questions on a square image and one on an image that is 40 x 24: it leaves two finest tiles
+    empty."""
     generator = torch.Generator().manual_seed(0)
-    images = [torch.randint(0, 256, size, generator=generator, dtype=torch.uint8) for size in ((3, 64, 64), (3, 40, 24))]
+    images = [
+        torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+        for size in ((3, 64, 64), (3, 40, 24))
+    ]
     questions = (
         Question("what colour is the car ?", ("red",)),
         Question("what is the dog ?", ("a b c", "d")),
         Question("what ?", ("blue green",)),
     )
-    return Batch.collate([Sample("0", images[0], questions), Sample("1", images[1], questions[:1])], PYRAMID.size)
+    return Batch.collate(
+        [Sample("0", images[0], questions), Sample("1", images[1], questions[:1])], PYRAMID.size
+    )
 
 
 # one row a question, tiles finest first: finest level, middle level, glance
@@ -58,7 +64,9 @@ def test_it_is_a_black_box_that_answers(vlm: HfVlm, batch: Batch) -> None:
     assert all(set(answer.split()) <= set(WORDS) for answer in answers)
 
 
-def test_a_skipped_tile_is_never_given_to_the_model(vlm: HfVlm, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_skipped_tile_is_never_given_to_the_model(
+    vlm: HfVlm, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = []
     forward = vlm.model.get_image_features
 
@@ -77,7 +85,8 @@ def test_a_skipped_tile_is_never_given_to_the_model(vlm: HfVlm, batch: Batch, mo
 
     every = torch.ones_like(ASKED)
     glance = every * (torch.arange(PYRAMID.tiles) == PYRAMID.glance)
-    # all 6 tiles of the square image, and the 4 of the other that are not padding, once for all their questions
+    # all 6 tiles of the square image, and the 4 of the other that are not padding, once for all their
+    # questions
     assert encoded(every) == 10
     assert encoded(ASKED) == 9
     assert encoded(glance) == 2
@@ -92,14 +101,18 @@ def test_pixels_of_skipped_tiles_do_not_matter(vlm: HfVlm, batch: Batch) -> None
     other[:, :, 32:] = 255 - other[:, :, 32:]
     changed = Batch(other, one.size, one.image_of, one.questions, one.keys, one.image_keys)
     torch.testing.assert_close(vlm.loglik(one, corner), vlm.loglik(changed, corner))
-    assert (vlm.loglik(one, torch.ones_like(corner)) - vlm.loglik(changed, torch.ones_like(corner))).abs() > 1e-3
+    assert (
+        vlm.loglik(one, torch.ones_like(corner)) - vlm.loglik(changed, torch.ones_like(corner))
+    ).abs() > 1e-3
 
 
 def test_a_sample_does_not_depend_on_its_batch_mates(vlm: HfVlm, batch: Batch) -> None:
     together, answers = vlm.loglik(batch, ASKED), vlm.answer(batch, ASKED)
     for row in range(len(batch)):
         one = batch.rows([row])
-        torch.testing.assert_close(vlm.loglik(one, ASKED[row : row + 1]), together[row : row + 1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            vlm.loglik(one, ASKED[row : row + 1]), together[row : row + 1], atol=1e-4, rtol=1e-4
+        )
         assert vlm.answer(one, ASKED[row : row + 1]) == [answers[row]]
 
 
@@ -122,7 +135,9 @@ def test_the_prompt_is_what_processor_and_model_make_of_the_same_images(vlm: HfV
         text = "USER : " + "<image> " * len(tiles) + f"{one.texts[0]} ASSISTANT :"
         inputs = vlm.processor(images=[pictures[t] for t in tiles], text=[text], return_tensors="pt")
         assert inputs["input_ids"].shape[1] == length[row]
-        answer = vlm.processor.tokenizer(one.questions[0].answers[0], add_special_tokens=False)["input_ids"] + [2]
+        answer = vlm.processor.tokenizer(one.questions[0].answers[0], add_special_tokens=False)[
+            "input_ids"
+        ] + [2]
         ids = torch.cat([inputs["input_ids"], torch.tensor([answer])], dim=1)
         logits = vlm.model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0]
         expected = sum(logits[i - len(answer) - 1].log_softmax(-1)[token] for i, token in enumerate(answer))
@@ -182,7 +197,9 @@ def test_an_answer_is_the_likeliest_token_at_every_step(vlm: HfVlm, batch: Batch
         written: list[int] = []
         while len(written) < vlm.config.max_answer and 2 not in written:
             written.append(int(vlm.model(inputs_embeds=prompt).logits[0, -1].argmax()))
-            prompt = torch.cat([prompt, vlm.model.get_input_embeddings()(torch.tensor([written[-1:]]))], dim=1)
+            prompt = torch.cat(
+                [prompt, vlm.model.get_input_embeddings()(torch.tensor([written[-1:]]))], dim=1
+            )
         assert vlm.processor.tokenizer.decode(written, skip_special_tokens=True).strip() == answer
 
 

@@ -1,5 +1,5 @@
-"""Claims about a loaded export: it decides and answers as the trained model does, computes nothing that it skips, and refuses
-what is wrong in one sentence."""
+"""Claims about a loaded export: it decides and answers as the trained model does, computes nothing that it
+skips, and refuses what is wrong in one sentence."""
 
 import io
 import subprocess
@@ -143,7 +143,8 @@ import pyrskip.cli, pyrskip.inference.predict, pyrskip.inference.serve, pyrskip.
 
 
 @pytest.mark.parametrize(
-    ("backend", "also"), [("onnx", ("torch", "timm", "torchvision", "transformers", "safetensors")), ("torch", ())]
+    ("backend", "also"),
+    [("onnx", ("torch", "timm", "torchvision", "transformers", "safetensors")), ("torch", ())],
 )
 def test_an_export_runs_without_the_training_stack(
     backend: str, also: tuple[str, ...], exported: tuple[Path, NativeModel, Gate]
@@ -188,7 +189,9 @@ def test_a_plan_from_a_thumbnail_is_the_engines_selection(engine: Engine) -> Non
             # a thumbnail has 8 bits a channel, so that what is near a tie may fall to the other side
             if wanted.confidence > 0.6:
                 assert made.selection.tiles == wanted.tiles
-            assert [v.tile for v in sorted(made.views, key=lambda v: v.tile)] == list(np.flatnonzero(made.selection.tiles))
+            assert [v.tile for v in sorted(made.views, key=lambda v: v.tile)] == list(
+                np.flatnonzero(made.selection.tiles)
+            )
             assert made.views[0].level == 2
             pictures = views(engine, image, made)
             assert [p.size for p in pictures] == [(v.width, v.height) for v in made.views]
@@ -209,7 +212,11 @@ def test_views_are_shown_to_servers_as_they_are(engine: Engine) -> None:
 
 def test_a_plan_refuses_a_sequential_gate_with_the_reason(engine: Engine) -> None:
     sequential = Engine(
-        replace(engine.spec, sequential=True), engine.tokenizer, engine.query_tokenizer, engine.backend, engine.digest
+        replace(engine.spec, sequential=True),
+        engine.tokenizer,
+        engine.query_tokenizer,
+        engine.backend,
+        engine.digest,
     )
     with pytest.raises(UserError, match="a server must know every image's size before it encodes"):
         plan(sequential, Image.new("RGB", (16, 16)), (64, 64), TEXTS[0])

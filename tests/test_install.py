@@ -26,15 +26,28 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_a_wheel_installed_elsewhere_trains(tmp_path: Path) -> None:
-    built = run(sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(REPOSITORY), cwd=tmp_path)
+    built = run(
+        sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(REPOSITORY), cwd=tmp_path
+    )
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     elsewhere = tmp_path / "venv"
     assert run(sys.executable, "-m", "venv", "--without-pip", str(elsewhere), cwd=tmp_path).returncode == 0
     (packages,) = elsewhere.glob("lib/python*/site-packages")
-    # the dependencies of this environment, but not the checkout that is installed in it: nested .pth files are not read
+    # the dependencies of this environment, but not the checkout that is installed in it: nested .pth files
+    # are not read
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    install = [sys.executable, "-m", "pip", "--python", str(elsewhere / "bin/python"), "install", "-q", "--no-deps", str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(elsewhere / "bin/python"),
+        "install",
+        "-q",
+        "--no-deps",
+        str(wheel),
+    ]
     assert run(*install, cwd=tmp_path).returncode == 0
     where = run(str(elsewhere / "bin/python"), "-c", "import pyrskip; print(pyrskip.__file__)", cwd=tmp_path)
     assert str(packages) in where.stdout
@@ -44,9 +57,13 @@ def test_a_wheel_installed_elsewhere_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_base_dependencies_and_onnxruntime_run_an_export(exported: tuple[Path, NativeModel, Gate], tmp_path: Path) -> None:
+def test_base_dependencies_and_onnxruntime_run_an_export(
+    exported: tuple[Path, NativeModel, Gate], tmp_path: Path
+) -> None:
     """In an environment of its own, without torch: the same answers."""
-    built = run(sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(REPOSITORY), cwd=tmp_path)
+    built = run(
+        sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(REPOSITORY), cwd=tmp_path
+    )
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     elsewhere = tmp_path / "venv"
@@ -86,7 +103,15 @@ def test_a_sweep_borrows_what_is_trained(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_over_ranks_that_replay_it_is_refused(tmp_path: Path) -> None:
-    script = [sys.executable, str(REPOSITORY / "train.py"), "-m", *TINY, "trainer=ddp", "trainer.accelerator=cpu", "seed=0,1"]
+    script = [
+        sys.executable,
+        str(REPOSITORY / "train.py"),
+        "-m",
+        *TINY,
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "seed=0,1",
+    ]
     refused = run(*script, cwd=tmp_path)
     assert refused.returncode == 2
     assert "would sweep anew on every rank" in refused.stderr

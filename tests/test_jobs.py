@@ -31,7 +31,9 @@ def test_a_jobs_directory_is_a_function_of_what_varies() -> None:
 @pytest.mark.parametrize(
     ("state", "now"), [("done", "done"), ("pruned", "pruned"), ("failed", "waiting"), ("running", "waiting")]
 )
-def test_a_job_that_is_started_again_waits_again_unless_it_is_over(state: str, now: str, tmp_path: Path) -> None:
+def test_a_job_that_is_started_again_waits_again_unless_it_is_over(
+    state: str, now: str, tmp_path: Path
+) -> None:
     keep(job(tmp_path, "seed=1", state=state, why="because"))
     plan(replace(job(tmp_path, "seed=1"), fixed=("experiment=other",)))
     (kept,) = read_jobs(tmp_path)
@@ -91,7 +93,10 @@ def test_two_sweeps_of_a_directory_are_refused_and_a_stale_lock_is_not(tmp_path:
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/sweep cannot be written: Not a directory"), lock(tmp_path / "file/sweep"):
+    with (
+        pytest.raises(UserError, match="file/sweep cannot be written: Not a directory"),
+        lock(tmp_path / "file/sweep"),
+    ):
         pass
     with pytest.raises(UserError, match="cannot be written"):
         keep(job(tmp_path / "file", "seed=1"))
@@ -115,7 +120,9 @@ def test_the_table_pools_seeds_and_marks_what_nothing_beats_on_validation(tmp_pa
     assert {p.line for p in points} == {"gate=joint", "gate=glance"}
     rows = [r for r in load_runs(jobs[0].directory)[0].rows if r.method == "gate" and r.split == "test"]
     price = rows[0].price
-    first, second = (next(p for p in points if p.line == f"gate={g}" and p.price == price) for g in ("joint", "glance"))
+    first, second = (
+        next(p for p in points if p.line == f"gate={g}" and p.price == price) for g in ("joint", "glance")
+    )
     assert first.gates == 2 * sum(r.price == price for r in rows)
     assert second.accuracy == pytest.approx(first.accuracy - 0.1)
     assert {p.line for p in points if p.front} == {"gate=joint"}
@@ -139,7 +146,9 @@ def test_jobs_at_one_price_each_are_one_line(tmp_path: Path) -> None:
     assert [p.price for p in sorted(points_of(lines), key=lambda p: p.price)] == [0.1, 0.2]
 
 
-def test_a_sweeps_status_names_jobs_states_and_last_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweeps_status_names_jobs_states_and_last_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     done(tmp_path, "seed=0")
     keep(job(tmp_path, "seed=1", state="failed", why="no room"))
     keep(job(tmp_path, "seed=2", state="running"))

@@ -1,4 +1,5 @@
-"""Claims about whole runs on two ranks: however they are started, they end, and as one rank does with both ranks' batches."""
+"""Claims about whole runs on two ranks: however they are started, they end, and as one rank does with both
+ranks' batches."""
 
 import os
 import signal
@@ -16,7 +17,14 @@ from pyrskip.rollouts.table import RolloutTable
 from tests.configs import REPOSITORY, TWO_STEPS
 
 # nothing is drawn by rank: prices are fixed, budgets whole, and every question sees
-ALIKE = ["reward.price=0.1", "flex.budget=fixed", "flex.blind_share=0", "rule=supervised", "ablations=[]", "data.cache=run"]
+ALIKE = [
+    "reward.price=0.1",
+    "flex.budget=fixed",
+    "flex.blind_share=0",
+    "rule=supervised",
+    "ablations=[]",
+    "data.cache=run",
+]
 ONE, HALF = ["loader.batch_images=4", "rule.batch=32"], ["loader.batch_images=2", "rule.batch=16"]
 SMALL = [override for override in TWO_STEPS if not override.startswith(("loader.batch_images", "rule.batch"))]
 WAYS = {
@@ -29,7 +37,14 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 def command(root: Path, *overrides: str, launcher: Sequence[str] = ()) -> list[str]:
-    words = [sys.executable, *launcher, str(REPOSITORY / "train.py"), "experiment=easy_vqa", f"root={root}", "name=run"]
+    words = [
+        sys.executable,
+        *launcher,
+        str(REPOSITORY / "train.py"),
+        "experiment=easy_vqa",
+        f"root={root}",
+        "name=run",
+    ]
     return [*words, *SMALL, *ALIKE, *overrides]
 
 
@@ -42,7 +57,9 @@ def run(words: list[str], root: Path) -> Path:
 
 def same(a: Path, b: Path) -> bool:
     wanted, got = (safetensors.torch.load_file(of) for of in (a, b))
-    return wanted.keys() == got.keys() and all(got[k].allclose(v, rtol=1e-4, atol=1e-5) for k, v in wanted.items())
+    return wanted.keys() == got.keys() and all(
+        got[k].allclose(v, rtol=1e-4, atol=1e-5) for k, v in wanted.items()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +74,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_ranks_end_all_stages_as_one_rank_does(way: str, alone: Path, tmp_path: Path) -> None:
     two = run(command(tmp_path, *HALF, *WAYS[way], launcher=TORCHRUN if way == "torchrun" else ()), tmp_path)
     assert (two / "frontier.json").is_file()
-    for part in ("flex/model", "gate/gate/seed-0/gate", *(f"cache/{path.stem}" for path in (alone / "cache").glob("*.safet*"))):
+    for part in (
+        "flex/model",
+        "gate/gate/seed-0/gate",
+        *(f"cache/{path.stem}" for path in (alone / "cache").glob("*.safet*")),
+    ):
         assert same(alone / f"{part}.safetensors", two / f"{part}.safetensors"), part
     for split in ROLLED:
         wanted_table, table = (RolloutTable.load(of / "rollouts" / split) for of in (alone, two))
@@ -66,13 +87,22 @@ def test_two_ranks_end_all_stages_as_one_rank_does(way: str, alone: Path, tmp_pa
 
 @pytest.mark.slow
 @ways
-def test_a_run_that_is_told_to_stop_goes_on_with_the_same_command_and_ends_the_same(way: str, tmp_path: Path) -> None:
+def test_a_run_that_is_told_to_stop_goes_on_with_the_same_command_and_ends_the_same(
+    way: str, tmp_path: Path
+) -> None:
     """SIGTERM to whatever started it; torchrun hands it on, and has an exit code of its own."""
-    longer = ["flex.optimizer.steps=25", "stages=[data,cache,flex]", "trainer.checkpoint_every=100", "trainer.quiet=false"]
+    longer = [
+        "flex.optimizer.steps=25",
+        "stages=[data,cache,flex]",
+        "trainer.checkpoint_every=100",
+        "trainer.quiet=false",
+    ]
     launcher = TORCHRUN if way == "torchrun" else ()
     for name in ("whole", "told"):
         (tmp_path / name).mkdir()
-    whole = run(command(tmp_path / "whole", *HALF, *WAYS[way], *longer, launcher=launcher), tmp_path / "whole")
+    whole = run(
+        command(tmp_path / "whole", *HALF, *WAYS[way], *longer, launcher=launcher), tmp_path / "whole"
+    )
     words = command(tmp_path / "told", *HALF, *WAYS[way], *longer, launcher=launcher)
     with subprocess.Popen(words, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

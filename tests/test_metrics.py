@@ -32,7 +32,9 @@ def test_exact_ignores_case_and_outer_space() -> None:
     assert exact("yes.", ["yes"]) == 0
 
 
-@pytest.mark.parametrize(("given_by", "expected"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+@pytest.mark.parametrize(
+    ("given_by", "expected"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)]
+)
 def test_vqa_leaves_each_annotator_out_in_turn(given_by: int, expected: float) -> None:
     # the figures of visualqa.org/evaluation.html: min(1, #others / 3), averaged over the 10 choose 9 sets
     accepted = ["red"] * given_by + [f"other {i}" for i in range(10 - given_by)]
@@ -78,7 +80,9 @@ def test_vqa_normalises_only_where_annotators_disagree() -> None:
         ("", ["a"], 0.0),
     ],
 )
-def test_anls_is_the_best_similarity_and_nothing_below_a_half(answer: str, accepted: list[str], expected: float) -> None:
+def test_anls_is_the_best_similarity_and_nothing_below_a_half(
+    answer: str, accepted: list[str], expected: float
+) -> None:
     assert anls(answer, accepted) == pytest.approx(expected)
 
 

@@ -1,4 +1,5 @@
-"""The native model: training under any decision and inference under one are one function, and a skipped tile is skipped."""
+"""The native model: training under any decision and inference under one are one function, and a skipped tile
+is skipped."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,16 @@ from pyrskip.models.language import END, weighted_attention
 from pyrskip.models.native import CostConfig, NativeModel
 from pyrskip.models.vision import VisionConfig
 from pyrskip.sample import Batch, Question
-from tests.models import ANSWERS, BACKBONE, every_tile, mixed_decisions, taught_model, tiny_batch, tiny_model, with_answers
+from tests.models import (
+    ANSWERS,
+    BACKBONE,
+    every_tile,
+    mixed_decisions,
+    taught_model,
+    tiny_batch,
+    tiny_model,
+    with_answers,
+)
 
 LONG = "one two three four five six seven eight"
 
@@ -26,7 +36,8 @@ def trained() -> NativeModel:
 
 @torch.no_grad()
 def masked(model: NativeModel, batch: Batch, asked: Tensor, keep: Tensor) -> Tensor:
-    """Log-likelihoods in the way of training: every tile encoded and asked for, skipped ones behind a gate of 0."""
+    """Log-likelihoods in the way of training: every tile encoded and asked for, skipped ones behind a gate of
+    0."""
     features = model.encode(batch, torch.ones_like(keep))
     return model.forced(batch, features, asked, gates=keep.float()).loglik
 
@@ -39,7 +50,9 @@ def test_masked_training_is_gathered_inference(native: NativeModel, seed: int) -
     elsewhere = every_tile(native, batch).where(~keep, 0)
     inference = native.loglik(batch, asked)
     assert torch.allclose(masked(native, batch, asked + elsewhere, keep), inference, rtol=0, atol=1e-5)
-    assert torch.allclose(masked(native, batch, asked + elsewhere.clamp(max=1), keep), inference, rtol=0, atol=1e-5)
+    assert torch.allclose(
+        masked(native, batch, asked + elsewhere.clamp(max=1), keep), inference, rtol=0, atol=1e-5
+    )
     # and the test can tell decisions apart
     assert (masked(native, batch, asked + elsewhere, torch.ones_like(keep)) - inference).abs().max() > 1e-2
 
@@ -98,7 +111,9 @@ def test_a_larger_canvas_of_padding_changes_no_token() -> None:
     assert model.loglik(small, asked).equal(model.loglik(dirty, asked))
 
 
-def test_a_token_written_has_the_logits_that_forcing_it_has(native: NativeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_written_has_the_logits_that_forcing_it_has(
+    native: NativeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch, asked = tiny_batch(), mixed_decisions(native, tiny_batch(), 1)
     visual, _ = native.visual(batch, native.encode(batch, asked > 0), asked)
     question, language = native.language.tokenize(batch.texts), native.language
@@ -137,11 +152,7 @@ def test_greedy_of_forced_is_what_generate_writes(trained: NativeModel) -> None:
 
 @pytest.mark.parametrize(
     "answers",
-    [
-        ("Twenty Seven",),
-        (LONG,),
-        ("red", "blue", "yes", "no", "twenty seven"),
-    ],
+    [("Twenty Seven",), (LONG,), ("red", "blue", "yes", "no", "twenty seven")],
     ids=["letter case", "too long", "several"],
 )
 def test_a_score_is_the_metric_of_what_is_written(trained: NativeModel, answers: tuple[str, ...]) -> None:
@@ -187,7 +198,9 @@ def test_without_any_tile_the_model_answers_from_the_question_alone(native: Nati
     assert native.vision.encoded == before and blind.isfinite().all() and len(answers) == len(batch)
     other = replace(batch, image=255 - batch.image)
     assert native.loglik(other, asked).equal(blind)
-    assert torch.allclose(masked(native, batch, every_tile(native, batch), asked > 0), blind, rtol=0, atol=1e-5)
+    assert torch.allclose(
+        masked(native, batch, every_tile(native, batch), asked > 0), blind, rtol=0, atol=1e-5
+    )
     # one blind question beside sighted ones
     some = every_tile(native, batch)
     some[2] = 0
@@ -216,7 +229,11 @@ def test_a_saved_model_comes_back_the_same(native: NativeModel, tmp_path: Path) 
     assert NativeModel.load(tmp_path, CostConfig(unit="macs")).config.cost.unit == "macs"
 
 
-BROKEN = {"cut": lambda content: content[: len(content) // 2], "empty": lambda content: b"", "other": lambda content: b"{}"}
+BROKEN = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "other": lambda content: b"{}",
+}
 
 
 @pytest.mark.parametrize("how", [*BROKEN, "missing"])
@@ -279,7 +296,9 @@ def test_a_trained_encoder_gets_gradients_and_keeps_the_model_one_function() -> 
     training = model.forced(batch, features, asked)
     training.loglik.sum().backward()
     grads = [p.grad for p in model.vision.parameters()]
-    assert all(g is not None and g.isfinite().all() for g in grads) and any(bool(g.ne(0).any()) for g in grads if g is not None)
+    assert all(g is not None and g.isfinite().all() for g in grads) and any(
+        bool(g.ne(0).any()) for g in grads if g is not None
+    )
     assert torch.allclose(model.eval().loglik(batch, asked), training.loglik, rtol=0, atol=1e-5)
 
 
@@ -288,7 +307,10 @@ def test_a_transformer_encodes_tiles_as_well() -> None:
     batch, asked = tiny_batch(), mixed_decisions(model, tiny_batch())
     keep = asked > 0
     assert torch.allclose(
-        masked(model, batch, every_tile(model, batch).where(~keep, asked), keep), model.loglik(batch, asked), rtol=0, atol=1e-5
+        masked(model, batch, every_tile(model, batch).where(~keep, asked), keep),
+        model.loglik(batch, asked),
+        rtol=0,
+        atol=1e-5,
     )
 
 

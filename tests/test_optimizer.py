@@ -1,4 +1,5 @@
-"""Claims about optimizers: what each of them moves, how far, and that a resumed one goes on as if nothing had been."""
+"""Claims about optimizers: what each of them moves, how far, and that a resumed one goes on as if nothing had
+been."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,9 @@ STEPS = 6
 
 def flex(name: str, **settings: float) -> FlexModule:
     model = tiny_model().train()
-    config = FlexConfig(optimizer=OptimizerConfig(name, steps=STEPS, lr=RATE, warmup=0, **settings), blind_share=0.0)
+    config = FlexConfig(
+        optimizer=OptimizerConfig(name, steps=STEPS, lr=RATE, warmup=0, **settings), blind_share=0.0
+    )
     return FlexModule(config, model, ActionSet.by_level(model.pyramid))
 
 
@@ -70,7 +73,9 @@ def test_only_matrices_and_tables_decay() -> None:
 def test_a_killed_training_resumes_to_the_same_weights(name: str, tmp_path: Path) -> None:
     def train(folder: str, until: int) -> dict[str, Tensor]:
         data = StepData(range(8), lambda rows: tiny_batch(seed=sum(rows)), 2, STEPS, 1)  # type: ignore[arg-type]
-        return fit_until(flex(name), data, tmp_path / folder, until, TrainerConfig(checkpoint_every=1, quiet=True))
+        return fit_until(
+            flex(name), data, tmp_path / folder, until, TrainerConfig(checkpoint_every=1, quiet=True)
+        )
 
     whole = train("whole", STEPS)
     train("killed", 3)

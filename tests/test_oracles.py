@@ -13,7 +13,11 @@ from tests.tables import synthetic_table
 def test_by_type_takes_the_level_that_each_type_needs() -> None:
     table = synthetic_table(images=200)
     best = by_type(table, 0.1, table.mean_full_flops)
-    assert {kind: table.actions.names[a] for kind, a in best.items()} == {"color": "glance", "shape": "1", "count": "0"}
+    assert {kind: table.actions.names[a] for kind, a in best.items()} == {
+        "color": "glance",
+        "shape": "1",
+        "count": "0",
+    }
 
 
 def test_a_tie_goes_to_the_cheaper_action() -> None:

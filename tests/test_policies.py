@@ -1,4 +1,5 @@
-"""Policies: what they sample, what they say of it, and what inference runs, compared with enumeration and integration."""
+"""Policies: what they sample, what they say of it, and what inference runs, compared with enumeration and
+integration."""
 
 from collections.abc import Callable
 from itertools import product
@@ -13,7 +14,14 @@ from torch import Tensor
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
-from pyrskip.gates.policies import BernoulliPolicy, CategoricalPolicy, Policy, gumbel_sigmoid, gumbel_softmax, multilinear
+from pyrskip.gates.policies import (
+    BernoulliPolicy,
+    CategoricalPolicy,
+    Policy,
+    gumbel_sigmoid,
+    gumbel_softmax,
+    multilinear,
+)
 from pyrskip.pyramid import Pyramid
 
 TILES = 4
@@ -115,13 +123,7 @@ def test_marginals_are_those_of_the_enumerated_decisions(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "row"),
-    [
-        ("bernoulli", 0),
-        ("bernoulli", 1),
-        ("categorical", 0),
-        ("categorical", 1),
-    ],
+    ("kind", "row"), [("bernoulli", 0), ("bernoulli", 1), ("categorical", 0), ("categorical", 1)]
 )
 def test_the_entropy_is_that_of_the_enumerated_decisions(kind: str, row: int) -> None:
     policy = policy_of(kind, random_logit(kind)[[row]], CAPACITY[[row]])
@@ -144,14 +146,18 @@ def test_listed_probabilities_are_those_of_the_selections() -> None:
     policy = policy_of("bernoulli", random_logit("bernoulli")[:1], CAPACITY[:1])
     asked = ACTIONS.tokens(CAPACITY[:1], WHOLE)[0]
     assert policy.probs is not None
-    assert torch.allclose(policy.probs[0].log(), torch.cat([policy.log_prob(d[None]) for d in asked]), atol=1e-5)
+    assert torch.allclose(
+        policy.probs[0].log(), torch.cat([policy.log_prob(d[None]) for d in asked]), atol=1e-5
+    )
 
 
 def test_a_bernoulli_policy_over_more_tiles_than_levels_lists_no_probabilities() -> None:
     pyramid = Pyramid(64, 3, 8, (2, 1, 1))
     capacity = pyramid.capacity(torch.tensor([[64, 40]]))
     forced = torch.arange(pyramid.tiles) == pyramid.glance
-    policy = BernoulliPolicy(torch.zeros(1, pyramid.tiles), capacity, ActionSet.by_level(pyramid), WHOLE, forced)
+    policy = BernoulliPolicy(
+        torch.zeros(1, pyramid.tiles), capacity, ActionSet.by_level(pyramid), WHOLE, forced
+    )
     assert policy.probs is None and policy.rsample(1.0).weight is None
 
 
@@ -168,7 +174,13 @@ def test_the_mode_of_a_bernoulli_policy_keeps_the_positive_logits_and_the_glance
     assert policy_of("bernoulli", logit).mode().tolist() == [[64, 0, 4, 1], [0, 0, 0, 2]]
 
 
-BUDGETS = (WHOLE, BudgetRule(cap=3), BudgetRule(total=12, floor=1), BudgetRule(total=4, floor=1), BudgetRule(total=1, floor=1))
+BUDGETS = (
+    WHOLE,
+    BudgetRule(cap=3),
+    BudgetRule(total=12, floor=1),
+    BudgetRule(total=4, floor=1),
+    BudgetRule(total=1, floor=1),
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -192,7 +204,9 @@ def test_a_mode_under_a_limit_never_exceeds_it_and_keeps_the_glance(
 
 
 @given(logit=st.lists(st.floats(-3, 3), min_size=4, max_size=4, unique=True), max_tokens=st.integers(1, 90))
-def test_a_bernoulli_mode_under_a_limit_drops_the_least_likely_tiles(logit: list[float], max_tokens: int) -> None:
+def test_a_bernoulli_mode_under_a_limit_drops_the_least_likely_tiles(
+    logit: list[float], max_tokens: int
+) -> None:
     policy = policy_of("bernoulli", torch.tensor([logit], dtype=torch.float64), CAPACITY[:1])
     wanted, kept = policy.mode()[0, :-1] > 0, policy.mode(max_tokens)[0, :-1] > 0
     assert not (kept & ~wanted).any()
@@ -236,10 +250,24 @@ def test_a_policy_is_in_float32_under_autocast(kind: str) -> None:
         torch.manual_seed(0)
         relaxed = under.rsample(0.5)
         asked = under.mode()
-        found = [relaxed.keep, relaxed.weight, under.log_prob(asked), under.entropy(), under.marginals(), under.probs]
+        found = [
+            relaxed.keep,
+            relaxed.weight,
+            under.log_prob(asked),
+            under.entropy(),
+            under.marginals(),
+            under.probs,
+        ]
     torch.manual_seed(0)
     again = plain.rsample(0.5)
-    expected = [again.keep, again.weight, plain.log_prob(asked), plain.entropy(), plain.marginals(), plain.probs]
+    expected = [
+        again.keep,
+        again.weight,
+        plain.log_prob(asked),
+        plain.entropy(),
+        plain.marginals(),
+        plain.probs,
+    ]
     for a, b in zip(found, expected, strict=True):
         assert a is not None and b is not None and a.dtype == torch.float32 and a.equal(b)
 
@@ -281,7 +309,9 @@ def test_a_straight_through_gradient_is_that_of_the_relaxation_at_the_same_noise
 
 @pytest.mark.parametrize("levels", [2, 3])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_the_straight_through_gradient_of_a_table_is_its_integrated_expectation(temperature: float, levels: int) -> None:
+def test_the_straight_through_gradient_of_a_table_is_its_integrated_expectation(
+    temperature: float, levels: int
+) -> None:
     """And its bias against the true gradient, which is printed, is not what is compared."""
     torch.manual_seed(6)
     actions, finer = ActionSet.by_level(Pyramid(64, levels, 8)), levels - 1
@@ -301,22 +331,29 @@ def test_the_straight_through_gradient_of_a_table_is_its_integrated_expectation(
 
     rows = torch.cat([logit, torch.zeros(1)]).float().expand(100_000, -1).clone().requires_grad_()
     capacity = torch.tensor([64, 16, 4])[:levels].expand(100_000, -1)
-    sample = BernoulliPolicy(rows, capacity, actions, WHOLE, torch.arange(levels) == finer).rsample(temperature)
+    sample = BernoulliPolicy(rows, capacity, actions, WHOLE, torch.arange(levels) == finer).rsample(
+        temperature
+    )
     assert sample.weight is not None
     gradient = torch.autograd.grad((sample.weight * table.float()).sum(), rows)[0][:, :finer]
-    print(f"straight-through at temperature {temperature}: bias {(expected - true).tolist()} of {true.tolist()}")
+    print(
+        f"straight-through at temperature {temperature}: bias {(expected - true).tolist()} of {true.tolist()}"
+    )
     assert within_four_standard_errors(gradient, expected)
 
 
 @pytest.mark.parametrize("levels", [2, 3])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_the_straight_through_gradient_of_a_choice_is_its_integrated_expectation(temperature: float, levels: int) -> None:
+def test_the_straight_through_gradient_of_a_choice_is_its_integrated_expectation(
+    temperature: float, levels: int
+) -> None:
     torch.manual_seed(9)
     actions = ActionSet.by_level(Pyramid(64, levels, 8))
     table = torch.tensor([0.1, 0.9, 0.4, 0.2], dtype=torch.float64)[: len(actions)]
     logit = torch.tensor([0.8, -0.5, 0.1, -1.0], dtype=torch.float64)[: len(actions)]
 
-    # over Gumbel noise, by a low-discrepancy sequence: d soft_i / d logit_j = soft_i ([i = j] - soft_j) / temperature
+    # over Gumbel noise, by a low-discrepancy sequence: d soft_i / d logit_j = soft_i ([i = j] - soft_j) /
+    # temperature
     u = (
         torch.quasirandom.SobolEngine(len(actions), scramble=True, seed=0)
         .draw(2**16, dtype=torch.float64)
@@ -332,7 +369,10 @@ def test_the_straight_through_gradient_of_a_choice_is_its_integrated_expectation
     sample = CategoricalPolicy(rows, asked, actions).rsample(temperature)
     assert sample.weight is not None
     gradient = torch.autograd.grad((sample.weight * table.float()).sum(), rows)[0]
-    print(f"straight-through choice at temperature {temperature}: bias {(expected - true).tolist()} of {true.tolist()}")
+    print(
+        f"straight-through choice at temperature {temperature}: bias {(expected - true).tolist()} of "
+        f"{true.tolist()}"
+    )
     assert within_four_standard_errors(gradient, expected)
     assert not within_four_standard_errors(-gradient, expected)
 

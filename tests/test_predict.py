@@ -1,4 +1,5 @@
-"""Claims about `pyrskip predict`: a line in, a line out, whatever the line; and what was answered is not answered again."""
+"""Claims about `pyrskip predict`: a line in, a line out, whatever the line; and what was answered is not
+answered again."""
 
 import io
 import json

@@ -93,7 +93,12 @@ class Workers(Numbers):
 def test_workers_outlive_the_signals_that_a_whole_job_gets(tmp_path: Path) -> None:
     module = Recorder()
     with preemptible():
-        fit(build_trainer(TrainerConfig(quiet=True), tmp_path), module, StepData(Workers(), torch.tensor, 2, 3, 5, 2), tmp_path)
+        fit(
+            build_trainer(TrainerConfig(quiet=True), tmp_path),
+            module,
+            StepData(Workers(), torch.tensor, 2, 3, 5, 2),
+            tmp_path,
+        )
     assert len(module.seen) == 3
 
 
@@ -117,7 +122,9 @@ def test_a_worker_that_is_deaf_to_others_ends_when_its_parent_ends_it(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "rank"), [("ddp_fork", 1), ("ddp_spawn", 0)])
-def test_all_ranks_stop_after_the_same_step_whichever_was_told(strategy: str, rank: int, tmp_path: Path) -> None:
+def test_all_ranks_stop_after_the_same_step_whichever_was_told(
+    strategy: str, rank: int, tmp_path: Path
+) -> None:
     ranks: dict[str, Any] = {"strategy": strategy, "devices": 2}
     with pytest.raises(Preempted), preemptible():
         train(Told(signal.SIGUSR1, 3, rank), tmp_path / "told", **ranks)
@@ -150,7 +157,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
         asked = tmp_path / "asked"
         asked.touch()
         scontrol = tmp_path / "scontrol"
-        scontrol.write_text(f'#!{sys.executable}\nimport sys\nopen("{asked}", "a").write(" ".join(sys.argv[1:]) + "\\n")\n')
+        scontrol.write_text(
+            f'#!{sys.executable}\nimport sys\nopen("{asked}", "a").write(" ".join(sys.argv[1:]) + "\\n")\n'
+        )
         with open(scontrol, "a") as file:
             file.write(f"if sys.argv[1] == 'show': print('   JobState={state} Reason=None')\n")
             file.write("elif sys.argv[2].startswith('8'): sys.exit('Requested operation is\\n disabled')\n")
@@ -167,7 +176,9 @@ def told() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_running_job_is_put_back_into_the_queue(slurm: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_running_job_is_put_back_into_the_queue(
+    slurm: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
     asked = slurm("RUNNING")
     told()
     assert asked.read_text().splitlines() == ["show job 71", "requeue 71"]
@@ -177,7 +188,9 @@ def test_a_running_job_is_put_back_into_the_queue(slurm: Callable[[str], Path], 
     ]
 
 
-def test_a_job_of_an_array_is_put_back_alone(slurm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_of_an_array_is_put_back_alone(
+    slurm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     asked = slurm("RUNNING")
@@ -213,7 +226,9 @@ def test_other_ranks_put_nothing_back_and_stay_until_the_first_has(
     assert asked.read_text() == "" and slept == [preemption.LINGER]
 
 
-def test_a_launcher_that_handled_the_signal_before_returns_its_job_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_handled_the_signal_before_returns_its_job_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def submitit(signum: int, frame: object) -> None:
         sys.exit(f"returned at {signum}")
 

@@ -20,7 +20,10 @@ def test_pooling_a_full_map_is_torchs_adaptive_pooling(rows: int, columns: int) 
 
 
 def test_pooling_averages_valid_cells_only_whatever_else_is_in_the_batch() -> None:
-    cells, size = torch.tensor([[8, 8], [5, 7], [1, 3], [6, 6]]), torch.tensor([[4, 4], [2, 3], [1, 3], [6, 6]])
+    cells, size = (
+        torch.tensor([[8, 8], [5, 7], [1, 3], [6, 6]]),
+        torch.tensor([[4, 4], [2, 3], [1, 3], [6, 6]]),
+    )
     maps = torch.rand(4, 2, 8, 8)
     dirty = maps.clone()
     for row, (rows, columns) in enumerate(cells.tolist()):
@@ -28,7 +31,9 @@ def test_pooling_averages_valid_cells_only_whatever_else_is_in_the_batch() -> No
     pooled, valid = pool(dirty, cells, size)
     for row, (height, width) in enumerate(size.tolist()):
         own = maps[row, :, : cells[row, 0], : cells[row, 1]]
-        assert torch.allclose(pooled[row, :, :height, :width], F.adaptive_avg_pool2d(own, (height, width)), atol=1e-5)
+        assert torch.allclose(
+            pooled[row, :, :height, :width], F.adaptive_avg_pool2d(own, (height, width)), atol=1e-5
+        )
         assert valid[row].sum() == height * width and valid[row, :height, :width].all()
 
 
@@ -40,7 +45,12 @@ def test_whitened_features_have_unit_covariance() -> None:
     everything = torch.ones(len(batch), model.pyramid.tiles, dtype=torch.bool)
     square = []
     for tile, maps in enumerate(model.encode(batch, everything).maps):
-        found = torch.cat([m[:, :rows, :columns].flatten(1).T for m, (rows, columns) in zip(maps, cells[:, tile], strict=True)])
+        found = torch.cat(
+            [
+                m[:, :rows, :columns].flatten(1).T
+                for m, (rows, columns) in zip(maps, cells[:, tile], strict=True)
+            ]
+        )
         white = (found - model.projector.mean) @ model.projector.whiten
         square.append(white.T @ white / len(white))
     value = torch.linalg.eigvalsh(torch.stack(square).mean(0))

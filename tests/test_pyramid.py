@@ -62,7 +62,9 @@ def test_a_crop_holds_the_pixels_of_its_tiles_box(pyramid: Pyramid) -> None:
 
 @pytest.mark.parametrize("pyramid", PYRAMIDS[:3], ids=str)
 @given(height=SIDES, width=SIDES)
-def test_cells_and_capacity_count_the_cells_with_any_valid_pixel(pyramid: Pyramid, height: int, width: int) -> None:
+def test_cells_and_capacity_count_the_cells_with_any_valid_pixel(
+    pyramid: Pyramid, height: int, width: int
+) -> None:
     size = torch.tensor([[height, width]])
     cells, capacity, pixels = pyramid.cells(size)[0], pyramid.capacity(size)[0], pyramid.pixels(size)[0]
     mask = valid_pixels(height, width, pyramid.size)
@@ -150,7 +152,13 @@ def test_fit_reads_images_of_any_mode_as_rgb(mode: str) -> None:
     [
         (60, 3, 8, (1,), r"pyramid\.size=60.*allowed: multiples of 32 "),
         (64, 5, 8, (1,), r"pyramid\.size=64 cannot hold level 4.*allowed: multiples of 128 such as 128"),
-        (64, 3, 8, (3, 1, 1), r"pyramid\.size=64 cannot hold level 0 as 3 x 3 tiles.*allowed: multiples of 96 such as 96"),
+        (
+            64,
+            3,
+            8,
+            (3, 1, 1),
+            r"pyramid\.size=64 cannot hold level 0 as 3 x 3 tiles.*allowed: multiples of 96 such as 96",
+        ),
         (64, 3, 8, (2, 2, 2), r"pyramid\.grid=\[2, 2, 2\].*allowed: .* 1 for the last"),
         (64, 3, 8, (2, 1), r"pyramid\.grid=\[2, 1\] does not fit 3 levels.*allowed"),
         (64, 3, 8, (0, 1, 1), r"pyramid\.grid=\[0, 1, 1\].*allowed"),

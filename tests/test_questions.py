@@ -7,21 +7,27 @@ import numpy as np
 import pytest
 
 from pyrskip.data import scenes
-from pyrskip.data.scenes.backgrounds import CONTRAST, contrast
-from pyrskip.data.scenes.plan import Plan, make_plan
-from pyrskip.data.scenes.questions import _HELD_OUT, MIX, PHRASINGS, draw_types
-from pyrskip.data.scenes.vocabulary import BACKGROUNDS, COLORS
+from pyrskip.scenes.backgrounds import CONTRAST, contrast
+from pyrskip.scenes.plan import Plan, make_plan
+from pyrskip.scenes.questions import _HELD_OUT, MIX, PHRASINGS, draw_types
+from pyrskip.scenes.vocabulary import BACKGROUNDS, COLORS
 
 
 @pytest.fixture(scope="module")
 def asked() -> dict[str, dict[str, list[tuple[str, str]]]]:
-    """Split -> type -> texts and answers, of scenes that are planned and not drawn: 5,000 for training, 2,000 for testing."""
-    found: dict[str, dict[str, list[tuple[str, str]]]] = {"train": defaultdict(list), "test": defaultdict(list)}
+    """Split -> type -> texts and answers, of scenes that are planned and not drawn: 5,000 for training, 2,000
+    for testing."""
+    found: dict[str, dict[str, list[tuple[str, str]]]] = {
+        "train": defaultdict(list),
+        "test": defaultdict(list),
+    }
     for split, number in (("train", 5000), ("test", 2000)):
         for index in range(number):
             plan, words = planned(split, index)
             for ask in plan.asks:
-                found[split][ask.kind].append((scenes.scene.phrase(ask.kind, split, words, **ask.words), ask.answer))
+                found[split][ask.kind].append(
+                    (scenes.scene.phrase(ask.kind, split, words, **ask.words), ask.answer)
+                )
     return found
 
 
@@ -51,12 +57,23 @@ def test_the_question_alone_is_worth_no_more_than_the_most_frequent_answer(asked
         most = Counter(answer for _, answer in asked["train"][kind]).most_common(1)[0][0]
         test = asked["test"][kind]
         majority = sum(answer == most for _, answer in test) / len(test)
-        lookup = sum(answer == (answers[text].most_common(1)[0][0] if text in answers else most) for text, answer in test)
+        lookup = sum(
+            answer == (answers[text].most_common(1)[0][0] if text in answers else most)
+            for text, answer in test
+        )
         assert abs(lookup / len(test) - majority) < 0.05, kind
 
 
 def test_answers_of_a_type_are_about_equally_frequent(asked: Any) -> None:
-    number = {"scene_color": 8, "large_object": 24, "object": 9, "tiny_object": 24, "count": 5, "position": 4, "relation": 4}
+    number = {
+        "scene_color": 8,
+        "large_object": 24,
+        "object": 9,
+        "tiny_object": 24,
+        "count": 5,
+        "position": 4,
+        "relation": 4,
+    }
     for kind, expected in (number | {"sign_word": 48, "sign_number": 50}).items():
         answers = Counter(answer for _, answer in asked["train"][kind])
         assert len(answers) == expected, kind

@@ -1,6 +1,7 @@
 """Claims about several ranks: two with a batch each learn what one learns from both batches.
 
-Noise belongs to a rank and a step, so here it is made to belong to a row: what is left is how ranks are joined.
+Noise belongs to a rank and a step, so here it is made to belong to a row: what is left is how ranks are
+joined.
 """
 
 import os
@@ -36,23 +37,34 @@ Found = dict[str, Any]
 
 
 class Noise:
-    """Draws for the rows of all ranks, of which a rank takes its own: rows `first` to first + n of `total`."""
+    """Draws for the rows of all ranks, of which a rank takes its own: rows `first` to first + n of
+    `total`."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.first = self.total = self.draws = 0
         rand = torch.rand
-        patch.setattr(torch, "rand", lambda *size, **given: rand(*size, **given) if "generator" in given else self.draw(size))
+        patch.setattr(
+            torch,
+            "rand",
+            lambda *size, **given: rand(*size, **given) if "generator" in given else self.draw(size),
+        )
         patch.setattr(torch, "rand_like", lambda like: self.draw(like.shape))
         patch.setattr(torch, "multinomial", self.choose)
         patch.setattr(Tensor, "exponential_", lambda like: like.copy_(-self.draw(like.shape).log()))
 
     def draw(self, shape: Sequence[int]) -> Tensor:
         self.draws += 1
-        every = torch.empty(self.total, *shape[1:]).uniform_(1e-6, 1, generator=torch.Generator().manual_seed(self.draws))
+        every = torch.empty(self.total, *shape[1:]).uniform_(
+            1e-6, 1, generator=torch.Generator().manual_seed(self.draws)
+        )
         return every[self.first : self.first + shape[0]]
 
     def choose(self, probs: Tensor, samples: int, replacement: bool = False) -> Tensor:
-        return (probs.cumsum(-1) < self.draw((len(probs), 1))).sum(-1, keepdim=True).clamp(max=probs.shape[-1] - 1)
+        return (
+            (probs.cumsum(-1) < self.draw((len(probs), 1)))
+            .sum(-1, keepdim=True)
+            .clamp(max=probs.shape[-1] - 1)
+        )
 
 
 class Notes(pl.Callback):
@@ -61,7 +73,9 @@ class Notes(pl.Callback):
     def __init__(self) -> None:
         self.found: Found = {}
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Any
+    ) -> None:
         gradients = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
         self.found |= {f"{trainer.global_step} {name}": gradient for name, gradient in gradients.items()}
 
@@ -83,7 +97,9 @@ class Rows(Dataset[Any]):
         return self.batches[index]
 
 
-def train(module: StepModule, batches: Sequence[Any], noise: Noise, patch: pytest.MonkeyPatch, **options: Any) -> Found:
+def train(
+    module: StepModule, batches: Sequence[Any], noise: Noise, patch: pytest.MonkeyPatch, **options: Any
+) -> Found:
     """Steps of plain gradient descent, under which near gradients stay near."""
     notes = Notes()
     patch.setattr(module, "configure_optimizers", lambda: torch.optim.SGD(module.parameters(), lr=0.1))
@@ -105,11 +121,14 @@ def world(rank: int | None) -> dict[str, Found]:
 
 
 def trainings(rank: int | None) -> Iterator[tuple[str, StepModule, Sequence[Any], list[int], dict[str, Any]]]:
-    """Name, module, the steps' batches, how many rows each rank's have, and of the Trainer what is not as always."""
+    """Name, module, the steps' batches, how many rows each rank's have, and of the Trainer what is not as
+    always."""
     own = slice(0, 2 * ROWS) if rank is None else slice(rank * ROWS, (rank + 1) * ROWS)
     rows = [torch.arange(200)[3 * step :: 4][: 2 * ROWS][own] for step in range(STEPS)]
     steps = OptimizerConfig(steps=STEPS)
-    once = {"actor_critic": {"samples": 1}}  # noise is dealt out to ranks by rows, which several episodes repeat
+    once = {
+        "actor_critic": {"samples": 1}
+    }  # noise is dealt out to ranks by rows, which several episodes repeat
     plain: list[Any] = [(rule, policy, "joint", SAMPLED, once.get(rule, {})) for rule, policy in PAIRS]
     more: list[Any] = [("exact", "categorical", name, SAMPLED, {}) for name in ("predictor", "glance")]
     for baseline in ("none", "running_mean", "self_critical", "group_deviation"):
@@ -132,7 +151,9 @@ def trainings(rank: int | None) -> Iterator[tuple[str, StepModule, Sequence[Any]
         ("bf16", BACKBONE, {"precision": "bf16-mixed"}),
     ):
         model = tiny_model(vision=vision).train()
-        flex = FlexModule(FlexConfig(optimizer=steps, blind_share=0.0), model, ActionSet.by_level(model.pyramid))
+        flex = FlexModule(
+            FlexConfig(optimizer=steps, blind_share=0.0), model, ActionSet.by_level(model.pyramid)
+        )
         yield f"flex {name}", flex, [batch] * STEPS, counts, given
 
 
@@ -155,7 +176,12 @@ def test_no_rank_waits_for_one_that_dies_or_sleeps(end: str, said: str, tmp_path
         module.training_step = stop  # type: ignore[method-assign]
         began = time.monotonic()
         with pytest.raises(UserError) as caught, together(config):
-            fit(build_trainer(config, tmp_path), module, StepData(Rows(list(range(200))), torch.tensor, 4, STEPS), tmp_path)
+            fit(
+                build_trainer(config, tmp_path),
+                module,
+                StepData(Rows(list(range(200))), torch.tensor, 4, STEPS),
+                tmp_path,
+            )
         assert time.monotonic() - began < 30
         (tmp_path / "said").touch()
         torch.save(None, tmp_path / "rank-1.pt")
@@ -172,7 +198,10 @@ def test_what_forked_ranks_refuse_is_one_sentence(tmp_path: Path) -> None:
             raise UserError("too much is broken")
 
     config = TrainerConfig(devices=2, strategy="ddp_fork", quiet=True)
-    data, module = StepData(Broken([0] * 200), torch.tensor, 4, STEPS), toy_module("exact", "categorical", SAMPLED, STEPS)
+    data, module = (
+        StepData(Broken([0] * 200), torch.tensor, 4, STEPS),
+        toy_module("exact", "categorical", SAMPLED, STEPS),
+    )
     with pytest.raises(UserError, match="^too much is broken$"), together(config):
         fit(build_trainer(config, tmp_path), module, data, tmp_path)
 
@@ -192,8 +221,8 @@ def joined(parts: Sequence[Batch]) -> Batch:
 
 @pytest.mark.slow
 def test_two_ranks_learn_from_two_batches_what_one_rank_learns_from_both(tmp_path: Path) -> None:
-    """Every rule, policy and gate, online and off, flex with a frozen and a trained encoder, accumulation, bfloat16:
-    gradients of three steps, baselines and multipliers, metrics."""
+    """Every rule, policy and gate, online and off, flex with a frozen and a trained encoder, accumulation,
+    bfloat16: gradients of three steps, baselines and multipliers, metrics."""
     ranks = on_two_ranks(world, tmp_path)
     alone = world(None)
     assert len(alone) == len(PAIRS) + 13
@@ -204,4 +233,10 @@ def test_two_ranks_learn_from_two_batches_what_one_rank_learns_from_both(tmp_pat
                 if "explained_variance" in key:  # of each rank's own episodes
                     continue
                 got, near = ranks[rank][name][key], BF16 if "bf16" in name else 1e-5
-                assert torch.allclose(got, wanted, rtol=near, atol=near, equal_nan=True), (name, rank, key, got, wanted)
+                assert torch.allclose(got, wanted, rtol=near, atol=near, equal_nan=True), (
+                    name,
+                    rank,
+                    key,
+                    got,
+                    wanted,
+                )

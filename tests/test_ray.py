@@ -28,8 +28,13 @@ def rolled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environment() -> Iterator[dict[str, str]]:
-    """Of processes that know of no Ray on this machine. The place is a short one: sockets' names take 107 bytes."""
-    given = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent), "RAY_AUTH_MODE": "disabled"}
+    """Of processes that know of no Ray on this machine. The place is a short one: sockets' names take 107
+    bytes."""
+    given = {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+        "RAY_AUTH_MODE": "disabled",
+    }
     with TemporaryDirectory() as place:
         yield os.environ | given | {"RAY_TMPDIR": place}
 
@@ -40,7 +45,15 @@ def cluster(tmp_path: Path, environment: dict[str, str]) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start = [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
+    start = [
+        str(BIN / "ray"),
+        "start",
+        "--head",
+        "--block",
+        f"--port={port}",
+        "--num-cpus=2",
+        "--include-dashboard=false",
+    ]
     head = subprocess.Popen([*start, "--disable-usage-stats"], cwd=tmp_path, env=environment)
     yield f"127.0.0.1:{port}"
     head.terminate()

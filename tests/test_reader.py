@@ -1,4 +1,5 @@
-"""Claims about the reader: what is written is read back, and what is broken is named and costs nothing else."""
+"""Claims about the reader: what is written is read back, and what is broken is named and costs nothing
+else."""
 
 import builtins
 import io
@@ -44,7 +45,9 @@ def test_an_unknown_split_is_refused(tiny_data: Path) -> None:
 def test_workers_read_the_same(tiny_data: Path, method: str) -> None:
     dataset = ShardDataset(tiny_data, "train", 64)
     alone = collate([dataset[i] for i in range(24)], 64)
-    loader = DataLoader(dataset, 6, num_workers=2, collate_fn=partial(collate, side=64), multiprocessing_context=method)
+    loader = DataLoader(
+        dataset, 6, num_workers=2, collate_fn=partial(collate, side=64), multiprocessing_context=method
+    )
     batches = list(loader)
     assert torch.equal(torch.cat([b.image for b in batches]), alone.image)
     assert tuple(key for b in batches for key in b.keys) == alone.keys
@@ -58,7 +61,9 @@ def test_descriptors_stay_behind_when_a_dataset_is_pickled(tiny_data: Path) -> N
     assert torch.equal(again.image, first.image)
 
 
-def test_few_shards_are_open_at_a_time(made_up_config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_shards_are_open_at_a_time(
+    made_up_config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pyrskip.data.storage.MAX_OPEN", 2)
     prepare(made_up_config, tmp_path)
     dataset = ShardDataset(tmp_path, "train", 64)
@@ -77,7 +82,14 @@ def test_a_shard_cut_anywhere_keeps_the_samples_before(tmp_path: Path) -> None:
     content = tar(*whole("a"), *whole("b"), *whole("c"))
     with tarfile.open(fileobj=io.BytesIO(content)) as file:
         end_of_b = next(m for m in file if m.name == "c.json").offset
-    for length in (end_of_b, end_of_b + 100, end_of_b + 512, end_of_b + 1024, end_of_b + 1536, end_of_b + 1600):
+    for length in (
+        end_of_b,
+        end_of_b + 100,
+        end_of_b + 512,
+        end_of_b + 1024,
+        end_of_b + 1536,
+        end_of_b + 1600,
+    ):
         write_data(tmp_path, content[:length], tar(*whole("d")))
         dataset = ShardDataset(tmp_path, "train", 64)
         assert dataset.image_keys == ["a", "b", "d"], length
@@ -112,7 +124,10 @@ def link(name: str, kind: bytes) -> tarfile.TarInfo:
         ([("b.png", png())], "b: has no json"),
         ([("b.json", QUESTIONS)], "b: has no image"),
         ([*whole("b")[:1], ("b.txt", b"red")], "b: b.txt is none of png, jpg, jpeg, webp, json"),
-        ([*whole("b")[:1], ("b.pickle", pickle.dumps(1))], "b: b.pickle is none of png, jpg, jpeg, webp, json"),
+        (
+            [*whole("b")[:1], ("b.pickle", pickle.dumps(1))],
+            "b: b.pickle is none of png, jpg, jpeg, webp, json",
+        ),
         ([*whole("b")[:1], link("b.png", tarfile.SYMTYPE)], "b: b.png is no plain file"),
         ([*whole("b")[:1], link("b.png", tarfile.LNKTYPE)], "b: b.png is no plain file"),
         ([*whole("b")[:1], link("b.png", tarfile.FIFOTYPE)], "b: b.png is no plain file"),

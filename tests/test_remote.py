@@ -23,7 +23,8 @@ pytest.importorskip("httpx")
 
 PYRAMID = Pyramid(size=64, levels=3, stride=8, grid=(2, 1, 1))
 SIZES: dict[str, Any] = {
-    "layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp": 48, "vocab": 100, "encoder_flops": 1e6, "token_pixels": 8,
+    "layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp": 48, "vocab": 100,
+    "encoder_flops": 1e6, "token_pixels": 8,
 }  # fmt: skip
 # tiles finest first: four of the finest level, the middle level, the glance
 ASKED = torch.tensor([[5, 0, 0, 7, 0, 1], [0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0], [4, 4, 4, 4, 0, 4]])
@@ -41,15 +42,25 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    """Three questions on a square image and one on an image that is 40 x 24: it leaves two finest tiles empty."""
+    """Three questions on a square image and one on an image that is 40 x 24: it leaves two finest tiles
+    empty."""
     generator = torch.Generator().manual_seed(0)
-    images = [torch.randint(0, 256, size, generator=generator, dtype=torch.uint8) for size in ((3, 64, 64), (3, 40, 24))]
-    questions = tuple(Question(text, ("red",)) for text in ("colour ?", "how many red balls are there ?", "what ?"))
-    return Batch.collate([Sample("0", images[0], questions), Sample("1", images[1], questions[:1])], PYRAMID.size)
+    images = [
+        torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+        for size in ((3, 64, 64), (3, 40, 24))
+    ]
+    questions = tuple(
+        Question(text, ("red",)) for text in ("colour ?", "how many red balls are there ?", "what ?")
+    )
+    return Batch.collate(
+        [Sample("0", images[0], questions), Sample("1", images[1], questions[:1])], PYRAMID.size
+    )
 
 
 def remote(server: Server, **given: Any) -> RemoteModel:
-    return RemoteModel(RemoteConfig(**{"url": server.url, "model": "tiny", "retries": 1} | SIZES | given), PYRAMID)
+    return RemoteModel(
+        RemoteConfig(**{"url": server.url, "model": "tiny", "retries": 1} | SIZES | given), PYRAMID
+    )
 
 
 def test_it_answers_each_question_from_its_kept_tiles(server: Server, batch: Batch) -> None:
@@ -83,7 +94,9 @@ def test_a_skipped_tile_is_neither_drawn_nor_sent(server: Server, batch: Batch) 
 
 
 @pytest.mark.parametrize("given", [{}, {"image_tokens": 9, "token_pixels": None}])
-def test_tokens_are_those_of_a_tiles_size_or_of_any_picture(server: Server, batch: Batch, given: dict[str, Any]) -> None:
+def test_tokens_are_those_of_a_tiles_size_or_of_any_picture(
+    server: Server, batch: Batch, given: dict[str, Any]
+) -> None:
     realised = remote(server, **given).realise(ASKED, batch.size[batch.image_of])
     sizes = [[16, 0, 0, 16, 0, 4], [0, 0, 0, 0, 0, 4], [0] * 6, [12, 0, 3, 0, 0, 2]]
     wanted = torch.tensor(sizes)
@@ -98,7 +111,11 @@ def test_the_cost_is_the_transformers_and_the_encoders(server: Server, batch: Ba
     cost = model.cost(realised, size, words)
     spec = Transformer(2, 32, 4, 2, 48, True, 100)
     context = realised.sum(-1) + words
-    expected = prefill_flops(spec, context) + decode_flops(spec, context, CostConfig().answer_tokens) + 1e6 * cost.tokens
+    expected = (
+        prefill_flops(spec, context)
+        + decode_flops(spec, context, CostConfig().answer_tokens)
+        + 1e6 * cost.tokens
+    )
     torch.testing.assert_close(cost.flops, expected)
     many = model.cost(realised[:, None].expand(-1, 3, -1), size, words)
     assert many.flops.equal(cost.flops[:, None].expand(-1, 3))
@@ -115,7 +132,9 @@ def test_an_instruction_follows_the_question(server: Server, batch: Batch) -> No
     assert content(server.requests[0])[0] == "what ?\nOne word."
 
 
-def test_a_key_is_read_from_the_environment(server: Server, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_read_from_the_environment(
+    server: Server, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("A_KEY", "secret")
     remote(server, key="A_KEY").answer(batch.rows([2]), ASKED[2:3])
     assert server.headers["Authorization"] == "Bearer secret"
@@ -134,7 +153,10 @@ def test_a_busy_server_is_asked_again(server: Server, batch: Batch, monkeypatch:
 
 @pytest.mark.parametrize(
     ("statuses", "said"),
-    [([503, 503], r"gave no answer in 2 tries \(status 503\)"), ([400], r"refused a request with status 400: .*busy")],
+    [
+        ([503, 503], r"gave no answer in 2 tries \(status 503\)"),
+        ([400], r"refused a request with status 400: .*busy"),
+    ],
 )
 def test_a_server_that_does_not_answer_is_named(
     statuses: list[int], said: str, server: Server, batch: Batch, monkeypatch: pytest.MonkeyPatch
@@ -148,11 +170,15 @@ def test_a_server_that_does_not_answer_is_named(
 def test_no_server_is_a_sentence(server: Server, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyrskip.models.remote.time.sleep", lambda _: None)
     nobody = RemoteModel(replace(remote(server).config, url="http://127.0.0.1:1/v1"), PYRAMID)
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:1/v1/chat/completions gave no answer in 2 tries \(ConnectError"):
+    with pytest.raises(
+        UserError, match=r"127\.0\.0\.1:1/v1/chat/completions gave no answer in 2 tries \(ConnectError"
+    ):
         nobody.answer(batch.rows([2]), ASKED[2:3])
 
 
-@pytest.mark.parametrize("raw", [b"<html>", b"[]", b"{}", json.dumps({"choices": [{"message": {"content": None}}]}).encode()])
+@pytest.mark.parametrize(
+    "raw", [b"<html>", b"[]", b"{}", json.dumps({"choices": [{"message": {"content": None}}]}).encode()]
+)
 def test_another_form_of_answer_is_refused(raw: bytes, server: Server, batch: Batch) -> None:
     server.raw = raw
     with pytest.raises(UserError, match="answers in another form than OpenAI's chat completions"):

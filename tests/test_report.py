@@ -1,4 +1,5 @@
-"""Claims about the report, the pictures and the terminal: what people look at is there, and is what was measured."""
+"""Claims about the report, the pictures and the terminal: what people look at is there, and is what was
+measured."""
 
 import json
 import os
@@ -42,7 +43,9 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data_of(page: Path) -> Any:
-    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), flags=re.DOTALL)
+    found = re.search(
+        r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), flags=re.DOTALL
+    )
     assert found is not None
     # a browser's parser knows no NaN
     return json.loads(found[1], parse_constant=lambda name: pytest.fail(f"{name} in the page"))
@@ -51,7 +54,15 @@ def data_of(page: Path) -> Any:
 def test_the_report_of_a_run_has_every_part(run: Path, tmp_path: Path) -> None:
     write_report(run, tmp_path / "report.html")
     parts = {s.get("title"): s for s in data_of(tmp_path / "report.html")["sections"]}
-    for title in ("Frontier", "Every method", "By question type", "Health of the gates", "Samples", "Config", "Versions"):
+    for title in (
+        "Frontier",
+        "Every method",
+        "By question type",
+        "Health of the gates",
+        "Samples",
+        "Config",
+        "Versions",
+    ):
         assert title in parts
     methods = {row[0] for row in parts["Every method"]["rows"]}
     assert {"full", "reference", "gate", "oracle:type", "random"} <= methods
@@ -72,7 +83,9 @@ def test_the_report_asks_no_network_and_runs_no_question(run: Path, tmp_path: Pa
 
 def test_nan_in_a_run_becomes_no_value(run: Path, tmp_path: Path) -> None:
     write_report(run, tmp_path / "report.html")
-    curves = next(s for s in data_of(tmp_path / "report.html")["sections"] if s.get("title") == "Training")["plots"]
+    curves = next(s for s in data_of(tmp_path / "report.html")["sections"] if s.get("title") == "Training")[
+        "plots"
+    ]
     loss = next(p for p in curves if p["layout"]["title"]["text"] == "Loss")["data"][0]
     assert (loss["x"], loss["y"]) == ([0, 20], [0.7, 0.5])
 
@@ -93,12 +106,17 @@ def test_the_report_of_a_sweep_tells_what_differs(sweep: Path, tmp_path: Path) -
     ("break_it", "said"),
     [
         (lambda d: (d / "frontier.json").unlink(), "is no finished run and holds none"),
-        (lambda d: (d / "frontier.json").write_text("[{}]"), "holds no frontier that can be read .*draw it again"),
+        (
+            lambda d: (d / "frontier.json").write_text("[{}]"),
+            "holds no frontier that can be read .*draw it again",
+        ),
         (lambda d: (d / "summary.json").write_text("{"), "holds no frontier that can be read"),
         (lambda d: (d / "summary.json").unlink(), "holds no frontier that can be read"),
     ],
 )
-def test_a_directory_without_a_whole_frontier_is_named(break_it: Any, said: str, run: Path, tmp_path: Path) -> None:
+def test_a_directory_without_a_whole_frontier_is_named(
+    break_it: Any, said: str, run: Path, tmp_path: Path
+) -> None:
     broken = shutil.copytree(run, tmp_path / "broken")
     break_it(broken)
     with pytest.raises(UserError, match=said):
@@ -136,7 +154,11 @@ def test_the_shares_of_selections_sum_to_one_by_type() -> None:
 
 
 def test_a_method_looks_the_same_in_every_picture() -> None:
-    drawn = {trace.name: trace for rows in (of_rungs().rows, computed().rows) for trace in frontier_figure(rows).data}
+    drawn = {
+        trace.name: trace
+        for rows in (of_rungs().rows, computed().rows)
+        for trace in frontier_figure(rows).data
+    }
     looks = {**LINES, **POINTS}
     assert looks.keys() - drawn.keys() == {"oracle:cross"}  # which needs a second run
     for method in looks.keys() & drawn.keys():
@@ -186,17 +208,25 @@ def test_report_is_a_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     ],
 )
 def test_bad_input_of_what_looks_at_runs_is_one_sentence(
-    arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert said in refused(capsys, *arguments)
 
 
-def test_a_picture_of_what_is_not_there_is_refused(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_of_what_is_not_there_is_refused(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "has no method 'magic'; allowed: " in refused(
         capsys, "plot", "frontier", str(sweep), "method=magic", f"out={tmp_path}/a.png"
     )
-    assert "allowed: a name that ends in .svg" in refused(capsys, "plot", "frontier", str(sweep), f"out={tmp_path}/a.gif")
+    assert "allowed: a name that ends in .svg" in refused(
+        capsys, "plot", "frontier", str(sweep), f"out={tmp_path}/a.gif"
+    )
 
 
 def test_a_dashboard_without_a_login_is_refused(
@@ -245,8 +275,15 @@ def test_the_bar_tells_loss_keep_rate_cost_and_the_time_left() -> None:
     module = toy_module("supervised", "utility", RewardConfig(), steps=20)
     out = StringIO()
     bar = Bar("gate/seed-0", file=out, force_terminal=True, width=160, stderr=False)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
-    pl.Trainer(max_epochs=1, callbacks=[bar], **quiet).fit(module, DataLoader(batches(module), batch_size=None))  # type: ignore[arg-type]
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
+    pl.Trainer(max_epochs=1, callbacks=[bar], **quiet).fit(
+        module, DataLoader(batches(module), batch_size=None)
+    )  # type: ignore[arg-type]
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     last = [line for line in text.splitlines() if "20/20" in line][-1]
     assert "gate/seed-0" in last
@@ -260,7 +297,9 @@ def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the dev extra, for playwright")
     chromium = program("chromium", "chromium-browser", "google-chrome")
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        started = driver.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )
         yield started
         started.close()
 
@@ -282,10 +321,15 @@ def test_the_report_works_in_a_browser(
     context = browser.new_context(**KINDS[kind], offline=True)
     page = context.new_page()
     wrong: list[str] = []
-    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None,
+    )
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("dialog", lambda dialog: wrong.append(dialog.message))
-    page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else wrong.append(r.url))
+    page.on(
+        "request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else wrong.append(r.url)
+    )
     page.goto((tmp_path / "report.html").as_uri())
     page.wait_for_selector(".plot .scatterlayer .point")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -1,4 +1,5 @@
-"""Claims about resuming: a run that is stopped anywhere sees the same samples and ends with the same weights."""
+"""Claims about resuming: a run that is stopped anywhere sees the same samples and ends with the same
+weights."""
 
 import os
 import random
@@ -43,7 +44,8 @@ class Killed(RuntimeError):
 
 
 class Recorder(pl.LightningModule):
-    """Learns from the numbers it sees, in an order-dependent way, and remembers them. fail_at: batch whose step raises."""
+    """Learns from the numbers it sees, in an order-dependent way, and remembers them. fail_at: batch whose
+    step raises."""
 
     def __init__(self, fail_at: int | None = None) -> None:
         super().__init__()
@@ -55,14 +57,18 @@ class Recorder(pl.LightningModule):
         if batch_idx == self._fail_at:
             raise Killed
         self.seen.append(batch.tolist())
-        return (self.weight * batch.float().mean().add(1).pow(torch.arange(3))).sum().tanh() + self.weight.pow(2).sum()
+        return (
+            self.weight * batch.float().mean().add(1).pow(torch.arange(3))
+        ).sum().tanh() + self.weight.pow(2).sum()
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         pass
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam([self.weight], 0.1)
-        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), "interval": "step"}]
+        return [optimizer], [
+            {"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), "interval": "step"}
+        ]
 
 
 class SaveIn(Callback):
@@ -119,7 +125,9 @@ def check_resumed(path: Path, learnt: int, workers: int = 0, **options: Any) -> 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("killed", [2, 3, 5, 7])
-def test_a_run_that_raises_resumes_from_its_last_checkpoint(tmp_path: Path, killed: int, accumulate: int, workers: int) -> None:
+def test_a_run_that_raises_resumes_from_its_last_checkpoint(
+    tmp_path: Path, killed: int, accumulate: int, workers: int
+) -> None:
     saver = ModelCheckpoint(tmp_path, every_n_train_steps=1)
     with pytest.raises(Killed):
         trainer(saver, accumulate_grad_batches=accumulate).fit(Recorder(fail_at=killed), data(workers))
@@ -140,7 +148,9 @@ def test_a_run_that_max_steps_ended_goes_on(tmp_path: Path, max_steps: int, accu
 def test_a_checkpoint_saved_after_any_batch_is_exact(tmp_path: Path, at: int, accumulate: int) -> None:
     path = tmp_path / "saved.ckpt"
     with pytest.raises(Killed):
-        trainer(SaveIn("on_train_batch_end", at, path), accumulate_grad_batches=accumulate).fit(Recorder(), data())
+        trainer(SaveIn("on_train_batch_end", at, path), accumulate_grad_batches=accumulate).fit(
+            Recorder(), data()
+        )
     check_resumed(path, at + 1 - (at + 1) % accumulate, accumulate_grad_batches=accumulate)
 
 
@@ -149,7 +159,9 @@ def test_a_checkpoint_saved_after_any_batch_is_exact(tmp_path: Path, at: int, ac
 def test_a_checkpoint_saved_as_a_step_raises_is_exact(tmp_path: Path, at: int, accumulate: int) -> None:
     path = tmp_path / "saved.ckpt"
     with pytest.raises(Killed):
-        trainer(SaveIn("on_exception", at, path), accumulate_grad_batches=accumulate).fit(Recorder(at), data())
+        trainer(SaveIn("on_exception", at, path), accumulate_grad_batches=accumulate).fit(
+            Recorder(at), data()
+        )
     check_resumed(path, at - at % accumulate, accumulate_grad_batches=accumulate)
 
 
@@ -175,7 +187,9 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
 def test_a_run_can_be_resumed_twice(tmp_path: Path) -> None:
     for at, start in ((2, None), (5, str(tmp_path / "2.ckpt"))):
         with pytest.raises(Killed):
-            trainer(SaveIn("on_train_batch_end", at, tmp_path / f"{at}.ckpt")).fit(Recorder(), data(), ckpt_path=start)
+            trainer(SaveIn("on_train_batch_end", at, tmp_path / f"{at}.ckpt")).fit(
+                Recorder(), data(), ckpt_path=start
+            )
     check_resumed(tmp_path / "5.ckpt", 6)
 
 
@@ -203,11 +217,16 @@ def test_lightning_is_told_the_length_of_the_whole_run(tmp_path: Path) -> None:
     [
         (lambda: data(batch=4), "batch x ranks = 2, this run has 4"),
         (lambda: data(seed=6), "seed = 5, this run has 6"),
-        (lambda: StepData(Subset(Numbers(), range(5)), torch.tensor, 2, STEPS, 5), "images = 11, this run has 5"),
+        (
+            lambda: StepData(Subset(Numbers(), range(5)), torch.tensor, 2, STEPS, 5),
+            "images = 11, this run has 5",
+        ),
     ],
     ids=["batch", "seed", "images"],
 )
-def test_another_order_of_samples_is_refused(tmp_path: Path, changed: Callable[[], StepData], says: str) -> None:
+def test_another_order_of_samples_is_refused(
+    tmp_path: Path, changed: Callable[[], StepData], says: str
+) -> None:
     with pytest.raises(Killed):
         trainer(SaveIn("on_train_batch_end", 3, tmp_path / "saved.ckpt")).fit(Recorder(), data())
     with pytest.raises(UserError, match=says):
@@ -222,7 +241,9 @@ class SeenByRank(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Recorder)
-        torch.save((pl_module.seen, pl_module.weight.detach()), self._folder / f"rank-{trainer.global_rank}.pt")
+        torch.save(
+            (pl_module.seen, pl_module.weight.detach()), self._folder / f"rank-{trainer.global_rank}.pt"
+        )
 
 
 def test_another_batch_times_ranks_goes_on_at_the_next_sample_if_told_to(tmp_path: Path) -> None:
@@ -262,7 +283,10 @@ def test_readers_of_own_shards_resume_exactly(tmp_path: Path, killed: int) -> No
     trainer().fit(model, own(), ckpt_path=str(tmp_path / "saved.ckpt"))
     assert model.seen == whole.seen[killed + 1 :]
     assert torch.equal(model.weight, whole.weight)
-    for other, says in ((own(1), "workers = 2, this run has 1; allowed: 2, or a new run"), (data(), "order = shards")):
+    for other, says in (
+        (own(1), "workers = 2, this run has 1; allowed: 2, or a new run"),
+        (data(), "order = shards"),
+    ):
         with pytest.raises(UserError, match=says):
             trainer().fit(Recorder(), other, ckpt_path=str(tmp_path / "saved.ckpt"))
 
@@ -280,7 +304,9 @@ def test_a_workers_refusal_is_one_sentence() -> None:
 
 @pytest.mark.slow
 def test_two_ranks_with_two_workers_resume_exactly(tmp_path: Path) -> None:
-    def run(name: str, max_steps: int = -1, start: Path | None = None) -> list[tuple[list[list[int]], Tensor]]:
+    def run(
+        name: str, max_steps: int = -1, start: Path | None = None
+    ) -> list[tuple[list[list[int]], Tensor]]:
         (tmp_path / name).mkdir()
         saver = ModelCheckpoint(tmp_path / name, filename="saved", every_n_train_steps=1)
         fit = trainer(saver, SeenByRank(tmp_path / name), strategy="ddp_fork", devices=2, max_steps=max_steps)
@@ -298,7 +324,8 @@ def test_two_ranks_with_two_workers_resume_exactly(tmp_path: Path) -> None:
 
 
 class OfImages(pl.LightningModule):
-    """Learns from the images and keys that it sees, notes the keys, and at step `die` kills its own process."""
+    """Learns from the images and keys that it sees, notes the keys, and at step `die` kills its own
+    process."""
 
     def __init__(self, notes: Path, die: int | None) -> None:
         super().__init__()
@@ -327,7 +354,8 @@ class OfImages(pl.LightningModule):
 def test_a_run_killed_at_ten_random_steps_sees_the_same_samples_and_ends_with_the_same_weights(
     order: str, tmp_path: Path
 ) -> None:
-    """2 ranks x 2 workers on shards, one image of them broken, killed by signal 9; the two orders make it twenty steps."""
+    """2 ranks x 2 workers on shards, one image of them broken, killed by signal 9; the two orders make it
+    twenty steps."""
     steps = 24
     prepare(DataConfig(limit=40, samples_per_shard=5), tmp_path / "shards")
     shard = tmp_path / "shards/train-000001.tar"
@@ -347,7 +375,9 @@ def test_a_run_killed_at_ten_random_steps_sees_the_same_samples_and_ends_with_th
         saver = ModelCheckpoint(notes, filename="last", every_n_train_steps=1, enable_version_counter=False)
         fit = trainer(saver, strategy="ddp_fork", devices=2)
         last = notes / "last.ckpt"
-        fit.fit(OfImages(notes, die), shards, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        fit.fit(
+            OfImages(notes, die), shards, ckpt_path=str(last) if last.exists() else None, weights_only=True
+        )
 
     def seen(name: str, rank: int) -> dict[int, list[str]]:
         """Step -> keys. What a step saw twice, before a kill and after, must be the same."""
@@ -370,8 +400,11 @@ def test_a_run_killed_at_ten_random_steps_sees_the_same_samples_and_ends_with_th
         for name in ("killed", "whole"):
             hashes = {(tmp_path / name / f"hash-{r}").read_text() for r in (0, 1)}
             assert len(hashes) == 1
-        assert (tmp_path / "killed" / f"hash-{rank}").read_text() == (tmp_path / "whole" / f"hash-{rank}").read_text()
-    # the first epoch of both ranks together, as far as both have come: nothing twice, and the broken image never
+        assert (tmp_path / "killed" / f"hash-{rank}").read_text() == (
+            tmp_path / "whole" / f"hash-{rank}"
+        ).read_text()
+    # the first epoch of both ranks together, as far as both have come: nothing twice, and the broken image
+    # never
     keys = [key for step in range(steps // 3) for rank in (0, 1) for key in seen("whole", rank)[step]]
     assert len(set(keys)) == len(keys)
     assert ShardDataset(tmp_path / "shards", "train", 64).image_keys[6] not in keys
@@ -382,7 +415,9 @@ def test_a_run_that_ends_within_an_accumulated_batch_is_refused() -> None:
         trainer(accumulate_grad_batches=3).fit(Recorder(), data())
 
 
-@pytest.mark.parametrize(("bad", "says"), [({"batch_images": 0}, "loader.batch_images=0"), ({"workers": -1}, "workers=-1")])
+@pytest.mark.parametrize(
+    ("bad", "says"), [({"batch_images": 0}, "loader.batch_images=0"), ({"workers": -1}, "workers=-1")]
+)
 def test_a_wrong_loader_config_is_refused(bad: dict[str, int], says: str) -> None:
     with pytest.raises(UserError, match=says):
         LoaderConfig(**bad)

@@ -1,4 +1,5 @@
-"""Claims about rewards and prices: what an answer is worth, and how a price moves until a gate costs what it may."""
+"""Claims about rewards and prices: what an answer is worth, and how a price moves until a gate costs what it
+may."""
 
 import math
 from collections.abc import Iterator
@@ -15,14 +16,7 @@ from pyrskip.errors import UserError
 from pyrskip.reward import Price, RewardConfig, worth
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.training.health import glance_is_best
-from tests.toys import (
-    IMAGES,
-    pairs,
-    random_gate,
-    toy_environment,
-    toy_module,
-    train_by_lightning,
-)
+from tests.toys import IMAGES, pairs, random_gate, toy_environment, toy_module, train_by_lightning
 
 
 def test_a_fixed_price_is_the_price() -> None:
@@ -79,7 +73,7 @@ def test_an_impossible_reward_is_refused_with_what_is_allowed(config: dict[str, 
         RewardConfig(**config)
 
 
-def test_training_raises_the_price_of_a_gate_that_costs_too_much_and_lowers_that_of_one_that_costs_too_little() -> None:
+def test_training_raises_the_price_of_a_dear_gate_and_lowers_that_of_a_cheap_one() -> None:
     for target, open_bias, dearer in ((0.1, 3.0, True), (0.9, -3.0, False)):
         module = toy_module("gumbel", "bernoulli", RewardConfig(target=target, rate=0.2), steps=10)
         torch.nn.init.constant_(module.gate.head.bias, open_bias)
@@ -115,7 +109,11 @@ def test_two_ranks_hold_the_same_multiplier(tmp_path: Path) -> None:
 
     class Kept(pl.Callback):
         def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            state = {"price": module.price.log_price, "mean": module.mean, "rank": torch.tensor(trainer.global_rank)}
+            state = {
+                "price": module.price.log_price,
+                "mean": module.mean,
+                "rank": torch.tensor(trainer.global_rank),
+            }
             torch.save(state, tmp_path / f"{trainer.global_rank}.pt")
 
     # easy questions on one rank, hard ones on the other: alone, each would move its price its own way
@@ -144,7 +142,9 @@ def test_two_ranks_hold_the_same_multiplier(tmp_path: Path) -> None:
 
 @pairs
 @pytest.mark.parametrize("target", [0.2, 0.5, 0.9, 1.0])
-def test_calibration_meets_the_target_as_closely_as_actions_allow(rule: str, policy: str, target: float) -> None:
+def test_calibration_meets_the_target_as_closely_as_actions_allow(
+    rule: str, policy: str, target: float
+) -> None:
     module = toy_module(rule, policy, RewardConfig(target=target))
     gate, environment = random_gate(module), module.environment
     rows = torch.arange(2 * IMAGES)

@@ -1,5 +1,5 @@
-"""Claims about the rollouts stage: it goes on where it was, refuses what was rolled out with something else, and takes sampled
-actions where there are too many to list."""
+"""Claims about the rollouts stage: it goes on where it was, refuses what was rolled out with something else,
+and takes sampled actions where there are too many to list."""
 
 import json
 import shutil
@@ -39,11 +39,21 @@ def borrowing(root: Path, lender: Path, *overrides: str) -> Config:
 
 def same(a: RolloutTable, b: RolloutTable) -> bool:
     assert a.probability is not None and b.probability is not None
-    close = torch.allclose(a.probability, b.probability, atol=1e-5) and torch.allclose(a.glance, b.glance, atol=1e-5)
-    return close and a.keys == b.keys and a.score.equal(b.score) and a.image_of.equal(b.image_of) and a.origin == b.origin
+    close = torch.allclose(a.probability, b.probability, atol=1e-5) and torch.allclose(
+        a.glance, b.glance, atol=1e-5
+    )
+    return (
+        close
+        and a.keys == b.keys
+        and a.score.equal(b.score)
+        and a.image_of.equal(b.image_of)
+        and a.origin == b.origin
+    )
 
 
-def test_a_killed_rollout_loses_at_most_a_chunk(lender: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_rollout_loses_at_most_a_chunk(
+    lender: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "done"
     shutil.copytree(lender, run)
     shutil.rmtree(run / "rollouts")
@@ -70,8 +80,13 @@ def test_a_killed_rollout_loses_at_most_a_chunk(lender: Path, tmp_path: Path, mo
     run_stages(given, {})
     assert calls - 10 == (7 - 3) + 7 + 7
     for split in ("gate", "val", "test"):
-        assert same(RolloutTable.load(run / "rollouts" / split), RolloutTable.load(lender / "rollouts" / split))
-        assert sorted(p.name for p in (run / "rollouts" / split).iterdir()) == ["table.json", "table.safetensors"]
+        assert same(
+            RolloutTable.load(run / "rollouts" / split), RolloutTable.load(lender / "rollouts" / split)
+        )
+        assert sorted(p.name for p in (run / "rollouts" / split).iterdir()) == [
+            "table.json",
+            "table.safetensors",
+        ]
 
 
 def test_a_chunk_of_another_model_is_not_gone_on_with(copied: Path) -> None:
@@ -86,7 +101,9 @@ def test_a_chunk_of_another_model_is_not_gone_on_with(copied: Path) -> None:
     state.write_text(json.dumps(json.loads(state.read_text()) | {"done": False}))
     weights = copied / "done" / "flex" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(UserError, match=r"chunk-00000000-00000012 holds rollouts of another model: native .*delete it"):
+    with pytest.raises(
+        UserError, match=r"chunk-00000000-00000012 holds rollouts of another model: native .*delete it"
+    ):
         run_stages(tiny(copied, "name=done", UNTRAINED), {})
 
 
@@ -99,13 +116,22 @@ def test_broken_images_of_a_whole_pass_cost_no_other(copied: Path) -> None:
     shard.write_bytes(bytes(content))
     shutil.rmtree(copied / "done" / "rollouts")
     run_stages(
-        tiny(copied, "name=done", UNTRAINED, "loader.rollout_images=1", "loader.chunk_images=1", "data.max_bad_fraction=0.2"),
+        tiny(
+            copied,
+            "name=done",
+            UNTRAINED,
+            "loader.rollout_images=1",
+            "loader.chunk_images=1",
+            "data.max_bad_fraction=0.2",
+        ),
         {},
     )
     assert len(RolloutTable.load(copied / "done" / "rollouts" / "gate").image_keys) == 11
 
 
-def test_a_chunk_that_is_gone_is_not_left_out_in_silence(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_that_is_gone_is_not_left_out_in_silence(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rollouts = copied / "done" / "rollouts"
     shutil.rmtree(rollouts)
     save, saved = RolloutTable.save, 0
@@ -119,20 +145,36 @@ def test_a_chunk_that_is_gone_is_not_left_out_in_silence(copied: Path, monkeypat
         save(self, directory)
 
     monkeypatch.setattr(RolloutTable, "save", clears)
-    with pytest.raises(UserError, match="chunk-00000000-00000005 is gone, so another run may have written here"):
+    with pytest.raises(
+        UserError, match="chunk-00000000-00000005 is gone, so another run may have written here"
+    ):
         run_stages(tiny(copied, "name=done", UNTRAINED, "loader.chunk_images=5"), {})
     assert not (rollouts / "gate" / "table.json").exists()
 
 
 @pytest.mark.parametrize(
-    "name", ["model", "data", "split", "layout", "action set", "budget", "cost", "metric", "decoding", "sight of the gate"]
+    "name",
+    [
+        "model",
+        "data",
+        "split",
+        "layout",
+        "action set",
+        "budget",
+        "cost",
+        "metric",
+        "decoding",
+        "sight of the gate",
+    ],
 )
 def test_rollouts_of_something_else_are_refused(name: str, copied: Path) -> None:
     path = copied / "done" / "rollouts" / "val" / "table.json"
     lists = json.loads(path.read_text())
     assert name in lists["origin"]
     path.write_text(json.dumps(lists | {"origin": lists["origin"] | {name: "something else"}}))
-    with pytest.raises(UserError, match=f"rollouts/val holds rollouts of another {name}: something else, this run has "):
+    with pytest.raises(
+        UserError, match=f"rollouts/val holds rollouts of another {name}: something else, this run has "
+    ):
         run_stages(tiny(copied, "name=done"), {})
 
 
@@ -151,14 +193,17 @@ def test_a_model_that_was_trained_again_has_other_rollouts(copied: Path) -> None
         run_stages(tiny(copied, "name=done"), {})
 
 
-@pytest.mark.parametrize("override", ["budget=proportional", "actions=tiles", "cost.unit=macs", "budget=rungs"])
+@pytest.mark.parametrize(
+    "override", ["budget=proportional", "actions=tiles", "cost.unit=macs", "budget=rungs"]
+)
 def test_what_rollouts_depend_on_may_not_change(override: str, copied: Path) -> None:
     with pytest.raises(UserError, match=rf"done/rollouts was made with {override.split('=')[0]}"):
         run_stages(tiny(copied, "name=done", override), {})
 
 
 @pytest.mark.parametrize(
-    "override", ["reward.price=0.2", "reward.target=0.4", "rule=gumbel", "gate.width=9", "evaluation.prices=[1]"]
+    "override",
+    ["reward.price=0.2", "reward.target=0.4", "rule=gumbel", "gate.width=9", "evaluation.prices=[1]"],
 )
 def test_price_reward_and_rule_leave_rollouts_as_they_are(override: str, copied: Path) -> None:
     before = (copied / "done" / "rollouts" / "gate" / "table.safetensors").stat().st_mtime_ns
@@ -175,10 +220,15 @@ GRID = "pyramid.grid=[2,2,1]"
     [
         (("actions=sampled", "actions.sample=9", GRID), 9),
         (("actions=tiles", "pyramid.grid=[2,1,1]", "rule=gumbel"), 32),  # a Bernoulli gate on single tiles
-        (("actions=sampled", "actions.sample=9", "budget=rungs", "rule=gumbel", "gate.policy=categorical"), 9),
+        (
+            ("actions=sampled", "actions.sample=9", "budget=rungs", "rule=gumbel", "gate.policy=categorical"),
+            9,
+        ),
     ],
 )
-def test_sampled_and_single_tiles_train_and_evaluate(overrides: tuple[str, ...], listed: int, tmp_path: Path) -> None:
+def test_sampled_and_single_tiles_train_and_evaluate(
+    overrides: tuple[str, ...], listed: int, tmp_path: Path
+) -> None:
     if "budget=rungs" in overrides:
         overrides = (*overrides, "stages=[data,flex,rollouts]")
     root = run_stages(tiny(tmp_path, "data.limit=4", "ablations=[]", *overrides), {})
@@ -195,18 +245,29 @@ def test_sampled_and_single_tiles_train_and_evaluate(overrides: tuple[str, ...],
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("pyramid.grid=[4]", "actions=tiles"), r"pyramid\.grid=\[4, 4, 1\] gives 4294967296 selections; at most 4096 can be "),
-        (("pyramid.grid=[4]", "actions.unit=tile", "actions.sample=3"), r"actions\.sample=3 has no room for the 4 selections"),
+        (
+            ("pyramid.grid=[4]", "actions=tiles"),
+            r"pyramid\.grid=\[4, 4, 1\] gives 4294967296 selections; at most 4096 can be ",
+        ),
+        (
+            ("pyramid.grid=[4]", "actions.unit=tile", "actions.sample=3"),
+            r"actions\.sample=3 has no room for the 4 selections",
+        ),
     ],
 )
-def test_an_action_set_that_is_too_large_says_how_large(overrides: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_an_action_set_that_is_too_large_says_how_large(
+    overrides: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=said):
         run_stages(tiny(tmp_path, *overrides), {})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_rule_that_needs_every_action_is_refused_a_sample_with_their_number(tmp_path: Path) -> None:
-    said = r"gate\.policy=bernoulli with pyramid\.grid=\[4\] decides on single tiles and needs all 4294967296 selections"
+    said = (
+        r"gate\.policy=bernoulli with pyramid\.grid=\[4\] decides on single tiles and needs all 4294967296 "
+        r"selections"
+    )
     with pytest.raises(UserError, match=said):
         tiny(tmp_path, "pyramid.grid=[4]", "actions=sampled", "rule=gumbel")
 
@@ -218,7 +279,8 @@ def test_a_gate_for_other_actions_is_refused(copied: Path) -> None:
     described["actions"]["names"][1] = "2"
     path.write_text(json.dumps(described))
     with pytest.raises(
-        UserError, match="seed-0 holds a gate for another action set than the rollouts'; run the gate stage again"
+        UserError,
+        match="seed-0 holds a gate for another action set than the rollouts'; run the gate stage again",
     ):
         run_stages(borrowing(copied, copied / "done"), {})
 
@@ -226,7 +288,17 @@ def test_a_gate_for_other_actions_is_refused(copied: Path) -> None:
 def test_the_command_rolls_out_and_says_what_every_action_is_worth(
     lender: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["rollouts", "experiment=easy_vqa", *TWO_STEPS, f"root={tmp_path}", "name=rolled", f"from={lender}", "ablations=[]"])
+    main(
+        [
+            "rollouts",
+            "experiment=easy_vqa",
+            *TWO_STEPS,
+            f"root={tmp_path}",
+            "name=rolled",
+            f"from={lender}",
+            "ablations=[]",
+        ]
+    )
     said = capsys.readouterr().out
     for word in ("glance", "0,1", "question_only", "oracle:type, price 0.1", "4 actions", "test: 12 images"):
         assert word in said

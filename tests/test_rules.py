@@ -1,4 +1,5 @@
-"""Learning rules on a world of two kinds of question, one answerable at the glance and one from the full pyramid alone."""
+"""Learning rules on a world of two kinds of question, one answerable at the glance and one from the full
+pyramid alone."""
 
 import re
 from pathlib import Path
@@ -54,7 +55,9 @@ def value(module: GateModule, price: float) -> tuple[float, float]:
 
 
 @pairs
-def test_every_rule_learns_which_question_needs_the_pyramid(rule: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rule_learns_which_question_needs_the_pyramid(
+    rule: str, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = toy_module(rule, policy, RewardConfig(0.3))
     logged = train(module, monkeypatch)
     got, best = value(module, 0.3)
@@ -99,27 +102,35 @@ def test_cost_does_not_count_during_warm_up() -> None:
     assert toy_module("gumbel", "bernoulli", RewardConfig(), warmup=0.0).cost_weight(0) == 1
 
 
-@pytest.mark.parametrize(("rule", "policy", "allowed"), [("supervised", "bernoulli", "utility"), ("gumbel", "utility", "bern")])
+@pytest.mark.parametrize(
+    ("rule", "policy", "allowed"), [("supervised", "bernoulli", "utility"), ("gumbel", "utility", "bern")]
+)
 def test_a_rule_refuses_a_policy_that_it_cannot_train(rule: str, policy: str, allowed: str) -> None:
     with pytest.raises(
-        UserError, match=rf"gate\.policy='{policy}' cannot be trained by rule.name='{rule}'; allowed: auto, {allowed}"
+        UserError,
+        match=rf"gate\.policy='{policy}' cannot be trained by rule.name='{rule}'; allowed: auto, {allowed}",
     ):
         toy_module(rule, policy, RewardConfig())
 
 
 def test_an_unknown_rule_is_refused() -> None:
-    with pytest.raises(UserError, match=r"rule\.name='luck'.*allowed: actor_critic, exact, gumbel, reinforce, supervised"):
+    with pytest.raises(
+        UserError, match=r"rule\.name='luck'.*allowed: actor_critic, exact, gumbel, reinforce, supervised"
+    ):
         find_rule("luck")
 
 
-@pytest.mark.parametrize("config", [{"batch": 0}, {"temperature": 0.0}, {"entropy": -1.0}, {"warmup": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "config", [{"batch": 0}, {"temperature": 0.0}, {"entropy": -1.0}, {"warmup": 1.0}], ids=str
+)
 def test_an_impossible_rule_is_refused_with_what_is_allowed(config: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"{next(iter(config))}=.*allowed"):
         RuleConfig(**config)
 
 
 def gradient(rule: str, policy: str, repeats: int, **config: Any) -> tuple[Tensor, Tensor]:
-    """Mean and standard error of a step's gradient on the gate's policy, on the same 32 rows `repeats` times."""
+    """Mean and standard error of a step's gradient on the gate's policy, on the same 32 rows `repeats`
+    times."""
     module = toy_module(rule, policy, RewardConfig(0.3), target="score", entropy=0.0, **config)
     random_gate(module)
     module.log_every = 0
@@ -132,7 +143,13 @@ def gradient(rule: str, policy: str, repeats: int, **config: Any) -> tuple[Tenso
         assert isinstance(loss, Tensor)
         loss.backward()
         found.append(
-            torch.cat([p.grad.flatten() for n, p in module.gate.named_parameters() if "critic" not in n and p.grad is not None])
+            torch.cat(
+                [
+                    p.grad.flatten()
+                    for n, p in module.gate.named_parameters()
+                    if "critic" not in n and p.grad is not None
+                ]
+            )
         )
     stacked = torch.stack(found)
     return stacked.mean(0), stacked.std(0) / repeats**0.5
@@ -166,7 +183,9 @@ def test_a_step_of_actor_critic_has_the_gradient_of_exact_on_the_scale_of_its_st
 
 def test_one_sample_is_enough_for_gumbel_and_too_few_for_a_baseline_of_the_others() -> None:
     RuleConfig("gumbel", samples=1)
-    with pytest.raises(UserError, match=r"rule\.samples=1 with rule\.baseline=leave_one_out: allowed: at least 2"):
+    with pytest.raises(
+        UserError, match=r"rule\.samples=1 with rule\.baseline=leave_one_out: allowed: at least 2"
+    ):
         RuleConfig("reinforce", samples=1)
 
 
@@ -185,7 +204,9 @@ def test_what_is_collected_for_several_steps_survives_a_checkpoint() -> None:
     assert again.training_step(torch.arange(16, 24), 1) == first
 
 
-@pytest.mark.parametrize(("rule", "policy", "online"), [("gumbel", "rungs", True), ("exact", "utility", False)])
+@pytest.mark.parametrize(
+    ("rule", "policy", "online"), [("gumbel", "rungs", True), ("exact", "utility", False)]
+)
 def test_what_a_rule_cannot_train_is_refused_in_one_sentence(rule: str, policy: str, online: bool) -> None:
     with pytest.raises(UserError, match=r"cannot be trained by rule.name=.*allowed: auto"):
         RULES[rule].check(RuleConfig(rule, online=online), GateConfig("joint", policy), RewardConfig())
@@ -207,11 +228,16 @@ def test_the_published_table_is_what_the_rules_say() -> None:
 
 def test_the_options_teach_each_rule_what_a_comparison_does() -> None:
     for name, rule in RULES.items():
-        assert f"target: {'probability' if rule.soft else 'score'} " in (conf_directory() / f"rule/{name}.yaml").read_text()
+        assert (
+            f"target: {'probability' if rule.soft else 'score'} "
+            in (conf_directory() / f"rule/{name}.yaml").read_text()
+        )
 
 
 def test_schedules_are_shares_of_the_steps() -> None:
-    module = toy_module("gumbel", "bernoulli", RewardConfig(), steps=100, warmup=0.2, anneal=0.4, entropy=0.1, entropy_end=0.0)
+    module = toy_module(
+        "gumbel", "bernoulli", RewardConfig(), steps=100, warmup=0.2, anneal=0.4, entropy=0.1, entropy_end=0.0
+    )
     assert [module.cost_weight(i) for i in (0, 19, 20, 40, 60, 99)] == pytest.approx([0, 0, 0, 0.5, 1, 1])
     assert [module.entropy_weight(i) for i in (0, 50, 100)] == pytest.approx([0.1, 0.05, 0])
 
@@ -248,7 +274,9 @@ def test_a_step_online_gives_the_gate_gradients(rule: str, policy: str, grid: tu
 
 
 @untracked
-@pytest.mark.parametrize(("rule", "policy"), [pair for pair in valid_pairs(online=True) if pair[1] != "rungs"])
+@pytest.mark.parametrize(
+    ("rule", "policy"), [pair for pair in valid_pairs(online=True) if pair[1] != "rungs"]
+)
 def test_a_step_online_encodes_no_tile_twice(rule: str, policy: str) -> None:
     module, batch = online_module(rule, policy, (1,)), tiny_batch()
     assert isinstance(module.environment, ModelEnvironment)

@@ -1,4 +1,5 @@
-"""Claims about a run's directory: one process writes to it, a dead one keeps nobody out, and what the disk refuses is said."""
+"""Claims about a run's directory: one process writes to it, a dead one keeps nobody out, and what the disk
+refuses is said."""
 
 import os
 import resource
@@ -51,7 +52,8 @@ def test_a_run_that_another_process_is_at_is_refused(
     process = other()
     try:
         with pytest.raises(
-            UserError, match=rf"run is in use by process {process} on .*; allowed: wait for its end, or another"
+            UserError,
+            match=rf"run is in use by process {process} on .*; allowed: wait for its end, or another",
         ):
             run_stages(tiny(tmp_path, "name=run"), {})
         assert not (tmp_path / "run" / "data").exists()
@@ -82,7 +84,9 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("size", [1 << 12, 1 << 16, 1 << 18])
-def test_a_disk_that_is_full_is_one_sentence_and_the_run_goes_on_once_there_is_room(size: int, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_is_one_sentence_and_the_run_goes_on_once_there_is_room(
+    size: int, tmp_path: Path
+) -> None:
     """No file can grow beyond `size`, which stops another stage each."""
     config = tiny(tmp_path, "name=run", "stages=[data,flex,rollouts]", "data.limit=6")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

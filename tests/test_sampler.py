@@ -37,13 +37,22 @@ def test_a_resumed_run_goes_on_where_it_was(n: int, batch: int, world: int, step
     assert len(rest) == len(whole[start:])
 
 
-@given(first=size, n=size, batch=small, steps=st.integers(0, 12), early=st.integers(0, 12), start=st.integers(0, 12))
+@given(
+    first=size,
+    n=size,
+    batch=small,
+    steps=st.integers(0, 12),
+    early=st.integers(0, 12),
+    start=st.integers(0, 12),
+)
 def test_early_steps_draw_from_the_first_samples_alone(
     first: int, n: int, batch: int, steps: int, early: int, start: int
 ) -> None:
     whole = list(StepSampler(n, batch, steps, seed=3, early=(early, first)))
     assert all(max(indices) < first for indices in whole[:early])
-    assert [[i - first for i in indices] for indices in whole[early:]] == list(StepSampler(n, batch, steps, seed=3))[early:]
+    assert [[i - first for i in indices] for indices in whole[early:]] == list(
+        StepSampler(n, batch, steps, seed=3)
+    )[early:]
     assert list(StepSampler(n, batch, steps, start=start, seed=3, early=(early, first))) == whole[start:]
 
 
@@ -87,7 +96,9 @@ def test_ranks_share_out_every_chunk_once(n: int, batch: int, chunk: int, world:
 def test_another_number_of_ranks_finishes_what_is_left(n: int, chunk: int, worlds: tuple[int, int]) -> None:
     whole = ChunkSampler(n, 3, chunk)
     done = ChunkSampler(n, 3, chunk, rank=0, world=worlds[0]).ends.values()
-    rest = [c for r in range(worlds[1]) for c in ChunkSampler(n, 3, chunk, list(done), r, worlds[1]).ends.values()]
+    rest = [
+        c for r in range(worlds[1]) for c in ChunkSampler(n, 3, chunk, list(done), r, worlds[1]).ends.values()
+    ]
     assert sorted([*done, *rest]) == whole.chunks
 
 
@@ -113,12 +124,16 @@ def test_a_wrong_batch_or_seed_is_refused() -> None:
 # shards of one's own
 
 
-def dealt(shards: tuple[int, ...], rank: int, world: int, workers: int, steps: int = 60, start: int = 0) -> StepSampler:
+def dealt(
+    shards: tuple[int, ...], rank: int, world: int, workers: int, steps: int = 60, start: int = 0
+) -> StepSampler:
     return StepSampler(Parts((shards,)), 3, steps, start, 1, rank, world, "shards", workers)
 
 
 @given(shards=sizes, world=st.integers(1, 3), workers=st.integers(0, 2))
-def test_every_reader_has_shards_of_its_own_and_together_all_samples(shards: tuple[int, ...], world: int, workers: int) -> None:
+def test_every_reader_has_shards_of_its_own_and_together_all_samples(
+    shards: tuple[int, ...], world: int, workers: int
+) -> None:
     slots = world * max(1, workers)
     n, seen = sum(shards), []
     for rank in range(world):
@@ -131,7 +146,9 @@ def test_every_reader_has_shards_of_its_own_and_together_all_samples(shards: tup
 
 
 @given(shards=sizes, world=st.integers(1, 3), workers=st.integers(0, 2), start=st.integers(0, 60))
-def test_readers_of_shards_go_on_where_they_were(shards: tuple[int, ...], world: int, workers: int, start: int) -> None:
+def test_readers_of_shards_go_on_where_they_were(
+    shards: tuple[int, ...], world: int, workers: int, start: int
+) -> None:
     whole = list(dealt(shards, world - 1, world, workers))
     assert list(dealt(shards, world - 1, world, workers, start=start)) == whole[start:]
     assert {len(batch) for batch in whole} == {3}
@@ -142,7 +159,9 @@ def test_a_worker_reads_few_shards_at_a_time() -> None:
     for worker in (0, 1):
         batches = list(StepSampler(Parts(((10,) * 40,)), 5, 32, order="shards", workers=2))[worker::2]
         assert len({shard_of[i] for batch in batches[:8] for i in batch}) == 4
-        assert [i for batch in batches[:8] for i in batch] != sorted(i for batch in batches[:8] for i in batch)
+        assert [i for batch in batches[:8] for i in batch] != sorted(
+            i for batch in batches[:8] for i in batch
+        )
 
 
 def test_empty_shards_are_dealt_to_nobody() -> None:
@@ -151,10 +170,14 @@ def test_empty_shards_are_dealt_to_nobody() -> None:
 
 
 @pytest.mark.parametrize(("world", "workers"), [(2, 2), (4, 0), (1, 4)])
-def test_fewer_shards_than_readers_are_refused_with_the_command_that_reshards(world: int, workers: int) -> None:
+def test_fewer_shards_than_readers_are_refused_with_the_command_that_reshards(
+    world: int, workers: int
+) -> None:
     said = (
-        f"gives each of {world} ranks x {max(1, workers)} workers shards of its own, and there are 3; allowed: "
-        "loader.order=samples, fewer workers, or more shards: pyrskip data reshard here <new directory> samples_per_shard=18"
+        f"gives each of {world} ranks x {max(1, workers)} workers shards of its own, and there are 3; "
+        "allowed: "
+        "loader.order=samples, fewer workers, or more shards: pyrskip data reshard here <new directory> "
+        "samples_per_shard=18"
     )
     with pytest.raises(UserError, match=said):
         check_shards(Parts(((100, 100, 100),)), world, workers, "here")
@@ -202,7 +225,9 @@ def test_a_part_without_samples_is_refused() -> None:
 
 
 @given(n=size, batch=small, world=small, start=st.integers(0, 9), before=st.integers(1, 20))
-def test_another_number_of_ranks_goes_on_at_the_next_sample(n: int, batch: int, world: int, start: int, before: int) -> None:
+def test_another_number_of_ranks_goes_on_at_the_next_sample(
+    n: int, batch: int, world: int, start: int, before: int
+) -> None:
     old = [i for indices in StepSampler(n, before, start + 30) for i in indices]
     samplers = [StepSampler(n, batch, start + 4, start, rank=rank, world=world) for rank in range(world)]
     for sampler in samplers:

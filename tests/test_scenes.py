@@ -14,16 +14,16 @@ from skimage.measure import label
 
 from pyrskip.data import scenes
 from pyrskip.data.reader import ShardDataset
-from pyrskip.data.scenes import SceneSource, assets, make_record
-from pyrskip.data.scenes.backgrounds import CONTRAST, contrast
-from pyrskip.data.scenes.config import SceneConfig
-from pyrskip.data.scenes.drawing import PITCH, ROW, draw_icon, lay_together
-from pyrskip.data.scenes.layout import COVER
-from pyrskip.data.scenes.levels import COLOR, GLANCE, ICON, NUMBER, WORD, levels, needed_level
-from pyrskip.data.scenes.scene import Scene, make_scene
-from pyrskip.data.scenes.vocabulary import BACKGROUNDS, COLORS, DISTRACTORS, ICONS
 from pyrskip.data.shards import SPLITS, DataConfig, prepare
 from pyrskip.errors import UserError
+from pyrskip.scenes import SceneSource, assets, make_record
+from pyrskip.scenes.backgrounds import CONTRAST, contrast
+from pyrskip.scenes.config import SceneConfig
+from pyrskip.scenes.drawing import PITCH, ROW, draw_icon, lay_together
+from pyrskip.scenes.layout import COVER
+from pyrskip.scenes.levels import COLOR, GLANCE, ICON, NUMBER, WORD, levels, needed_level
+from pyrskip.scenes.scene import Scene, make_scene
+from pyrskip.scenes.vocabulary import BACKGROUNDS, COLORS, DISTRACTORS, ICONS
 from tests.scenes import clearly, middles
 from tests.shards import SMALL_SCENES, png, tar, write_data
 
@@ -100,11 +100,19 @@ def test_every_box_holds_the_thing_and_nothing_of_it_lies_outside(some_scenes: l
         for name, thing in scene.things.items():
             changed = np.abs(whole - np.asarray(scene.paint(without=name))).sum(-1) > 0
             x0, y0, x1, y1 = thing.box
-            assert not np.delete(changed, np.s_[y0:y1], 0).any() and not np.delete(changed, np.s_[x0:x1], 1).any(), name
+            assert (
+                not np.delete(changed, np.s_[y0:y1], 0).any()
+                and not np.delete(changed, np.s_[x0:x1], 1).any()
+            ), name
             if not name.startswith("distractor"):
                 rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
                 # the outermost pixels may be too faint to change a value
-                assert rows[0] <= y0 + 1 and rows[-1] >= y1 - 2 and columns[0] <= x0 + 1 and columns[-1] >= x1 - 2, name
+                assert (
+                    rows[0] <= y0 + 1
+                    and rows[-1] >= y1 - 2
+                    and columns[0] <= x0 + 1
+                    and columns[-1] >= x1 - 2
+                ), name
                 # an icon is drawn in its own colour
                 if thing.color:
                     near = np.abs(whole[y0:y1, x0:x1] - np.array(COLORS[thing.color])).max(-1) <= 30
@@ -121,7 +129,9 @@ def test_boxes_are_those_of_the_things_that_a_question_is_about(some_scenes: lis
 
 def test_answers_are_true_of_what_is_drawn(some_scenes: list[Scene]) -> None:
     for scene in some_scenes:
-        icons = Counter(thing.what for thing in scene.things.values() if thing.color for _ in range(thing.number))
+        icons = Counter(
+            thing.what for thing in scene.things.values() if thing.color for _ in range(thing.number)
+        )
         for question, names in zip(scene.questions, scene.names, strict=True):
             answer, shown = question.answers[0], [scene.things[name] for name in names]
             where = middles(scene, shown)
@@ -158,7 +168,11 @@ def test_what_is_tiny_or_large_is_the_only_one(some_scenes: list[Scene]) -> None
     for scene in some_scenes:
         things = scene.things
         if "tiny" in things:
-            others = [t for name, t in things.items() if name != "tiny" and t.color == things["tiny"].color and t.level < 3]
+            others = [
+                t
+                for name, t in things.items()
+                if name != "tiny" and t.color == things["tiny"].color and t.level < 3
+            ]
             assert not others
         assert sum(thing.level == 3 for thing in things.values()) <= 1
 
@@ -187,10 +201,12 @@ def test_levels_follow_from_the_thresholds(some_scenes: list[Scene]) -> None:
         for name, thing in scene.things.items():
             threshold = {"word": WORD, "number": NUMBER}.get(name, ICON)
             pixels = thing.patch.pixels / 2**thing.level
-            # never on the brink: an eighth above its own threshold at least, an eighth below the next level's at least
+            # never on the brink: an eighth above its own threshold at least, an eighth below the next level's
+            # at least
             assert 1.12 * threshold <= pixels and (thing.level == 3 or pixels <= 1.75 * threshold), name
             if thing.color:
-                # turned, and with its outline, a thing is about as large as its level says, and so is each of a group
+                # turned, and with its outline, a thing is about as large as its level says, and so is each of
+                # a group
                 x0, y0, x1, y1 = thing.box
                 columns = min(ROW, thing.number)
                 extent = max((x1 - x0) / columns, (y1 - y0) / -(-thing.number // columns))
@@ -238,7 +254,10 @@ def test_colours_stand_out_against_every_background() -> None:
         ({"workers": -1}, "data.scenes.workers=-1 .*at least 0"),
         ({"seed": -1}, "data.scenes.seed=-1"),
         ({"further": -1}, "data.scenes.further=-1 .*at least 0"),
-        ({"closeups": 2}, "data.scenes.closeups=2 have none but further questions; allowed: data.scenes.further"),
+        (
+            {"closeups": 2},
+            "data.scenes.closeups=2 have none but further questions; allowed: data.scenes.further",
+        ),
         ({"types": ("object", "mood")}, "data.scenes.types='mood' .*scene_color, large_object"),
         ({"types": ()}, "data.scenes.types=.*at least one"),
         ({"types": ("count", "count")}, "data.scenes.types=.*each once"),

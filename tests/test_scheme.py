@@ -1,4 +1,5 @@
-"""Claims about the metric scheme: every logged name is in it, and every name in it is logged, by the rules that it says."""
+"""Claims about the metric scheme: every logged name is in it, and every name in it is logged, by the rules
+that it says."""
 
 import atexit
 import csv
@@ -28,13 +29,25 @@ from tests.test_frontier import computed
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
 # what must log a metric, of what there is: a rule that the scheme knows and RULES does not is nobody's yet
 EXISTING = (FLEX, FRONTIER, *RULES)
-OWED = [(by, metric) for metric in METRICS for by in EXISTING if by in metric.by or (ANY_RULE in metric.by and by in RULES)]
+OWED = [
+    (by, metric)
+    for metric in METRICS
+    for by in EXISTING
+    if by in metric.by or (ANY_RULE in metric.by and by in RULES)
+]
 
 
 def trained(root: Path, *overrides: str) -> Path:
     """A tiny run of every stage that logs at every step."""
     small = [o for o in TWO_STEPS if not o.startswith("rule.optimizer")]
-    overrides = ("experiment=easy_vqa", f"root={root}", *small, "rule.optimizer.steps=12", "trainer.log_every=1", *overrides)
+    overrides = (
+        "experiment=easy_vqa",
+        f"root={root}",
+        *small,
+        "rule.optimizer.steps=12",
+        "trainer.log_every=1",
+        *overrides,
+    )
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_directory())):
         return run_stages(*read(compose("train", overrides=["ablations=[]", *overrides])))
 
@@ -69,7 +82,9 @@ def test_every_logged_name_is_in_the_scheme(by: str) -> None:
     assert {name for name in logged(by) if find(name) is None} <= set(FOREIGN)
 
 
-@pytest.mark.parametrize(("by", "metric"), [(b, m) for b, m in OWED if not m.media], ids=lambda v: getattr(v, "name", v))
+@pytest.mark.parametrize(
+    ("by", "metric"), [(b, m) for b, m in OWED if not m.media], ids=lambda v: getattr(v, "name", v)
+)
 def test_every_name_in_the_scheme_is_logged_by_what_it_says(by: str, metric: Metric) -> None:
     assert any(metric.pattern.fullmatch(name) for name in logged(by)), sorted(logged(by))
 
@@ -88,7 +103,14 @@ def test_an_offline_run_holds_every_metric_of_the_scheme(rule: str, tmp_path: Pa
 
 
 def test_names_outside_of_the_scheme_are_not_found() -> None:
-    for name in ("val/accuracy", "val/accuracy/a/b", "gate/keep_rate/level_", "train/lossy", "xtrain/loss", "train.loss"):
+    for name in (
+        "val/accuracy",
+        "val/accuracy/a/b",
+        "gate/keep_rate/level_",
+        "train/lossy",
+        "xtrain/loss",
+        "train.loss",
+    ):
         assert find(name) is None
     assert find("gate/keep_rate/level_0") is not None
     assert len({m.name for m in METRICS}) == len(METRICS)
@@ -117,7 +139,9 @@ def names_of(panel: dict[str, Any]) -> Iterator[str]:
     for axis in ("xAxis", "yAxis", "zAxis"):
         yield from [str(panel[axis]).removeprefix("summary:")] if panel.get(axis) else ()
     yield from [
-        c["accessor"].removeprefix("summary:") for c in panel.get("columns", ()) if c["accessor"].startswith("summary:")
+        c["accessor"].removeprefix("summary:")
+        for c in panel.get("columns", ())
+        if c["accessor"].startswith("summary:")
     ]
     yield from re.findall(r'"(media/[a-z_]+)"', json.dumps(panel))
 
@@ -138,7 +162,9 @@ def test_no_panel_points_at_a_metric_that_nobody_logs(part: str) -> None:
         assert names <= known, panel
         shown |= names
     # and what is logged is shown
-    assert {m.name for m in METRICS if not any(m.pattern.fullmatch(name) for name in shown)} <= {"frontier/full/accuracy"}
+    assert {m.name for m in METRICS if not any(m.pattern.fullmatch(name) for name in shown)} <= {
+        "frontier/full/accuracy"
+    }
 
 
 def test_a_dashboards_configs_are_keys_of_a_run(tmp_path: Path) -> None:

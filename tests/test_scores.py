@@ -56,11 +56,17 @@ def test_questions_are_put_in_the_first_runs_order_and_others_are_refused(run: P
     dealt = replace(table, keys=tuple(table.keys[i] for i in order.tolist()))
     tables = {**frontier.inputs.tables, "test": dealt}
     points = tuple(replace(p, score=p.score[order]) if p.row.split == "test" else p for p in frontier.points)
-    save_scores(replace(frontier, points=points, inputs=replace(frontier.inputs, tables=tables)), tmp_path / "b" / FILE)
+    save_scores(
+        replace(frontier, points=points, inputs=replace(frontier.inputs, tables=tables)),
+        tmp_path / "b" / FILE,
+    )
     first, second = load_scores([*load_runs(run), one])
     assert second.keys == first.keys and second.score.equal(first.score)
     strange = replace(table, keys=tuple(f"x{key}" for key in table.keys))
-    save_scores(replace(frontier, inputs=replace(frontier.inputs, tables={**tables, "test": strange})), tmp_path / "b" / FILE)
+    save_scores(
+        replace(frontier, inputs=replace(frontier.inputs, tables={**tables, "test": strange})),
+        tmp_path / "b" / FILE,
+    )
     with pytest.raises(UserError, match=r"b was tested on other questions than a"):
         load_scores([*load_runs(run), one])
 
@@ -68,14 +74,19 @@ def test_questions_are_put_in_the_first_runs_order_and_others_are_refused(run: P
 def test_a_run_without_scores_is_named(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "old")
     (directory / FILE).unlink()
-    with pytest.raises(UserError, match=r"old holds no scores of its frontier .*; draw it again with pyrskip eval run="):
+    with pytest.raises(
+        UserError, match=r"old holds no scores of its frontier .*; draw it again with pyrskip eval run="
+    ):
         load_scores(load_runs(directory))
 
 
 def test_between_two_points_a_method_plays_their_mix_and_seeds_are_averaged() -> None:
     low, high, other = right(0.5, 1), right(0.9, 2), right(0.7, 3)
     one = scored(
-        ("gate", 0.1, 0, 0.8, high), ("gate", 0.5, 0, 0.2, low), ("gate", 0.1, 1, 0.2, other), ("full", None, None, 1.0, high)
+        ("gate", 0.1, 0, 0.8, high),
+        ("gate", 0.5, 0, 0.2, low),
+        ("gate", 0.1, 1, 0.2, other),
+        ("full", None, None, 1.0, high),
     )
     at = score_at(one, "gate", 35.0)
     assert at is not None and torch.allclose(at, (0.75 * low + 0.25 * high + other) / 2)
@@ -89,7 +100,10 @@ def test_gains_at_equal_cost_are_paired_and_in_the_first_runs_unit() -> None:
     low, high = right(0.5, 1), right(0.9, 2)
     better = (high + 0.05).clamp(max=1.05)
     points = [("full", None, None, 1.0, high), ("gate", 0.1, 0, 0.6, high), ("gate", 0.5, 0, 0.2, low)]
-    one, two = scored(*points), scored(points[0], ("gate", 0.1, 0, 0.6, better), ("gate", 0.5, 0, 0.2, low + 0.05), label="two")
+    one, two = (
+        scored(*points),
+        scored(points[0], ("gate", 0.1, 0, 0.6, better), ("gate", 0.5, 0, 0.2, low + 0.05), label="two"),
+    )
     # a budget of half the tokens: its own full pyramid costs half
     two = replace(two, rows=[replace(r, relative_flops=2 * r.relative_flops) for r in two.rows])
     found = at_equal_cost([one, two], ["gate"], (0.1, 0.4))
@@ -107,8 +121,13 @@ def test_gains_at_equal_cost_are_paired_and_in_the_first_runs_unit() -> None:
 def test_questions_of_one_type_are_compared_at_what_they_cost() -> None:
     low, high = right(0.5, 1), right(0.9, 2)
     one = scored(("full", None, None, 1.0, high), ("gate", 0.1, 0, 0.6, high), ("gate", 0.5, 0, 0.2, low))
-    dear = [{"count": {"relative_flops": cost}, "object": {"relative_flops": 2 * cost}} for cost in (0.5, 0.3, 0.1)]
-    objects = replace(one, rows=[replace(r, by_type=t) for r, t in zip(one.rows, dear, strict=True)]).of_type("object")
+    dear = [
+        {"count": {"relative_flops": cost}, "object": {"relative_flops": 2 * cost}}
+        for cost in (0.5, 0.3, 0.1)
+    ]
+    objects = replace(one, rows=[replace(r, by_type=t) for r, t in zip(one.rows, dear, strict=True)]).of_type(
+        "object"
+    )
     assert objects.keys == KEYS[1::2] and set(objects.types) == {"object"}
     (only,) = at_equal_cost([objects], ["gate"], (0.1, 0.4))
     assert only.accuracy == pytest.approx(float((low + high)[1::2].mean() / 2))
@@ -123,10 +142,15 @@ def test_holm_steps_down() -> None:
 
 
 def of_seed(seed: int, gain: float) -> Scored:
-    """full is right on 70 %, 'fixed:1' on as many others; 'fixed:0' on what full is, and on `gain` of the rest."""
+    """full is right on 70 %, 'fixed:1' on as many others; 'fixed:0' on what full is, and on `gain` of the
+    rest."""
     full, chance = right(0.7, seed), right(0.7, seed + 100)
     better = torch.maximum(full, right(gain, seed + 200))
-    return scored(("full", None, None, 1.0, full), ("fixed:1", None, None, 0.3, chance), ("fixed:0", None, None, 0.7, better))
+    return scored(
+        ("full", None, None, 1.0, full),
+        ("fixed:1", None, None, 0.3, chance),
+        ("fixed:0", None, None, 0.7, better),
+    )
 
 
 def test_what_is_above_full_in_every_run_is_told_and_luck_is_not() -> None:
@@ -159,7 +183,10 @@ def test_of_many_that_are_as_good_as_full_some_look_better_and_none_is_called_so
 def test_gates_count_by_price_and_only_what_all_runs_have() -> None:
     full = right(0.7)
     one = scored(
-        ("full", None, None, 1.0, full), ("gate", 0.1, 0, 0.5, full), ("gate", 0.1, 1, 0.3, full), ("gate", 0.2, 0, 0.2, full)
+        ("full", None, None, 1.0, full),
+        ("gate", 0.1, 0, 0.5, full),
+        ("gate", 0.1, 1, 0.3, full),
+        ("gate", 0.2, 0, 0.2, full),
     )
     two = scored(("full", None, None, 1.0, full), ("gate", 0.1, 0, 0.4, full), ("random", 0.1, 0, 0.4, full))
     (only,) = above_full([one, two])
@@ -182,4 +209,7 @@ def test_equal_and_above_are_commands(run: Path, tmp_path: Path, capsys: pytest.
     for command, said in (("equal", "method=<value>, type=<value>, out=<value>"), ("above", "out=<value>")):
         with pytest.raises(SystemExit):
             main([command])
-        assert f"pyrskip {command} takes one or more directories; allowed beside them: {said}" in capsys.readouterr().err
+        assert (
+            f"pyrskip {command} takes one or more directories; allowed beside them: {said}"
+            in capsys.readouterr().err
+        )

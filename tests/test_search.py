@@ -57,7 +57,10 @@ def test_a_search_goes_on_past_jobs_that_fail_or_are_given_up(tmp_path: Path) ->
     states = iter(("failed", "pruned", "running", "done", "done"))
 
     def launch(batch: Sequence[Mapping[str, Any]]) -> list[Outcome]:
-        return [Outcome(state, (0.5, 0.5) if state == "done" else None) for _, state in zip(batch, states, strict=False)]
+        return [
+            Outcome(state, (0.5, 0.5) if state == "done" else None)
+            for _, state in zip(batch, states, strict=False)
+        ]
 
     search(tmp_path, space(*SPACE), 5, 1, 0, launch)
     assert next(states, None) is None

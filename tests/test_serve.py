@@ -256,12 +256,15 @@ def test_what_takes_too_long_is_a_504(slow: SlowEngine) -> None:
 def test_the_openapi_document_holds(engine: Engine) -> None:
     """Requests made from the document, good and bad: no crash, and only answers that the document knows."""
     schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(engine, replace(LIMITS, waiting=128)))
-    # a document can say that a text is base64, but not that it is an image: good requests by the document may be refused
+    # a document can say that a text is base64, but not that it is an image: good requests by the document may
+    # be refused
     beyond = [positive_data_acceptance]
 
     paths = set()
     for operation in schema.get_all_operations():
-        strategies = [operation.ok().as_strategy(mode) for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)]
+        strategies = [
+            operation.ok().as_strategy(mode) for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+        ]
 
         @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
         @given(case=st.one_of(strategies))
@@ -274,12 +277,22 @@ def test_the_openapi_document_holds(engine: Engine) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_service_answers_what_came_in(exported: tuple[Path, NativeModel, Gate], tmp_path: Path) -> None:
-    """The command itself: it serves, survives clients that go away and senders that stall, and ends well on SIGTERM."""
+def test_a_stopped_service_answers_what_came_in(
+    exported: tuple[Path, NativeModel, Gate], tmp_path: Path
+) -> None:
+    """The command itself: it serves, survives clients that go away and senders that stall, and ends well on
+    SIGTERM."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from pyrskip.cli import main; main()", "serve", f"model={exported[0]}", f"port={port}"]
+    command = [
+        sys.executable,
+        "-c",
+        "from pyrskip.cli import main; main()",
+        "serve",
+        f"model={exported[0]}",
+        f"port={port}",
+    ]
     process = subprocess.Popen(
         [*command, "timeout=2"], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -292,7 +305,10 @@ def test_a_stopped_service_answers_what_came_in(exported: tuple[Path, NativeMode
             except httpx.TransportError:
                 time.sleep(0.1)
         body = json.dumps(GOOD).encode()
-        head = f"POST /answer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            "POST /answer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+            f"{len(body)}\r\n\r\n"
+        )
         for _ in range(20):
             with socket.create_connection(("127.0.0.1", port)) as gone:
                 gone.sendall(head.encode() + body)

@@ -1,4 +1,5 @@
-"""A gate for a model that somebody else trained: rollouts, offline training and the frontier, from end to end."""
+"""A gate for a model that somebody else trained: rollouts, offline training and the frontier, from end to
+end."""
 
 import base64
 import json
@@ -39,7 +40,16 @@ from tests.vlm import save_llava, save_text_encoder
 
 PYRAMID = Pyramid(size=64, levels=3, stride=8)
 IMAGES = 8
-SIZES = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp": 48, "vocab": 100, "encoder_flops": 1e6, "token_pixels": 8}
+SIZES = {
+    "layers": 2,
+    "width": 32,
+    "heads": 4,
+    "kv_heads": 2,
+    "mlp": 48,
+    "vocab": 100,
+    "encoder_flops": 1e6,
+    "token_pixels": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +58,10 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Sample]]
     directory = tmp_path_factory.mktemp("data")
     prepare(DataConfig(limit=IMAGES), directory)
     splits = {split: ShardDataset(directory, split, PYRAMID.size) for split in ("gate", "val", "test")}
-    return {split: [s for s in (data[i] for i in range(len(data))) if s is not None] for split, data in splits.items()}
+    return {
+        split: [s for s in (data[i] for i in range(len(data))) if s is not None]
+        for split, data in splits.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +76,8 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Looker:
-    """Knows every image by any of its pictures. Colours it sees in one picture, everything else in two, or in the finest."""
+    """Knows every image by any of its pictures. Colours it sees in one picture, everything else in two, or in
+    the finest."""
 
     def __init__(self, samples: dict[str, list[Sample]]) -> None:
         self.image: dict[str, str] = {}
@@ -94,7 +108,14 @@ def server(samples: dict[str, list[Sample]]) -> Iterator[Server]:
 
 
 def config(root: Path, encoder: Path, *overrides: str) -> Config:
-    return tiny(root, f"data.limit={IMAGES}", "text=minilm", f"text.path={encoder}", "ablations=[predictor]", *overrides)
+    return tiny(
+        root,
+        f"data.limit={IMAGES}",
+        "text=minilm",
+        f"text.path={encoder}",
+        "ablations=[predictor]",
+        *overrides,
+    )
 
 
 def remote(root: Path, encoder: Path, server: Server, *overrides: str) -> Config:
@@ -108,7 +129,13 @@ def rows_of(root: Path, method: str, split: str = "test") -> list[dict[str, Any]
     return [row for row in rows if row["method"] == method and row["split"] == split]
 
 
-LEARNING = ("name=asked", "rule.optimizer.steps=200", "rule.batch=64", "gate.width=32", "rule.optimizer.lr=0.01")
+LEARNING = (
+    "name=asked",
+    "rule.optimizer.steps=200",
+    "rule.batch=64",
+    "gate.width=32",
+    "rule.optimizer.lr=0.01",
+)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +166,10 @@ def test_a_gate_learns_what_a_server_needs_to_see(asked: Path) -> None:
     assert table.probability is None and table.similarity is None
     best = max(rows_of(asked, "gate"), key=lambda row: row["accuracy"] - row["relative_flops"])
     full, fixed = rows_of(asked, "full")[0], rows_of(asked, "fixed:1")[0]
-    assert best["accuracy"] > 0.95 and best["relative_flops"] < fixed["relative_flops"] < 0.5 * full["relative_flops"]
+    assert (
+        best["accuracy"] > 0.95
+        and best["relative_flops"] < fixed["relative_flops"] < 0.5 * full["relative_flops"]
+    )
     assert not (asked / "flex").exists() and not rows_of(asked, "cosine")
     told = json.loads((asked / "summary.json").read_text())["real_inference"]
     assert told["scores_that_differ"] == told["decisions_that_differ"] == 0
@@ -158,21 +188,33 @@ def test_the_gate_of_a_served_model_pays_for_its_own_look_at_the_glance(
         gate = load_gate(asked / "gate" / method / "seed-0")
         glance = torch.arange(PYRAMID.tiles) == PYRAMID.glance
         seen = observe(
-            model, gate.layout, batch, model.encode(batch, glance.expand(len(batch), -1)), torch.zeros(len(batch)), 1.0
+            model,
+            gate.layout,
+            batch,
+            model.encode(batch, glance.expand(len(batch), -1)),
+            torch.zeros(len(batch)),
+            1.0,
         )
         own = gate.flops(seen) + float(model.text.flops(words).mean())
         assert gate_flops(model, gate, batch, 1.0) == pytest.approx(own + looks * look)
 
 
 @pytest.mark.slow
-def test_every_distinct_decision_is_asked_of_a_server_once(rolled: list[int], samples: dict[str, list[Sample]]) -> None:
+def test_every_distinct_decision_is_asked_of_a_server_once(
+    rolled: list[int], samples: dict[str, list[Sample]]
+) -> None:
     questions = sum(len(s.questions) for split in samples.values() for s in split)
     # glance, 1, 0, both; level 0 alone; no picture
     assert sorted(rolled) == sorted([1, 2, 2, 3, 1, 0] * questions)
 
 
 # an image's questions and decisions are one call
-HALF_WAY = ("stages=[data,rollouts]", "loader.rollout_images=1", "loader.chunk_images=2", "model.remote.parallel=16")
+HALF_WAY = (
+    "stages=[data,rollouts]",
+    "loader.rollout_images=1",
+    "loader.chunk_images=2",
+    "model.remote.parallel=16",
+)
 
 
 @pytest.mark.slow
@@ -215,13 +257,17 @@ def test_another_model_on_the_server_is_not_what_was_rolled_out(
     shutil.copytree(asked, tmp_path / "asked")
     moved = ("model.remote.url=http://elsewhere/v1", "model.remote.parallel=2")
     run_stages(remote(tmp_path, encoder, server, *LEARNING, *moved), {})
-    with pytest.raises(UserError, match=r"rollouts was made with model\.remote\.model=looker, this config has .*=another"):
+    with pytest.raises(
+        UserError, match=r"rollouts was made with model\.remote\.model=looker, this config has .*=another"
+    ):
         run_stages(remote(tmp_path, encoder, server, *LEARNING, "model.remote.model=another"), {})
 
 
 @pytest.mark.slow
 def test_a_gate_is_trained_for_a_transformers_model(llava: Path, encoder: Path, tmp_path: Path) -> None:
-    given = config(tmp_path, encoder, "model=hf", f"model.hf.path={llava}", "data.limit=3", "model.hf.max_answer=4")
+    given = config(
+        tmp_path, encoder, "model=hf", f"model.hf.path={llava}", "data.limit=3", "model.hf.max_answer=4"
+    )
     root = run_stages(given, {})
     table = RolloutTable.load(root / "rollouts" / "val")
     model = build_served(given.model, given.pyramid, given.vision, given.text, given.cost)
@@ -234,7 +280,9 @@ def test_a_gate_is_trained_for_a_transformers_model(llava: Path, encoder: Path, 
         loglik = model.loglik(batch, decided)
         assert loglik is not None
         torch.testing.assert_close(table.probability[:, action], loglik.exp(), rtol=1e-4, atol=1e-6)
-        right = [a.lower() in q.answers for a, q in zip(model.answer(batch, decided), batch.questions, strict=True)]
+        right = [
+            a.lower() in q.answers for a, q in zip(model.answer(batch, decided), batch.questions, strict=True)
+        ]
         assert table.score[:, action].tolist() == [float(r) for r in right]
     assert table.probability.std(1).min() > 0
     told = json.loads((root / "summary.json").read_text())["real_inference"]
@@ -243,7 +291,9 @@ def test_a_gate_is_trained_for_a_transformers_model(llava: Path, encoder: Path, 
     assert rows_of(root, "gate") and rows_of(root, "reference")[0]["relative_flops"] < 0.5
 
 
-def test_a_served_model_is_a_gated_model(llava: Path, encoder: Path, samples: dict[str, list[Sample]], tmp_path: Path) -> None:
+def test_a_served_model_is_a_gated_model(
+    llava: Path, encoder: Path, samples: dict[str, list[Sample]], tmp_path: Path
+) -> None:
     given = config(tmp_path, encoder, "model=hf", f"model.hf.path={llava}")
     model = build_served(given.model, given.pyramid, given.vision, given.text, given.cost)
     gated: GatedModel = model
@@ -279,7 +329,9 @@ def test_decisions_that_give_the_same_are_answered_once(
     torch.testing.assert_close(chance[:, 2], alone.exp(), rtol=1e-4, atol=1e-6)
 
 
-def test_other_weights_in_the_same_folder_are_another_model(llava: Path, tmp_path: Path, encoder: Path) -> None:
+def test_other_weights_in_the_same_folder_are_another_model(
+    llava: Path, tmp_path: Path, encoder: Path
+) -> None:
     folder = tmp_path / "llava"
     shutil.copytree(llava, folder)
     answerer = config(tmp_path, encoder, "model=hf", f"model.hf.path={folder}").model
@@ -297,15 +349,27 @@ def test_other_weights_in_the_same_folder_are_another_model(llava: Path, tmp_pat
     ("overrides", "said"),
     [
         (("model=hf",), r"model\.hf\.path is missing"),
-        (("model=hf", "model.hf.path=x", "text=embedding"), r"text\.name=embedding .*model\.name=hf .*allowed: text=minilm"),
+        (
+            ("model=hf", "model.hf.path=x", "text=embedding"),
+            r"text\.name=embedding .*model\.name=hf .*allowed: text=minilm",
+        ),
         (
             ("model=hf", "model.hf.path=x", "vision.weights=none"),
             r"vision\.weights=none, frozen=True: .*allowed: pretrained weights",
         ),
         (("model=hf", "model.hf.path=x", "vision.frozen=false"), r"frozen=False"),
-        (("model=hf", "model.hf.path=x", "budget=proportional"), r"model\.name=hf gives a tile its own number .*budget=full"),
-        (("model=hf", "model.hf.path=x", "rule=gumbel", "rule.online=true"), r"rule\.online=true .*model\.name=hf"),
-        (("model=remote", "model.remote.model=x"), r"rule\.target=probability is not told by model\.name=remote"),
+        (
+            ("model=hf", "model.hf.path=x", "budget=proportional"),
+            r"model\.name=hf gives a tile its own number .*budget=full",
+        ),
+        (
+            ("model=hf", "model.hf.path=x", "rule=gumbel", "rule.online=true"),
+            r"rule\.online=true .*model\.name=hf",
+        ),
+        (
+            ("model=remote", "model.remote.model=x"),
+            r"rule\.target=probability is not told by model\.name=remote",
+        ),
         (("model=remote",), r"model\.remote\.model is missing"),
     ],
 )

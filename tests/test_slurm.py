@@ -37,21 +37,34 @@ def trained(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_sweep_is_an_array_of_jobs_that_ends_in_one_table(slurm: Cluster, trained: Path) -> None:
     varied = ["gate=joint,predictor", "seed=0,1", "seeds=1"]
-    slurm.run(*TRAIN, "-m", *TINY, "name=sweep", *varied, "from=runs/easy_vqa", *QUEUED, cwd=trained, seconds=300)
+    slurm.run(
+        *TRAIN, "-m", *TINY, "name=sweep", *varied, "from=runs/easy_vqa", *QUEUED, cwd=trained, seconds=300
+    )
     jobs = read_jobs(trained / "runs/sweep")
-    assert [job.name for job in jobs] == [f"gate={gate},seed={seed}" for gate in ("joint", "predictor") for seed in (0, 1)]
+    assert [job.name for job in jobs] == [
+        f"gate={gate},seed={seed}" for gate in ("joint", "predictor") for seed in (0, 1)
+    ]
     assert {job.state for job in jobs} == {"done"}
-    queued = sorted(path.name for path in (trained / "runs/sweep/.submitit").iterdir() if path.name[0].isdigit())
+    queued = sorted(
+        path.name for path in (trained / "runs/sweep/.submitit").iterdir() if path.name[0].isdigit()
+    )
     array = {name.split("_")[0] for name in queued}
     assert len(array) == 1
-    slurm.wait(array.pop(), "\n".join(["COMPLETED"] * 4))  # results are there a moment before their jobs have ended
+    slurm.wait(
+        array.pop(), "\n".join(["COMPLETED"] * 4)
+    )  # results are there a moment before their jobs have ended
     with (trained / "runs/sweep" / TABLE).open() as file:
-        assert {(row["line"], row["gates"]) for row in csv.DictReader(file)} == {("gate=joint", "2"), ("gate=predictor", "2")}
+        assert {(row["line"], row["gates"]) for row in csv.DictReader(file)} == {
+            ("gate=joint", "2"),
+            ("gate=predictor", "2"),
+        }
 
 
 def test_ranks_of_a_sweeps_job_are_slurms_tasks(slurm: Cluster, trained: Path) -> None:
     ranks = ["trainer=ddp", "trainer.accelerator=cpu", "seeds=1", "stages=[gate,frontier]"]
-    slurm.run(*TRAIN, "-m", *TINY, "name=ranks", "from=runs/easy_vqa", *ranks, *QUEUED, cwd=trained, seconds=300)
+    slurm.run(
+        *TRAIN, "-m", *TINY, "name=ranks", "from=runs/easy_vqa", *ranks, *QUEUED, cwd=trained, seconds=300
+    )
     (job,) = read_jobs(trained / "runs/ranks")
     assert job.state == "done"
     assert len(list((trained / "runs/ranks/.submitit").glob("*/*_log.out"))) == 2
@@ -59,7 +72,14 @@ def test_ranks_of_a_sweeps_job_are_slurms_tasks(slurm: Cluster, trained: Path) -
 
 def test_two_nodes_train_one_model(slurm: Cluster, trained: Path) -> None:
     nodes = ["srun", "--nodes=2", "--ntasks-per-node=1"]
-    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.nodes=2", "stages=[data,flex]", "seeds=1"]
+    ddp = [
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=1",
+        "trainer.nodes=2",
+        "stages=[data,flex]",
+        "seeds=1",
+    ]
     slurm.run(*nodes, *TRAIN, *TINY, "name=nodes", *ddp, "loader.batch_images=1", cwd=trained, seconds=300)
     assert json.loads((trained / "runs/nodes/flex/stage.json").read_text())["done"]
 
@@ -84,7 +104,9 @@ def test_a_job_that_gives_way_to_another_ends_with_the_same_weights(slurm: Clust
     command = [*TRAIN, *LONGER, *ddp]
     script, flex = trained / "job.sh", trained / "runs/moved/flex"
     script.write_text(SCRIPT.format(command=shlex.join([*command, "name=moved"])))
-    job = slurm.run("sbatch", "--parsable", "--requeue", *nodes, "--output=job.log", str(script), cwd=trained).strip()
+    job = slurm.run(
+        "sbatch", "--parsable", "--requeue", *nodes, "--output=job.log", str(script), cwd=trained
+    ).strip()
     until(lambda: (flex / "last.ckpt").exists(), 120)
     urgent = ["--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", "--output=/dev/null"]
     slurm.wait(slurm.run("sbatch", "--parsable", *urgent, cwd=trained).strip(), "COMPLETED")
@@ -97,7 +119,9 @@ def test_a_job_that_gives_way_to_another_ends_with_the_same_weights(slurm: Clust
 
 def test_a_sweeps_job_that_is_told_to_go_is_queued_again_and_ends(slurm: Cluster, trained: Path) -> None:
     told = trained / "runs/told"
-    sweep = subprocess.Popen([*TRAIN, "-m", *LONGER, "name=told", *QUEUED], cwd=trained, env=dict(slurm.environment))
+    sweep = subprocess.Popen(
+        [*TRAIN, "-m", *LONGER, "name=told", *QUEUED], cwd=trained, env=dict(slurm.environment)
+    )
     until((told / "0/flex/last.ckpt").exists, 120)
     (job,) = (path.name for path in (told / ".submitit").iterdir() if path.name[0].isdigit())
     slurm.run("scancel", "--signal=USR2", job)
@@ -108,7 +132,13 @@ def test_a_sweeps_job_that_is_told_to_go_is_queued_again_and_ends(slurm: Cluster
 
 
 def test_a_search_for_the_front_runs_in_the_queue(slurm: Cluster, trained: Path) -> None:
-    search = ["hydra/sweeper=pareto", "hydra.sweeper.trials=2", "hydra.sweeper.at_once=2", "gate=joint,predictor", "seeds=1"]
+    search = [
+        "hydra/sweeper=pareto",
+        "hydra.sweeper.trials=2",
+        "hydra.sweeper.at_once=2",
+        "gate=joint,predictor",
+        "seeds=1",
+    ]
     chosen = "rule.optimizer.lr=tag(log,interval(0.0001,0.01))"
     command = [*TRAIN, "-m", *TINY, "name=pareto", "from=runs/easy_vqa", *search, chosen, *QUEUED]
     slurm.run(*command, cwd=trained, seconds=300)

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from pyrskip.artifacts import ROLLED
-from pyrskip.data.scenes.config import EDITION
 from pyrskip.data.shards import whole_file
 from pyrskip.errors import UserError
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.run import Run
+from pyrskip.scenes.config import EDITION
 from pyrskip.stages import run_stages
 from pyrskip.training import checkpoint
 from pyrskip.training.flex import FlexModule
@@ -28,12 +28,16 @@ def test_a_price_at_which_the_glance_is_best_is_told_before_gates_are_trained(
     dear = ("reward.price=50", "stages=[gate]", "ablations=[]", "trainer.quiet=false", "name=dear")
     run_stages(tiny(copied_run, f"from={copied_run / 'done'}", *dear), {})
     told = capsys.readouterr().err
-    assert "warning: at price 50 the glance alone is best for every question type" in told and "for 50 x" in told
+    assert (
+        "warning: at price 50 the glance alone is best for every question type" in told and "for 50 x" in told
+    )
 
 
 def test_a_target_below_the_glances_cost_is_refused_before_gates_are_trained(copied_run: Path) -> None:
     target = ("rule=gumbel", "reward.target=0.001", "ablations=[]")
-    with pytest.raises(UserError, match=r"reward.target=0.001: the glance alone costs 0\.\d+; allowed: from there to 1"):
+    with pytest.raises(
+        UserError, match=r"reward.target=0.001: the glance alone costs 0\.\d+; allowed: from there to 1"
+    ):
         run_stages(tiny(copied_run, "name=other", f"from={copied_run / 'done'}", *target), {})
 
 
@@ -50,7 +54,10 @@ def test_what_is_broken_is_said_and_summed_up_and_loses_no_other_sample(
 ) -> None:
     root = copied_run / "done"
     damage(root)
-    run_stages(tiny(copied_run, "name=done", "trainer.quiet=false", "data.max_bad_fraction=0.2", "loader.workers=1"), {})
+    run_stages(
+        tiny(copied_run, "name=done", "trainer.quiet=false", "data.max_bad_fraction=0.2", "loader.workers=1"),
+        {},
+    )
     said = capsys.readouterr().err
     assert "broken, left out: train-000000.tar" in said
     assert "train: 1 of 12 images lost" in said
@@ -65,7 +72,8 @@ def test_what_is_broken_is_said_and_summed_up_and_loses_no_other_sample(
 def test_more_that_is_broken_than_allowed_stops_the_run_with_the_list(workers: int, copied_run: Path) -> None:
     damage(copied_run / "done")
     with pytest.raises(
-        UserError, match=r"^train: 1 of 12 images are broken, more than data.max_bad_fraction=0.05: train-000000"
+        UserError,
+        match=r"^train: 1 of 12 images are broken, more than data.max_bad_fraction=0.05: train-000000",
     ):
         run_stages(tiny(copied_run, "name=done", f"loader.workers={workers}"), {})
 
@@ -78,11 +86,18 @@ def test_a_rollout_pass_of_which_nothing_can_be_read_loses_no_other(copied_run: 
 
 
 def test_shards_that_are_written_are_trained_on_where_they_are(copied_run: Path) -> None:
-    where = ["data=shards", f"data.shards.paths=[{copied_run / 'done/data'}]", "data.limit=null", "name=elsewhere"]
+    where = [
+        "data=shards",
+        f"data.shards.paths=[{copied_run / 'done/data'}]",
+        "data.limit=null",
+        "name=elsewhere",
+    ]
     root = run_stages(tiny(copied_run, *where, "stages=[data,flex]"), {})
     assert same(root / "flex/model.safetensors", copied_run / "done/flex/model.safetensors")
     with pytest.raises(UserError, match="nowhere holds no index.json"):
-        run_stages(tiny(copied_run, *where[:1], "data.shards.paths=[nowhere]", "data.limit=null", "name=not"), {})
+        run_stages(
+            tiny(copied_run, *where[:1], "data.shards.paths=[nowhere]", "data.limit=null", "name=not"), {}
+        )
     assert not (copied_run / "not").exists()
 
 
@@ -94,7 +109,9 @@ def test_files_that_are_not_there_are_refused_before_anything_is_written(tmp_pat
 
 def test_too_few_shards_for_readers_of_their_own_are_refused_before_training(tmp_path: Path) -> None:
     of_own = ["loader.order=shards", "loader.workers=3", "name=own", "stages=[data,flex]"]
-    with pytest.raises(UserError, match=r"pyrskip data reshard .*own/data <new directory> samples_per_shard=1"):
+    with pytest.raises(
+        UserError, match=r"pyrskip data reshard .*own/data <new directory> samples_per_shard=1"
+    ):
         run_stages(tiny(tmp_path, *of_own), {})
     assert not list(tmp_path.rglob("*.ckpt"))
 
@@ -103,7 +120,9 @@ def test_readers_of_own_shards_train(tmp_path: Path) -> None:
     only = ["loader.workers=2", "name=own", "stages=[data,flex]"]
     root = run_stages(tiny(tmp_path, "loader.order=shards", *only), {})
     assert (root / "flex/model.safetensors").exists()
-    with pytest.raises(UserError, match="flex was made with loader.order=shards, this config has loader.order=samples"):
+    with pytest.raises(
+        UserError, match="flex was made with loader.order=shards, this config has loader.order=samples"
+    ):
         run_stages(tiny(tmp_path, *only), {})
 
 
@@ -116,13 +135,18 @@ def test_a_finished_run_is_not_run_again(copied_run: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("flex.optimizer.steps=3", r"done/flex was made with flex.optimizer.steps=2, this config has flex.optimizer.steps=3"),
+        (
+            "flex.optimizer.steps=3",
+            r"done/flex was made with flex.optimizer.steps=2, this config has flex.optimizer.steps=3",
+        ),
         ("data.seed=1", r"done/data was made with data.seed=0"),
         ("gate.width=9", r"done/gate was made with gate.width=8.*name=<other>"),
         ("evaluation.resamples=21", r"done/frontier was made with evaluation.resamples=20"),
     ],
 )
-def test_a_changed_config_over_an_old_run_is_refused_with_the_key(override: str, said: str, copied_run: Path) -> None:
+def test_a_changed_config_over_an_old_run_is_refused_with_the_key(
+    override: str, said: str, copied_run: Path
+) -> None:
     with pytest.raises(UserError, match=said):
         run_stages(tiny(copied_run, "name=done", override), {})
 
@@ -141,25 +165,41 @@ def test_earlier_stages_are_borrowed_and_never_written(copied_run: Path) -> None
 
 
 def test_a_borrowed_stage_of_another_config_is_refused(copied_run: Path) -> None:
-    said = r"done/flex was made with language.layers=1, this config has language.layers=2; keep 1, or have this run do it with "
+    said = (
+        r"done/flex was made with language.layers=1, this config has language.layers=2; keep 1, or have this "
+        r"run do it with "
+    )
     with pytest.raises(UserError, match=said + r"stages=\[flex,rollouts,gate,frontier\]$"):
         run_stages(tiny(copied_run, "name=other", f"from={copied_run / 'done'}", "language.layers=2"), {})
-    with pytest.raises(UserError, match=r"done/data was made with data.seed=0, .*; keep 0, or leave out from=$"):
+    with pytest.raises(
+        UserError, match=r"done/data was made with data.seed=0, .*; keep 0, or leave out from=$"
+    ):
         run_stages(tiny(copied_run, "name=other", f"from={copied_run / 'done'}", "data.seed=1"), {})
 
 
-def test_scenes_that_another_edition_drew_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scenes_that_another_edition_drew_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run(tiny(tmp_path, "name=drawn", "data=scenes"), {})
     run.mark("data", True)
     assert run.done("data")
     monkeypatch.setattr("pyrskip.run.EDITION", EDITION + 1)
-    said = rf"drawn/data was made with another scenes' edition \({EDITION}, now {EDITION + 1}\); allowed: start another run"
+    said = (
+        rf"drawn/data was made with another scenes' edition \({EDITION}, now {EDITION + 1}\); "
+        r"allowed: start another run"
+    )
     with pytest.raises(UserError, match=said):
         run.done("data")
 
 
 def test_a_run_that_lists_where_it_begins_to_differ_borrows_what_is_before(copied_run: Path) -> None:
-    begins = ("budget=rungs", "rule=exact", "gate.policy=categorical", "ablations=[]", "stages=[rollouts,gate,frontier]")
+    begins = (
+        "budget=rungs",
+        "rule=exact",
+        "gate.policy=categorical",
+        "ablations=[]",
+        "stages=[rollouts,gate,frontier]",
+    )
     root = run_stages(tiny(copied_run, f"from={copied_run / 'done'}", "name=rungs", *begins), {})
     assert not (root / "flex").exists() and not (root / "data").exists()
     model = RolloutTable.load(copied_run / "done/rollouts/test").origin["model"]
@@ -188,7 +228,9 @@ def test_borrowing_from_what_is_no_run_is_refused(tmp_path: Path) -> None:
         ("vision.out_index=9", "vision.backbone=.* with out_index=9 cannot be built"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_written(override: str, said: str, tmp_path: Path) -> None:
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    override: str, said: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=said):
         run_stages(tiny(tmp_path, override), {})
     assert not list(tmp_path.iterdir())
@@ -222,7 +264,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
 ) -> None:
     steps = {"flex": "flex.optimizer.steps=5", "gate": "rule.optimizer.steps=5"}[stage]
     lender = [] if stage == "flex" else [f"from={copied_run / 'done'}"]
-    overrides = [steps, "ablations=[]", "seed=3", f"stages=[data,flex{',rollouts,gate' if stage == 'gate' else ''}]", *lender]
+    overrides = [
+        steps,
+        "ablations=[]",
+        "seed=3",
+        f"stages=[data,flex{',rollouts,gate' if stage == 'gate' else ''}]",
+        *lender,
+    ]
     expected = run_stages(tiny(copied_run, "name=whole", *overrides), {})
 
     from pyrskip.training.supervised import SupervisedModule

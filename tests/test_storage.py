@@ -1,4 +1,5 @@
-"""Claims about shards at URLs: read in ranges, or whole where a server knows none; what fails loses nothing else."""
+"""Claims about shards at URLs: read in ranges, or whole where a server knows none; what fails loses nothing
+else."""
 
 import os
 from collections.abc import Iterator
@@ -46,7 +47,9 @@ def same(data: ShardDataset, tiny_data: Path, split: str = "train") -> bool:
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_web_server_gives_what_the_disk_does(ranges: bool, site: Site, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_web_server_gives_what_the_disk_does(
+    ranges: bool, site: Site, tiny_data: Path, tmp_path: Path
+) -> None:
     site.ranges = ranges
     data = ShardDataset(at(site.url, tmp_path / "data"), "train", 64)
     site.asked.clear()
@@ -57,7 +60,9 @@ def test_a_web_server_gives_what_the_disk_does(ranges: bool, site: Site, tiny_da
     if ranges:
         assert sent < whole and not cached
     else:
-        assert [path.read_bytes() for path in cached] == [path.read_bytes() for path in tiny_data.glob("train-*.tar")]
+        assert [path.read_bytes() for path in cached] == [
+            path.read_bytes() for path in tiny_data.glob("train-*.tar")
+        ]
 
 
 def test_an_object_store_gives_what_the_disk_does(tiny_data: Path, tmp_path: Path) -> None:
@@ -73,7 +78,9 @@ def test_loader_workers_read_from_a_server(ranges: bool, site: Site, tiny_data: 
     data = ShardDataset(at(site.url, tmp_path / "data"), "train", 64)
     assert data[0] is not None  # the parent's connection is not the workers'
     loader = DataLoader(data, 6, num_workers=2, collate_fn=partial(collate, side=64), timeout=30)
-    assert [key for batch in loader for key in batch.image_keys] == ShardDataset(tiny_data, "train", 64).image_keys
+    assert [key for batch in loader for key in batch.image_keys] == ShardDataset(
+        tiny_data, "train", 64
+    ).image_keys
 
 
 def test_a_batch_is_one_round_of_requests(site: Site, tmp_path: Path) -> None:
@@ -84,7 +91,9 @@ def test_a_batch_is_one_round_of_requests(site: Site, tmp_path: Path) -> None:
     assert len(site.asked) == 3
 
 
-def test_a_shard_without_a_list_is_fetched_and_gone_through(site: Site, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_shard_without_a_list_is_fetched_and_gone_through(
+    site: Site, tiny_data: Path, tmp_path: Path
+) -> None:
     directory = at(site.url, tmp_path / "data")
     site.down = {path.name for path in tiny_data.glob("train-*.json")}
     assert same(ShardDataset(directory, "train", 64), tiny_data)
@@ -120,7 +129,9 @@ def test_a_transfer_that_dies_half_way_costs_its_samples_and_is_tried_again(
     assert same(data, tiny_data)
 
 
-def test_a_failure_that_passes_costs_nothing(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_that_passes_costs_nothing(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = ShardDataset(at(site.url, tmp_path / "data"), "train", 64)
     data[0]
     site.down = {"train-000000.tar"}

@@ -1,4 +1,5 @@
-"""Claims about sweeps: what is refused before the first job runs, and what becomes of jobs that fail or are given up."""
+"""Claims about sweeps: what is refused before the first job runs, and what becomes of jobs that fail or are
+given up."""
 
 import json
 import os
@@ -38,10 +39,14 @@ def planned(*overrides: str) -> Any:
         return plan_sweep(overrides)
 
 
-def test_every_combination_is_planned_however_many_are_checked(rolled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_combination_is_planned_however_many_are_checked(
+    rolled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(rolled)
     monkeypatch.setattr("pyrskip.sweeps.plan.CHECKED", 2)
-    made = planned(*SMALL, "name=sweep", "from=runs/easy_vqa", "gate=joint,predictor", "seed=range(0,3)", "seeds=1")
+    made = planned(
+        *SMALL, "name=sweep", "from=runs/easy_vqa", "gate=joint,predictor", "seed=range(0,3)", "seeds=1"
+    )
     assert [job.name for job in made.jobs] == [
         f"gate={gate},seed={seed}" for gate in ("joint", "predictor") for seed in range(3)
     ]
@@ -54,23 +59,55 @@ def test_every_combination_is_planned_however_many_are_checked(rolled: Path, mon
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("name=sweep", "seed=0,1"), "2 jobs of the sweep would each make the same flex stage; allowed: from=<its run>"),
+        (
+            ("name=sweep", "seed=0,1"),
+            "2 jobs of the sweep would each make the same flex stage; allowed: from=<its run>",
+        ),
         (("name=sweep", "from=runs/easy_vqa", "seed=0,0"), "two jobs seed=0"),
-        (("name=sweep", "from=runs/easy_vqa", "reward.price=0.1,-1"), "reward.price=-1.0: allowed: at least 0, or null"),
-        (("name=sweep", "from=runs/easy_vqa", "reward.price=0.1,0.2", "reward.target=0.5"), "allowed: one of them"),
+        (
+            ("name=sweep", "from=runs/easy_vqa", "reward.price=0.1,-1"),
+            "reward.price=-1.0: allowed: at least 0, or null",
+        ),
+        (
+            ("name=sweep", "from=runs/easy_vqa", "reward.price=0.1,0.2", "reward.target=0.5"),
+            "allowed: one of them",
+        ),
         (("name=sweep", "from=runs/easy_vqa", "seed=1", "seed=0,2"), "seed=0,2 and another value of seed"),
         (("name=sweep", "from=runs/easy_vqa", "gate.width=interval(4,8)"), "allowed: hydra/sweeper=pareto"),
         (("from=runs/easy_vqa", "hydra/sweeper=pareto", "stages=[gate]", "seed=1,2"), "stages with frontier"),
         (("from=runs/easy_vqa", "hydra/sweeper=pareto"), "has nothing to choose"),
-        (("from=runs/easy_vqa", "trainer.devices=2", "trainer.strategy=ddp", "hydra/sweeper=pareto", "seed=1,2"), "sweep anew"),
-        (("from=runs/easy_vqa", "trainer.devices=2", "hydra/launcher=slurm", "hydra.launcher.tasks_per_node=1"), "sweep anew"),
+        (
+            (
+                "from=runs/easy_vqa",
+                "trainer.devices=2",
+                "trainer.strategy=ddp",
+                "hydra/sweeper=pareto",
+                "seed=1,2",
+            ),
+            "sweep anew",
+        ),
+        (
+            (
+                "from=runs/easy_vqa",
+                "trainer.devices=2",
+                "hydra/launcher=slurm",
+                "hydra.launcher.tasks_per_node=1",
+            ),
+            "sweep anew",
+        ),
     ],
 )
 def test_a_sweep_that_cannot_be_right_is_refused(
-    overrides: tuple[str, ...], said: str, rolled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    overrides: tuple[str, ...],
+    said: str,
+    rolled: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(rolled)
-    small = [override for override in SMALL if override.split("=")[0] not in {o.split("=")[0] for o in overrides}]
+    small = [
+        override for override in SMALL if override.split("=")[0] not in {o.split("=")[0] for o in overrides}
+    ]
     assert said in refused(capsys, "train", "-m", *small, "seeds=1", *overrides)
     assert not (rolled / "runs/sweep").exists()
 
@@ -106,7 +143,18 @@ def test_a_launcher_that_fails_is_one_line(
     monkeypatch.chdir(rolled)
     monkeypatch.setenv("PATH", "/nowhere")  # no sbatch
     with pytest.raises(SystemExit) as exit_:
-        main(["train", "-m", *SMALL, "name=queueless", "from=runs/easy_vqa", "seeds=1", "seed=0,1", "hydra/launcher=slurm"])
+        main(
+            [
+                "train",
+                "-m",
+                *SMALL,
+                "name=queueless",
+                "from=runs/easy_vqa",
+                "seeds=1",
+                "seed=0,1",
+                "hydra/launcher=slurm",
+            ]
+        )
     assert exit_.value.code == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "are you indeed on a slurm cluster?" in said[0]
@@ -133,7 +181,9 @@ def test_slurm_is_asked_for_the_trainers_gpus(accelerator: str, gpus: int | None
         (("rerun", "nowhere", "seed=2"), "allowed beside it: hydra/launcher=<name>"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_sentence(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert said in refused(capsys, "sweep", *arguments)
 
 
@@ -156,12 +206,21 @@ def test_a_gate_that_is_behind_is_given_up_and_others_are_not(rolled: Path) -> N
 def sweep(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     command = [str(Path(sys.executable).parent / "pyrskip"), *arguments]
-    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=600
+    )
 
 
 @pytest.mark.slow
 def test_a_job_that_fails_stops_no_other_and_is_run_again_alone(rolled: Path) -> None:
-    varied = ["name=fails", "from=runs/easy_vqa", "seeds=1", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    varied = [
+        "name=fails",
+        "from=runs/easy_vqa",
+        "seeds=1",
+        "seed=0,1",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+    ]
     blocked = rolled / "runs/fails/seed=0/gate"
     blocked.parent.mkdir(parents=True)
     blocked.write_text("a file where a directory belongs")
@@ -183,7 +242,13 @@ def test_a_job_that_fails_stops_no_other_and_is_run_again_alone(rolled: Path) ->
 
 @pytest.mark.slow
 def test_a_search_makes_what_is_chosen_twice_once(rolled: Path) -> None:
-    search = ["hydra/sweeper=pareto", "hydra.sweeper.trials=4", "hydra.sweeper.at_once=4", "gate=joint,predictor", "seeds=1"]
+    search = [
+        "hydra/sweeper=pareto",
+        "hydra.sweeper.trials=4",
+        "hydra.sweeper.at_once=4",
+        "gate=joint,predictor",
+        "seeds=1",
+    ]
     swept = sweep(rolled, "train", "-m", *SMALL, "name=twice", "from=runs/easy_vqa", *search)
     assert swept.returncode == 0, swept.stderr
     assert {job.name for job in read_jobs(rolled / "runs/twice")} <= {"gate=joint", "gate=predictor"}

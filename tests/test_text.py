@@ -1,4 +1,5 @@
-"""Question encoders: the language model's own embeddings, and a frozen sentence encoder from a package or a folder."""
+"""Question encoders: the language model's own embeddings, and a frozen sentence encoder from a package or a
+folder."""
 
 import os
 import shutil
@@ -51,7 +52,9 @@ def test_minilm_reads_a_question_alike_in_any_batch(minilm: MiniLmText) -> None:
 
 
 def test_minilm_tells_questions_apart_by_meaning(minilm: MiniLmText) -> None:
-    query, mask = minilm.encode(["what colour is the car?", "which color does the car have?", "how many birds are there?"])
+    query, mask = minilm.encode(
+        ["what colour is the car?", "which color does the car have?", "how many birds are there?"]
+    )
     mean = torch.nn.functional.normalize((query * mask[..., None]).sum(1) / mask.sum(1, keepdim=True), dim=-1)
     assert mean[0] @ mean[1] > mean[0] @ mean[2] + 0.3
 

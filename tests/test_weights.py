@@ -19,7 +19,8 @@ ACTIONS = ActionSet.rungs(PYRAMID, LADDER)
 
 
 def table_of(worth: Tensor) -> RolloutTable:
-    """A table whose questions all score the same. worth [T]: of each level, times the root of its share of tokens."""
+    """A table whose questions all score the same. worth [T]: of each level, times the root of its share of
+    tokens."""
     table = synthetic_table(levels=4, rungs=LADDER)
     share = ACTIONS.tokens(whole(PYRAMID)[None], BudgetRule(rungs=LADDER))[0] / whole(PYRAMID)
     score = share.sqrt() @ worth

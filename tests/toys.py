@@ -1,4 +1,5 @@
-"""A world of two kinds of question, one answerable at the glance and one from the full pyramid alone, to learn in."""
+"""A world of two kinds of question, one answerable at the glance and one from the full pyramid alone, to
+learn in."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -69,7 +70,13 @@ def toy_environment() -> TableEnvironment:
 
 
 def toy_module(
-    rule: str, policy: str, reward: RewardConfig, steps: int = 250, name: str = "joint", seed: int = 0, **config: Any
+    rule: str,
+    policy: str,
+    reward: RewardConfig,
+    steps: int = 250,
+    name: str = "joint",
+    seed: int = 0,
+    **config: Any,
 ) -> GateModule:
     environment = toy_environment()
     torch.manual_seed(seed)
@@ -116,8 +123,11 @@ def online_module(rule: str, policy: str, grid: tuple[int, ...]) -> GateModule:
     return RULES[rule](RuleConfig(rule, online=True, warmup=0.0, entropy=0.0), gate, environment, reward, 0)
 
 
-def fit_until(module: StepModule, data: StepData, directory: Path, until: int, config: TrainerConfig) -> dict[str, Tensor]:
-    """Train in a directory, from its last checkpoint if there is one; what kills it kills it at step `until`."""
+def fit_until(
+    module: StepModule, data: StepData, directory: Path, until: int, config: TrainerConfig
+) -> dict[str, Tensor]:
+    """Train in a directory, from its last checkpoint if there is one; what kills it kills it at step
+    `until`."""
     step = module.training_step
 
     def dies(batch: Any, batch_idx: int) -> Any:

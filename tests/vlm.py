@@ -9,7 +9,8 @@ VOCABULARY = "USER : ASSISTANT what colour is the car dog ? red blue green a b c
 WORDS = VOCABULARY.split()
 TEMPLATE = (
     "{% for message in messages %}USER : {% for c in message['content'] %}"
-    "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %} ASSISTANT :"
+    "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %} "
+    "ASSISTANT :"
 )
 # one image token a patch of the 24 / 8 x 24 / 8 grid
 TOKENS = 9
@@ -51,7 +52,12 @@ def llava(**text: Any) -> Any:
         # weights this large make the answer depend on every token and its position
         text_config=LlamaConfig(
             **sizes
-            | {"num_key_value_heads": 2, "vocab_size": 4 + len(WORDS), "initializer_range": 0.3, "eos_token_id": 2}
+            | {
+                "num_key_value_heads": 2,
+                "vocab_size": 4 + len(WORDS),
+                "initializer_range": 0.3,
+                "eos_token_id": 2,
+            }
             | text
         ),
         image_token_index=3,
@@ -72,12 +78,22 @@ def save_text_encoder(directory: Path, texts: list[str]) -> Path:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    words = sorted({word for text in texts for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text.lower())})
+    words = sorted(
+        {
+            word
+            for text in texts
+            for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text.lower())
+        }
+    )
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(directory)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
+        directory
+    )
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    BertModel(BertConfig(**sizes, vocab_size=len(vocabulary), initializer_range=0.5)).save_pretrained(directory)
+    BertModel(BertConfig(**sizes, vocab_size=len(vocabulary), initializer_range=0.5)).save_pretrained(
+        directory
+    )
     return directory

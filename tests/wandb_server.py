@@ -1,4 +1,5 @@
-"""As much of a W&B server as its client needs to upload runs: what was uploaded can be looked at, and runs deleted."""
+"""As much of a W&B server as its client needs to upload runs: what was uploaded can be looked at, and runs
+deleted."""
 
 import gzip
 import json
@@ -32,14 +33,25 @@ class Server:
             new = run not in self.files
             self.files.setdefault(run, {})
             return {
-                "upsertBucket": {"bucket": {"id": run, "name": run, "project": project, "historyLineCount": 0}, "inserted": new}
+                "upsertBucket": {
+                    "bucket": {"id": run, "name": run, "project": project, "historyLineCount": 0},
+                    "inserted": new,
+                }
             }
         if "RunResumeStatus" in query:
             return {"model": project | {"bucket": self._resumed(run) if run in self.files else None}}
         if "createRunFiles" in query:
             return {"createRunFiles": {"runID": run, "uploadHeaders": [], "files": []}}
         if "viewer" in query:
-            return {"viewer": {"id": "v", "entity": "someone", "username": "someone", "flags": "{}", "teams": {"edges": []}}}
+            return {
+                "viewer": {
+                    "id": "v",
+                    "entity": "someone",
+                    "username": "someone",
+                    "flags": "{}",
+                    "teams": {"edges": []},
+                }
+            }
         return {"serverInfo": {"features": []}}
 
     def _resumed(self, run: str) -> dict[str, Any]:
@@ -47,10 +59,26 @@ class Server:
             lines = self.files[run].get(name, {})
             return json.dumps([lines[max(lines)]] if lines else [])
 
-        counts = {f"{k}LineCount": len(self.files[run].get(n, {})) for k, n in (("history", HISTORY), ("events", EVENTS))}
-        tails = {"historyTail": tail(HISTORY), "eventsTail": tail(EVENTS), "summaryMetrics": "{}", "config": "{}"}
+        counts = {
+            f"{k}LineCount": len(self.files[run].get(n, {}))
+            for k, n in (("history", HISTORY), ("events", EVENTS))
+        }
+        tails = {
+            "historyTail": tail(HISTORY),
+            "eventsTail": tail(EVENTS),
+            "summaryMetrics": "{}",
+            "config": "{}",
+        }
         # without t in its config a run counts as never begun
-        return {"id": run, "name": run, "logLineCount": 0, "tags": [], "wandbConfig": '{"t": 1}', **counts, **tails}
+        return {
+            "id": run,
+            "name": run,
+            "logLineCount": 0,
+            "tags": [],
+            "wandbConfig": '{"t": 1}',
+            **counts,
+            **tails,
+        }
 
 
 @contextmanager
@@ -64,7 +92,9 @@ def wandb_server() -> Iterator[Server]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            content = json.loads(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body or b"{}")
+            content = json.loads(
+                gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body or b"{}"
+            )
             if "/file_stream" in self.path:
                 files = state.files.setdefault(self.path.split("/")[-2], {})
                 for name, part in (content.get("files") or {}).items():
@@ -74,7 +104,9 @@ def wandb_server() -> Iterator[Server]:
             elif "query" in content:
                 variables = content.get("variables") or {}
                 if "upsertBucket" in content["query"] and variables.get("name") in state.deleted:
-                    message = f"run {variables['name']} was previously created and deleted; try a new run name"
+                    message = (
+                        f"run {variables['name']} was previously created and deleted; try a new run name"
+                    )
                     self.reply(409, {"errors": [{"message": message}]})
                 else:
                     self.reply(200, {"data": state.answer(content["query"], variables)})

@@ -11,7 +11,8 @@ from threading import Thread
 
 @dataclass
 class Site:
-    """ranges: whether it knows them. dies: names of files whose transfers break off half-way. down: names that are errors.
+    """ranges: whether it knows them. dies: names of files whose transfers break off half-way. down: names
+    that are errors.
 
     asked: method, name and bytes sent of each request, for all that reads it.
     """
@@ -46,7 +47,9 @@ def served(directory: Path) -> Iterator[Site]:
                 content = content[int(asked[1]) : int(asked[2]) + 1]
             self.send_response(206 if asked else 200)
             if asked:
-                self.send_header("Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(content) - 1}/{total}")
+                self.send_header(
+                    "Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(content) - 1}/{total}"
+                )
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if self.command == "GET":

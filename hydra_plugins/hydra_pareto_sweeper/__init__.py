@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 
 
 class ParetoSweeper(Sweeper):
-    """trials: jobs in all, of earlier calls too; at_once: of them side by side; seed: of the sampler; prune: whether gates
-    that fall behind are given up, which the jobs read."""
+    """trials: jobs in all, of earlier calls too; at_once: of them side by side; seed: of the sampler; prune:
+    whether gates that fall behind are given up, which the jobs read."""
 
     launcher: Launcher
 

@@ -1,9 +1,9 @@
 """A frozen encoder's maps, encoded once and read by every later run.
 
-A cache directory has one file for each run of a split's images, `<split>-000000.safetensors`: tile_<t> [cells, C] float16, the
-cells of all its images below each other, and size [images, 2] their rows and columns, (0, 0) for one that could not be
-read. `cache.json`, written last, lists them and says what the maps depend on. `components.safetensors` holds its principal
-components, if it keeps any.
+A cache directory has one file for each run of a split's images, `<split>-000000.safetensors`: tile_<t>
+[cells, C] float16, the cells of all its images below each other, and size [images, 2] their rows and columns,
+(0, 0) for one that could not be read. `cache.json`, written last, lists them and says what the maps depend
+on. `components.safetensors` holds its principal components, if it keeps any.
 
 Axes: I images, T tiles, C channels.
 """
@@ -38,8 +38,11 @@ IMAGES_PER_FILE = 250
 MAX_OPEN = 64
 
 
-def fingerprint(config: VisionConfig, vision: VisionEncoder, pyramid: Pyramid, data: Path | None) -> dict[str, Any]:
-    """What cached maps depend on: the encoder and its weights, how pixels reach it, and the images (None: not there yet)."""
+def fingerprint(
+    config: VisionConfig, vision: VisionEncoder, pyramid: Pyramid, data: Path | None
+) -> dict[str, Any]:
+    """What cached maps depend on: the encoder and its weights, how pixels reach it, and the images (None: not
+    there yet)."""
     weights = hashlib.sha256()
     for name, tensor in sorted({**dict(vision.named_parameters()), **dict(vision.named_buffers())}.items()):
         weights.update(name.encode())
@@ -62,10 +65,13 @@ def fingerprint(config: VisionConfig, vision: VisionEncoder, pyramid: Pyramid, d
 
 
 def check_cache(directory: Path, wanted: Mapping[str, Any]) -> None:
-    """Raises UserError where the directory holds no whole cache, or one with another fingerprint than `wanted`."""
+    """Raises UserError where the directory holds no whole cache, or one with another fingerprint than
+    `wanted`."""
     path = directory / INDEX
     if not path.is_file():
-        raise UserError(f"data.cache={directory} holds no {INDEX}, so it is no cache, or was not written to the end")
+        raise UserError(
+            f"data.cache={directory} holds no {INDEX}, so it is no cache, or was not written to the end"
+        )
     try:
         content = json.loads(path.read_bytes())
         made, files = content["fingerprint"], [f for files in content["splits"].values() for f in files]
@@ -73,16 +79,22 @@ def check_cache(directory: Path, wanted: Mapping[str, Any]) -> None:
             raise UserError(f"{path} has format {content['format']}; this version reads format {FORMAT}")
         for file in files:
             if (directory / Path(file["file"]).name).stat().st_size != file["bytes"]:
-                raise UserError(f"{directory / file['file']} has not the {file['bytes']} bytes that {INDEX} says")
+                raise UserError(
+                    f"{directory / file['file']} has not the {file['bytes']} bytes that {INDEX} says"
+                )
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} cannot be read as the index of a cache ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"{path} cannot be read as the index of a cache ({type(error).__name__}: {error})"
+        ) from error
     for key, value in wanted.items():
         if made.get(key) != value:
             raise UserError(
-                f"data.cache={directory} is stale: made with {key}={_short(made.get(key))}, this run has {_short(value)}; "
-                f"allowed: {_short(made.get(key))}, data.cache=null, or data.cache=run in a run with another name"
+                f"data.cache={directory} is stale: made with {key}={_short(made.get(key))}, this run has "
+                f"{_short(value)}; "
+                f"allowed: {_short(made.get(key))}, data.cache=null, or data.cache=run in a run with "
+                "another name"
             )
 
 
@@ -114,10 +126,14 @@ class CachedDataset(Dataset[Sample | None]):
         content = json.loads((directory / INDEX).read_bytes())
         self._files: list[str] = [file["file"] for file in content["splits"][split]]
         self._place: list[tuple[int, int]] = [
-            (number, row) for number, file in enumerate(content["splits"][split]) for row in range(file["images"])
+            (number, row)
+            for number, file in enumerate(content["splits"][split])
+            for row in range(file["images"])
         ]
         if len(self._place) != len(data):
-            raise UserError(f"data.cache={directory} holds {len(self._place)} images of {split}, the data {len(data)}")
+            raise UserError(
+                f"data.cache={directory} holds {len(self._place)} images of {split}, the data {len(data)}"
+            )
         sizes = [self._file(name).get_tensor("size") for name in self._files]
         self._size = torch.cat(sizes)
         cells = pyramid.cells(self._size)
@@ -136,7 +152,10 @@ class CachedDataset(Dataset[Sample | None]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
-        return [self._sample(i, questions) for i, questions in zip(indices, self.data.questions_of(indices), strict=True)]
+        return [
+            self._sample(i, questions)
+            for i, questions in zip(indices, self.data.questions_of(indices), strict=True)
+        ]
 
     def _sample(self, index: int, questions: tuple[Question, ...] | None) -> Sample | None:
         height, width = self._size[index].tolist()
@@ -163,7 +182,9 @@ class CachedDataset(Dataset[Sample | None]):
             try:
                 self._open[name] = safe_open(self._directory / name, "pt")
             except (OSError, SafetensorError) as error:
-                raise UserError(f"{self._directory / name} cannot be read: {error}; delete the cache's directory") from error
+                raise UserError(
+                    f"{self._directory / name} cannot be read: {error}; delete the cache's directory"
+                ) from error
         return self._open[name]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -173,9 +194,17 @@ class CachedDataset(Dataset[Sample | None]):
 class CacheModule(pl.LightningModule):
     """Predicts the maps of batches of images, and writes a file whenever one is full."""
 
-    def __init__(self, vision: VisionEncoder, pyramid: Pyramid, directory: Path, split: str, total: int) -> None:
+    def __init__(
+        self, vision: VisionEncoder, pyramid: Pyramid, directory: Path, split: str, total: int
+    ) -> None:
         super().__init__()
-        self.vision, self.pyramid, self.directory, self.split, self.total = vision, pyramid, directory, split, total
+        self.vision, self.pyramid, self.directory, self.split, self.total = (
+            vision,
+            pyramid,
+            directory,
+            split,
+            total,
+        )
         self.waiting: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     @torch.no_grad()
@@ -189,7 +218,10 @@ class CacheModule(pl.LightningModule):
             maps = [m.half().cpu() for m in encode_tiles(self.vision, self.pyramid, images, keep).maps]
             cells = self.pyramid.cells(images.size).tolist()
             for row, number in enumerate(found):
-                kept = [m[row, :, : c[0], : c[1]].permute(1, 2, 0).flatten(0, 1) for m, c in zip(maps, cells[row], strict=True)]
+                kept = [
+                    m[row, :, : c[0], : c[1]].permute(1, 2, 0).flatten(0, 1)
+                    for m, c in zip(maps, cells[row], strict=True)
+                ]
                 self.waiting[number] = images.size[row].cpu(), kept
         last = numbers[-1]
         if (last + 1) % IMAGES_PER_FILE == 0 or last + 1 == self.total:
@@ -213,10 +245,11 @@ def write_cache(
     images: int,
     workers: int,
 ) -> None:
-    """Encode every split, ranks in parallel, `images` a pass; what an earlier, killed run has written is kept.
+    """Encode every split, ranks in parallel, `images` a pass; what an earlier, killed run has written is
+    kept.
 
-    trainer: of precision 32-true, since `made`, the `fingerprint`, knows of no other. Raises UserError where the disk is too
-    small or a file cannot be written.
+    trainer: of precision 32-true, since `made`, the `fingerprint`, knows of no other. Raises UserError where
+    the disk is too small or a file cannot be written.
     """
     if trainer.is_global_zero:
         directory.mkdir(parents=True, exist_ok=True)
@@ -238,10 +271,12 @@ def write_cache(
 
 
 class _Missing(pl.LightningDataModule):
-    """A rank's passes over the files that are not there. Whose a file is follows from its number alone: ranks look at different
-    moments at what is there."""
+    """A rank's passes over the files that are not there. Whose a file is follows from its number alone: ranks
+    look at different moments at what is there."""
 
-    def __init__(self, data: ShardDataset, directory: Path, split: str, images: int, side: int, workers: int) -> None:
+    def __init__(
+        self, data: ShardDataset, directory: Path, split: str, images: int, side: int, workers: int
+    ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer files than ranks
         self._data, self._directory, self._split = data, directory, split
@@ -249,15 +284,17 @@ class _Missing(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
-        mine = range(self.trainer.global_rank, -(-len(self._data) // IMAGES_PER_FILE), self.trainer.world_size)
+        mine = range(
+            self.trainer.global_rank, -(-len(self._data) // IMAGES_PER_FILE), self.trainer.world_size
+        )
         wanted = [number for number in mine if not (self._directory / _name(self._split, number)).exists()]
         passes = _Passes(self._data, wanted, self._images, self._side)
         return DataLoader(passes, batch_size=None, num_workers=self._workers, worker_init_fn=deaf)
 
 
 class _Passes(Dataset[tuple[list[int], list[int], Batch | None]]):
-    """The images of some files, in passes of `images` that never span two files: numbers of all, numbers of those that
-    could be read, and their batch."""
+    """The images of some files, in passes of `images` that never span two files: numbers of all, numbers of
+    those that could be read, and their batch."""
 
     def __init__(self, data: ShardDataset, files: Sequence[int], images: int, side: int) -> None:
         self._data, self._side = data, side
@@ -282,7 +319,8 @@ def _listed(directory: Path, split: str, count: int) -> list[dict[str, Any]]:
     names = [_name(split, n) for n in range(-(-count // IMAGES_PER_FILE))]
     images = [min(IMAGES_PER_FILE, count - n * IMAGES_PER_FILE) for n in range(len(names))]
     return [
-        {"file": name, "images": n, "bytes": (directory / name).stat().st_size} for name, n in zip(names, images, strict=True)
+        {"file": name, "images": n, "bytes": (directory / name).stat().st_size}
+        for name, n in zip(names, images, strict=True)
     ]
 
 
@@ -292,7 +330,8 @@ def _check_space(vision: VisionEncoder, pyramid: Pyramid, images: int, directory
     needed, free = images * cells * vision.channels * 2 - there, shutil.disk_usage(directory).free
     if needed > free:
         raise UserError(
-            f"{directory} has {free / 1e9:.1f} GB free, and maps of {images} images need up to {needed / 1e9:.1f} GB; "
+            f"{directory} has {free / 1e9:.1f} GB free, and maps of {images} images need up to "
+            f"{needed / 1e9:.1f} GB; "
             "allowed: another disk (root=), fewer images, or data.cache=null"
         )
 

@@ -1,4 +1,5 @@
-"""Batches for a training run that is counted in steps, and that resumes at the very batch it was stopped at."""
+"""Batches for a training run that is counted in steps, and that resumes at the very batch it was stopped
+at."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +17,12 @@ from pyrskip.errors import UserError, choose
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """How samples are loaded. batch_images: images a rank and step; rollout_images: a pass of the rollouts (on a CPU,
-    activations that stay in its cache are faster); chunk_images: rolled out before they are written, so what a kill can cost;
-    workers: processes that load samples, 0 for none.
+    """How samples are loaded. batch_images: images a rank and step; rollout_images: a pass of the rollouts
+    (on a CPU, activations that stay in its cache are faster); chunk_images: rolled out before they are
+    written, so what a kill can cost; workers: processes that load samples, 0 for none.
 
-    order: 'samples' shuffles all of them, 'shards' gives each rank and worker shards of its own, read a few at a time.
-    replan: go on from a checkpoint of another batch x ranks, at the sample that it had come to.
+    order: 'samples' shuffles all of them, 'shards' gives each rank and worker shards of its own, read a few
+    at a time. replan: go on from a checkpoint of another batch x ranks, at the sample that it had come to.
     """
 
     batch_images: int = 16
@@ -44,16 +45,17 @@ class LoaderConfig:
 class StepData(pl.LightningDataModule):
     """`steps` batches of any map-style dataset, as the one epoch of a Trainer.
 
-    The Trainer must have `max_epochs=1`, `max_steps=-1` and, with several ranks, `use_distributed_sampler=False` (samples are
-    shared out here). `fit(ckpt_path=...)` then goes on with the batch after the last that the restored weights have
-    learnt from, wherever the checkpoint was saved, and ends after `steps` batches in all. The number of workers may change
-    between runs; images, seed and batch x ranks may not, as the order of samples depends on them. With replan, batch x ranks
-    may: the run goes on with the sample that it had come to. With order=shards ranks, batch and workers must all stay.
+    The Trainer must have `max_epochs=1`, `max_steps=-1` and, with several ranks,
+    `use_distributed_sampler=False` (samples are shared out here). `fit(ckpt_path=...)` then goes on with the
+    batch after the last that the restored weights have learnt from, wherever the checkpoint was saved, and
+    ends after `steps` batches in all. The number of workers may change between runs; images, seed and batch x
+    ranks may not, as the order of samples depends on them. With replan, batch x ranks may: the run goes on
+    with the sample that it had come to. With order=shards ranks, batch and workers must all stay.
 
-    dataset: sized, indexed from 0, with `parts` where it is made of several shards, and `early` where the first `early_steps`
-    steps have samples of their own (`pyrskip.data.reader.Joined`). collate: list of its items -> batch.
-    batch: items a rank and step. Fitting raises UserError where steps is no multiple of accumulate_grad_batches, or where a
-    checkpoint has another order of samples.
+    dataset: sized, indexed from 0, with `parts` where it is made of several shards, and `early` where the
+    first `early_steps` steps have samples of their own (`pyrskip.data.reader.Joined`). collate: list of its
+    items -> batch. batch: items a rank and step. Fitting raises UserError where steps is no multiple of
+    accumulate_grad_batches, or where a checkpoint has another order of samples.
     """
 
     def __init__(
@@ -86,7 +88,16 @@ class StepData(pl.LightningDataModule):
         parts: Parts = getattr(self._dataset, "parts", Parts(((images,),)))
         early = self._early_steps, getattr(self._dataset, "early", 0)
         sampler = StepSampler(
-            parts, self._batch, self._steps, start, self._seed, trainer.global_rank, world, self._order, self._workers, early
+            parts,
+            self._batch,
+            self._steps,
+            start,
+            self._seed,
+            trainer.global_rank,
+            world,
+            self._order,
+            self._workers,
+            early,
         )
         depends: dict[str, Any] = {
             "images": images,
@@ -110,19 +121,24 @@ class StepData(pl.LightningDataModule):
             collate_fn=self._collate,
             num_workers=self._workers,
             worker_init_fn=deaf,
-            # a loader draws its workers' seed, by default from the global generator, which would differ after a resume
+            # a loader draws its workers' seed, by default from the global generator, which would differ after
+            # a resume
             generator=torch.Generator().manual_seed(self._seed),
         )
 
 
 class _StepLoader(DataLoader[Any]):
-    """The rest of a run. Its length is that of the whole run, for Lightning counts resumed batches from the first.
+    """The rest of a run. Its length is that of the whole run, for Lightning counts resumed batches from the
+    first.
 
-    depends: what the order of samples depends on; it goes into checkpoints, and one with another order is refused, or
-    with replan gone on from at the sample that it had come to. waited: seconds that the training has waited for batches.
+    depends: what the order of samples depends on; it goes into checkpoints, and one with another order is
+    refused, or with replan gone on from at the sample that it had come to. waited: seconds that the training
+    has waited for batches.
     """
 
-    def __init__(self, depends: dict[str, Any], steps: int, sampler: StepSampler, replan: bool, **arguments: Any) -> None:
+    def __init__(
+        self, depends: dict[str, Any], steps: int, sampler: StepSampler, replan: bool, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
         self.waited = 0.0
         self._depends, self._steps, self._sampler, self._replan = depends, steps, sampler, replan
@@ -156,24 +172,28 @@ class _StepLoader(DataLoader[Any]):
                 self._sampler.replan(saved)
                 continue
             also = (
-                ", loader.replan=true to go on at the next sample" if name == "batch x ranks" and "ranks" not in state else ""
+                ", loader.replan=true to go on at the next sample"
+                if name == "batch x ranks" and "ranks" not in state
+                else ""
             )
             raise UserError(
-                f"the checkpoint was trained with {name} = {saved}, this run has {value}; allowed: {saved}{also}, or a new run"
+                f"the checkpoint was trained with {name} = {saved}, this run has {value}; allowed: "
+                f"{saved}{also}, or a new run"
             )
 
 
 def _resumed_step(trainer: pl.Trainer) -> int:
     """How many batches the restored weights have learnt from; 0 in a new run.
 
-    Lightning has restored its own count by now. `processed` alone is right wherever a checkpoint was saved: `completed` is
-    one behind in on_train_batch_end, and `ready` one ahead when a training step raises.
+    Lightning has restored its own count by now. `processed` alone is right wherever a checkpoint was saved:
+    `completed` is one behind in on_train_batch_end, and `ready` one ahead when a training step raises.
     """
     progress = trainer.fit_loop.epoch_loop.batch_progress
     processed = int(progress.state_dict()["current"]["processed"])
     step = processed - processed % trainer.accumulate_grad_batches
     if step != processed:
-        # saved before accumulated gradients were used: no checkpoint holds them, so their batches are run again
+        # saved before accumulated gradients were used: no checkpoint holds them, so their batches are run
+        # again
         for counts in (progress.total, progress.current):
             counts.reset()
             counts.increment_by(step)

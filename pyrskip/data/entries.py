@@ -1,7 +1,8 @@
-"""Where the samples of a shard lie in it: written beside it (`<shard>.json` for `<shard>.tar`), or found from its headers.
+"""Where the samples of a shard lie in it: written beside it (`<shard>.json` for `<shard>.tar`), or found from
+its headers.
 
-What a shard holds can be read without the list, by going through its headers. With it a shard can be read in ranges from
-a server, and damage costs the samples that it hits and no other.
+What a shard holds can be read without the list, by going through its headers. With it a shard can be read in
+ranges from a server, and damage costs the samples that it hits and no other.
 """
 
 import json
@@ -23,7 +24,8 @@ Spans = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Entries:
-    """The whole samples of a shard. spans int64 [n, 4]: offset and length of the image, offset and length of the questions."""
+    """The whole samples of a shard. spans int64 [n, 4]: offset and length of the image, offset and length of
+    the questions."""
 
     keys: tuple[str, ...]
     spans: Spans
@@ -56,7 +58,8 @@ def parse(content: bytes) -> Entries:
 
 
 def scan(path: Path) -> tuple[Entries, list[Fault]]:
-    """The whole samples of a shard, from the headers of its members alone, and what is wrong with the others."""
+    """The whole samples of a shard, from the headers of its members alone, and what is wrong with the
+    others."""
     faults: list[Fault] = []
     members: dict[str, dict[str, tuple[int, int]]] = {}
     length = 0
@@ -73,7 +76,8 @@ def scan(path: Path) -> tuple[Entries, list[Fault]]:
                     members.setdefault(key, {})[kind] = (member.offset_data, member.size)
                 else:
                     faults.append(Fault(path.name, key, reason))
-            # tarfile takes damage and truncation between members for the end, which is marked by a block of zeros
+            # tarfile takes damage and truncation between members for the end, which is marked by a block of
+            # zeros
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 faults.append(Fault(path.name, "", f"is damaged or cut off at byte {tar.offset} of {length}"))

@@ -16,7 +16,8 @@ TOLD = 10
 
 @dataclass(frozen=True)
 class Fault:
-    """Something broken: the sample `key` of a shard or row `key` of a file, or where key is empty, what is left of it.
+    """Something broken: the sample `key` of a shard or row `key` of a file, or where key is empty, what is
+    left of it.
 
     lost: samples that it costs.
     """
@@ -33,8 +34,9 @@ class Fault:
 class FaultLog:
     """The faults of one split of a run, from every rank and loader worker, over every resumption.
 
-    Each process writes a file of its own in `folder`, so that none waits for another. images: of the split, broken ones
-    included. allowed: the share of them that may be lost. Nothing is written before there is a fault.
+    Each process writes a file of its own in `folder`, so that none waits for another. images: of the split,
+    broken ones included. allowed: the share of them that may be lost. Nothing is written before there is a
+    fault.
     """
 
     def __init__(self, folder: Path, images: int, allowed: float) -> None:
@@ -45,7 +47,9 @@ class FaultLog:
         """Raises UserError, with the list, once more is lost than is allowed."""
         self._folder.mkdir(parents=True, exist_ok=True)
         line = json.dumps(asdict(fault)) + "\n"
-        with open(self._folder / f"{socket.gethostname()}-{os.getpid()}.jsonl", "a", encoding="utf-8") as file:
+        with open(
+            self._folder / f"{socket.gethostname()}-{os.getpid()}.jsonl", "a", encoding="utf-8"
+        ) as file:
             file.write(line)
         self._unchecked += fault.lost
         # every process looks at what all have lost each time that it lost a hundredth of what is allowed
@@ -57,7 +61,12 @@ class FaultLog:
         faults = self.read()
         lost = sum(fault.lost for fault in faults)
         if lost > self._allowed * self._images:
-            raise too_many(faults, f"{self._folder.name}: {lost} of {self._images} images", self._allowed, str(self._folder))
+            raise too_many(
+                faults,
+                f"{self._folder.name}: {lost} of {self._images} images",
+                self._allowed,
+                str(self._folder),
+            )
 
     def read(self) -> list[Fault]:
         """Each fault once, ordered by shard and key."""
@@ -74,7 +83,11 @@ class FaultLog:
     def summary(self) -> dict[str, Any]:
         """For a report: how much is lost, and the first that are."""
         faults = self.read()
-        return {"images": self._images, "lost": sum(f.lost for f in faults), "first": [str(f) for f in faults[:TOLD]]}
+        return {
+            "images": self._images,
+            "lost": sum(f.lost for f in faults),
+            "first": [str(f) for f in faults[:TOLD]],
+        }
 
 
 def too_many(faults: Sequence[Fault], what: str, allowed: float, where: str) -> UserError:
@@ -82,6 +95,7 @@ def too_many(faults: Sequence[Fault], what: str, allowed: float, where: str) -> 
     told = "; ".join(str(fault) for fault in faults[:TOLD])
     more = f" and {len(faults) - TOLD} more" if len(faults) > TOLD else ""
     return UserError(
-        f"{what} are broken, more than data.max_bad_fraction={allowed}: {told}{more}; mend them and delete {where}, "
+        f"{what} are broken, more than data.max_bad_fraction={allowed}: {told}{more}; mend them and delete "
+        f"{where}, "
         "or allow more"
     )

@@ -1,15 +1,28 @@
-"""Data directories that are there already, as one: on disks, on web servers or in object stores, mixed by weight."""
+"""Data directories that are there already, as one: on disks, on web servers or in object stores, mixed by
+weight."""
 
 import os
 from pathlib import Path
 
-from pyrskip.data.shards import INDEX, SPLITS, WRITTEN, Index, Part, Shard, ShardsConfig, index_from, write_index, writing
+from pyrskip.data.shards import (
+    INDEX,
+    SPLITS,
+    WRITTEN,
+    Index,
+    Part,
+    Shard,
+    ShardsConfig,
+    index_from,
+    write_index,
+    writing,
+)
 from pyrskip.data.storage import is_url, open_storage
 from pyrskip.errors import UserError
 
 
 def gather(config: ShardsConfig, directory: Path) -> Index:
-    """Write an index of all shards of config.paths, which stay where they are. Raises UserError where a path holds no index."""
+    """Write an index of all shards of config.paths, which stay where they are. Raises UserError where a path
+    holds no index."""
     parts: list[Part] = []
     splits: dict[str, list[Shard]] = {split: [] for split in SPLITS}
     for number, path in enumerate(config.paths):
@@ -23,17 +36,22 @@ def gather(config: ShardsConfig, directory: Path) -> Index:
             root = part.root or (path if is_url(path) else os.path.abspath(path))
             parts.append(Part(root, weight * part.weight / shares))
         for split in SPLITS:
-            splits[split] += [Shard(**vars(shard) | {"part": first + shard.part}) for shard in index.splits[split]]
+            splits[split] += [
+                Shard(**vars(shard) | {"part": first + shard.part}) for shard in index.splits[split]
+            ]
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
     return write_index(directory, WRITTEN, splits, parts)
 
 
 def read_there(path: str) -> Index:
-    """The index of a data directory, or of one at a URL. Raises UserError where there is none that can be read."""
+    """The index of a data directory, or of one at a URL. Raises UserError where there is none that can be
+    read."""
     (content,) = open_storage(path).files([INDEX])
     if isinstance(content, Exception):
-        raise UserError(f"{path} holds no {INDEX} that can be read ({type(content).__name__}: {content})") from content
+        raise UserError(
+            f"{path} holds no {INDEX} that can be read ({type(content).__name__}: {content})"
+        ) from content
     index = index_from(content, Path(path))
     if not index.splits["train"]:
         raise UserError(f"{path} lists no shard to train on; allowed: a data directory with a train split")

@@ -1,4 +1,5 @@
-"""What a data directory holds: counts, sizes, types, answers, needed levels, what is broken, and a picture of some of it."""
+"""What a data directory holds: counts, sizes, types, answers, needed levels, what is broken, and a picture of
+some of it."""
 
 import textwrap
 from collections import Counter
@@ -32,7 +33,8 @@ class TypeReport:
 
 @dataclass
 class Report:
-    """Counts over a data directory; str(report) is the table of them. splits: images and questions that can be read."""
+    """Counts over a data directory; str(report) is the table of them. splits: images and questions that can
+    be read."""
 
     source: str
     splits: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -53,14 +55,17 @@ class Report:
         yield f"{'type':{width}}  questions  needed level            answers"
         for kind, found in sorted(self.types.items()):
             levels = " ".join(f"{level}:{found.levels[level]}" for level in sorted(found.levels)) or "unknown"
-            answers = ", ".join(f"{a} {count / found.questions:.0%}" for a, count in found.answers.most_common(SHOWN))
+            answers = ", ".join(
+                f"{a} {count / found.questions:.0%}" for a, count in found.answers.most_common(SHOWN)
+            )
             yield f"{kind:{width}}  {found.questions:9}  {levels:22}  {answers}{_more(len(found.answers))}"
         yield f"broken  {len(self.faults)}"
         yield from (f"  {fault}" for fault in self.faults)
 
 
 def inspect(directory: Path) -> Report:
-    """Read every sample of a data directory. Raises UserError where it has no index; what else is broken is in the report."""
+    """Read every sample of a data directory. Raises UserError where it has no index; what else is broken is
+    in the report."""
     index = parse_index(directory)
     report = Report(index.source)
     for split in index.splits:
@@ -80,15 +85,21 @@ def inspect(directory: Path) -> Report:
     return report
 
 
-def contact_sheet(directory: Path, picture: Path, split: str = "train", images: int = 12, side: int = 420) -> None:
-    """Draw a split's first images, their questions below and what answers them framed in the colour of the question.
+def contact_sheet(
+    directory: Path, picture: Path, split: str = "train", images: int = 12, side: int = 420
+) -> None:
+    """Draw a split's first images, their questions below and what answers them framed in the colour of the
+    question.
 
-    picture: a .png to write. side: of an image in it, pixels. Raises UserError where no image can be read, or none written.
+    picture: a .png to write. side: of an image in it, pixels. Raises UserError where no image can be read, or
+    none written.
     """
     dataset = ShardDataset(directory, split, WHOLE)
     samples = [sample for sample, _ in zip(_readable(dataset), range(images), strict=False)]
     if not samples:
-        raise UserError(f"{directory} holds no image of the split {split} that can be read, so there is nothing to show")
+        raise UserError(
+            f"{directory} holds no image of the split {split} that can be read, so there is nothing to show"
+        )
     cells = [_cell(sample, side) for sample in samples]
     columns = min(4, len(cells))
     height = max(cell.height for cell in cells)
@@ -123,8 +134,14 @@ def _cell(sample: Sample, side: int) -> Image.Image:
     draw = ImageDraw.Draw(cell)
     for number, question in enumerate(sample.questions[: len(COLORS)]):
         for x0, y0, x1, y1 in question.boxes:
-            # each question's frame is a little wider than the one before, so that frames of one thing all show
-            frame = (x0 * size[0] - number, y0 * size[1] - number, x1 * size[0] + number, y1 * size[1] + number)
+            # each question's frame is a little wider than the one before, so that frames of one thing all
+            # show
+            frame = (
+                x0 * size[0] - number,
+                y0 * size[1] - number,
+                x1 * size[0] + number,
+                y1 * size[1] + number,
+            )
             draw.rectangle([4 + edge for edge in frame], outline=COLORS[number])
     for row, (text, color) in enumerate(texts):
         draw.text((6, side + row * line), text, font=face, fill=color)

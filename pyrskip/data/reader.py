@@ -1,7 +1,9 @@
-"""Shards as a map-style dataset: any sample by its index, so that the order of samples is for a sampler to choose.
+"""Shards as a map-style dataset: any sample by its index, so that the order of samples is for a sampler to
+choose.
 
-Nothing that is read can run code or leave the directory: shards hold plain png, jpg, webp and json members, which are read
-where they lie and never extracted. What is broken is recorded as a `Fault`, and no other sample is lost to it.
+Nothing that is read can run code or leave the directory: shards hold plain png, jpg, webp and json members,
+which are read where they lie and never extracted. What is broken is recorded as a `Fault`, and no other
+sample is lost to it.
 """
 
 import io
@@ -39,10 +41,11 @@ T = TypeVar("T")
 class ShardDataset(Dataset[Sample | None]):
     """The samples of one split, in the order of the index. Safe to use in loader workers, forked or spawned.
 
-    size: side of the canvas that images are fitted into, pixels. A sample whose image or questions turn out to be broken is
-    None. `faults`: what was found broken, first in the shards and then in what was read since, in this process; faults of
-    samples are logged as well, once a key. log: gathers them from all processes, and stops the run where they are too many.
-    Raises UserError where the directory has no index, no such split, or too much that is broken.
+    size: side of the canvas that images are fitted into, pixels. A sample whose image or questions turn out
+    to be broken is None. `faults`: what was found broken, first in the shards and then in what was read
+    since, in this process; faults of samples are logged as well, once a key. log: gathers them from all
+    processes, and stops the run where they are too many. Raises UserError where the directory has no index,
+    no such split, or too much that is broken.
     """
 
     def __init__(self, directory: Path, split: str, size: int, log: FaultLog | None = None) -> None:
@@ -94,7 +97,10 @@ class ShardDataset(Dataset[Sample | None]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
         """Several at once, which costs a server one round of requests."""
-        return [self._decoded(i, self._sample, *content) for i, content in zip(indices, self.raw(indices), strict=True)]
+        return [
+            self._decoded(i, self._sample, *content)
+            for i, content in zip(indices, self.raw(indices), strict=True)
+        ]
 
     def __iter__(self) -> Iterator[Sample | None]:
         return (self[i] for i in range(len(self)))
@@ -113,7 +119,11 @@ class ShardDataset(Dataset[Sample | None]):
         """Of some samples, images unread; None where they are broken."""
         found: dict[int, tuple[Question, ...] | None] = {}
         for part, of_part in self._by_part(indices).items():
-            asked = [(self._name(i), start, start + length) for i in of_part for start, length in [self._spans[i, 2:].tolist()]]
+            asked = [
+                (self._name(i), start, start + length)
+                for i in of_part
+                for start, length in [self._spans[i, 2:].tolist()]
+            ]
             for i, content in zip(of_part, self._storages[part].ranges(asked), strict=True):
                 found[i] = self._decoded(i, self._questions, b"", content)
         return [found[i] for i in indices]
@@ -147,7 +157,11 @@ class ShardDataset(Dataset[Sample | None]):
             return Sample(self._keys[index], fit(opened, self._size), parsed)
 
     def _decoded(
-        self, index: int, decode: Callable[[int, bytes, bytes], T], image: bytes | Exception, questions: bytes | Exception
+        self,
+        index: int,
+        decode: Callable[[int, bytes, bytes], T],
+        image: bytes | Exception,
+        questions: bytes | Exception,
     ) -> T | None:
         """decode's result, or None and a fault."""
         try:
@@ -171,7 +185,8 @@ class ShardDataset(Dataset[Sample | None]):
             self._log.add(fault)
 
     def _record_found(self, faults: list[Fault], shard: Shard, found: int) -> None:
-        """Of one shard. What it should hold and does not, and no fault names by its key, is lost to the shard's own."""
+        """Of one shard. What it should hold and does not, and no fault names by its key, is lost to the
+        shard's own."""
         unnamed = max(0, shard.samples - found - sum(1 for fault in faults if fault.key))
         own = next((fault for fault in faults if not fault.key), None)
         if own is None and unnamed:
@@ -185,7 +200,9 @@ class ShardDataset(Dataset[Sample | None]):
             mine = [shard for shard in self._shards if shard.part == number]
             for start in range(0, len(mine), TOGETHER):
                 some = mine[start : start + TOGETHER]
-                for shard, content in zip(some, storage.files([list_name(shard.shard) for shard in some]), strict=True):
+                for shard, content in zip(
+                    some, storage.files([list_name(shard.shard) for shard in some]), strict=True
+                ):
                     yield _entries(storage, shard, content)
 
     def _name(self, index: int) -> str:
@@ -232,8 +249,8 @@ class Joined(Dataset[Sample | None]):
 
 
 class Filled(Dataset[Sample | None]):
-    """A dataset for training: a batch of which nothing can be read is the next sample that can be, so that no rank is left
-    with nothing to learn from. Raises UserError where nothing at all can be read."""
+    """A dataset for training: a batch of which nothing can be read is the next sample that can be, so that no
+    rank is left with nothing to learn from. Raises UserError where nothing at all can be read."""
 
     def __init__(self, data: Samples) -> None:
         self.data, self.parts, self.early = data, data.parts, getattr(data, "early", 0)
@@ -264,14 +281,18 @@ def _entries(storage: Storage, shard: Shard, content: bytes | Exception) -> tupl
             try:
                 entries = parse(content)
             except ValueError as error:
-                logger.warning("%s cannot be used, %s is read instead: %s", list_name(shard.shard), shard.shard, error)
+                logger.warning(
+                    "%s cannot be used, %s is read instead: %s", list_name(shard.shard), shard.shard, error
+                )
             else:
                 if isinstance(storage, LocalStorage):
                     return cut_off(entries, shard.shard, storage.local(shard.shard).stat().st_size)
                 return entries, []
         return scan(storage.local(shard.shard))
     except OSError as error:
-        return parse(b'{"keys": [], "spans": []}'), [Fault(shard.shard, "", f"{type(error).__name__}: {error}")]
+        return parse(b'{"keys": [], "spans": []}'), [
+            Fault(shard.shard, "", f"{type(error).__name__}: {error}")
+        ]
 
 
 def _ranges(name: str, span: list[int]) -> list[Range]:
@@ -283,7 +304,9 @@ def _ranges(name: str, span: list[int]) -> list[Range]:
     return [(name, image, image + image_length), (name, questions, questions + length)]
 
 
-def _split(found: Iterator[bytes | Exception], span: list[int]) -> tuple[bytes | Exception, bytes | Exception]:
+def _split(
+    found: Iterator[bytes | Exception], span: list[int]
+) -> tuple[bytes | Exception, bytes | Exception]:
     """The contents of `_ranges` -> the image's and the questions'."""
     image, image_length, questions, length = span
     start = min(image, questions)
@@ -292,7 +315,9 @@ def _split(found: Iterator[bytes | Exception], span: list[int]) -> tuple[bytes |
         return first, next(found)
     if isinstance(first, Exception):
         return first, first
-    return first[image - start : image - start + image_length], first[questions - start : questions - start + length]
+    return first[image - start : image - start + image_length], first[
+        questions - start : questions - start + length
+    ]
 
 
 def parse_questions(content: bytes) -> tuple[Question, ...]:
@@ -328,7 +353,11 @@ def _level(value: object) -> int | None:
 
 
 def _box(value: object) -> tuple[float, float, float, float]:
-    if not isinstance(value, list) or len(value) != 4 or not all(type(v) in (int, float) and 0 <= v <= 1 for v in value):
+    if (
+        not isinstance(value, list)
+        or len(value) != 4
+        or not all(type(v) in (int, float) and 0 <= v <= 1 for v in value)
+    ):
         raise ValueError(f"{value!r} is no box")
     x0, y0, x1, y1 = value
     return x0, y0, x1, y1

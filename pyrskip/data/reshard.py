@@ -1,4 +1,5 @@
-"""The shards of a data directory written again, more or fewer samples in each: one stream, on webdataset's own parts."""
+"""The shards of a data directory written again, more or fewer samples in each: one stream, on webdataset's
+own parts."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
@@ -13,17 +14,17 @@ from pyrskip.data.entries import IMAGES
 from pyrskip.data.faults import Fault
 from pyrskip.data.gather import read_there
 from pyrskip.data.reader import parse_questions
-from pyrskip.data.record import Record
 from pyrskip.data.shards import INDEX, Index, Shard, shard_name, write_index, write_shard, writing
 from pyrskip.data.storage import open_file
 from pyrskip.errors import UserError
+from pyrskip.record import Record
 
 
 def reshard(source: str, directory: Path, samples_per_shard: int) -> tuple[Index, list[Fault]]:
     """Write `directory` from the data directory or URL `source`, split by split, in the order that it has.
 
-    Returns the new index and what was broken and left out. Raises UserError where the source is no data directory, the
-    new one has an index already, or nothing can be written.
+    Returns the new index and what was broken and left out. Raises UserError where the source is no data
+    directory, the new one has an index already, or nothing can be written.
     """
     if samples_per_shard < 1:
         raise UserError(f"samples_per_shard={samples_per_shard} is too small; allowed: at least 1")
@@ -40,7 +41,9 @@ def reshard(source: str, directory: Path, samples_per_shard: int) -> tuple[Index
         splits[split] = []
         for first in records:
             name = shard_name(split, len(splits[split]))
-            splits[split].append(write_shard(directory / name, chain([first], islice(records, samples_per_shard - 1))))
+            splits[split].append(
+                write_shard(directory / name, chain([first], islice(records, samples_per_shard - 1)))
+            )
     return write_index(directory, index.source, splits), faults
 
 
@@ -51,7 +54,13 @@ def _records(urls: list[str], broken: Callable[[Fault], None]) -> Iterator[Recor
     current = ""
 
     def told(error: Exception) -> bool:
-        broken(Fault(current.rsplit("/", 1)[-1], "", f"{type(error).__name__}: {error.args[0] if error.args else ''}"))
+        broken(
+            Fault(
+                current.rsplit("/", 1)[-1],
+                "",
+                f"{type(error).__name__}: {error.args[0] if error.args else ''}",
+            )
+        )
         return True
 
     def opened() -> Iterator[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""In which order samples are seen: a pure function of the seed and the step, so that there is no state but the step.
+"""In which order samples are seen: a pure function of the seed and the step, so that there is no state but
+the step.
 
-Two orders. `samples`: one sequence for all ranks, which take turns; any rank may read any shard. `shards`: every rank and
-worker has shards of its own, a few at a time, so that each is read by one process alone.
+Two orders. `samples`: one sequence for all ranks, which take turns; any rank may read any shard. `shards`:
+every rank and worker has shards of its own, a few at a time, so that each is read by one process alone.
 """
 
 from collections.abc import Container, Iterator
@@ -25,8 +26,8 @@ MIX = 4
 
 @dataclass(frozen=True)
 class Parts:
-    """What samples there are. shards: samples in each shard of each part of a mixture, parts in the order of the dataset's
-    indices; weights: how often each part is drawn from, of any sum."""
+    """What samples there are. shards: samples in each shard of each part of a mixture, parts in the order of
+    the dataset's indices; weights: how often each part is drawn from, of any sum."""
 
     shards: tuple[tuple[int, ...], ...]
     weights: tuple[float, ...] = (1.0,)
@@ -68,8 +69,9 @@ _NONE_YET: tuple[int, int, NDArray[np.int64]] = (-1, 0, np.empty(0, dtype=np.int
 
 
 class Dealt:
-    """What one of `slots` readers sees: of each epoch's permutation of shards every slots-th from `slot` on, MIX shards at a
-    time, their samples shuffled together. All slots' epochs together hold every sample once."""
+    """What one of `slots` readers sees: of each epoch's permutation of shards every slots-th from `slot` on,
+    MIX shards at a time, their samples shuffled together. All slots' epochs together hold every sample
+    once."""
 
     def __init__(self, sizes: tuple[int, ...], slot: int, slots: int, seed: tuple[int, ...]) -> None:
         self._slot, self._slots, self._seed = slot, slots, seed
@@ -98,16 +100,21 @@ class Dealt:
         mine = random.permutation(self._shards)[self._slot :: self._slots]
         random = np.random.default_rng((first, epoch, *stream, self._slot))
         windows = [mine[i : i + MIX] for i in range(0, len(mine), MIX)]
-        return np.concatenate([random.permutation(np.concatenate([self._shard(s) for s in window])) for window in windows])
+        return np.concatenate(
+            [random.permutation(np.concatenate([self._shard(s) for s in window])) for window in windows]
+        )
 
     def _shard(self, shard: int) -> NDArray[np.int64]:
         return np.arange(self._starts[shard], self._ends[shard])
 
 
 class Mixed:
-    """Several sequences in turn: of every BLOCK elements each gives its share, at places drawn from (seed, block)."""
+    """Several sequences in turn: of every BLOCK elements each gives its share, at places drawn from (seed,
+    block)."""
 
-    def __init__(self, sequences: list[Sequence], starts: list[int], weights: tuple[float, ...], seed: int) -> None:
+    def __init__(
+        self, sequences: list[Sequence], starts: list[int], weights: tuple[float, ...], seed: int
+    ) -> None:
         self._sequences, self._starts, self._seed = sequences, starts, seed
         shares = np.asarray(weights) / sum(weights) * BLOCK
         self._counts = np.floor(shares).astype(int)
@@ -115,7 +122,9 @@ class Mixed:
         left = np.argsort(-(shares - self._counts), kind="stable")[: BLOCK - self._counts.sum()]
         self._counts[left] += 1
         if not self._counts.all():
-            raise UserError(f"data.shards.weights={list(weights)}: allowed: at least a thousandth of their sum each")
+            raise UserError(
+                f"data.shards.weights={list(weights)}: allowed: at least a thousandth of their sum each"
+            )
 
     def slice(self, low: int, high: int) -> NDArray[np.int64]:
         pieces = []
@@ -137,14 +146,14 @@ class Mixed:
 class StepSampler(Sampler[list[int]]):
     """Batches of the steps `start` to `steps` of a training run, for one rank.
 
-    order=samples: the samples of a run are one endless sequence. Step k takes its k-th slice of batch * world samples, of
-    which rank r takes the r-th `batch`. order=shards: step k takes the next `batch` samples of the sequence that belongs to
-    the rank and its k-th worker in turn. A batch may span two epochs.
+    order=samples: the samples of a run are one endless sequence. Step k takes its k-th slice of batch * world
+    samples, of which rank r takes the r-th `batch`. order=shards: step k takes the next `batch` samples of
+    the sequence that belongs to the rank and its k-th worker in turn. A batch may span two epochs.
 
-    early: (steps, samples): the first so many steps draw from so many samples, which come before all others in the dataset.
-    data: the other samples of the dataset, or their parts. batch: samples a rank and step. seed: at least 0. origin: a step,
-    and the sample of the one sequence that it begins at (order=samples alone). Raises UserError where one is too small, or
-    where there are too few shards.
+    early: (steps, samples): the first so many steps draw from so many samples, which come before all others
+    in the dataset. data: the other samples of the dataset, or their parts. batch: samples a rank and step.
+    seed: at least 0. origin: a step, and the sample of the one sequence that it begins at (order=samples
+    alone). Raises UserError where one is too small, or where there are too few shards.
     """
 
     def __init__(
@@ -184,7 +193,11 @@ class StepSampler(Sampler[list[int]]):
                 yield self._early.slice(low, low + self._batch).tolist()
                 continue
             turn, worker = divmod(step, len(self._sequences))
-            low = turn * self._batch if self._order == "shards" else self.sample(step) + self._rank * self._batch
+            low = (
+                turn * self._batch
+                if self._order == "shards"
+                else self.sample(step) + self._rank * self._batch
+            )
             yield (self._sequences[worker].slice(low, low + self._batch) + self._early_samples).tolist()
 
     def __len__(self) -> int:
@@ -204,13 +217,19 @@ class StepSampler(Sampler[list[int]]):
 class ChunkSampler(Sampler[list[int]]):
     """All n samples once, in order, in batches that no chunk of `chunk` samples shares with the next.
 
-    chunks: (start, stop) of every chunk, the same whatever the number of ranks. Rank r takes every world-th chunk from the
-    r-th on, but for those that are `done`. ends: number of the batch with which a chunk ends -> that chunk.
-    Raises UserError where n, batch or chunk is less than 1.
+    chunks: (start, stop) of every chunk, the same whatever the number of ranks. Rank r takes every world-th
+    chunk from the r-th on, but for those that are `done`. ends: number of the batch with which a chunk ends
+    -> that chunk. Raises UserError where n, batch or chunk is less than 1.
     """
 
     def __init__(
-        self, n: int, batch: int, chunk: int, done: Container[tuple[int, int]] = (), rank: int = 0, world: int = 1
+        self,
+        n: int,
+        batch: int,
+        chunk: int,
+        done: Container[tuple[int, int]] = (),
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         _check(n, batch, rank, world)
         if chunk < 1:
@@ -220,7 +239,9 @@ class ChunkSampler(Sampler[list[int]]):
         self._batches: list[list[int]] = []
         for start, stop in self.chunks[rank::world]:
             if (start, stop) not in done:
-                self._batches += [list(range(low, min(low + batch, stop))) for low in range(start, stop, batch)]
+                self._batches += [
+                    list(range(low, min(low + batch, stop))) for low in range(start, stop, batch)
+                ]
                 self.ends[len(self._batches) - 1] = (start, stop)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -237,7 +258,8 @@ def check_shards(parts: Parts, world: int, workers: int, directory: str = "<data
         if sum(size > 0 for size in shards) < slots:
             fit = max(1, sum(shards) // (slots * MIX))
             raise UserError(
-                f"loader.order=shards gives each of {world} ranks x {workers} workers shards of its own, and there are "
+                f"loader.order=shards gives each of {world} ranks x {workers} workers shards of its own, "
+                "and there are "
                 f"{len(shards)}; allowed: loader.order=samples, fewer workers, or more shards: "
                 f"pyrskip data reshard {directory} <new directory> samples_per_shard={fit}"
             )
@@ -254,7 +276,10 @@ def _sequence(parts: Parts, seed: int, slot: int = 0, slots: int = 0) -> Sequenc
         return sequences[0]
     starts = np.cumsum([0, *map(sum, parts.shards)]).tolist()
     if not all(map(sum, parts.shards)):
-        raise UserError("a part of the mixture holds no sample of this split that can be read; allowed: at least 1 in each")
+        raise UserError(
+            "a part of the mixture holds no sample of this split that can be read; allowed: at least 1 in "
+            "each"
+        )
     return Mixed(sequences, starts[:-1], parts.weights, seed)
 
 

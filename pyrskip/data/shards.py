@@ -1,9 +1,9 @@
 """Data as tar shards: written once from a source, divided into splits by image, and listed in an index.
 
-A shard is a plain webdataset tar: `<key>.png`, `.jpg` or `.webp` holds an image file's own bytes and `<key>.json` its
-questions, {"questions": [{"text": ..., "answers": [...], "type": ...}]}, with "level" and "boxes" where the source knows
-them, and "metric" where it is not exact. Beside each shard a list says where its samples lie (`pyrskip.data.entries`).
-`index.json`, written last, lists the shards of each split.
+A shard is a plain webdataset tar: `<key>.png`, `.jpg` or `.webp` holds an image file's own bytes and
+`<key>.json` its questions, {"questions": [{"text": ..., "answers": [...], "type": ...}]}, with "level" and
+"boxes" where the source knows them, and "metric" where it is not exact. Beside each shard a list says where
+its samples lie (`pyrskip.data.entries`). `index.json`, written last, lists the shards of each split.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from webdataset import TarWriter
 
 from pyrskip.data.convert.config import FORMATS, FilesConfig
 from pyrskip.data.entries import list_name, scan, to_json
-from pyrskip.data.record import Record
-from pyrskip.data.scenes.config import SceneConfig
 from pyrskip.data.sources import SOURCES, ListedSource, Source
 from pyrskip.data.storage import is_url
 from pyrskip.errors import UserError, choose
+from pyrskip.record import Record
 from pyrskip.sample import Question
+from pyrskip.scenes.config import SceneConfig
 
 WRITTEN = "shards"
 """The value of data.source for data directories that are there already."""
@@ -39,13 +39,15 @@ INDEX = "index.json"
 
 @dataclass(frozen=True)
 class ShardsConfig:
-    """paths: data directories, local or URLs. weights: how often training draws from each; [] for as often as it has images."""
+    """paths: data directories, local or URLs. weights: how often training draws from each; [] for as often as
+    it has images."""
 
     paths: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
 
     def check(self) -> None:
-        """Raises UserError where a value is not allowed: called where the source is shards, as other sources ignore it all."""
+        """Raises UserError where a value is not allowed: called where the source is shards, as other sources
+        ignore it all."""
         if not self.paths:
             raise UserError("data.shards.paths=[]: allowed: one or more data directories, or their URLs")
         if self.weights and (len(self.weights) != len(self.paths) or min(self.weights) <= 0):
@@ -59,12 +61,12 @@ class ShardsConfig:
 class DataConfig:
     """Which data to prepare, and how to divide it. The source's own test split is never divided.
 
-    gate_fraction, val_fraction: shares of the source's training images that train gates, and that choose between them;
-    flex trains on what is left. seed: of the division. limit: at most so many images of each split, for quick runs.
-    cache: null, or where the frozen encoder's maps are kept: 'run' is this run's own (or its lender's) cache stage, else the
-    directory of a cache.
-    max_bad_fraction: of what a source or a split holds, may be broken. scenes, files, shards: read where the source is
-    scenes, one that reads files, or shards that are written already.
+    gate_fraction, val_fraction: shares of the source's training images that train gates, and that choose
+    between them; flex trains on what is left. seed: of the division. limit: at most so many images of each
+    split, for quick runs. cache: null, or where the frozen encoder's maps are kept: 'run' is this run's own
+    (or its lender's) cache stage, else the directory of a cache. max_bad_fraction: of what a source or a
+    split holds, may be broken. scenes, files, shards: read where the source is scenes, one that reads files,
+    or shards that are written already.
     """
 
     source: str = "easy_vqa"
@@ -86,16 +88,23 @@ class DataConfig:
             raise UserError(f"data.max_bad_fraction={self.max_bad_fraction}: allowed: at least 0 and below 1")
         for name in ("gate_fraction", "val_fraction"):
             if not 0.0 < getattr(self, name) < 1.0:
-                raise UserError(f"data.{name}={getattr(self, name)} is no share of the images; allowed: 0 < {name} < 1")
+                raise UserError(
+                    f"data.{name}={getattr(self, name)} is no share of the images; allowed: 0 < {name} < 1"
+                )
         if self.gate_fraction + self.val_fraction >= 1.0:
             raise UserError(
-                f"data.gate_fraction={self.gate_fraction} and data.val_fraction={self.val_fraction} leave no image for "
+                f"data.gate_fraction={self.gate_fraction} and data.val_fraction={self.val_fraction} leave "
+                "no image for "
                 "flex; allowed: a sum below 1"
             )
         if self.limit is not None and self.limit < 1:
-            raise UserError(f"data.limit={self.limit} is too small; allowed: null, or at least 1 image per split")
+            raise UserError(
+                f"data.limit={self.limit} is too small; allowed: null, or at least 1 image per split"
+            )
         if self.samples_per_shard < 1:
-            raise UserError(f"data.samples_per_shard={self.samples_per_shard} is too small; allowed: at least 1")
+            raise UserError(
+                f"data.samples_per_shard={self.samples_per_shard} is too small; allowed: at least 1"
+            )
         if self.source == "scenes":
             self.scenes.check()
         if self.source in FORMATS:
@@ -103,12 +112,15 @@ class DataConfig:
         if self.source == WRITTEN:
             self.shards.check()
             if self.limit is not None:
-                raise UserError(f"data.limit={self.limit} cannot cut shards that are written already; allowed: null")
+                raise UserError(
+                    f"data.limit={self.limit} cannot cut shards that are written already; allowed: null"
+                )
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One line of the index. shard: file name; samples: images; questions: of all of them; bytes: size of the file.
+    """One line of the index. shard: file name; samples: images; questions: of all of them; bytes: size of the
+    file.
 
     part: which of the index's parts it lies in.
     """
@@ -123,8 +135,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class Part:
-    """Where some of the shards lie. root: a directory or URL, '' for the index's own directory; weight: how often training
-    draws from it, against the other parts'."""
+    """Where some of the shards lie. root: a directory or URL, '' for the index's own directory; weight: how
+    often training draws from it, against the other parts'."""
 
     root: str = ""
     weight: float = 1.0
@@ -141,10 +153,12 @@ class Index:
 
 
 def prepare(config: DataConfig, directory: Path) -> Index:
-    """Write the source's images and questions as shards, then their index. The same config gives the same bytes.
+    """Write the source's images and questions as shards, then their index. The same config gives the same
+    bytes.
 
-    Files are written whole or not at all, and the index last, so a directory with an index is complete. Raises UserError
-    where the source cannot be used or a file cannot be written (a full disk, say); what was being written is removed.
+    Files are written whole or not at all, and the index last, so a directory with an index is complete.
+    Raises UserError where the source cannot be used or a file cannot be written (a full disk, say); what was
+    being written is removed.
     """
     source = _open(config)
     split_of = _divide(source.keys("train"), source.keys("test"), config)
@@ -167,7 +181,10 @@ def prepare(config: DataConfig, directory: Path) -> Index:
                     split = split_of[record.key]
                     if split == "train":
                         record = replace(record, questions=record.questions + record.further)
-                    for into, one in ((split, record), *(("close", part) for part in record.closeups if split == "train")):
+                    for into, one in (
+                        (split, record),
+                        *(("close", part) for part in record.closeups if split == "train"),
+                    ):
                         waiting[into].append(one)
                         if len(waiting[into]) == config.samples_per_shard:
                             write(into)
@@ -207,10 +224,13 @@ def counted(splits: Mapping[str, Iterable[Shard]]) -> Iterator[str]:
 
 
 def parse_index(directory: Path) -> Index:
-    """The index as it was written, its shards unseen. Raises UserError where there is none that can be read."""
+    """The index as it was written, its shards unseen. Raises UserError where there is none that can be
+    read."""
     path = directory / INDEX
     if not path.is_file():
-        raise UserError(f"{directory} holds no {INDEX}, so it is no data directory, or was not written to the end")
+        raise UserError(
+            f"{directory} holds no {INDEX}, so it is no data directory, or was not written to the end"
+        )
     return index_from(path.read_bytes(), directory)
 
 
@@ -221,22 +241,33 @@ def index_from(content: bytes, directory: Path) -> Index:
         plain = json.loads(content)
         if plain["format"] != 1:
             raise UserError(f"{path} has format {plain['format']}; this version reads format 1")
-        splits = {split: tuple(Shard(**shard) for shard in plain["splits"].get(split, ())) for split in SPLITS}
+        splits = {
+            split: tuple(Shard(**shard) for shard in plain["splits"].get(split, ())) for split in SPLITS
+        }
         parts = tuple(Part(**part) for part in plain.get("parts", [{}]))
         index = Index(directory, plain["source"], splits, parts)
         _check_types(index)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} cannot be read as an index of shards ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"{path} cannot be read as an index of shards ({type(error).__name__}: {error})"
+        ) from error
     for shard in chain(*splits.values()):
-        if not isinstance(shard.shard, str) or shard.shard != os.path.basename(shard.shard) or shard.shard in ("", ".."):
-            raise UserError(f"{path} names the shard {shard.shard!r}; allowed: file names in the same directory")
+        if (
+            not isinstance(shard.shard, str)
+            or shard.shard != os.path.basename(shard.shard)
+            or shard.shard in ("", "..")
+        ):
+            raise UserError(
+                f"{path} names the shard {shard.shard!r}; allowed: file names in the same directory"
+            )
     return index
 
 
 def read_index(directory: Path) -> Index:
-    """The index of a data directory whose shards on disks are all there. Raises UserError naming the one that is not."""
+    """The index of a data directory whose shards on disks are all there. Raises UserError naming the one that
+    is not."""
     index = parse_index(directory)
     for shard in chain(*index.splits.values()):
         root = index.parts[shard.part].root
@@ -266,13 +297,21 @@ def _open(config: DataConfig) -> Source:
 
 
 def _divide(train: list[str], test: list[str], config: DataConfig) -> dict[str, str]:
-    """Key -> split, for the keys that are kept: a function of the set of keys and of the seed, not of their order."""
+    """Key -> split, for the keys that are kept: a function of the set of keys and of the seed, not of their
+    order."""
     twice = [key for key, count in Counter([*train, *test]).items() if count > 1]
     if twice:
-        raise UserError(f"data.source={config.source} holds the image {twice[0]!r} twice, so splits would overlap")
+        raise UserError(
+            f"data.source={config.source} holds the image {twice[0]!r} twice, so splits would overlap"
+        )
     train, test = _shuffled(train, config.seed), _shuffled(test, config.seed)
     gate, val = round(config.gate_fraction * len(train)), round(config.val_fraction * len(train))
-    splits = {"gate": train[:gate], "val": train[gate : gate + val], "train": train[gate + val :], "test": test}
+    splits = {
+        "gate": train[:gate],
+        "val": train[gate : gate + val],
+        "train": train[gate + val :],
+        "test": test,
+    }
     return {key: split for split, members in splits.items() for key in members[: config.limit]}
 
 
@@ -285,7 +324,8 @@ def shard_name(split: str, number: int) -> str:
 
 
 def write_shard(path: Path, records: Iterable[Record]) -> Shard:
-    """Write a shard and the list of its entries, one record in memory at a time. The same records give the same bytes."""
+    """Write a shard and the list of its entries, one record in memory at a time. The same records give the
+    same bytes."""
     samples = questions = 0
     # owner, mode and time are fixed
     with (

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pyrskip.data.record import Record
-from pyrskip.data.scenes import SceneSource
 from pyrskip.errors import UserError
+from pyrskip.record import Record
 from pyrskip.sample import Question
+from pyrskip.scenes import SceneSource
 
 
 class Source(Protocol):
@@ -37,7 +37,8 @@ class ListedSource:
 
 
 def easy_vqa(split: str) -> Iterator[Record]:
-    """easy-VQA: one coloured shape on each 64 x 64 image, 4000 for training and 1000 for testing, about 10 questions each.
+    """easy-VQA: one coloured shape on each 64 x 64 image, 4000 for training and 1000 for testing, about 10
+    questions each.
 
     split: 'train' or 'test'. Raises UserError where the package is not installed.
     """
@@ -58,9 +59,12 @@ def easy_vqa(split: str) -> Iterator[Record]:
         yield Record(f"{split}-{image:06d}", Path(path).read_bytes(), "png", tuple(questions[image]))
 
 
-SOURCES: dict[str, Callable[[str], Iterator[Record]] | type[SceneSource]] = {"easy_vqa": easy_vqa, "scenes": SceneSource}
-"""Name -> function of the source's own split, 'train' or 'test', that yields its records, always in the same order; or the
-class of a source that is configured in data.<name>."""
+SOURCES: dict[str, Callable[[str], Iterator[Record]] | type[SceneSource]] = {
+    "easy_vqa": easy_vqa,
+    "scenes": SceneSource,
+}
+"""Name -> function of the source's own split, 'train' or 'test', that yields its records, always in the same
+order; or the class of a source that is configured in data.<name>."""
 
 
 def _easy_vqa_type(text: str) -> str:

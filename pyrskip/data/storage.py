@@ -1,4 +1,5 @@
-"""Where files are: a directory on a disk, or one at a URL, which is read in byte ranges where its server knows them.
+"""Where files are: a directory on a disk, or one at a URL, which is read in byte ranges where its server
+knows them.
 
 A server that does not is asked for whole files, which are kept below `cache_directory()`.
 """
@@ -76,7 +77,8 @@ class LocalStorage:
 
 
 class RemoteStorage:
-    """A directory at a URL. What fails is tried again before it counts as failed; all ranges of a call are read at once."""
+    """A directory at a URL. What fails is tried again before it counts as failed; all ranges of a call are
+    read at once."""
 
     def __init__(self, url: str) -> None:
         check_url(url)
@@ -92,14 +94,19 @@ class RemoteStorage:
             missing = {name: _caught(partial(self.local, name)) for name in {name for name, _, _ in asked}}
             found = self._cache.ranges(asked)
             failed = [missing[name] for name, _, _ in asked]
-            return [why if isinstance(why, Exception) else content for why, content in zip(failed, found, strict=True)]
+            return [
+                why if isinstance(why, Exception) else content
+                for why, content in zip(failed, found, strict=True)
+            ]
 
         def read(left: list[int]) -> list[bytes | Exception]:
             names, starts, stops = zip(*(asked[i] for i in left), strict=True)
             urls = [self._join(name) for name in names]
             contents = filesystem(self._url).cat_ranges(urls, list(starts), list(stops), on_error="return")
             return [
-                content if isinstance(content, Exception) else _caught(partial(_checked, content, stop - start))
+                content
+                if isinstance(content, Exception)
+                else _caught(partial(_checked, content, stop - start))
                 for content, start, stop in zip(contents, starts, stops, strict=True)
             ]
 
@@ -130,7 +137,11 @@ class RemoteStorage:
             (fetched,) = _again(fetch, 1)
             if isinstance(fetched, Exception):
                 part.unlink(missing_ok=True)
-                raise fetched if isinstance(fetched, OSError) else OSError(f"{type(fetched).__name__}: {fetched}")
+                raise (
+                    fetched
+                    if isinstance(fetched, OSError)
+                    else OSError(f"{type(fetched).__name__}: {fetched}")
+                )
             os.replace(part, path)
         return path
 
@@ -143,9 +154,12 @@ class RemoteStorage:
         return part
 
     def _knows_ranges(self, asked: Sequence[Range]) -> bool | None:
-        """Told by the length of an answer: a server that knows no ranges sends the whole file. None where none answers."""
+        """Told by the length of an answer: a server that knows no ranges sends the whole file. None where
+        none answers."""
         for name, start in {name: start for name, start, _ in asked}.items():
-            content = _caught(partial(filesystem(self._url).cat_file, self._join(name), start=start, end=start + 1))
+            content = _caught(
+                partial(filesystem(self._url).cat_file, self._join(name), start=start, end=start + 1)
+            )
             if not isinstance(content, Exception):
                 return len(content) <= 1
         return None
@@ -167,7 +181,9 @@ def check_url(url: str) -> None:
     """Raises UserError unless it is one of SCHEMES: no pipes, no chains of file systems."""
     scheme = url.split("://")[0]
     if "://" not in url or "::" in url or scheme not in SCHEMES:
-        raise UserError(f"{url!r} may not be opened; allowed: paths, and URLs that begin with {', '.join(SCHEMES)}")
+        raise UserError(
+            f"{url!r} may not be opened; allowed: paths, and URLs that begin with {', '.join(SCHEMES)}"
+        )
 
 
 def open_file(place: str) -> BinaryIO:
@@ -179,7 +195,8 @@ def open_file(place: str) -> BinaryIO:
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that a path or URL with *, ? or {a,b} means, in order. Raises UserError where there is none."""
+    """The files that a path or URL with *, ? or {a,b} means, in order. Raises UserError where there is
+    none."""
     import glob
 
     from braceexpand import braceexpand
@@ -195,18 +212,23 @@ def expand(pattern: str) -> list[str]:
         else:
             found += sorted(glob.glob(one))
     if not found:
-        raise UserError(f"{pattern!r} is no file that is there; allowed: a path or URL, which may have *, ? and {{a,b}}")
+        raise UserError(
+            f"{pattern!r} is no file that is there; allowed: a path or URL, which may have *, ? and {{a,b}}"
+        )
     return found
 
 
 def cache_directory() -> Path:
     """PYRSKIP_CACHE, or pyrskip below the user's cache directory."""
     given = os.environ.get("PYRSKIP_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyrskip"
+    return (
+        Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyrskip"
+    )
 
 
 def filesystem(url: str) -> Any:
-    """fsspec's, which it keeps one of for each process. Raises UserError where a package for the scheme is missing."""
+    """fsspec's, which it keeps one of for each process. Raises UserError where a package for the scheme is
+    missing."""
     import fsspec
 
     scheme = url.split("://")[0]
@@ -215,7 +237,9 @@ def filesystem(url: str) -> Any:
         if scheme in ("http", "https"):
             import aiohttp
 
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
+            timeout = aiohttp.ClientTimeout(
+                total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS
+            )
             options = {"client_kwargs": {"timeout": timeout}}
         return fsspec.filesystem(scheme, **options)
     except ImportError as error:
@@ -223,7 +247,8 @@ def filesystem(url: str) -> Any:
 
 
 def _again(read: Callable[[list[int]], list[T | Exception]], count: int) -> list[T | Exception]:
-    """read(of what is left) until nothing has failed, TRIES times at most. What is not there is not asked for again."""
+    """read(of what is left) until nothing has failed, TRIES times at most. What is not there is not asked for
+    again."""
     results: list[T | Exception] = [OSError("was not read")] * count
     left = list(range(count))
     for attempt in range(TRIES):
@@ -237,7 +262,11 @@ def _again(read: Callable[[list[int]], list[T | Exception]], count: int) -> list
             found = [error] * len(left)
         for i, result in zip(left, found, strict=True):
             results[i] = result
-        left = [i for i in left if isinstance(results[i], Exception) and not isinstance(results[i], FileNotFoundError)]
+        left = [
+            i
+            for i in left
+            if isinstance(results[i], Exception) and not isinstance(results[i], FileNotFoundError)
+        ]
         if not left:
             break
     return results

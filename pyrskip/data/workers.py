@@ -9,8 +9,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def deaf(worker: int) -> None:
-    """DataLoader's worker_init_fn. Schedulers signal every process of a job: a worker that ended by it would end the training
-    before that has saved. SIGTERM is heeded from its parent, which waits for it."""
+    """DataLoader's worker_init_fn. Schedulers signal every process of a job: a worker that ended by it would
+    end the training before that has saved. SIGTERM is heeded from its parent, which waits for it."""
     for signum in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -1,7 +1,8 @@
-"""Does more cost ever hurt? Whether a fixed selection, or a gate at a price, answers more than the full pyramid.
+"""Does more cost ever hurt? Whether a fixed selection, or a gate at a price, answers more than the full
+pyramid.
 
-Axes: N test questions. Runs are of several flex seeds on the same questions: a gain is the mean over runs, and over a run's
-gate seeds. Images are resampled; the runs are those that there are.
+Axes: N test questions. Runs are of several flex seeds on the same questions: a gain is the mean over runs,
+and over a run's gate seeds. Images are resampled; the runs are those that there are.
 """
 
 from collections.abc import Sequence
@@ -24,10 +25,11 @@ GATES = ("gate", "gate:joint", "gate:query_only", "gate:glance_only")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fixed selection, or a gate at a price. gain: of accuracy over the full pyramid's, its interval, and that of each run.
+    """A fixed selection, or a gate at a price. gain: of accuracy over the full pyramid's, its interval, and
+    that of each run.
 
-    p: one-sided, that the gain is at most 0, by paired bootstrap over images; p_holm: corrected for all candidates
-    (Holm 1979). significant: p_holm below .05, and above full in every run.
+    p: one-sided, that the gain is at most 0, by paired bootstrap over images; p_holm: corrected for all
+    candidates (Holm 1979). significant: p_holm below .05, and above full in every run.
     """
 
     method: str
@@ -56,7 +58,10 @@ def above_full(runs: Sequence[Scored]) -> list[Candidate]:
         gain = torch.stack(of_runs).mean(0)
         found.append((name, sum(costs) / len(costs), gain, [float(of_run.mean()) for of_run in of_runs]))
     if not found:
-        raise UserError("no fixed selection or gate is in every run; allowed: runs with one action set and the same prices")
+        raise UserError(
+            "no fixed selection or gate is in every run; allowed: runs with one action set and the same "
+            "prices"
+        )
     p = [bootstrap.chance_of_none(gain) for *_, gain, _ in found]
     return sorted(
         (
@@ -91,7 +96,9 @@ def print_above(candidates: Sequence[Candidate], shown: int = 12) -> None:
     runs = len(candidates[0].gain_of_runs)
     table = Table(
         title=f"Above the full pyramid? {len(candidates)} candidates, {runs} runs, test split",
-        caption="gain: accuracy over the full pyramid's, in points; p: one-sided, paired bootstrap over images",
+        caption=(
+            "gain: accuracy over the full pyramid's, in points; p: one-sided, paired bootstrap over images"
+        ),
     )
     table.add_column("method", no_wrap=True)
     for name in ("price", "x full", "gain", "95 % CI", "runs above", "p", "p, Holm"):
@@ -110,7 +117,10 @@ def print_above(candidates: Sequence[Candidate], shown: int = 12) -> None:
         )
     Console(width=100).print(table)
     told = sum(c.significant for c in candidates)
-    print(f"{told or 'none'} of {len(candidates)} significantly above full (p, Holm below {LEVEL:g}, and above in every run)")
+    print(
+        f"{told or 'none'} of {len(candidates)} significantly above full (p, Holm below {LEVEL:g}, and "
+        "above in every run)"
+    )
 
 
 def _tested(method: str) -> bool:

@@ -1,7 +1,8 @@
-"""Paired bootstrap over images: questions on one image stand or fall together, so images are resampled, not questions.
+"""Paired bootstrap over images: questions on one image stand or fall together, so images are resampled, not
+questions.
 
-Axes: N questions, M images, R resamples. Intervals are percentile intervals of 95 %. The same resamples serve every
-call, so differences and ratios of two methods are paired.
+Axes: N questions, M images, R resamples. Intervals are percentile intervals of 95 %. The same resamples serve
+every call, so differences and ratios of two methods are paired.
 """
 
 import torch
@@ -13,7 +14,8 @@ Interval = tuple[float, float]
 
 
 class Bootstrap:
-    """image_of [N] int64: the image of each question; resamples: R; the same seed draws the same resamples."""
+    """image_of [N] int64: the image of each question; resamples: R; the same seed draws the same
+    resamples."""
 
     def __init__(self, image_of: Tensor, resamples: int = 1000, seed: int = 0) -> None:
         images, self.image_of = torch.unique(image_of, return_inverse=True)
@@ -37,7 +39,8 @@ class Bootstrap:
         return self.interval(a.double() - b.double())
 
     def chance_of_none(self, values: Tensor) -> float:
-        """One-sided p-value of the mean of values [N] being at most 0: how often it would come out as large if it were 0."""
+        """One-sided p-value of the mean of values [N] being at most 0: how often it would come out as large
+        if it were 0."""
         mean = values.double().mean()
         noise = self._sums(values) / self._count - mean
         # rounding must not make a difference of nothing look like one

@@ -1,7 +1,7 @@
 """Rules side by side: what a comparison's gates come to, as a list, a table and a figure.
 
-Costs are relative FLOPs, gates' own included. Intervals are over gates, of every flex seed and gate seed, and over images
-(bootstrap).
+Costs are relative FLOPs, gates' own included. Intervals are over gates, of every flex seed and gate seed, and
+over images (bootstrap).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,24 @@ from rich.table import Table
 
 from pyrskip.evaluation.bootstrap import Interval
 
-DASHES: dict[str, Any] = {"categorical": "--", "rungs": "-.", "autoregressive": ":", "sequential": (0, (3, 1, 1, 1))}
+DASHES: dict[str, Any] = {
+    "categorical": "--",
+    "rungs": "-.",
+    "autoregressive": ":",
+    "sequential": (0, (3, 1, 1, 1)),
+}
 
 
 @dataclass(frozen=True)
 class Entry:
     """A trained gate at a price, on the test split.
 
-    seed: the gate's; flex_seed: of the model that it decides for. retention: accuracy over the full pyramid's, 0 where that is
-    0. regret: what `oracle:type` is worth more at this price, in score. seconds: of training until 95 % of the rise in reward
-    was reached for good. random: accuracy of the gate's own decisions dealt out to other questions, at the same cost; hull: of
+    seed: the gate's; flex_seed: of the model that it decides for. retention: accuracy over the full
+    pyramid's, 0 where that is
+    0. regret: what `oracle:type` is worth more at this price, in score. seconds: of training until 95 % of
+    the rise in reward
+    was reached for good. random: accuracy of the gate's own decisions dealt out to other questions, at the
+    same cost; hull: of
     the mix of two fixed selections at the same cost, None below the cheapest.
     """
 
@@ -67,8 +75,9 @@ def by_pair(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
 
 
 def standing(entries: Sequence[Entry], low: float = 0.2, high: float = 0.45) -> dict[str, Any]:
-    """A pair's figures over the prices at which it costs low to high: the mean over its gates, and in `deviation` the standard
-    deviation between them, 0 of one. NaN where it never costs that. Gains and regret are in score.
+    """A pair's figures over the prices at which it costs low to high: the mean over its gates, and in
+    `deviation` the standard deviation between them, 0 of one. NaN where it never costs that. Gains and regret
+    are in score.
     """
     within = [e for e in entries if low <= e.relative_flops <= high]
     gates = [[e for e in within if e.gate == gate] for gate in sorted({e.gate for e in within})]
@@ -90,9 +99,11 @@ def standing(entries: Sequence[Entry], low: float = 0.2, high: float = 0.45) -> 
 
 
 def curve(entries: Sequence[Entry], steps: int = 40) -> list[tuple[float, float, float, float]]:
-    """(cost, mean, least, greatest retention over gates) along the costs that every gate reaches, linear between its prices."""
+    """(cost, mean, least, greatest retention over gates) along the costs that every gate reaches, linear
+    between its prices."""
     gates = [
-        sorted({e.relative_flops: e.retention for e in entries if e.gate == gate}.items()) for gate in {e.gate for e in entries}
+        sorted({e.relative_flops: e.retention for e in entries if e.gate == gate}.items())
+        for gate in {e.gate for e in entries}
     ]
     low, high = max(points[0][0] for points in gates), min(points[-1][0] for points in gates)
     if high <= low:
@@ -103,7 +114,8 @@ def curve(entries: Sequence[Entry], steps: int = 40) -> list[tuple[float, float,
 
 
 def plot_comparison(entries: Sequence[Entry], marks: Sequence[Mark], path: Path) -> None:
-    """Retention against cost: a line a pair with the range of its gates; behind them the hull and oracle of each flex seed."""
+    """Retention against cost: a line a pair with the range of its gates; behind them the hull and oracle of
+    each flex seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -121,7 +133,14 @@ def plot_comparison(entries: Sequence[Entry], marks: Sequence[Mark], path: Path)
         if not line:
             continue
         cost, mean, least, most = zip(*line, strict=True)
-        axes.plot(cost, mean, linestyle=DASHES.get(policy, "-"), color=colours[rule], label=f"{rule}, {policy}", linewidth=1.3)
+        axes.plot(
+            cost,
+            mean,
+            linestyle=DASHES.get(policy, "-"),
+            color=colours[rule],
+            label=f"{rule}, {policy}",
+            linewidth=1.3,
+        )
         axes.fill_between(cost, least, most, color=colours[rule], alpha=0.08, linewidth=0)
     axes.set_xlabel("cost, FLOPs over the full pyramid's (gate included)")
     axes.set_ylabel("accuracy over the full pyramid's")
@@ -133,15 +152,28 @@ def print_comparison(entries: Sequence[Entry]) -> None:
     """A line a pair, best first, over the prices at which it costs 0.2 to 0.45."""
     flex, seeds = len({e.flex_seed for e in entries}), len({e.seed for e in entries})
     title = (
-        f"rules at a cost of 0.2 to 0.45, mean over prices and gates; ± deviation between gates ({flex} flex x {seeds} seeds)"
+        f"rules at a cost of 0.2 to 0.45, mean over prices and gates; ± deviation between gates ({flex} "
+        f"flex x {seeds} seeds)"
     )
     table = Table(title=title, title_justify="left")
-    for name in ("rule", "policy", "cost", "retention", "over random", "over hull", "regret", "seconds to 95 %", "points"):
+    for name in (
+        "rule",
+        "policy",
+        "cost",
+        "retention",
+        "over random",
+        "over hull",
+        "regret",
+        "seconds to 95 %",
+        "points",
+    ):
         table.add_column(name, justify="left" if name in ("rule", "policy") else "right")
     rows = [(pair, standing(of_pair)) for pair, of_pair in by_pair(entries).items()]
     for (rule, policy), s in sorted(rows, key=lambda row: -_low(row[1]["gain_over_random"])):
         figures = [f"{s[k]:.3f}" for k in ("relative_flops", "retention")]
-        figures += [f"{s[k]:.3f} ±{s['deviation'][k]:.3f}" for k in ("gain_over_random", "gain_over_hull", "regret")]
+        figures += [
+            f"{s[k]:.3f} ±{s['deviation'][k]:.3f}" for k in ("gain_over_random", "gain_over_hull", "regret")
+        ]
         table.add_row(rule, policy, *figures, f"{s['seconds']:.1f}", str(s["points"]))
     Console(width=140).print(table)
 

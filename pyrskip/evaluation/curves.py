@@ -10,7 +10,8 @@ from pyrskip.evaluation.styles import ORDER
 
 @dataclass(frozen=True)
 class Curve:
-    """Means over seeds along a method's prices: x relative FLOPs, y accuracy, low and high its interval, in percent."""
+    """Means over seeds along a method's prices: x relative FLOPs, y accuracy, low and high its interval, in
+    percent."""
 
     x: list[float]
     y: list[float]

@@ -1,7 +1,9 @@
-"""Methods and runs at equal cost: what each answers right for the same FLOPs, and by how much more than the first.
+"""Methods and runs at equal cost: what each answers right for the same FLOPs, and by how much more than the
+first.
 
-Axes: N test questions. A method that has no point at a cost plays the mix of its two points around it, which costs just that
-on average; above its dearest point it plays that one. Seeds are averaged question by question.
+Axes: N test questions. A method that has no point at a cost plays the mix of its two points around it, which
+costs just that on average; above its dearest point it plays that one. Seeds are averaged question by
+question.
 """
 
 from bisect import bisect_left
@@ -23,8 +25,9 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Equal:
-    """A method of a run at a relative cost (1 = the first run's mean full pyramid). gain: accuracy over the first's at the same
-    cost, None where it has none. Intervals are of 95 %, by paired bootstrap over images."""
+    """A method of a run at a relative cost (1 = the first run's mean full pyramid). gain: accuracy over the
+    first's at the same cost, None where it has none. Intervals are of 95 %, by paired bootstrap over
+    images."""
 
     run: str
     method: str
@@ -35,8 +38,11 @@ class Equal:
     gain_ci95: Interval | None
 
 
-def at_equal_cost(runs: Sequence[Scored], methods: Sequence[str], costs: Sequence[float] = COSTS) -> list[Equal]:
-    """Every method of every run at every cost that it can be had for. Raises UserError for a method that no run has."""
+def at_equal_cost(
+    runs: Sequence[Scored], methods: Sequence[str], costs: Sequence[float] = COSTS
+) -> list[Equal]:
+    """Every method of every run at every cost that it can be had for. Raises UserError for a method that no
+    run has."""
     for method in methods:
         if not any(row.method == method for run in runs for row in run.rows):
             known = sorted({row.method for run in runs for row in run.rows})
@@ -68,8 +74,8 @@ def at_equal_cost(runs: Sequence[Scored], methods: Sequence[str], costs: Sequenc
 
 
 def score_at(run: Scored, method: str, flops: float) -> Tensor | None:
-    """What a method scores on every question for so many FLOPs, [N]; None where a seed of it is always dearer, or it is not
-    there."""
+    """What a method scores on every question for so many FLOPs, [N]; None where a seed of it is always
+    dearer, or it is not there."""
     seeds: dict[int | None, dict[float, Tensor]] = {}
     for row, score in zip(run.rows, run.score, strict=True):
         if row.method == method:
@@ -94,8 +100,8 @@ def print_equal(found: Sequence[Equal], runs: Sequence[Scored], methods: Sequenc
     columns = [(run.label, method) for run in runs for method in methods]
     table = Table(
         title="Accuracy % at equal FLOPs on the test split",
-        caption="x full: FLOPs over the first run's mean full pyramid's; in brackets what it is above the first column, with "
-        "its 95 % interval, by paired bootstrap over images",
+        caption="x full: FLOPs over the first run's mean full pyramid's; in brackets what it is above the "
+        "first column, with its 95 % interval, by paired bootstrap over images",
     )
     table.add_column("x full", justify="right")
     for run, method in columns:

@@ -1,4 +1,5 @@
-"""Stage frontier: play every method on the rollout tables, check the gate on real inference, write what came out."""
+"""Stage frontier: play every method on the rollout tables, check the gate on real inference, write what came
+out."""
 
 import json
 from collections import Counter, defaultdict
@@ -34,11 +35,12 @@ from pyrskip.sample import Batch, Question, Sample
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """prices: the dial's positions on the frontier. resamples: of the bootstrap. retentions: targets of the summary.
+    """prices: the dial's positions on the frontier. resamples: of the bootstrap. retentions: targets of the
+    summary.
 
-    timing_repeats: rounds that a measured time is the median of; 0 measures none, nor is a served model timed. images: shown
-    in selections.png; the report shows four times as many. cross: another run's directory, of another flex seed on the same
-    data, for oracle:cross.
+    timing_repeats: rounds that a measured time is the median of; 0 measures none, nor is a served model
+    timed. images: shown in selections.png; the report shows four times as many. cross: another run's
+    directory, of another flex seed on the same data, for oracle:cross.
     """
 
     prices: tuple[float, ...] = (0.001, 0.0025, 0.006, 0.013, 0.03, 0.07, 0.15, 0.4)
@@ -50,10 +52,14 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         if not self.prices or min(self.prices) < 0 or len(set(self.prices)) < len(self.prices):
-            raise UserError(f"evaluation.prices={list(self.prices)}: one or more different prices of at least 0 are needed")
+            raise UserError(
+                f"evaluation.prices={list(self.prices)}: one or more different prices of at least 0 are "
+                "needed"
+            )
         if self.resamples < 2 or self.timing_repeats < 0 or self.images < 1:
             raise UserError(
-                f"evaluation.resamples={self.resamples}, timing_repeats={self.timing_repeats}, images={self.images}: "
+                f"evaluation.resamples={self.resamples}, timing_repeats={self.timing_repeats}, "
+                f"images={self.images}: "
                 "allowed: at least 2, 0 and 1"
             )
 
@@ -70,12 +76,15 @@ def evaluate(
     broken: Mapping[str, Any] | None = None,
     quiet: bool = False,
 ) -> Frontier:
-    """Write `out`/frontier.json, summary.json, frontier.png, selections.png and frontier/gallery/, and print the table.
+    """Write `out`/frontier.json, summary.json, frontier.png, selections.png and frontier/gallery/, and print
+    the table.
 
-    gates: method -> one directory a seed, of `seeds`. data: the data stage's directory. crossed: another flex seed's tables.
-    broken: split -> what of it could not be read, for the summary.
+    gates: method -> one directory a seed, of `seeds`. data: the data stage's directory. crossed: another flex
+    seed's tables. broken: split -> what of it could not be read, for the summary.
     """
-    trained = {method: [_load_gate(path, tables["gate"]) for path in paths] for method, paths in gates.items()}
+    trained = {
+        method: [_load_gate(path, tables["gate"]) for path in paths] for method, paths in gates.items()
+    }
     first = trained["gate"][0]
     test = ShardDataset(data, "test", model.pyramid.size)
     samples = [s for s in (test[i] for i in range(min(len(test), max(32, config.images)))) if s is not None]
@@ -123,13 +132,15 @@ def _load_gate(path: Path, table: RolloutTable) -> Gate:
     gate = load_gate(path)
     actions = gate.layout.actions
     if actions.names != table.actions.names or not actions.selection.equal(table.actions.selection):
-        raise UserError(f"{path} holds a gate for another action set than the rollouts'; run the gate stage again")
+        raise UserError(
+            f"{path} holds a gate for another action set than the rollouts'; run the gate stage again"
+        )
     return gate
 
 
 def gate_flops(model: GatedModel, gate: Gate, batch: Batch, unit: float) -> float:
-    """Of one decision, in the cost model's unit: the gate, what encodes the query and the glance for it alone, and the model's
-    own first answer if the gate is told how sure of it that is."""
+    """Of one decision, in the cost model's unit: the gate, what encodes the query and the glance for it
+    alone, and the model's own first answer if the gate is told how sure of it that is."""
     keep = torch.zeros(len(batch), model.pyramid.tiles, dtype=torch.bool)
     keep[:, model.pyramid.glance] = True
     with torch.no_grad():
@@ -145,7 +156,8 @@ def gate_flops(model: GatedModel, gate: Gate, batch: Batch, unit: float) -> floa
 
 
 def tile_flops(model: GatedModel, size: Tensor) -> Tensor | None:
-    """Of encoding and projecting every tile whole, [M, T], in the cost model's unit; None where nothing looks at every tile."""
+    """Of encoding and projecting every tile whole, [M, T], in the cost model's unit; None where nothing looks
+    at every tile."""
     if not isinstance(model, NativeModel):
         return None
     project = model.projector.flops_per_token() * model.pyramid.capacity(size)
@@ -153,7 +165,8 @@ def tile_flops(model: GatedModel, size: Tensor) -> Tensor | None:
 
 
 def lookup_accuracy(data: Path, side: int) -> float:
-    """Test accuracy of the majority answer of each question text among all training questions: no image, no model."""
+    """Test accuracy of the majority answer of each question text among all training questions: no image, no
+    model."""
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for split in ("train", "gate", "val"):
         for question in _questions(ShardDataset(data, split, side)):
@@ -165,9 +178,16 @@ def lookup_accuracy(data: Path, side: int) -> float:
 
 
 def check_inference(
-    model: GatedModel, gate: Gate, table: RolloutTable, test: ShardDataset, unit: float, price: float, images: int = 250
+    model: GatedModel,
+    gate: Gate,
+    table: RolloutTable,
+    test: ShardDataset,
+    unit: float,
+    price: float,
+    images: int = 250,
 ) -> dict[str, Any]:
-    """Answer test questions as a server would, only kept tiles encoded, and hold it against the rollout table.
+    """Answer test questions as a server would, only kept tiles encoded, and hold it against the rollout
+    table.
 
     Returns the accuracy of both on the same questions and how many decisions and scores differ.
     """
@@ -184,13 +204,17 @@ def check_inference(
         keep[:, model.pyramid.glance] = True
         prices = torch.full((len(batch),), price)
         with torch.no_grad():
-            seen = observe(model, gate.layout, batch, model.encode(batch, keep), prices, unit, gate.config.confidence)
+            seen = observe(
+                model, gate.layout, batch, model.encode(batch, keep), prices, unit, gate.config.confidence
+            )
             asked = gate.policy(seen).mode()
             played = gate.policy(environment.observe(rows, prices)).mode()
         answers = model.answer(batch, asked)
         asked_for += int(batch.of_images(keep).sum()) + int(batch.of_images(asked > 0).sum())
         decided += int((asked != played).any(-1).sum())
-        right += [score(a, q.answers, q.metric, q.text) for a, q in zip(answers, batch.questions, strict=True)]
+        right += [
+            score(a, q.answers, q.metric, q.text) for a, q in zip(answers, batch.questions, strict=True)
+        ]
         expected += environment.score(rows, played).tolist()
     return {
         "price": price,
@@ -226,14 +250,18 @@ def shown(
     return result
 
 
-def answered(model: GatedModel, gate: Gate, sample: Sample, row: int, unit: float, price: float, gate_flops: float) -> Shown:
+def answered(
+    model: GatedModel, gate: Gate, sample: Sample, row: int, unit: float, price: float, gate_flops: float
+) -> Shown:
     """A sample's question, answered as a server would."""
     batch = Batch.collate([sample], model.pyramid.size).rows([row])
     keep = torch.zeros(1, model.pyramid.tiles, dtype=torch.bool)
     keep[:, model.pyramid.glance] = True
     with torch.no_grad():
         features = model.encode(batch, keep)
-        seen = observe(model, gate.layout, batch, features, torch.tensor([price]), unit, gate.config.confidence)
+        seen = observe(
+            model, gate.layout, batch, features, torch.tensor([price]), unit, gate.config.confidence
+        )
         asked = gate.policy(seen).mode()
     cost = model.cost(model.realise(asked, batch.size), batch.size, model.prompt_tokens(batch))
     question, answer = batch.questions[0], model.answer(batch, asked)[0]

@@ -15,12 +15,22 @@ from pyrskip.evaluation.styles import BLUE, DASHES, POINTS, SYMBOLS, line_of
 
 AXES = ("FLOPs over the mean full pyramid's", "accuracy, %")
 # shown from the start; the others are a click on the legend away
-FIRST = ("gate", "hull", "full", "reference", "gate:joint", "gate:query_only", "gate:glance_only", "random", "oracle:type")
+FIRST = (
+    "gate",
+    "hull",
+    "full",
+    "reference",
+    "gate:joint",
+    "gate:query_only",
+    "gate:glance_only",
+    "random",
+    "oracle:type",
+)
 
 
 def frontier_figure(rows: Sequence[Row]) -> go.Figure:
-    """Accuracy against relative FLOPs on the test split, a trace a method; hovering tells a point's method, price,
-    accuracy and cost."""
+    """Accuracy against relative FLOPs on the test split, a trace a method; hovering tells a point's method,
+    price, accuracy and cost."""
     rows = [r for r in rows if r.split == "test" and r.method != "question_only"]
     figure = go.Figure()
     fixed = [r for r in rows if r.method.startswith("fixed:") and not of_tiles(r)]
@@ -31,32 +41,46 @@ def frontier_figure(rows: Sequence[Row]) -> go.Figure:
     return _finish(figure, *AXES)
 
 
-def runs_figure(runs: Mapping[str, Sequence[Row]], colours: Mapping[str, str], method: str = "gate") -> go.Figure:
+def runs_figure(
+    runs: Mapping[str, Sequence[Row]], colours: Mapping[str, str], method: str = "gate"
+) -> go.Figure:
     """One method's test curve of several runs, and the first run's full pyramid and hull."""
     figure = go.Figure()
     base = [r for r in next(iter(runs.values())) if r.split == "test"]
     for name in ("hull", "full", "reference"):
         _add(figure, name, [r for r in base if r.method == name])
     for label, rows in runs.items():
-        _add(figure, method, [r for r in rows if r.split == "test" and r.method == method], label, colours[label])
+        _add(
+            figure,
+            method,
+            [r for r in rows if r.split == "test" and r.method == method],
+            label,
+            colours[label],
+        )
     return _finish(figure, *AXES)
 
 
-def lines_figure(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str = "step") -> go.Figure:
-    """A small line chart. series: <gate>/seed-<n>, as their directories are named, or flex -> (x, y) pairs."""
+def lines_figure(
+    series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str = "step"
+) -> go.Figure:
+    """A small line chart. series: <gate>/seed-<n>, as their directories are named, or flex -> (x, y)
+    pairs."""
     figure = go.Figure()
     for label, points in series.items():
         method, _, seed = label.partition("/seed-")
         colour = line_of(method.replace("-", ":"))[0]
         dash = list(DASHES.values())[int(seed) % len(DASHES)] if seed.isdigit() else "solid"
         line = {"color": colour, "dash": dash, "width": 1.6}
-        figure.add_scatter(x=[p[0] for p in points], y=[p[1] for p in points], name=label, mode="lines", line=line)
+        figure.add_scatter(
+            x=[p[0] for p in points], y=[p[1] for p in points], name=label, mode="lines", line=line
+        )
     figure.update_layout(title={"text": title, "font": {"size": 13}}, xaxis_title=x)
     return _finish(figure)
 
 
 def shares_by_type(action: Tensor, types: Sequence[str], selections: int) -> dict[str, list[float]]:
-    """How often each selection is taken, by question type. action [N] int64 < selections; types: N -> type -> [S]."""
+    """How often each selection is taken, by question type. action [N] int64 < selections; types: N -> type ->
+    [S]."""
     shares = {}
     for kind in sorted(set(types)):
         of_kind = action[torch.tensor([t == kind for t in types])]
@@ -93,7 +117,9 @@ def heat_map(shares: Mapping[str, Sequence[float]], names: Sequence[str]) -> go.
     return _finish(figure)
 
 
-def _add(figure: go.Figure, method: str, rows: Sequence[Row], label: str | None = None, colour: str | None = None) -> None:
+def _add(
+    figure: go.Figure, method: str, rows: Sequence[Row], label: str | None = None, colour: str | None = None
+) -> None:
     """A trace; label and colour where the method's own would not tell runs apart."""
     if not rows:
         return

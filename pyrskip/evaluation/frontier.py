@@ -1,7 +1,7 @@
 """The frontier: accuracy against cost, one curve a method, computed from rollout tables alone.
 
-Axes: N questions, M images, S listed actions, T tiles, P prices. What is chosen (a price, the hull, an oracle by type)
-is chosen on validation or the gate's training rollouts and only played on test.
+Axes: N questions, M images, S listed actions, T tiles, P prices. What is chosen (a price, the hull, an oracle
+by type) is chosen on validation or the gate's training rollouts and only played on test.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ SPLITS = ("val", "test")
 
 @dataclass(frozen=True)
 class Row:
-    """A method on a split, as frontier.json lists it. Costs are means a question; times are milliseconds a question at
-    batch 1, and at batch 32 where the name says so, None where nothing was timed.
+    """A method on a split, as frontier.json lists it. Costs are means a question; times are milliseconds a
+    question at batch 1, and at batch 32 where the name says so, None where nothing was timed.
 
-    price and seed are None where the method has none. retention: accuracy over full's on the split, never clipped, None
-    where that is 0. relative: over the mean full pyramid on the gate's training split. by_type: accuracy,
-    accuracy_ci95, relative_flops and n of each question type.
+    price and seed are None where the method has none. retention: accuracy over full's on the split, never
+    clipped, None where that is 0. relative: over the mean full pyramid on the gate's training split. by_type:
+    accuracy, accuracy_ci95, relative_flops and n of each question type.
     """
 
     method: str
@@ -57,7 +57,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Point:
-    """A row with what it is the mean of: score [N] float64, and action [N] where the method decides for sure."""
+    """A row with what it is the mean of: score [N] float64, and action [N] where the method decides for
+    sure."""
 
     row: Row
     score: Tensor
@@ -77,7 +78,9 @@ class Frontier:
     def rows(self) -> list[Row]:
         return [point.row for point in self.points]
 
-    def select(self, method: str, split: str, price: float | None = None, seed: int | None = None) -> list[Point]:
+    def select(
+        self, method: str, split: str, price: float | None = None, seed: int | None = None
+    ) -> list[Point]:
         """The points of a method; of every price or seed where none is given."""
         return [
             p
@@ -129,7 +132,9 @@ class _Ruler:
         table = self.table = inputs.tables[split]
         gate = inputs.tables["gate"]
         self.full_tokens = float(gate.cost.tokens[:, gate.actions.full].double().mean())
-        self.full, self.reference = (_means(table.score)[c] for c in (table.actions.full, table.column("reference")))
+        self.full, self.reference = (
+            _means(table.score)[c] for c in (table.actions.full, table.column("reference"))
+        )
         self.reference_flops = float(table.cost.flops[:, table.column("reference")].mean())
         tile_flops = inputs.tile_flops[split]
         # [N, S]: what the encoder would still spend on the tiles that an action skips

@@ -43,9 +43,15 @@ def _in_turn(rows: Sequence[int], types: Sequence[str]) -> list[int]:
 
 
 def write_gallery(
-    shown: Iterable[Shown], action: Tensor, table: RolloutTable, pyramid: Pyramid, price: float, directory: Path
+    shown: Iterable[Shown],
+    action: Tensor,
+    table: RolloutTable,
+    pyramid: Pyramid,
+    price: float,
+    directory: Path,
 ) -> None:
-    """Write `directory`/gallery.json and a PNG a question, and how often each selection is taken by question type."""
+    """Write `directory`/gallery.json and a PNG a question, and how often each selection is taken by question
+    type."""
     directory.mkdir(parents=True, exist_ok=True)
     samples = []
     for number, one in enumerate(shown):
@@ -54,7 +60,10 @@ def write_gallery(
         kept = sorted({int(level) for level, on in zip(pyramid.tile_level, one.kept, strict=True) if on})
         samples.append(
             {
-                **{name: getattr(one, name) for name in ("question", "type", "answer", "truth", "right", "tokens")},
+                **{
+                    name: getattr(one, name)
+                    for name in ("question", "type", "answer", "truth", "right", "tokens")
+                },
                 "relative_flops": one.relative_cost,
                 "levels": kept,
                 "picture": picture,
@@ -76,7 +85,8 @@ def write_gallery(
 
 
 def draw(shown: Shown, pyramid: Pyramid) -> Image.Image:
-    """Every level beside the next, the finest first: kept tiles in colour and framed, skipped ones grey and crossed out."""
+    """Every level beside the next, the finest first: kept tiles in colour and framed, skipped ones grey and
+    crossed out."""
     levels = levels_of(shown.image, pyramid)
     picture = Image.new("RGBA", (len(levels) * (SIDE + GAP) - GAP, SIDE))
     pen = ImageDraw.Draw(picture)
@@ -84,8 +94,12 @@ def draw(shown: Shown, pyramid: Pyramid) -> Image.Image:
     for level, pixels in enumerate(levels):
         left = level * (SIDE + GAP)
         colour = Image.fromarray((pixels.numpy() * 255).round().astype(np.uint8))
-        wide, tall = (max(1, round(side * scale * (1 << level))) for side in (pixels.shape[1], pixels.shape[0]))
-        colour = colour.resize((wide, tall), Image.Resampling.NEAREST if wide > colour.width else Image.Resampling.BOX)
+        wide, tall = (
+            max(1, round(side * scale * (1 << level))) for side in (pixels.shape[1], pixels.shape[0])
+        )
+        colour = colour.resize(
+            (wide, tall), Image.Resampling.NEAREST if wide > colour.width else Image.Resampling.BOX
+        )
         grey = Image.blend(colour.convert("L").convert("RGB"), Image.new("RGB", colour.size, FADED), 0.7)
         for tile in (pyramid.tile_level == level).nonzero().squeeze(1).tolist():
             x0, y0, x1, y1 = (round(float(v) * SIDE) for v in pyramid.tile_box[tile])

@@ -5,7 +5,8 @@ from itertools import pairwise
 
 
 def upper_hull(cost: Sequence[float], value: Sequence[float]) -> list[int]:
-    """Vertices of the concave, rising upper hull of points, cheapest first: mixing two neighbours beats all between."""
+    """Vertices of the concave, rising upper hull of points, cheapest first: mixing two neighbours beats all
+    between."""
     vertices: list[int] = []
     for i in sorted(range(len(cost)), key=lambda i: (cost[i], -value[i])):
         if vertices and value[i] <= value[vertices[-1]]:

@@ -1,4 +1,5 @@
-"""Does the pyramid matter, and is the question not enough? What each type of question loses without a level, from rollouts."""
+"""Does the pyramid matter, and is the question not enough? What each type of question loses without a level,
+from rollouts."""
 
 import sys
 from collections import Counter
@@ -14,15 +15,15 @@ from pyrskip.evaluation.report import WIDTH
 from pyrskip.rollouts.table import RolloutTable
 
 LOST, KEPT, BLIND = 0.20, 0.03, 0.05
-"""A level matters to a type that loses LOST of accuracy without it. The glance is enough for one that loses less than KEPT
-at it, and is LOST above its most frequent answer when it sees all. The question alone gives nothing away where it is worth at
-most BLIND more than the most frequent answer."""
+"""A level matters to a type that loses LOST of accuracy without it. The glance is enough for one that loses
+less than KEPT at it, and is LOST above its most frequent answer when it sees all. The question alone gives
+nothing away where it is worth at most BLIND more than the most frequent answer."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Accuracies of one type of question. without: with all levels but one, by that level; majority: of its most frequent
-    answer."""
+    """Accuracies of one type of question. without: with all levels but one, by that level; majority: of its
+    most frequent answer."""
 
     type: str
     questions: int
@@ -40,9 +41,13 @@ def lists_levels(actions: ActionSet) -> bool:
 
 
 def needs_of(table: RolloutTable, answers: Mapping[str, Counter[str]]) -> list[Need]:
-    """One a type, of a table whose actions are selections of levels. answers: how often each is right, by type."""
+    """One a type, of a table whose actions are selections of levels. answers: how often each is right, by
+    type."""
     selection, levels = table.actions.selection, table.actions.selection.shape[1]
-    without = {level: int((selection == (torch.arange(levels) != level)).all(-1).int().argmax()) for level in range(levels - 1)}
+    without = {
+        level: int((selection == (torch.arange(levels) != level)).all(-1).int().argmax())
+        for level in range(levels - 1)
+    }
     found = []
     for kind in sorted(set(table.types)):
         score = table.score[[i for i, of in enumerate(table.types) if of == kind]].mean(0)

@@ -1,7 +1,8 @@
 """Plays: what every method of a frontier decides, computed from rollout tables alone.
 
-Axes: N questions, M images, S listed actions, T tiles, P prices. A method is a Play: the probability of each of the table's
-S + 2 columns for each question, so that random mixes are exact expectations and pay what they cost.
+Axes: N questions, M images, S listed actions, T tiles, P prices. A method is a Play: the probability of each
+of the table's S + 2 columns for each question, so that random mixes are exact expectations and pay what they
+cost.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,10 +33,10 @@ class Inputs:
     """What a frontier is computed from.
 
     tables: 'gate' (the gate's training rollouts), 'val' and 'test'. gates: 'gate' and, if they
-    were trained, 'gate:joint', 'gate:query_only' and 'gate:glance_only' -> one gate a seed, in the order of `seeds`.
-    gate_flops: of one decision, by the same names.
-    tile_flops: split -> [M, T], FLOPs of encoding each tile of each image, counted as the table's are; None where tables have
-    no similarity. crossed: 'gate', 'val' and 'test' of the same questions under another flex seed, for oracle:cross.
+    were trained, 'gate:joint', 'gate:query_only' and 'gate:glance_only' -> one gate a seed, in the order of
+    `seeds`. gate_flops: of one decision, by the same names. tile_flops: split -> [M, T], FLOPs of encoding
+    each tile of each image, counted as the table's are; None where tables have no similarity. crossed:
+    'gate', 'val' and 'test' of the same questions under another flex seed, for oracle:cross.
     """
 
     tables: Mapping[str, RolloutTable]
@@ -60,7 +61,8 @@ class Inputs:
 class Play:
     """A method's decisions on a split. weight [N, S + 2] float64: probability of each column; rows sum to 1.
 
-    gate: the gate whose FLOPs and time it pays, if any. encodes_all: it looks at every tile before it decides.
+    gate: the gate whose FLOPs and time it pays, if any. encodes_all: it looks at every tile before it
+    decides.
     """
 
     method: str
@@ -116,7 +118,12 @@ def plays(inputs: Inputs, split: str, hulls: Mapping[str, Sequence[int]]) -> Ite
 
 @torch.no_grad()
 def decide(
-    gate: Gate, table: RolloutTable, pyramid: Pyramid, budget: BudgetRule, unit: float, prices: Sequence[float]
+    gate: Gate,
+    table: RolloutTable,
+    pyramid: Pyramid,
+    budget: BudgetRule,
+    unit: float,
+    prices: Sequence[float],
 ) -> Tensor:
     """What inference runs, the mode, for every question of a table: listed actions [P, N]."""
     gate.eval()
@@ -150,7 +157,8 @@ def _gate_plays(inputs: Inputs, table: RolloutTable) -> Iterator[Play]:
             for price, action in zip(prices, decided, strict=True):
                 yield Play("random", _permuted(action, columns, generator), price, seed, method)
             order = torch.randperm(len(table), generator=generator)
-            # asked are others' questions, of which the model is as sure; what is paid and answered stays the sample's own
+            # asked are others' questions, of which the model is as sure; what is paid and answered stays the
+            # sample's own
             sure = None if table.confidence is None else table.confidence[order]
             shuffled = replace(table, query_of=table.query_of[order], confidence=sure)
             for price, action in zip(prices, decide(gate, shuffled, *rest), strict=True):
@@ -166,7 +174,8 @@ def _permuted(action: Tensor, columns: int, generator: torch.Generator) -> Tenso
 
 
 def _bernoulli(keep: float, actions: ActionSet, tile_level: Tensor) -> Tensor:
-    """Weight of each listed action where each level beside the glance is kept whole with this probability, [1, S]."""
+    """Weight of each listed action where each level beside the glance is kept whole with this probability,
+    [1, S]."""
     finer = int(tile_level.max())
     share = actions.selection.double() if actions.rung is None else actions.rung / (len(actions.ladder) - 1)
     kept = torch.stack([share[:, tile_level == i].mean(-1) for i in range(finer)], dim=-1)

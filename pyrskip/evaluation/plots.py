@@ -23,8 +23,8 @@ MARKERS = ("o", "s", "^", "v", "D", "P")
 
 
 def plot_frontier(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy against relative FLOPs on the test split, as a PNG: the gate beside what it competes with, and beside
-    what tells why it works."""
+    """Accuracy against relative FLOPs on the test split, as a PNG: the gate beside what it competes with, and
+    beside what tells why it works."""
     rows = [r for r in rows if r.split == "test"]
     figure = Figure(figsize=(13, 6.4), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -43,29 +43,48 @@ def plot_frontier(rows: Sequence[Row], path: Path) -> None:
     panels[0].set_ylabel("accuracy, %", fontsize=11)
     for axes in panels:
         _floor(axes, [r for r in rows if r.method == "question_only"], low)
-    handles = {label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=10)
+    handles = {
+        label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=10
+    )
     figure.canvas.draw()
     full = {r.flops for r in rows if r.method == "full"}
-    _label_fixed(panels[0], [r for r in rows if r.method.startswith("fixed:") and not of_tiles(r) and r.flops not in full])
+    _label_fixed(
+        panels[0],
+        [r for r in rows if r.method.startswith("fixed:") and not of_tiles(r) and r.flops not in full],
+    )
     figure.savefig(path, dpi=DPI)
 
 
-def plot_runs(runs: Mapping[str, Sequence[Row]], colours: Mapping[str, str], path: Path, method: str = "gate") -> None:
+def plot_runs(
+    runs: Mapping[str, Sequence[Row]], colours: Mapping[str, str], path: Path, method: str = "gate"
+) -> None:
     """One method's test curve of several runs with 95 % intervals, one column of a paper wide.
 
-    runs: label -> rows; colours: label -> colour. The full pyramid, the reference and the hull of fixed selections are the
-    first run's. Raises UserError where a run has no such method, or the file's ending is none of FORMATS.
+    runs: label -> rows; colours: label -> colour. The full pyramid, the reference and the hull of fixed
+    selections are the first run's. Raises UserError where a run has no such method, or the file's ending is
+    none of FORMATS.
     """
     if path.suffix not in FORMATS:
-        raise UserError(f"out={path} is no picture that can be drawn; allowed: a name that ends in {', '.join(FORMATS)}")
-    drawn = {label: [r for r in rows if r.split == "test" and r.method == method] for label, rows in runs.items()}
+        raise UserError(
+            f"out={path} is no picture that can be drawn; allowed: a name that ends in {', '.join(FORMATS)}"
+        )
+    drawn = {
+        label: [r for r in rows if r.split == "test" and r.method == method] for label, rows in runs.items()
+    }
     for label, rows in drawn.items():
         if not rows:
-            raise UserError(f"{label} has no method {method!r}; allowed: {', '.join(sorted({r.method for r in runs[label]}))}")
+            raise UserError(
+                f"{label} has no method {method!r}; allowed: "
+                f"{', '.join(sorted({r.method for r in runs[label]}))}"
+            )
     base = [r for r in next(iter(runs.values())) if r.split == "test"]
     # type 42 and text as text: fonts stay editable, and publishers accept them
-    with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "font.size": 8, "svg.hashsalt": "pyrskip"}):
+    with mpl.rc_context(
+        {"pdf.fonttype": 42, "svg.fonttype": "none", "font.size": 8, "svg.hashsalt": "pyrskip"}
+    ):
         figure = Figure(figsize=(3.5, 2.7), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
@@ -84,7 +103,9 @@ def plot_runs(runs: Mapping[str, Sequence[Row]], colours: Mapping[str, str], pat
             axes.fill_between(curve.x, curve.low, curve.high, color=colours[label], alpha=0.15, linewidth=0)
             if len(curve.x) == 1:  # a band needs two
                 axes.vlines(curve.x, curve.low, curve.high, color=colours[label], linewidth=1)
-        shown = [r for rows in drawn.values() for r in rows] + [r for r in base if r.method in ("full", "reference", "hull")]
+        shown = [r for rows in drawn.values() for r in rows] + [
+            r for r in base if r.method in ("full", "reference", "hull")
+        ]
         axes.set_ylim(*_range([r.accuracy for r in shown]))
         axes.set_xlim(0, 1.06 * max(r.relative_flops for r in shown))
         axes.set_xlabel("FLOPs over the mean full pyramid's")
@@ -95,13 +116,18 @@ def plot_runs(runs: Mapping[str, Sequence[Row]], colours: Mapping[str, str], pat
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # without a date the same rows give the same file
-            figure.savefig(path, dpi=300, metadata={".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix))
+            figure.savefig(
+                path,
+                dpi=300,
+                metadata={".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix),
+            )
         except OSError as error:
             raise UserError(f"out={path} cannot be written: {error}") from error
 
 
 def run_colours(rules: Mapping[str, str], of_rule: Mapping[str, str]) -> dict[str, str]:
-    """Label -> colour: the rule's own where every run has another rule, else in turn. rules: label -> rule's name."""
+    """Label -> colour: the rule's own where every run has another rule, else in turn. rules: label -> rule's
+    name."""
     if len(set(rules.values())) == len(rules) and all(rule in of_rule for rule in rules.values()):
         return {label: of_rule[rule] for label, rule in rules.items()}
     return {label: CYCLE[i % len(CYCLE)] for i, label in enumerate(rules)}
@@ -114,7 +140,14 @@ def _draw(axes: Axes, method: str, rows: Sequence[Row], small: bool = False) -> 
     if method in POINTS:
         colour, marker, area = POINTS[method]
         axes.scatter(
-            curve.x, curve.y, s=area / 4 if small else area, c=colour, marker=marker, zorder=6, label=method, edgecolors="white"
+            curve.x,
+            curve.y,
+            s=area / 4 if small else area,
+            c=colour,
+            marker=marker,
+            zorder=6,
+            label=method,
+            edgecolors="white",
         )
         return
     colour, line, marker = line_of(method)
@@ -154,10 +187,15 @@ def _floor(axes: Axes, rows: Sequence[Row], low: float) -> None:
 
 
 def _label_fixed(axes: Axes, fixed: Sequence[Row]) -> None:
-    """The fixed selections as rings, each named where its name hides as little as can be. The figure must be drawn."""
+    """The fixed selections as rings, each named where its name hides as little as can be. The figure must be
+    drawn."""
     x, y = [r.relative_flops for r in fixed], [100 * r.accuracy for r in fixed]
     axes.scatter(x, y, s=42, facecolors="white", edgecolors=BLACK, linewidths=1.2, zorder=4)
-    corners = [axes.transData.transform(point) for points in axes.collections for point in np.asarray(points.get_offsets())]
+    corners = [
+        axes.transData.transform(point)
+        for points in axes.collections
+        for point in np.asarray(points.get_offsets())
+    ]
     marks = [(float(a), float(b)) for a, b in corners]
     for line in axes.get_lines():
         ends = [axes.transData.transform(point) for point in np.asarray(line.get_xydata())]
@@ -169,7 +207,14 @@ def _label_fixed(axes: Axes, fixed: Sequence[Row]) -> None:
         left, bottom = axes.transData.transform((x[i], y[i]))
         wide, tall = 12.5 * len(name) + 4, 20
         above, below, across = 12, -12 - tall, -wide / 2
-        spots = ((14, -tall / 2), (across, above), (across, below), (-14 - wide, -tall / 2), (10, below), (-10 - wide, above))
+        spots = (
+            (14, -tall / 2),
+            (across, above),
+            (across, below),
+            (-14 - wide, -tall / 2),
+            (10, below),
+            (-10 - wide, above),
+        )
         boxes = [(left + dx, bottom + dy, left + dx + wide, bottom + dy + tall) for dx, dy in spots]
         boxes = [box for box in boxes if frame.x0 < box[0] and box[2] < frame.x1]
         box = min(boxes, key=lambda box: sum(_overlap(box, other) for other in taken))

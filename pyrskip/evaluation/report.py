@@ -37,8 +37,8 @@ UNIT, STEP, MARGIN, TOP, BOTTOM = 1.2, 1.08, 0.12, 1.2, -0.66
 
 @dataclass(frozen=True)
 class Shown:
-    """A question as answered under a decision. image uint8 [3, h, w]; kept [T] bool; tokens: realised, all tiles together;
-    relative_cost: 1 = mean full."""
+    """A question as answered under a decision. image uint8 [3, h, w]; kept [T] bool; tokens: realised, all
+    tiles together; relative_cost: 1 = mean full."""
 
     image: Tensor
     question: str
@@ -52,11 +52,13 @@ class Shown:
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
-    """The test split, a line a method and price (a few, evenly chosen); seeds are averaged, +- is their standard deviation."""
+    """The test split, a line a method and price (a few, evenly chosen); seeds are averaged, +- is their
+    standard deviation."""
     table = Table(
         title="Accuracy and cost on the test split",
         caption="x full: FLOPs over the mean full pyramid's; x ref: over the model's without pyrskip; "
-        "95 % CI: paired bootstrap over images, averaged over seeds; ms: one answer at batch 1, gate included; "
+        "95 % CI: paired bootstrap over images, averaged over seeds; ms: one answer at batch 1, gate "
+        "included; "
         "frontier.json holds every price",
     )
     table.add_column("method", no_wrap=True)
@@ -96,40 +98,56 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
 
 def print_summary(told: Mapping[str, Any]) -> None:
     """What was asked of validation and what test says, a line a target."""
-    print(f"floor: {told['lookup_accuracy']:.1%} by looking up the question alone; full pyramid {told['full']['accuracy']:.2%}")
+    print(
+        f"floor: {told['lookup_accuracy']:.1%} by looking up the question alone; full pyramid "
+        f"{told['full']['accuracy']:.2%}"
+    )
     for target, at in told["targets"].items():
         gate, fixed = at["gate"], at["fixed"]
         if fixed is None or "cost_over_fixed" not in gate:
-            print(f"{float(target):.1%} of full: not met on validation by {'the gate' if fixed else 'any fixed selection'}")
+            print(
+                f"{float(target):.1%} of full: not met on validation by "
+                f"{'the gate' if fixed else 'any fixed selection'}"
+            )
             continue
         ratio, kept, cost = gate["cost_over_fixed"], gate["retention"], gate["relative_flops"]
         print(
-            f"{float(target):.1%} of full, price chosen on validation: the gate keeps {kept['mean']:.2%} at {cost['mean']:.3f} "
-            f"of full's FLOPs, {ratio['mean']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}, {ratio['seeds']} seeds) of the "
-            f"cheapest fixed selection's ({fixed['method']}, {fixed['retention']:.2%} at {fixed['relative_flops']:.3f})"
+            f"{float(target):.1%} of full, price chosen on validation: the gate keeps {kept['mean']:.2%} at "
+            f"{cost['mean']:.3f} "
+            f"of full's FLOPs, {ratio['mean']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}, "
+            f"{ratio['seeds']} seeds) of the "
+            f"cheapest fixed selection's ({fixed['method']}, {fixed['retention']:.2%} at "
+            f"{fixed['relative_flops']:.3f})"
         )
     real = told["real_inference"]
     print(
-        f"real inference on {real['questions']} test questions: accuracy {real['accuracy']:.2%}, from the table "
-        f"{real['accuracy_from_table']:.2%}; {real['decisions_that_differ']} decisions and {real['scores_that_differ']} scores "
+        f"real inference on {real['questions']} test questions: accuracy {real['accuracy']:.2%}, from the "
+        "table "
+        f"{real['accuracy_from_table']:.2%}; {real['decisions_that_differ']} decisions and "
+        f"{real['scores_that_differ']} scores "
         f"differ; "
         f"{real['tiles_encoded']} tiles encoded, {real['tiles_asked_for']} asked for"
     )
     if told["budget_weights"] is not None:
-        print(f"learned budget weights: budget.weights=[{','.join(f'{weight:.4g}' for weight in told['budget_weights'])}]")
+        print(
+            "learned budget weights: "
+            f"budget.weights=[{','.join(f'{weight:.4g}' for weight in told['budget_weights'])}]"
+        )
     print(told["note"])
 
 
 def print_rollouts(tables: Mapping[str, RolloutTable], console: Console | None = None) -> None:
-    """What every listed action, and what is outside of the set, scores and costs; and the best action by type and by sample.
+    """What every listed action, and what is outside of the set, scores and costs; and the best action by type
+    and by sample.
 
-    tables: 'gate', 'val' and 'test'. Sets of single tiles are counted, not listed. Oracles are told on test, the one by type
-    fitted on the gate's rollouts.
+    tables: 'gate', 'val' and 'test'. Sets of single tiles are counted, not listed. Oracles are told on test,
+    the one by type fitted on the gate's rollouts.
     """
     gate, test = tables["gate"], tables["test"]
     unit = gate.mean_full_flops
     table = Table(
-        title=f"Rollouts with {gate.origin.get('model', 'a model')}", caption="x full: FLOPs over the mean full pyramid's"
+        title=f"Rollouts with {gate.origin.get('model', 'a model')}",
+        caption="x full: FLOPs over the mean full pyramid's",
     )
     table.add_column("decision", no_wrap=True)
     for name in (*(f"{split} %" for split in tables), "x full"):
@@ -182,7 +200,9 @@ def _draw_sample(axes: Axes, shown: Shown, pyramid: Pyramid) -> None:
     scale = 1.0 / max(height, width)
     extent = (0.0, width * scale, 1 - height * scale, 1.0)
     axes.imshow(shown.image.permute(1, 2, 0).numpy(), extent=extent, interpolation="nearest")
-    axes.add_patch(Rectangle((0, extent[2]), extent[1], 1 - extent[2], fill=False, edgecolor="0.55", linewidth=0.6))
+    axes.add_patch(
+        Rectangle((0, extent[2]), extent[1], 1 - extent[2], fill=False, edgecolor="0.55", linewidth=0.6)
+    )
     _write(axes, 1.04, shown.type, fontsize=7, va="bottom", color="0.3", style="italic")
     for level, picture in enumerate(levels_of(shown.image, pyramid)):
         left = (level + 1) * STEP
@@ -192,7 +212,9 @@ def _draw_sample(axes: Axes, shown: Shown, pyramid: Pyramid) -> None:
     end = pyramid.levels * STEP + 1
     question = textwrap.wrap(textwrap.shorten(shown.question, int(28 * end), placeholder=" …"), int(15 * end))
     _write(axes, -0.06, "\n".join(question), fontsize=9, va="top")
-    answer, truth = (textwrap.shorten(text, int(4 * end), placeholder=" …") for text in (shown.answer, shown.truth))
+    answer, truth = (
+        textwrap.shorten(text, int(4 * end), placeholder=" …") for text in (shown.answer, shown.truth)
+    )
     answer = f"✓ {answer}" if shown.right else f"✗ {answer or '(nothing)'}   (right: {truth})"
     low = -0.08 - 0.16 * len(question)
     _write(axes, low, answer, fontsize=9, va="top", weight="bold", color=GREEN if shown.right else RED)
@@ -200,12 +222,18 @@ def _draw_sample(axes: Axes, shown: Shown, pyramid: Pyramid) -> None:
 
 
 def _write(axes: Axes, y: float, text: str, **look: Any) -> None:
-    """Text of a data set at the left edge, as it is: a $ starts no formula, and what no font draws is left out."""
+    """Text of a data set at the left edge, as it is: a $ starts no formula, and what no font draws is left
+    out."""
     axes.text(0, y, "".join(c for c in text if c.isprintable() or c == "\n"), parse_math=False, **look)
 
 
 def _draw_tiles(
-    axes: Axes, shown: Shown, pyramid: Pyramid, level: int, picture: Tensor, extent: tuple[float, float, float, float]
+    axes: Axes,
+    shown: Shown,
+    pyramid: Pyramid,
+    level: int,
+    picture: Tensor,
+    extent: tuple[float, float, float, float],
 ) -> None:
     """Kept tiles of a level in colour and framed, skipped ones hatched. picture [rows, columns, 3]."""
     rows, columns = picture.shape[:2]
@@ -217,13 +245,20 @@ def _draw_tiles(
         bottom, right = min(top + pyramid.side(level), rows), min(left + pyramid.side(level), columns)
         if bottom <= top or right <= left:
             continue
-        box = (extent[0] + left * across, extent[0] + right * across, extent[3] - bottom * down, extent[3] - top * down)
+        box = (
+            extent[0] + left * across,
+            extent[0] + right * across,
+            extent[3] - bottom * down,
+            extent[3] - top * down,
+        )
         corner, wide, tall = (box[0], box[2]), box[1] - box[0], box[3] - box[2]
         if bool(shown.kept[tile]):
             axes.imshow(picture[top:bottom, left:right].numpy(), extent=box, interpolation="nearest")
             axes.add_patch(Rectangle(corner, wide, tall, fill=False, edgecolor=BLUE, linewidth=2.2, zorder=3))
         else:
-            axes.add_patch(Rectangle(corner, wide, tall, fill=False, edgecolor="0.55", linewidth=0.6, hatch="////"))
+            axes.add_patch(
+                Rectangle(corner, wide, tall, fill=False, edgecolor="0.55", linewidth=0.6, hatch="////")
+            )
 
 
 def levels_of(image: Tensor, pyramid: Pyramid) -> list[Tensor]:

@@ -16,8 +16,8 @@ METRICS = "csv/metrics.csv"
 
 @dataclass(frozen=True)
 class Finished:
-    """A run whose frontier is drawn. label: its name, without the sweep's. versions, gallery: empty for a run that was
-    made before they were written."""
+    """A run whose frontier is drawn. label: its name, without the sweep's. versions, gallery: empty for a run
+    that was made before they were written."""
 
     label: str
     directory: Path
@@ -33,9 +33,12 @@ class Finished:
 
     @cached_property
     def trainings(self) -> dict[str, list[dict[str, float]]]:
-        """The logged rows of each training of the run, by 'flex', 'gate/seed-0', ..., not of jobs beside them."""
+        """The logged rows of each training of the run, by 'flex', 'gate/seed-0', ..., not of jobs beside
+        them."""
         found = {}
-        for path in sorted((*self.directory.glob(f"*/{METRICS}"), *self.directory.glob(f"gate/*/*/{METRICS}"))):
+        for path in sorted(
+            (*self.directory.glob(f"*/{METRICS}"), *self.directory.glob(f"gate/*/*/{METRICS}"))
+        ):
             name = str(path.parent.parent.relative_to(self.directory)).removeprefix("gate/")
             found[name] = read_metrics(path)
         return found
@@ -48,8 +51,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def load_runs(directory: Path) -> list[Finished]:
-    """The run in a directory, or the runs of a sweep in it, in the order of their names. Raises UserError where there is
-    none."""
+    """The run in a directory, or the runs of a sweep in it, in the order of their names. Raises UserError
+    where there is none."""
     if (directory / "frontier.json").is_file():
         return [_load(directory)]
     inside = sorted(p.parent for p in directory.glob("*/frontier.json"))
@@ -64,12 +67,15 @@ def load_runs(directory: Path) -> list[Finished]:
 def _load(directory: Path) -> Finished:
     try:
         rows = [_row(row) for row in json.loads((directory / "frontier.json").read_text())]
-        summary, config = (json.loads((directory / name).read_text()) for name in ("summary.json", "config.json"))
+        summary, config = (
+            json.loads((directory / name).read_text()) for name in ("summary.json", "config.json")
+        )
         if not rows or not isinstance(summary["targets"], dict) or not isinstance(config, dict):
             raise ValueError("a part of it is empty")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{directory} holds no frontier that can be read ({error}); draw it again with pyrskip eval run={directory}"
+            f"{directory} holds no frontier that can be read ({error}); draw it again with pyrskip eval "
+            f"run={directory}"
         ) from error
     return Finished(
         label=directory.resolve().name,

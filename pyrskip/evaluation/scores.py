@@ -1,4 +1,5 @@
-"""What every point of a frontier scored on every test question, kept beside it: what compares points question by question.
+"""What every point of a frontier scored on every test question, kept beside it: what compares points question
+by question.
 
 Axes: P points of the test split, N questions.
 """
@@ -24,7 +25,8 @@ FILE = "frontier/scores.safetensors"
 
 @dataclass(frozen=True)
 class Scored:
-    """A finished run's points: rows P, score [P, N] float64; keys N, `<image>/<number>` each; types N; label: the run's."""
+    """A finished run's points: rows P, score [P, N] float64; keys N, `<image>/<number>` each; types N; label:
+    the run's."""
 
     label: str
     rows: Sequence[Row]
@@ -67,13 +69,17 @@ def save_scores(frontier: Frontier, path: Path) -> None:
 
 
 def load_scores(runs: Sequence[Finished]) -> list[Scored]:
-    """Runs whose frontiers asked the same test questions, each in the first one's order. Raises UserError for others."""
+    """Runs whose frontiers asked the same test questions, each in the first one's order. Raises UserError for
+    others."""
     scored = [_load(run) for run in runs]
     first = scored[0]
     for i, run in enumerate(scored):
         where = {key: column for column, key in enumerate(run.keys)}
         if where.keys() != set(first.keys):
-            raise UserError(f"{run.label} was tested on other questions than {first.label}; allowed: runs on the same data")
+            raise UserError(
+                f"{run.label} was tested on other questions than {first.label}; allowed: runs on the same "
+                "data"
+            )
         scored[i] = run.take([where[key] for key in first.keys])
     return scored
 
@@ -88,6 +94,7 @@ def _load(run: Finished) -> Scored:
             raise ValueError(f"scores are {list(score.shape)}, not {[len(rows), len(keys)]}")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{run.directory} holds no scores of its frontier ({error}); draw it again with pyrskip eval run={run.directory}"
+            f"{run.directory} holds no scores of its frontier ({error}); draw it again with pyrskip eval "
+            f"run={run.directory}"
         ) from error
     return Scored(run.label, rows, score, keys, types)

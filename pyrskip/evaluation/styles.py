@@ -1,4 +1,5 @@
-"""How methods look in every picture: colours that are told apart with any colour vision, and the same ones everywhere."""
+"""How methods look in every picture: colours that are told apart with any colour vision, and the same ones
+everywhere."""
 
 # Okabe-Ito: told apart with any colour vision
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
@@ -33,16 +34,42 @@ POINTS = {"full": (BLACK, "*", 190), "reference": (RED, "D", 60), "heuristic": (
 """Method -> colour, marker, area of a single point."""
 PANELS = {
     "The gate and the fixed selections": (
-        *("hull", "budget:capacity", "budget:learned", "oracle:sample", "oracle:cross", "oracle:type", "gate", "full"),
+        *(
+            "hull",
+            "budget:capacity",
+            "budget:learned",
+            "oracle:sample",
+            "oracle:cross",
+            "oracle:type",
+            "gate",
+            "full",
+        ),
         "reference",
     ),
     "What the decision is worth": (
-        *("hull", "random", "random:bernoulli", "cosine", "gate:shuffled_query", "gate:glance_only", "gate:query_only"),
+        *(
+            "hull",
+            "random",
+            "random:bernoulli",
+            "cosine",
+            "gate:shuffled_query",
+            "gate:glance_only",
+            "gate:query_only",
+        ),
         *("gate:joint", "gate", "heuristic", "strategy", "full", "reference"),
     ),
 }
 ORDER = (
-    *("full", "reference", "question_only", "fixed", "hull", "budget:capacity", "budget:learned", "heuristic"),
+    *(
+        "full",
+        "reference",
+        "question_only",
+        "fixed",
+        "hull",
+        "budget:capacity",
+        "budget:learned",
+        "heuristic",
+    ),
     *("strategy", "cosine", "random:bernoulli", "random"),
     *("gate:shuffled_query", "gate:glance_only", "gate:query_only", "gate:joint", "gate"),
     *("oracle:type", "oracle:cross", "oracle:sample"),
@@ -53,7 +80,14 @@ CYCLE = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY)
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 """Matplotlib's lines -> plotly's."""
 SYMBOLS = {
-    **{"o": "circle", "s": "square", "^": "triangle-up", "v": "triangle-down", ".": "circle-open", "x": "x-thin-open"},
+    **{
+        "o": "circle",
+        "s": "square",
+        "^": "triangle-up",
+        "v": "triangle-down",
+        ".": "circle-open",
+        "x": "x-thin-open",
+    },
     **{
         "1": "y-down-open",
         "2": "y-up-open",

@@ -1,4 +1,5 @@
-"""What a frontier says at each target retention: the price that validation chooses, and what it gives on test."""
+"""What a frontier says at each target retention: the price that validation chooses, and what it gives on
+test."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,14 +10,20 @@ from pyrskip.rollouts.health import health
 SHARED_MODEL = "All gate seeds decide for one flex model: their spread is that of the gates' training alone."
 
 
-def summary(frontier: Frontier, targets: Sequence[float] = (0.98, 0.99, 0.995), lookup: float | None = None) -> dict[str, Any]:
+def summary(
+    frontier: Frontier, targets: Sequence[float] = (0.98, 0.99, 0.995), lookup: float | None = None
+) -> dict[str, Any]:
     """What the frontier says at each target retention, in words for a report's keys.
 
-    A seed's price is the cheapest on validation whose validation retention meets the target; everything else is measured on
-    test. budget_weights: those that were learned, where actions are rungs. lookup: test accuracy of the majority answer of each
-    question text among the training questions.
+    A seed's price is the cheapest on validation whose validation retention meets the target; everything else
+    is measured on test. budget_weights: those that were learned, where actions are rungs. lookup: test
+    accuracy of the majority answer of each question text among the training questions.
     """
-    result: dict[str, Any] = {"note": SHARED_MODEL, "unit_flops": frontier.inputs.unit, "lookup_accuracy": lookup}
+    result: dict[str, Any] = {
+        "note": SHARED_MODEL,
+        "unit_flops": frontier.inputs.unit,
+        "lookup_accuracy": lookup,
+    }
     result["budget_weights"] = frontier.weights
     for method in ("full", "reference", "question_only"):
         result[method] = _figures(frontier, frontier.select(method, "test")[0])
@@ -70,7 +77,9 @@ def _gate_at(frontier: Frontier, method: str, target: float) -> dict[str, Any]:
     return {"seeds": seeds, **{key: value for key, value in spread.items() if value is not None}}
 
 
-def _seed_at(frontier: Frontier, method: str, seed: int, target: float, fixed: dict[str, Any] | None) -> dict[str, Any]:
+def _seed_at(
+    frontier: Frontier, method: str, seed: int, target: float, fixed: dict[str, Any] | None
+) -> dict[str, Any]:
     chosen = _cheapest(frontier.select(method, "val", seed=seed), target)
     if chosen is None:
         return {"seed": seed, "price": None}
@@ -91,7 +100,9 @@ def _seed_at(frontier: Frontier, method: str, seed: int, target: float, fixed: d
     if method == "gate":
         random = frontier.select("random", "test", price, seed)[0]
         result["gain_over_random"] = row.accuracy - random.row.accuracy
-        result["gain_over_random_ci95"] = frontier.bootstrap["test"].interval_of_difference(point.score, random.score)
+        result["gain_over_random_ci95"] = frontier.bootstrap["test"].interval_of_difference(
+            point.score, random.score
+        )
         result["random_relative_flops"] = random.row.relative_flops
     return result
 

@@ -1,7 +1,8 @@
 """Measured time of decisions: encoding, the gate, and the whole answer, on this machine.
 
-Every decision runs the gathered path: only tiles that it keeps are encoded. A fixed decision encodes them in one pass;
-a gated one encodes the glance, then what the gate asked for, and is listed as 'gated:<name>' without the gate's time.
+Every decision runs the gathered path: only tiles that it keeps are encoded. A fixed decision encodes them in
+one pass; a gated one encodes the glance, then what the gate asked for, and is listed as 'gated:<name>'
+without the gate's time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +28,8 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Clock:
-    """Median milliseconds a question at one batch size. encode, total: by decision (total: encode, project, generate);
-    gate: by gate, from an encoded glance to a decision."""
+    """Median milliseconds a question at one batch size. encode, total: by decision (total: encode, project,
+    generate); gate: by gate, from an encoded glance to a decision."""
 
     encode: dict[str, float]
     total: dict[str, float]
@@ -55,8 +56,8 @@ def measure(
 ) -> Timing:
     """Time every listed action, the decisions outside of the set, and the gates.
 
-    batch: any questions, of which one an image is used; unit: FLOPs of relative cost 1; repeats >= 1 rounds after a
-    warm-up, each over all decisions in turn, so that a slow moment of the machine hits all alike.
+    batch: any questions, of which one an image is used; unit: FLOPs of relative cost 1; repeats >= 1 rounds
+    after a warm-up, each over all decisions in turn, so that a slow moment of the machine hits all alike.
     """
     training = [(module, module.training) for module in (model, *gates.values())]
     for module, _ in training:
@@ -143,7 +144,8 @@ def _timer(model: NativeModel) -> Callable[[], float]:
 
 
 def _alone(batch: Batch, images: Sequence[int]) -> Batch:
-    """One question on each of these images: the i-th image's i-th, in a circle. An image given twice is held twice."""
+    """One question on each of these images: the i-th image's i-th, in a circle. An image given twice is held
+    twice."""
     questions = []
     for image in images:
         own = (batch.image_of == image).nonzero().squeeze(1).tolist()

@@ -1,1 +1,2 @@
-"""Write exports, from runs. Needs the training stack; what reads them is pyrskip.inference, which does not."""
+"""Write exports, from runs. Needs the training stack; what reads them is pyrskip.inference, which does
+not."""

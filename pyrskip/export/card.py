@@ -18,9 +18,9 @@ tags: [pyrskip, skip-gate, image-pyramid]
 
 # {name}: a skip gate and the model that it decides for
 
-From the question and a glance of {glance} px, the gate (`{gate}`, policy `{policy}`) decides which levels of an image
-pyramid of {size} px and {levels} levels are encoded, before any of their pixels are. The price is the dial: what
-relative cost 1, the mean full pyramid, is worth in score. Default: {price}.
+From the question and a glance of {glance} px, the gate (`{gate}`, policy `{policy}`) decides which levels of
+an image pyramid of {size} px and {levels} levels are encoded, before any of their pixels are. The price is
+the dial: what relative cost 1, the mean full pyramid, is worth in score. Default: {price}.
 
 ```python
 import pyrskip
@@ -32,7 +32,8 @@ print(answer.text, answer.selection.levels, answer.selection.cost)
 
 ## Accuracy against cost
 
-The test split of `{source}`. Cost is FLOPs of everything that runs, the gate included, over the mean full pyramid's.
+The test split of `{source}`. Cost is FLOPs of everything that runs, the gate included, over the mean
+full pyramid's.
 
 | method | price | accuracy | 95% interval | cost | over the model without a gate | visual tokens |
 |---|---|---|---|---|---|---|
@@ -46,7 +47,8 @@ Checked on the whole test split before this was written; an export that differs 
 
 ## How it was trained
 
-Gate seed {seed}, by the rule `{rule}`. Stages: data, flex, rollouts, gate, frontier. The config that made the weights:
+Gate seed {seed}, by the rule `{rule}`. Stages: data, flex, rollouts, gate, frontier. The config that
+made the weights:
 
 ```json
 {config}
@@ -63,7 +65,11 @@ METHODS = ("full", "reference", "gate")
 
 
 def card(
-    config: Config, plain: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], parity: Sequence[Parity], seed: int
+    config: Config,
+    plain: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    parity: Sequence[Parity],
+    seed: int,
 ) -> str:
     """README.md. plain: config.json; rows: the frontier's, of this seed and of methods without one."""
     whole = to_plain(config)
@@ -79,7 +85,10 @@ def card(
         price=plain["prices"]["default"],
         source=config.data.source,
         frontier="\n".join(
-            _line(row) for method in METHODS for row in rows if row["method"] == method and row["split"] == "test"
+            _line(row)
+            for method in METHODS
+            for row in rows
+            if row["method"] == method and row["split"] == "test"
         ),
         parity="\n".join(f"* {result}" for result in parity),
         seed=seed,
@@ -93,5 +102,11 @@ def card(
 def _line(row: Mapping[str, Any]) -> str:
     low, high = row["accuracy_ci95"]
     price = "" if row["price"] is None else f"{row['price']:g}"
-    cells = (row["method"], price, f"{row['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", f"{row['relative_flops']:.3f}")
+    cells = (
+        row["method"],
+        price,
+        f"{row['accuracy']:.4f}",
+        f"{low:.4f} to {high:.4f}",
+        f"{row['relative_flops']:.3f}",
+    )
     return "| " + " | ".join((*cells, f"{row['flops_of_reference']:.3f}", f"{row['tokens']:.1f}")) + " |"

@@ -1,6 +1,7 @@
 """From a finished run to an export: what `pyrskip export` does.
 
-Everything is written beside the wanted place and moved there only when parity holds: there is no half an export.
+Everything is written beside the wanted place and moved there only when parity holds: there is no half an
+export.
 """
 
 import copy
@@ -42,17 +43,26 @@ PROBES = 16
 
 
 def export_run(
-    config: Config, out: Path, *, seed: int | None = None, native: bool = False, say: Callable[[str], None] = print
+    config: Config,
+    out: Path,
+    *,
+    seed: int | None = None,
+    native: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Path:
-    """Export the gate of a finished run, with the model that it decides for. seed: of the gate, the run's first by default.
+    """Export the gate of a finished run, with the model that it decides for. seed: of the gate, the run's
+    first by default.
 
-    native: compiled packages as well. Raises UserError where a stage is missing, `out` is there already, the gate cannot be
-    served from one look, or the export does not do what the model does.
+    native: compiled packages as well. Raises UserError where a stage is missing, `out` is there already, the
+    gate cannot be served from one look, or the export does not do what the model does.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out} is there already; allowed: a new directory, or an empty one")
     if config.model.served:
-        raise UserError(f"model.name={config.model.name} is served where it is, and an export holds its model; allowed: native")
+        raise UserError(
+            f"model.name={config.model.name} is served where it is, and an export holds its model; allowed: "
+            "native"
+        )
     if config.language.name != "decoder":
         raise UserError(f"language.name={config.language.name} cannot be exported yet; allowed: decoder")
     run = Run(config, {})
@@ -89,7 +99,13 @@ def export_run(
         parity = check(model, gate, engines, test, unit, prices, price)
         for result in parity:
             say(str(result))
-        metrics = {"seed": seed, "price": price, "parity": as_plain(parity), "summary": told, "frontier": rows}
+        metrics = {
+            "seed": seed,
+            "price": price,
+            "parity": as_plain(parity),
+            "summary": told,
+            "frontier": rows,
+        }
         (part / "metrics.json").write_text(json.dumps(metrics, indent=1))
         (part / "README.md").write_text(card(config, plain, rows, parity, seed))
         write_checksums(part)
@@ -103,8 +119,11 @@ def export_run(
     return out
 
 
-def write_parts(model: NativeModel, gate: Gate, plain: dict[str, Any], directory: Path, native: bool = False) -> None:
-    """What is loaded: graphs, weights, tokenizers, config.json and their checksums. Raises UserError as `trace` does."""
+def write_parts(
+    model: NativeModel, gate: Gate, plain: dict[str, Any], directory: Path, native: bool = False
+) -> None:
+    """What is loaded: graphs, weights, tokenizers, config.json and their checksums. Raises UserError as
+    `trace` does."""
     programs = trace(model, gate)
     write_onnx(programs, directory / "onnx")
     if native:
@@ -129,7 +148,11 @@ def describe(model: NativeModel, gate: Gate, unit: float, own_flops: float, pric
         "pyrskip_version": version("pyrskip"),
         "model": asdict(model.config)
         | {"vision": asdict(vision) | {"weights": "none"}, "text": {"name": model.config.text.name}},
-        "pyramid": {"size": model.pyramid.size, "stride": model.pyramid.stride, "grid": list(model.pyramid.grid)},
+        "pyramid": {
+            "size": model.pyramid.size,
+            "stride": model.pyramid.stride,
+            "grid": list(model.pyramid.grid),
+        },
         "preprocessing": {
             "mode": "RGB",
             "shrink": "box filter to the canvas, never enlarged",
@@ -156,9 +179,16 @@ def describe(model: NativeModel, gate: Gate, unit: float, own_flops: float, pric
             "tilt": float(gate.tilt),
             "sequential": gate.sequential,
         },
-        "actions": {"names": list(gate.layout.actions.names), "selection": gate.layout.actions.selection.int().tolist()},
+        "actions": {
+            "names": list(gate.layout.actions.names),
+            "selection": gate.layout.actions.selection.int().tolist(),
+        },
         "budget": {name: value for name, value in asdict(gate.layout.budget).items() if name != "rungs"},
-        "prices": {"low": prices.low, "high": None if prices.high == inf else prices.high, "default": prices.default},
+        "prices": {
+            "low": prices.low,
+            "high": None if prices.high == inf else prices.high,
+            "default": prices.default,
+        },
         "cost": {
             "attention": cost.attention,
             "unit": cost.unit,
@@ -167,7 +197,9 @@ def describe(model: NativeModel, gate: Gate, unit: float, own_flops: float, pric
             "projector_per_token": share * model.projector.flops_per_token(),
             "gate": own_flops,
             "full_pyramid": unit,
-            "encode": [[rows, columns, share * flops] for (rows, columns), flops in encode_flops(model).items()],
+            "encode": [
+                [rows, columns, share * flops] for (rows, columns), flops in encode_flops(model).items()
+            ],
         },
     }
 
@@ -175,8 +207,9 @@ def describe(model: NativeModel, gate: Gate, unit: float, own_flops: float, pric
 def encode_flops(model: NativeModel) -> Mapping[tuple[int, int], int]:
     """FLOPs of encoding a tile of every size that there can be: (rows, columns) of its map -> FLOPs.
 
-    Counted on tensors without memory. Convolutions cost a + b n and attention c n^2 of a map of n cells: three sizes tell the
-    formula, and where it gives exactly what is counted at PROBES others as well, it stands for the rest.
+    Counted on tensors without memory. Convolutions cost a + b n and attention c n^2 of a map of n cells:
+    three sizes tell the formula, and where it gives exactly what is counted at PROBES others as well, it
+    stands for the rest.
     """
     vision, stride = copy.deepcopy(model.vision).to("meta"), model.vision.stride
     sides = {model.pyramid.side(level) // stride for level in range(model.pyramid.levels)}
@@ -198,8 +231,8 @@ def encode_flops(model: NativeModel) -> Mapping[tuple[int, int], int]:
 
 
 def prices_of(gate: Gate, reward: RewardConfig, default: float) -> Prices:
-    """What may be asked: the one price that the gate was trained for, those that were sampled, or any where the price is in
-    the policy's arithmetic alone."""
+    """What may be asked: the one price that the gate was trained for, those that were sampled, or any where
+    the price is in the policy's arithmetic alone."""
     own = gate.prices(())
     if own:
         return Prices(own[0], own[0], own[0])
@@ -209,24 +242,32 @@ def prices_of(gate: Gate, reward: RewardConfig, default: float) -> Prices:
 def _check_gate(gate: Gate) -> None:
     if gate.sequential:
         raise UserError(
-            f"gate.policy={gate.config.policy} decides on a level before it decides on the next, and an export decides from "
+            f"gate.policy={gate.config.policy} decides on a level before it decides on the next, and an "
+            "export decides from "
             "the question and the glance in one step; allowed: gates that are not sequential"
         )
     if gate.config.confidence:
         raise UserError(
-            "gate.confidence=true asks the model how sure it is before it decides, which an export does not hold yet; allowed: "
+            "gate.confidence=true asks the model how sure it is before it decides, which an export does not "
+            "hold yet; allowed: "
             "gates without it"
         )
     if gate.config.policy not in POLICIES:
-        raise UserError(f"gate.policy={gate.config.policy} cannot be exported yet; allowed: {', '.join(POLICIES)}")
+        raise UserError(
+            f"gate.policy={gate.config.policy} cannot be exported yet; allowed: {', '.join(POLICIES)}"
+        )
     if gate.layout.budget.rungs is not None:
-        raise UserError(f"budget.rungs={list(gate.layout.budget.rungs)} cannot be exported yet; allowed: null")
+        raise UserError(
+            f"budget.rungs={list(gate.layout.budget.rungs)} cannot be exported yet; allowed: null"
+        )
 
 
 def _write_weights(model: NativeModel, gate: Gate, directory: Path) -> None:
     state = {f"model.{name}": t for name, t in model.state_dict().items() if not name.startswith("text.")}
     state |= {f"gate.{name}": t for name, t in gate.state_dict().items()}
-    safetensors.torch.save_file({name: t.contiguous() for name, t in state.items()}, directory / "model.safetensors")
+    safetensors.torch.save_file(
+        {name: t.contiguous() for name, t in state.items()}, directory / "model.safetensors"
+    )
     (directory / "model.safetensors").chmod(0o644)
     (directory / "tokenizer.json").write_text(model.language.tokenizer.to_str())
     if isinstance(model.text, MiniLmText):
@@ -247,4 +288,6 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); draw the frontier again with pyrskip eval") from error
+        raise UserError(
+            f"{path} cannot be read ({error}); draw the frontier again with pyrskip eval"
+        ) from error

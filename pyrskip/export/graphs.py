@@ -1,6 +1,7 @@
 """Graphs of a model and its gate: traced once, written as ONNX and, where asked for, as compiled packages.
 
-Every dimension that varies in service is traced as varying, and never at size 1, which would be taken for fixed.
+Every dimension that varies in service is traced as varying, and never at size 1, which would be taken for
+fixed.
 """
 
 import copy
@@ -33,7 +34,8 @@ OUTPUTS = {
 
 
 def trace(model: NativeModel, gate: Gate, graphs: Sequence[str] = GRAPHS) -> dict[str, ExportedProgram]:
-    """Graph name -> program. Raises UserError for a part that cannot be traced, such as a backbone of one image size."""
+    """Graph name -> program. Raises UserError for a part that cannot be traced, such as a backbone of one
+    image size."""
     parts = parts_of(model, gate)
     parts["vision"] = _with_fixed_padding(parts["vision"])
     programs = {}
@@ -45,7 +47,9 @@ def trace(model: NativeModel, gate: Gate, graphs: Sequence[str] = GRAPHS) -> dic
                 programs[name] = torch.export.export(parts[name], (), kwargs=example, dynamic_shapes=varying)
         except Exception as error:  # the tracer's own errors have no common base but this
             reason = " ".join(str(error).split())[:400]
-            raise UserError(f"the {name} graph cannot be exported with dimensions that vary: {reason}") from error
+            raise UserError(
+                f"the {name} graph cannot be exported with dimensions that vary: {reason}"
+            ) from error
     return programs
 
 
@@ -65,17 +69,24 @@ def write_onnx(programs: dict[str, ExportedProgram], directory: Path) -> None:
 
 
 def write_native(programs: dict[str, ExportedProgram], directory: Path) -> None:
-    """`directory`/<graph>.pt2: AOTInductor packages, native code for this kind of machine. Needs a C++ compiler."""
+    """`directory`/<graph>.pt2: AOTInductor packages, native code for this kind of machine. Needs a C++
+    compiler."""
     directory.mkdir(parents=True)
     for name, program in programs.items():
         torch._inductor.aoti_compile_and_package(program, package_path=str(directory / f"{name}.pt2"))
 
 
 def _examples(model: NativeModel, gate: Gate) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Inputs of each graph by name, and which of their dimensions vary. The numbers themselves do not matter."""
+    """Inputs of each graph by name, and which of their dimensions vary. The numbers themselves do not
+    matter."""
     layout, language, stride = gate.layout, model.config.language, model.vision.stride
     side = model.pyramid.side(model.pyramid.levels - 1) // stride
-    batch, words, tokens, past = Dim("batch"), Dim("words", max=language.max_words), Dim("tokens"), Dim("past")
+    batch, words, tokens, past = (
+        Dim("batch"),
+        Dim("words", max=language.max_words),
+        Dim("tokens"),
+        Dim("past"),
+    )
     rows, columns = Dim("rows"), Dim("columns")
     head = language.width // language.heads
     question = {"ids": torch.full((3, 5), 2), "mask": torch.ones(3, 5, dtype=torch.bool)}
@@ -92,7 +103,10 @@ def _examples(model: NativeModel, gate: Gate) -> dict[str, tuple[dict[str, Any],
     query_words = Dim("words", max=model.text.max_words) if isinstance(model.text, MiniLmText) else words
     return {
         "query": (question, {name: {0: batch, 1: query_words} for name in question}),
-        "gate": (seen, {name: {0: batch, 1: query_words} if name.startswith("query") else {0: batch} for name in seen}),
+        "gate": (
+            seen,
+            {name: {0: batch, 1: query_words} if name.startswith("query") else {0: batch} for name in seen},
+        ),
         "vision": (
             {"pixels": torch.rand(3, 3, 2 * stride, 3 * stride)},
             {"pixels": {0: batch, 2: stride * rows, 3: stride * columns}},
@@ -104,7 +118,10 @@ def _examples(model: NativeModel, gate: Gate) -> dict[str, tuple[dict[str, Any],
                 "extent": torch.rand(3, 7, 2),
                 "level": torch.zeros(7, dtype=torch.int64),
             },
-            {**{name: {0: batch, 1: tokens} for name in ("features", "centre", "extent")}, "level": {0: tokens}},
+            {
+                **{name: {0: batch, 1: tokens} for name in ("features", "centre", "extent")},
+                "level": {0: tokens},
+            },
         ),
         "prefill": (
             {"visual": torch.rand(3, 7, language.width), **question},
@@ -132,8 +149,8 @@ def _examples(model: NativeModel, gate: Gate) -> dict[str, tuple[dict[str, Any],
 def _with_fixed_padding(vision: nn.Module) -> nn.Module:
     """A copy whose TensorFlow-style convolutions pad by constants.
 
-    They compute their padding from the image's size, which makes a trace slow and its graph large; where sizes are multiples of
-    the stride, as all tiles' are, it is always the same.
+    They compute their padding from the image's size, which makes a trace slow and its graph large; where
+    sizes are multiples of the stride, as all tiles' are, it is always the same.
     """
     vision = copy.deepcopy(vision)
     for parent in list(vision.modules()):
@@ -142,11 +159,20 @@ def _with_fixed_padding(vision: nn.Module) -> nn.Module:
                 continue
             bias = conv.bias is not None
             plain = nn.Conv2d(
-                conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, 0, conv.dilation, conv.groups, bias
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,
+                conv.stride,
+                0,
+                conv.dilation,
+                conv.groups,
+                bias,
             )
             plain.load_state_dict(conv.state_dict())
             sides = zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)
-            rows, columns = (max(0, (kernel - 1) * dilation + 1 - stride) for kernel, stride, dilation in sides)
+            rows, columns = (
+                max(0, (kernel - 1) * dilation + 1 - stride) for kernel, stride, dilation in sides
+            )
             pad = nn.ZeroPad2d((columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
             setattr(parent, name, nn.Sequential(pad, plain).eval())
     return vision

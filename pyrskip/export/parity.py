@@ -1,7 +1,7 @@
 """Does an export do what the trained model and gate do? Checked on a whole split, at every export.
 
-The reference is the path of the evaluation's real inference: encode the glance, ask the gate, encode what it asked for, answer.
-Axes: B questions, T tiles.
+The reference is the path of the evaluation's real inference: encode the glance, ask the gate, encode what it
+asked for, answer. Axes: B questions, T tiles.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,12 +29,13 @@ IMAGES = 25
 
 @dataclass(frozen=True)
 class Parity:
-    """One backend against the trained model on a split. decisions: compared, over all prices; inside: those whose margin is at
-    most MARGIN, which may differ; differ: of the others; answers_differ counts questions whose decision was the same.
+    """One backend against the trained model on a split. decisions: compared, over all prices; inside: those
+    whose margin is at most MARGIN, which may differ; differ: of the others; answers_differ counts questions
+    whose decision was the same.
 
-    outputs, logits: largest differences, of the gate's raw outputs and of the answer's first token; logits_over_scale: the same
-    over each row's largest logit where that is above 1, since a float32 sum is as exact as it is large. accuracy: at `price`,
-    the export's and the model's.
+    outputs, logits: largest differences, of the gate's raw outputs and of the answer's first token;
+    logits_over_scale: the same over each row's largest logit where that is above 1, since a float32 sum is as
+    exact as it is large. accuracy: at `price`, the export's and the model's.
     """
 
     backend: str
@@ -54,12 +55,18 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        return not self.differ and not self.answers_differ and max(self.outputs, self.logits_over_scale) <= TOLERANCE
+        return (
+            not self.differ
+            and not self.answers_differ
+            and max(self.outputs, self.logits_over_scale) <= TOLERANCE
+        )
 
     def __str__(self) -> str:
         return (
-            f"{self.backend}: {self.questions} questions, {self.decisions} decisions at {len(self.prices)} prices: "
-            f"{self.differ} differ, {self.inside} within {MARGIN} of a tie ({self.inside_that_differ} differ); "
+            f"{self.backend}: {self.questions} questions, {self.decisions} decisions at {len(self.prices)} "
+            "prices: "
+            f"{self.differ} differ, {self.inside} within {MARGIN} of a tie ({self.inside_that_differ} "
+            "differ); "
             f"largest difference of gate outputs {self.outputs:.1e}, of logits {self.logits:.1e} "
             f"({self.logits_over_scale:.1e} of their scale); {self.answers_differ} answers differ; "
             f"accuracy {self.accuracy:.4f}, the model's {self.accuracy_of_model:.4f}"
@@ -75,7 +82,8 @@ def check(
     prices: Sequence[float],
     price: float,
 ) -> list[Parity]:
-    """Compare every backend on every question of the split. prices: of the decisions; price: of the answers, one of them.
+    """Compare every backend on every question of the split. prices: of the decisions; price: of the answers,
+    one of them.
 
     Raises UserError, with what differs, where one of them is not the same.
     """
@@ -113,7 +121,9 @@ class _Sums:
 
 
 @torch.no_grad()
-def _reference(model: NativeModel, gate: Gate, batch: Batch, unit: float, prices: Sequence[float], price: float) -> _Reference:
+def _reference(
+    model: NativeModel, gate: Gate, batch: Batch, unit: float, prices: Sequence[float], price: float
+) -> _Reference:
     keep = torch.zeros(len(batch), model.pyramid.tiles, dtype=torch.bool)
     keep[:, model.pyramid.glance] = True
     features = model.encode(batch, keep)
@@ -146,7 +156,9 @@ def _compare(
     rows = list(zip(batch.image_of.tolist(), batch.texts, strict=True))
     sums.questions += len(rows)
     for dial in prices:
-        decisions = engine.decide([Prepared(pictures[image], text, float(dial), UNLIMITED) for image, text in rows])
+        decisions = engine.decide(
+            [Prepared(pictures[image], text, float(dial), UNLIMITED) for image, text in rows]
+        )
         differ = (decisions.decided.asked != reference.asked[dial]).any(-1)
         inside = decisions.decided.margin <= MARGIN
         sums.inside += int(inside.sum())
@@ -163,7 +175,9 @@ def _compare(
             pairs = list(zip(written.texts, reference.texts, batch.questions, same.tolist(), strict=True))
             sums.answers_differ += sum(text != expected for text, expected, _, alike in pairs if alike)
             sums.right += sum(score(text, q.answers, q.metric, q.text) for text, _, q, _ in pairs)
-            sums.right_of_model += sum(score(expected, q.answers, q.metric, q.text) for _, expected, q, _ in pairs)
+            sums.right_of_model += sum(
+                score(expected, q.answers, q.metric, q.text) for _, expected, q, _ in pairs
+            )
 
 
 def _total(name: str, sums: _Sums, prices: Sequence[float], price: float) -> Parity:

@@ -43,7 +43,9 @@ def save_gate(gate: Gate, directory: Path) -> None:
         "budget": asdict(layout.budget),
     }
     directory.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file({k: v.contiguous() for k, v in gate.state_dict().items()}, directory / "gate.safetensors")
+    safetensors.torch.save_file(
+        {k: v.contiguous() for k, v in gate.state_dict().items()}, directory / "gate.safetensors"
+    )
     (directory / "gate.json").write_text(json.dumps(described, indent=1))
 
 
@@ -52,12 +54,21 @@ def load_gate(directory: Path) -> Gate:
     try:
         plain = json.loads((directory / "gate.json").read_text())
         state = safetensors.torch.load_file(directory / "gate.safetensors")
-        names, selection = plain["actions"]["names"], torch.tensor(plain["actions"]["selection"], dtype=torch.bool)
+        names, selection = (
+            plain["actions"]["names"],
+            torch.tensor(plain["actions"]["selection"], dtype=torch.bool),
+        )
         if selection.shape != (len(names), plain["tiles"]):
-            raise TypeError(f"actions.selection is {list(selection.shape)}, not {[len(names), plain['tiles']]}")
+            raise TypeError(
+                f"actions.selection is {list(selection.shape)}, not {[len(names), plain['tiles']]}"
+            )
         rung = plain["actions"]["rung"]
-        actions = ActionSet(selection, tuple(names), tuple(plain["actions"]["ladder"]), rung and torch.tensor(rung))
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain["budget"].items()}
+        actions = ActionSet(
+            selection, tuple(names), tuple(plain["actions"]["ladder"]), rung and torch.tensor(rung)
+        )
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in plain["budget"].items()
+        }
         budget = BudgetRule(**given)
         layout = Layout(plain["query_width"], plain["channels"], plain["tiles"], actions, budget)
         gate = build_gate(GateConfig(**plain["gate"]), layout)
@@ -65,5 +76,7 @@ def load_gate(directory: Path) -> Gate:
     except UserError:
         raise
     except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise UserError(f"{directory} holds no gate that can be read ({error}); run the gate stage") from error
+        raise UserError(
+            f"{directory} holds no gate that can be read ({error}); run the gate stage"
+        ) from error
     return gate.eval()

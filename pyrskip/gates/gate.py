@@ -2,11 +2,12 @@
 
 Axes: B batch, W words, Q query width, C channels, h x w glance cells, T tiles, S actions, D hidden width.
 
-A gate knows neither how it is trained nor which model answers. It reads an Observation, its trunk makes one vector of it
-[B, D], and the head turns that into a policy: 'bernoulli' (a logit a tile), 'categorical' (a logit an action), 'utility'
-(the logit of the predicted score of an action; the policy prefers the best score - price x cost, so every price is served by
-design), 'rungs' (a logit for every choice of every tile), 'autoregressive' (these, and how the coarser tiles' choices move
-them) or 'sequential' (an episode of choices, see `pyrskip.gates.sequential`).
+A gate knows neither how it is trained nor which model answers. It reads an Observation, its trunk makes one
+vector of it [B, D], and the head turns that into a policy: 'bernoulli' (a logit a tile), 'categorical' (a
+logit an action), 'utility' (the logit of the predicted score of an action; the policy prefers the best score
+- price x cost, so every price is served by design), 'rungs' (a logit for every choice of every tile),
+'autoregressive' (these, and how the coarser tiles' choices move them) or 'sequential' (an episode of choices,
+see `pyrskip.gates.sequential`).
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +23,15 @@ from pyrskip.budget import BudgetRule
 from pyrskip.cost import measured_flops
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError, choose
-from pyrskip.gates.policies import POLICIES, PRODUCTS, BernoulliPolicy, CategoricalPolicy, Policy, RungsPolicy, chained
+from pyrskip.gates.policies import (
+    POLICIES,
+    PRODUCTS,
+    BernoulliPolicy,
+    CategoricalPolicy,
+    Policy,
+    RungsPolicy,
+    chained,
+)
 from pyrskip.gates.sequential import Reveal, SequentialPolicy, StepHead
 
 CONFIDENCE = 3
@@ -33,10 +42,10 @@ CONFIDENCE = 3
 class Observation:
     """What a gate may see.
 
-    query [B, W, Q], query_mask [B, W] bool; glance [B, C, h, w] (the encoded coarsest level), glance_mask [B, h, w] bool;
-    capacity [B, T] int64; cost [B, S]: relative cost of every action; price [B] >= 0. confidence [B, 3]: how sure the model is
-    after the glance alone (`NativeModel.confidence`). reveal: the way to look at a tile that has been kept, for gates that
-    look. Both are None where the environment has none.
+    query [B, W, Q], query_mask [B, W] bool; glance [B, C, h, w] (the encoded coarsest level), glance_mask [B,
+    h, w] bool; capacity [B, T] int64; cost [B, S]: relative cost of every action; price [B] >= 0. confidence
+    [B, 3]: how sure the model is after the glance alone (`NativeModel.confidence`). reveal: the way to look
+    at a tile that has been kept, for gates that look. Both are None where the environment has none.
     """
 
     query: Tensor
@@ -51,7 +60,9 @@ class Observation:
 
     def first(self) -> "Observation":
         """The first row alone."""
-        rows: dict[str, Any] = {name: value[:1] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        rows: dict[str, Any] = {
+            name: value[:1] for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **rows)
 
 
@@ -59,9 +70,10 @@ class Observation:
 class GateConfig:
     """name: a registered gate. policy: one of POLICIES. width: hidden units.
 
-    temperature: of the utility policy, in score. open_bias: how much every tile's keep logit starts above 0 (bernoulli, rungs,
-    autoregressive, sequential). looks: of the sequential policy, whether it sees the encoded features of what it has kept.
-    confidence: whether it is told how sure the model is after the glance alone, which then answers once more.
+    temperature: of the utility policy, in score. open_bias: how much every tile's keep logit starts above 0
+    (bernoulli, rungs, autoregressive, sequential). looks: of the sequential policy, whether it sees the
+    encoded features of what it has kept. confidence: whether it is told how sure the model is after the
+    glance alone, which then answers once more.
     """
 
     name: str = "joint"
@@ -77,7 +89,10 @@ class GateConfig:
         if self.policy not in POLICIES:
             raise choose("gate.policy", self.policy, POLICIES)
         if self.looks and self.policy != "sequential":
-            raise UserError(f"gate.looks=true with gate.policy={self.policy}: allowed: gate.policy=sequential, which can look")
+            raise UserError(
+                f"gate.looks=true with gate.policy={self.policy}: allowed: gate.policy=sequential, which "
+                "can look"
+            )
         if self.width < 1 or self.temperature <= 0 or not 0 <= self.dropout < 1:
             raise UserError(
                 f"gate.width={self.width}, temperature={self.temperature}, dropout={self.dropout}: "
@@ -97,11 +112,12 @@ class Layout:
 
 
 class Gate(nn.Module, ABC):
-    """A trunk (the subclass's) and a head. reads_query, reads_glance: what must be encoded for it. sequential: it decides
-    on a level, and may look at it, before it decides on the next, so that one pass of its outputs is no decision.
+    """A trunk (the subclass's) and a head. reads_query, reads_glance: what must be encoded for it.
+    sequential: it decides on a level, and may look at it, before it decides on the next, so that one pass of
+    its outputs is no decision.
 
-    price: the only price that it was trained for, -1 where it serves more; price_range: the prices that it was told in
-    training. `tilt` moves the trained policy along the cost axis: calibration sets it.
+    price: the only price that it was trained for, -1 where it serves more; price_range: the prices that it
+    was told in training. `tilt` moves the trained policy along the cost axis: calibration sets it.
     """
 
     reads_query = True
@@ -115,10 +131,14 @@ class Gate(nn.Module, ABC):
         self.sequential = config.policy == "sequential"
         if config.policy in PRODUCTS and not layout.actions.complete:
             raise UserError(
-                f"gate.policy={config.policy} chooses level by level, but the action set of {len(layout.actions)} does not "
-                f"list every combination for {layout.tiles} tiles; allowed: gate.policy=categorical, or pyramid.grid=[1]"
+                f"gate.policy={config.policy} chooses level by level, but the action set of "
+                f"{len(layout.actions)} does not "
+                f"list every combination for {layout.tiles} tiles; allowed: gate.policy=categorical, or "
+                "pyramid.grid=[1]"
             )
-        inputs = self.inputs() + layout.tiles + (1 if self.dial else 0) + (CONFIDENCE if config.confidence else 0)
+        inputs = (
+            self.inputs() + layout.tiles + (1 if self.dial else 0) + (CONFIDENCE if config.confidence else 0)
+        )
         self.mlp = nn.Sequential(
             nn.Linear(inputs, config.width),
             nn.GELU(),
@@ -130,7 +150,9 @@ class Gate(nn.Module, ABC):
         self.head = nn.Linear(config.width, len(self._start()))
         if config.policy == "sequential":
             channels = layout.channels if config.looks else None
-            self.steps = StepHead(config.width, layout.tiles, layout.actions.choices, config.open_bias, channels)
+            self.steps = StepHead(
+                config.width, layout.tiles, layout.actions.choices, config.open_bias, channels
+            )
         else:
             nn.init.zeros_(self.head.weight)
             with torch.no_grad():
@@ -155,7 +177,8 @@ class Gate(nn.Module, ABC):
         """[B, inputs]: the trunk's reading of the observation."""
 
     def forward(self, seen: Observation) -> Tensor:
-        """Raw head outputs [B, ...] float32: what the policy is made of; for the sequential one the state's fixed part."""
+        """Raw head outputs [B, ...] float32: what the policy is made of; for the sequential one the state's
+        fixed part."""
         with torch.autocast(seen.query.device.type, enabled=False):
             parts = [self.look(seen), (1.0 + seen.capacity.float()).log() / 8]
             if self.config.confidence:
@@ -175,15 +198,20 @@ class Gate(nn.Module, ABC):
         asked = actions.tokens(seen.capacity, budget)
         if kind == "sequential":
             with torch.autocast(seen.query.device.type, enabled=False):
-                return SequentialPolicy(self.steps, outputs, seen.cost, asked, actions, self.tilt, self._reveal(seen))
+                return SequentialPolicy(
+                    self.steps, outputs, seen.cost, asked, actions, self.tilt, self._reveal(seen)
+                )
         if kind == "utility":
-            logit = (outputs.sigmoid() - (seen.price[:, None] + self.tilt) * seen.cost) / self.config.temperature
+            logit = (
+                outputs.sigmoid() - (seen.price[:, None] + self.tilt) * seen.cost
+            ) / self.config.temperature
             return CategoricalPolicy(logit, asked, actions)
         bias = -self.tilt * seen.cost
         if kind == "categorical":
             return CategoricalPolicy(outputs + bias, asked, actions)
         own, of_tiles = self._free.numel(), self._free
-        # skipping is every tile's choice 0, and its logit 0: a second free logit would double every step that is learned
+        # skipping is every tile's choice 0, and its logit 0: a second free logit would double every step that
+        # is learned
         choice = F.pad(outputs[:, :own].unflatten(1, of_tiles), (1, 0))
         if kind == "rungs":
             return RungsPolicy(choice, asked, actions, bias)
@@ -191,14 +219,17 @@ class Gate(nn.Module, ABC):
         return CategoricalPolicy(chained(choice, coupling, actions) + bias, asked, actions)
 
     def prices(self, wanted: Sequence[float]) -> list[float]:
-        """At which of these prices it can be asked: its own alone, or all. Raises UserError for one outside of its range."""
+        """At which of these prices it can be asked: its own alone, or all. Raises UserError for one outside
+        of its range."""
         own = float(f"{float(self.price):.7g}")  # as it was asked for, before it became a float32
         if own >= 0:
             return [own]
         low, high = self.price_range.tolist()
         for price in wanted:
             if not low * (1 - 1e-5) <= price <= high * (1 + 1e-5):
-                raise UserError(f"price={price} is outside of what the gate was trained on; allowed: {low:g} to {high:g}")
+                raise UserError(
+                    f"price={price} is outside of what the gate was trained on; allowed: {low:g} to {high:g}"
+                )
         return list(wanted)
 
     def flops(self, seen: Observation) -> int:
@@ -227,8 +258,10 @@ class Gate(nn.Module, ABC):
     def _confidence(self, seen: Observation) -> Tensor:
         if seen.confidence is None:
             raise UserError(
-                "gate.confidence=true asks the model how sure it is after the glance, and this model, or this rollout table, "
-                "does not tell; allowed: gate.confidence=false, or a native model's rollouts made anew (delete these first)"
+                "gate.confidence=true asks the model how sure it is after the glance, and this model, or "
+                "this rollout table, "
+                "does not tell; allowed: gate.confidence=false, or a native model's rollouts made anew "
+                "(delete these first)"
             )
         return seen.confidence.float()
 

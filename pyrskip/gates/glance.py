@@ -8,7 +8,8 @@ from pyrskip.gates.gate import Gate, GateConfig, Layout, Observation
 
 
 class GlancePool(nn.Module):
-    """The glance's cells with their positions: attended by a vector, their mean and their maximum. -> [B, 3 D]."""
+    """The glance's cells with their positions: attended by a vector, their mean and their maximum. -> [B, 3
+    D]."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()

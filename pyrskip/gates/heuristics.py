@@ -1,7 +1,8 @@
-"""Decisions that nobody learned: by words of the question, by likeness of question and level, by tables of tokens.
+"""Decisions that nobody learned: by words of the question, by likeness of question and level, by tables of
+tokens.
 
-Axes: N questions, K decisions, T tiles, L levels. They pick among listed actions, by the name of what is kept beside the
-glance, or, for budgets of tokens, by the rungs nearest to what a budget gives.
+Axes: N questions, K decisions, T tiles, L levels. They pick among listed actions, by the name of what is kept
+beside the glance, or, for budgets of tokens, by the rungs nearest to what a budget gives.
 """
 
 import re
@@ -28,7 +29,8 @@ STRATEGIES = {
     "counting": (350, 300, 200, 100, 50),
     "global": (100, 150, 250, 300, 200),
 }
-"""Kind of question -> tokens of levels 0 to 4, of 1,000: proposed for reading text, for counting and for describing a scene."""
+"""Kind of question -> tokens of levels 0 to 4, of 1,000: proposed for reading text, for counting and for
+describing a scene."""
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8)
 """Totals that budgets are tried at, as shares of all tokens that an image can give."""
 
@@ -42,7 +44,8 @@ def question_kind(text: str) -> str:
 
 
 def keyword_levels(text: str, levels: int) -> tuple[int, ...]:
-    """Levels kept beside the glance: the finest two for details and counting, none for the scene, else the coarsest."""
+    """Levels kept beside the glance: the finest two for details and counting, none for the scene, else the
+    coarsest."""
     kind = question_kind(text)
     if kind == "global":
         return ()
@@ -51,15 +54,17 @@ def keyword_levels(text: str, levels: int) -> tuple[int, ...]:
 
 
 def keyword_actions(texts: Sequence[str], actions: ActionSet, levels: int) -> Tensor:
-    """The listed action of each question's keywords, [N]. Raises UserError where the action set does not list it."""
+    """The listed action of each question's keywords, [N]. Raises UserError where the action set does not list
+    it."""
     return torch.tensor([_listed(keyword_levels(text, levels), actions) for text in texts], dtype=torch.int64)
 
 
 def cosine_actions(similarity: Tensor, actions: ActionSet, tile_level: Tensor, k: int) -> Tensor:
     """The listed action that keeps the k levels beside the glance that are most like the question, [N].
 
-    similarity [N, T]: cosine of the question with each tile's mean token, -inf for padding; a level counts by its best
-    tile; tile_level [T]; 1 <= k < L. To know the likeness every level must be encoded, so this pays for all of them.
+    similarity [N, T]: cosine of the question with each tile's mean token, -inf for padding; a level counts by
+    its best tile; tile_level [T]; 1 <= k < L. To know the likeness every level must be encoded, so this pays
+    for all of them.
     """
     finer = int(tile_level.max())
     level = torch.stack([similarity[:, tile_level == i].amax(-1) for i in range(finer)], dim=-1)
@@ -68,8 +73,8 @@ def cosine_actions(similarity: Tensor, actions: ActionSet, tile_level: Tensor, k
 
 
 def strategy_weights(kind: str, pyramid: Pyramid) -> Tensor:
-    """The strategy's weight of each tile, [T]: its five levels stretched over the pyramid's, a level's shared by its tiles. A
-    kind without a strategy has the capacities' weights."""
+    """The strategy's weight of each tile, [T]: its five levels stretched over the pyramid's, a level's shared
+    by its tiles. A kind without a strategy has the capacities' weights."""
     if kind not in STRATEGIES:
         return whole(pyramid).double()
     place = np.linspace(0, len(STRATEGIES[kind]) - 1, pyramid.levels)
@@ -78,37 +83,45 @@ def strategy_weights(kind: str, pyramid: Pyramid) -> Tensor:
 
 
 def strategy_actions(texts: Sequence[str], share: float, pyramid: Pyramid, actions: ActionSet) -> Tensor:
-    """The listed action of each question's strategy at a share of all tokens, [N]; kinds are told by keywords."""
+    """The listed action of each question's strategy at a share of all tokens, [N]; kinds are told by
+    keywords."""
     every = torch.ones(1, pyramid.tiles, dtype=torch.bool)
     kinds = [question_kind(text) for text in texts]
     of_kind = {
-        kind: int(nearest(spread(strategy_weights(kind, pyramid), (share,), every, pyramid), pyramid, actions)[0])
+        kind: int(
+            nearest(spread(strategy_weights(kind, pyramid), (share,), every, pyramid), pyramid, actions)[0]
+        )
         for kind in set(kinds)
     }
     return torch.tensor([of_kind[kind] for kind in kinds], dtype=torch.int64)
 
 
 def proportional_actions(weights: Tensor, pyramid: Pyramid, actions: ActionSet) -> list[int]:
-    """The listed actions that selections of whole levels come to where these weights [T] share out SHARES of all tokens."""
+    """The listed actions that selections of whole levels come to where these weights [T] share out SHARES of
+    all tokens."""
     tokens = spread(weights, SHARES, ActionSet.by_level(pyramid).selection, pyramid)
     return sorted({int(action) for action in nearest(tokens, pyramid, actions)})
 
 
 def spread(weights: Tensor, shares: Sequence[float], keep: Tensor, pyramid: Pyramid) -> Tensor:
-    """Tokens [K, T] of an image that fills the pyramid, for each of keep [K', T] bool at each share of all tokens.
+    """Tokens [K, T] of an image that fills the pyramid, for each of keep [K', T] bool at each share of all
+    tokens.
 
-    As `budget=proportional` with floor 1 gives them by weights [T]; a total beyond what is kept is clamped to that.
+    As `budget=proportional` with floor 1 gives them by weights [T]; a total beyond what is kept is clamped to
+    that.
     """
     capacity = whole(pyramid)
-    total = torch.tensor([round(share * int(capacity.sum())) for share in shares]).repeat_interleave(len(keep))
+    total = torch.tensor([round(share * int(capacity.sum())) for share in shares]).repeat_interleave(
+        len(keep)
+    )
     keep = keep.repeat(len(shares), 1)
     total = torch.minimum(torch.maximum(total, keep.sum(-1)), (capacity * keep).sum(-1))
     return allocate(weights.expand(keep.shape), total, floor=1, cap=capacity, keep=keep)
 
 
 def nearest(tokens: Tensor, pyramid: Pyramid, actions: ActionSet) -> Tensor:
-    """The listed action whose rungs are nearest to tokens [K, T], [K]. The action set lists every combination of rungs, the
-    glance always whole."""
+    """The listed action whose rungs are nearest to tokens [K, T], [K]. The action set lists every combination
+    of rungs, the glance always whole."""
     ladder = torch.tensor(actions.ladder, dtype=torch.float64) / actions.ladder[-1]
     share = (tokens / whole(pyramid))[:, :-1, None]
     return (share - ladder).abs().argmin(-1) @ actions.radix

@@ -1,9 +1,11 @@
 """Policies: distributions over decisions, on one interface.
 
-Axes: B batch, T tiles, S actions. Everything here is float32, under autocast too: Gumbel noise does not survive bfloat16.
+Axes: B batch, T tiles, S actions. Everything here is float32, under autocast too: Gumbel noise does not
+survive bfloat16.
 
-Inference runs `mode` of the distribution that was trained. `rsample` gives gates with a straight-through gradient, hard
-(0 or 1) in value: the value does not depend on the temperature, only the gradient does (arXiv:1611.01144, arXiv:1308.3432).
+Inference runs `mode` of the distribution that was trained. `rsample` gives gates with a straight-through
+gradient, hard (0 or 1) in value: the value does not depend on the temperature, only the gradient does
+(arXiv:1611.01144, arXiv:1308.3432).
 """
 
 from dataclasses import dataclass
@@ -17,14 +19,15 @@ from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 
-# odd, so that its powers stay different in 64 bits: decisions are told apart by a sum of tokens times powers of it
+# odd, so that its powers stay different in 64 bits: decisions are told apart by a sum of tokens times powers
+# of it
 _HASH = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
 class Relaxed:
-    """A straight-through sample. keep [B, T]: gate of each tile; weight [B, S]: of each listed action, None where the
-    actions do not list every selection."""
+    """A straight-through sample. keep [B, T]: gate of each tile; weight [B, S]: of each listed action, None
+    where the actions do not list every selection."""
 
     keep: Tensor
     weight: Tensor | None
@@ -57,17 +60,21 @@ class Policy(Protocol):
         ...
 
     def mode(self, max_tokens: int | None = None) -> Tensor:
-        """The decision that inference runs, [B, T] int64, of at most max_tokens tokens a row where that is given."""
+        """The decision that inference runs, [B, T] int64, of at most max_tokens tokens a row where that is
+        given."""
         ...
 
 
 class BernoulliPolicy:
-    """Each tile is kept with probability sigmoid(logit), on its own; forced tiles (the glance) always, padding never.
+    """Each tile is kept with probability sigmoid(logit), on its own; forced tiles (the glance) always,
+    padding never.
 
     logit [B, T] float, capacity [B, T] int64, forced [T] bool.
     """
 
-    def __init__(self, logit: Tensor, capacity: Tensor, actions: ActionSet, budget: BudgetRule, forced: Tensor) -> None:
+    def __init__(
+        self, logit: Tensor, capacity: Tensor, actions: ActionSet, budget: BudgetRule, forced: Tensor
+    ) -> None:
         self.logit, self.capacity, self.actions, self.budget = logit.float(), capacity, actions, budget
         self.forced = forced.to(logit.device) & (capacity > 0)
         self.free = ~forced.to(logit.device) & (capacity > 0)
@@ -139,8 +146,11 @@ class CategoricalPolicy:
         return self.logit.log_softmax(-1).masked_fill(~same, float("-inf")).logsumexp(-1)
 
     def entropy(self) -> Tensor:
-        # of decisions, not of actions: those that are the same are sorted beside each other and counted as one
-        factors = torch.tensor([_signed(_HASH**tile) for tile in range(self.asked.shape[-1])], device=self.asked.device)
+        # of decisions, not of actions: those that are the same are sorted beside each other and counted as
+        # one
+        factors = torch.tensor(
+            [_signed(_HASH**tile) for tile in range(self.asked.shape[-1])], device=self.asked.device
+        )
         code, order = (self.asked * factors).sum(-1).sort(-1)
         decision = F.pad(code.diff(dim=-1) != 0, (1, 0)).long().cumsum(-1)
         probs = self.probs.gather(-1, order)
@@ -165,9 +175,11 @@ class CategoricalPolicy:
 
 
 class RungsPolicy(CategoricalPolicy):
-    """Every tile takes one of its choices on its own; the action set lists every combination (`ActionSet.complete`).
+    """Every tile takes one of its choices on its own; the action set lists every combination
+    (`ActionSet.complete`).
 
-    choice [B, T - 1, R] float: logits of what is asked of each tile but the glance; bias [B, S]: added to the actions' logits.
+    choice [B, T - 1, R] float: logits of what is asked of each tile but the glance; bias [B, S]: added to the
+    actions' logits.
     """
 
     def __init__(self, choice: Tensor, asked: Tensor, actions: ActionSet, bias: Tensor | float = 0.0) -> None:
@@ -183,27 +195,32 @@ class RungsPolicy(CategoricalPolicy):
 
 
 def independent(choice: Tensor, actions: ActionSet) -> Tensor:
-    """Log-probability of each action where tiles choose on their own. choice [B, T - 1, R] logits -> [B, S]."""
+    """Log-probability of each action where tiles choose on their own. choice [B, T - 1, R] logits -> [B,
+    S]."""
     one_hot = F.one_hot(actions.steps[:, :-1], choice.shape[-1]).to(choice)
     return choice.log_softmax(-1).flatten(1) @ one_hot.flatten(1).T
 
 
 def chained(choice: Tensor, coupling: Tensor, actions: ActionSet) -> Tensor:
-    """Log-probability of each action where tiles choose in turn, the coarsest first, each knowing what was chosen before.
+    """Log-probability of each action where tiles choose in turn, the coarsest first, each knowing what was
+    chosen before.
 
-    choice [B, F, R]: logits of the F = T - 1 tiles beside the glance; coupling [B, F, R, F, R]: what choice [u, q] of a coarser
-    tile u adds to logit [t, r] of a finer one, t < u (entries with t >= u do not count). Fully visible sigmoid belief net
-    (Neal 1992), of R choices. -> [B, S].
+    choice [B, F, R]: logits of the F = T - 1 tiles beside the glance; coupling [B, F, R, F, R]: what choice
+    [u, q] of a coarser tile u adds to logit [t, r] of a finer one, t < u (entries with t >= u do not count).
+    Fully visible sigmoid belief net (Neal 1992), of R choices. -> [B, S].
     """
     chosen = F.one_hot(actions.steps[:, :-1], choice.shape[-1]).to(choice)
     tiles = torch.arange(choice.shape[1], device=choice.device)
-    before = chosen[:, None] * (tiles[:, None] < tiles)[None, :, :, None].to(choice)  # [S, t, u, q]: u chose before t
+    before = chosen[:, None] * (tiles[:, None] < tiles)[None, :, :, None].to(
+        choice
+    )  # [S, t, u, q]: u chose before t
     logit = choice[:, None] + torch.einsum("btruq,stuq->bstr", coupling, before)
     return (logit.log_softmax(-1) * chosen).sum((-1, -2))
 
 
 def gumbel_sigmoid(logit: Tensor, temperature: float) -> Tensor:
-    """A Bernoulli(sigmoid(logit)) sample with the gradient of its concrete relaxation. Any shape -> same shape, 0 or 1."""
+    """A Bernoulli(sigmoid(logit)) sample with the gradient of its concrete relaxation. Any shape -> same
+    shape, 0 or 1."""
     u = torch.rand_like(logit).clamp(1e-7, 1 - 1e-7)
     soft = ((logit + u.log() - (-u).log1p()) / temperature).sigmoid()
     hard = (soft > 0.5).float()
@@ -245,4 +262,5 @@ def clip(asked: Tensor, max_tokens: int) -> Tensor:
 
 POLICIES = ("bernoulli", "categorical", "utility", "rungs", "autoregressive", "sequential")
 PRODUCTS = ("rungs", "autoregressive", "sequential")
-"""Kinds of policies, and those among them that need a complete action set: a choice a tile, all combinations listed."""
+"""Kinds of policies, and those among them that need a complete action set: a choice a tile, all combinations
+listed."""

@@ -1,4 +1,5 @@
-"""The gate that reads the question alone: for servers that must know the token count before they see the image."""
+"""The gate that reads the question alone: for servers that must know the token count before they see the
+image."""
 
 from torch import Tensor, nn
 

@@ -1,13 +1,14 @@
-"""The sequential policy: one tile after the other, the coarsest first, each decided in the state that the choices so far
-have led to.
+"""The sequential policy: one tile after the other, the coarsest first, each decided in the state that the
+choices so far have led to.
 
-Axes: B batch, P prefixes of a row, T tiles, F = T - 1 tiles beside the glance, R choices a tile, S actions, C channels of the
-encoder's map, D hidden width. Step h of the H = F steps of an episode decides on tile F - 1 - h.
+Axes: B batch, P prefixes of a row, T tiles, F = T - 1 tiles beside the glance, R choices a tile, S actions, C
+channels of the encoder's map, D hidden width. Step h of the H = F steps of an episode decides on tile F - 1 -
+h.
 
-The state is what the trunk read (question, glance, price), the choices so far, their cost, and, where the gate `looks`, the
-encoded features of what has been kept. A gate that does not look decides from question and glance alone: its steps are then
-a way to write one distribution, enumerated like any other. One that looks can be played only where there is something to look
-at: the environment hands out `reveal`.
+The state is what the trunk read (question, glance, price), the choices so far, their cost, and, where the
+gate `looks`, the encoded features of what has been kept. A gate that does not look decides from question and
+glance alone: its steps are then a way to write one distribution, enumerated like any other. One that looks
+can be played only where there is something to look at: the environment hands out `reveal`.
 """
 
 from collections.abc import Callable
@@ -21,14 +22,17 @@ from pyrskip.errors import UserError
 from pyrskip.gates.policies import CategoricalPolicy, Relaxed, check_max_tokens, clip
 
 Reveal = Callable[[int, Tensor], Tensor]
-"""(tile, keep [B] bool) -> mean features [B, C] of that tile, encoded for the rows that keep it; zero for the others."""
+"""(tile, keep [B] bool) -> mean features [B, C] of that tile, encoded for the rows that keep it; zero for the
+others."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """An episode, [B, H] each: log-probability of the choice, entropy of the step's distribution, value of the state before.
+    """An episode, [B, H] each: log-probability of the choice, entropy of the step's distribution, value of
+    the state before.
 
-    cost [B, H + 1]: relative cost of the choices so far, action [B, H + 1] the listed action that they are if nothing follows.
+    cost [B, H + 1]: relative cost of the choices so far, action [B, H + 1] the listed action that they are if
+    nothing follows.
     """
 
     log_prob: Tensor
@@ -39,22 +43,29 @@ class Steps:
 
 
 class StepHead(nn.Module):
-    """State -> logits of the next tile's choices and the state's value. channels: of the features that it is shown, if any."""
+    """State -> logits of the next tile's choices and the state's value. channels: of the features that it is
+    shown, if any."""
 
-    def __init__(self, width: int, tiles: int, choices: int, open_bias: float, channels: int | None = None) -> None:
+    def __init__(
+        self, width: int, tiles: int, choices: int, open_bias: float, channels: int | None = None
+    ) -> None:
         super().__init__()
         self.finer, self.choices = tiles - 1, choices
         self.state = nn.Linear(self.finer * (choices + 1) + 1, width, bias=False)
         self.found = None if channels is None else nn.Linear(channels, width, bias=False)
         self.out = nn.Linear(width, choices - 1)
-        # the critic shares what is read and moves none of it: its gradients drown the policy's, which then collapses
+        # the critic shares what is read and moves none of it: its gradients drown the policy's, which then
+        # collapses
         self.critic = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         nn.init.zeros_(self.out.weight)
         with torch.no_grad():
             self.out.bias.copy_(open_bias * torch.arange(1, choices) / (choices - 1))
 
-    def forward(self, context: Tensor, chosen: Tensor, cost: Tensor, tile: int, found: Tensor | None) -> tuple[Tensor, Tensor]:
-        """context [B, D]; chosen [B, P, F] int64, 0 where undecided; cost [B, P]; found [B, P, C] the sum of revealed features.
+    def forward(
+        self, context: Tensor, chosen: Tensor, cost: Tensor, tile: int, found: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """context [B, D]; chosen [B, P, F] int64, 0 where undecided; cost [B, P]; found [B, P, C] the sum of
+        revealed features.
 
         -> logits [B, P, R], that to skip always 0, value [B, P].
         """
@@ -65,12 +76,15 @@ class StepHead(nn.Module):
         hidden = context[:, None] + self.state(state)
         if found is not None and self.found is not None:
             hidden = hidden + self.found(found)
-        return nn.functional.pad(self.out(nn.functional.gelu(hidden)), (1, 0)), self.critic(hidden.detach()).squeeze(-1)
+        return nn.functional.pad(self.out(nn.functional.gelu(hidden)), (1, 0)), self.critic(
+            hidden.detach()
+        ).squeeze(-1)
 
 
 class SequentialPolicy:
-    """context [B, D]: what the trunk read. cost [B, S]: relative cost of every action; asked [B, S, T]: its decision. tilt:
-    what calibration adds to the price of a listed decision; a gate that looks has none. reveal: given where the gate looks."""
+    """context [B, D]: what the trunk read. cost [B, S]: relative cost of every action; asked [B, S, T]: its
+    decision. tilt: what calibration adds to the price of a listed decision; a gate that looks has none.
+    reveal: given where the gate looks."""
 
     def __init__(
         self,
@@ -82,7 +96,13 @@ class SequentialPolicy:
         tilt: Tensor,
         reveal: Reveal | None = None,
     ) -> None:
-        self.head, self.context, self.cost, self.asked, self.actions = head, context.float(), cost, asked, actions
+        self.head, self.context, self.cost, self.asked, self.actions = (
+            head,
+            context.float(),
+            cost,
+            asked,
+            actions,
+        )
         self.reveal, self.radix = reveal, actions.radix.to(context.device)
         self.listed = None
         if reveal is None:
@@ -91,18 +111,23 @@ class SequentialPolicy:
     def sample(self) -> Tensor:
         if self.listed is not None:
             return self.listed.sample()
-        return self._pick(self._walk(lambda _, logit: torch.distributions.Categorical(logits=logit).sample())[0])
+        return self._pick(
+            self._walk(lambda _, logit: torch.distributions.Categorical(logits=logit).sample())[0]
+        )
 
     def rsample(self, temperature: float) -> Relaxed:
         if self.listed is None:
-            raise UserError("gate.looks=true cannot be relaxed: what it would see of a tile depends on a hard choice")
+            raise UserError(
+                "gate.looks=true cannot be relaxed: what it would see of a tile depends on a hard choice"
+            )
         return self.listed.rsample(temperature)
 
     def log_prob(self, asked: Tensor) -> Tensor:
         return self.steps(asked).log_prob.sum(-1) if self.listed is None else self.listed.log_prob(asked)
 
     def entropy(self) -> Tensor:
-        """Exact where nothing is looked at, else that of the steps along one random episode: right on average."""
+        """Exact where nothing is looked at, else that of the steps along one random episode: right on
+        average."""
         if self.listed is not None:
             return self.listed.entropy()
         return self.steps(self.sample()).entropy.sum(-1)
@@ -125,7 +150,8 @@ class SequentialPolicy:
         return None if self.listed is None else self.listed.probs
 
     def mode(self, max_tokens: int | None = None) -> Tensor:
-        """The likeliest decision where all are enumerated; where the gate looks, the likeliest choice at every step."""
+        """The likeliest decision where all are enumerated; where the gate looks, the likeliest choice at
+        every step."""
         if self.listed is not None:
             return self.listed.mode(max_tokens)
         if max_tokens is None:
@@ -143,14 +169,21 @@ class SequentialPolicy:
         """The decisions [B, T] before the first step of an episode and after each, if nothing followed."""
         return [self._pick(action) for action in steps.action.unbind(1)]
 
-    def _walk(self, choose: Callable[[int, Tensor], Tensor], max_tokens: int | None = None) -> tuple[Tensor, Steps]:
-        """Play an episode: choose(tile, logits [B, R]) -> choice [B]; no choice but 0 may lead to more than max_tokens.
+    def _walk(
+        self, choose: Callable[[int, Tensor], Tensor], max_tokens: int | None = None
+    ) -> tuple[Tensor, Steps]:
+        """Play an episode: choose(tile, logits [B, R]) -> choice [B]; no choice but 0 may lead to more than
+        max_tokens.
 
         Returns the action [B] that it ends in, and its steps.
         """
         rows, finer, device = len(self.context), self.head.finer, self.context.device
         chosen = torch.zeros(rows, 1, finer, dtype=torch.int64, device=device)
-        found = None if self.head.found is None else torch.zeros(rows, 1, self.head.found.in_features, device=device)
+        found = (
+            None
+            if self.head.found is None
+            else torch.zeros(rows, 1, self.head.found.in_features, device=device)
+        )
         actions = [torch.zeros(rows, dtype=torch.int64, device=device)]
         parts: list[tuple[Tensor, ...]] = []
         for tile in reversed(range(finer)):

@@ -25,11 +25,13 @@ def load(
 ) -> Engine:
     """An export, ready to select and to answer.
 
-    source: a directory that `pyrskip export` made, or a hub id such as 'someone/gate' (with its revision). backend: 'torch', or
-    'onnx', which needs onnxruntime and no torch. threads: of one operator, with 'onnx'. allow_native: run the export's
-    compiled code in place of torch's own operators; only for exports whose maker you trust.
+    source: a directory that `pyrskip export` made, or a hub id such as 'someone/gate' (with its revision).
+    backend: 'torch', or 'onnx', which needs onnxruntime and no torch. threads: of one operator, with 'onnx'.
+    allow_native: run the export's compiled code in place of torch's own operators; only for exports whose
+    maker you trust.
 
-    Raises UserError where the export is broken, changed, newer than this version, or needs what is not installed.
+    Raises UserError where the export is broken, changed, newer than this version, or needs what is not
+    installed.
     """
     if backend not in BACKENDS:
         raise choose("backend", backend, BACKENDS)

@@ -20,16 +20,21 @@ class OnnxBackend:
             raise UserError("backend='onnx' needs onnxruntime: pip install 'pyrskip[onnx]'") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
-        # six sessions have a pool each: threads that spin between two runs would take the cores from each other
+        # six sessions have a pool each: threads that spin between two runs would take the cores from each
+        # other
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.sessions = {}
         for graph in GRAPHS:
             path = directory / "onnx" / f"{graph}.onnx"
             try:
-                self.sessions[graph] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+                self.sessions[graph] = onnxruntime.InferenceSession(
+                    path, options, providers=["CPUExecutionProvider"]
+                )
             except Exception as error:  # onnxruntime's own errors have no common base but this
                 raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-        self.inputs = {graph: {i.name for i in session.get_inputs()} for graph, session in self.sessions.items()}
+        self.inputs = {
+            graph: {i.name for i in session.get_inputs()} for graph, session in self.sessions.items()
+        }
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         # a gate that does not look at the glance has no such input

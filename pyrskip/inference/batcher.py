@@ -25,10 +25,15 @@ class Job:
 
 
 class Batcher:
-    """most: requests of one batch; waiting: of all that wait. observe(requests, seconds): called after each batch."""
+    """most: requests of one batch; waiting: of all that wait. observe(requests, seconds): called after each
+    batch."""
 
     def __init__(
-        self, engine: Engine, most: int = 16, waiting: int = 128, observe: Callable[[int, float], None] = lambda n, s: None
+        self,
+        engine: Engine,
+        most: int = 16,
+        waiting: int = 128,
+        observe: Callable[[int, float], None] = lambda n, s: None,
     ) -> None:
         self.engine, self.most, self.waiting, self.observe = engine, most, waiting, observe
         self.jobs: deque[Job] = deque()
@@ -49,7 +54,8 @@ class Batcher:
         self.thread.shutdown()
 
     def submit(self, request: Request, answer: bool) -> "asyncio.Future[Answer | Selection]":
-        """A future of the result; one that is cancelled before its batch starts is never computed. Raises BusyError."""
+        """A future of the result; one that is cancelled before its batch starts is never computed. Raises
+        BusyError."""
         if self.closing or len(self.jobs) >= self.waiting:
             raise BusyError
         job = Job(request, answer, asyncio.get_running_loop().create_future())
@@ -66,7 +72,9 @@ class Batcher:
                 if not job.result.done():
                     batch.append(job)
             if batch:
-                for job, result in zip(batch, await loop.run_in_executor(self.thread, self._run, batch), strict=True):
+                for job, result in zip(
+                    batch, await loop.run_in_executor(self.thread, self._run, batch), strict=True
+                ):
                     _settle(job.result, result)
                 continue
             if self.closing:

@@ -34,7 +34,8 @@ CHECKSUMS = "checksums.json"
 
 @dataclass(frozen=True)
 class Costs:
-    """What decisions cost. encode: (rows, columns) of a tile's map -> FLOPs of encoding it; unit: FLOPs of relative cost 1."""
+    """What decisions cost. encode: (rows, columns) of a tile's map -> FLOPs of encoding it; unit: FLOPs of
+    relative cost 1."""
 
     transformer: Transformer
     convention: Convention
@@ -56,8 +57,8 @@ class Prices:
 
 @dataclass(frozen=True)
 class Spec:
-    """config.json, checked. query_words: most tokens of a question that the query encoder takes; sequential: the gate looks
-    at a level before it decides on the next."""
+    """config.json, checked. query_words: most tokens of a question that the query encoder takes; sequential:
+    the gate looks at a level before it decides on the next."""
 
     geometry: Geometry
     rule: Rule
@@ -73,13 +74,15 @@ class Spec:
 
     @classmethod
     def parse(cls, plain: dict[str, Any]) -> "Spec":
-        """Raises UserError for another format or a newer version, KeyError, TypeError or ValueError for a broken one."""
+        """Raises UserError for another format or a newer version, KeyError, TypeError or ValueError for a
+        broken one."""
         if plain.get("format") != FORMAT:
             raise UserError(f"config.json has format={plain.get('format')!r}; allowed: {FORMAT!r}")
         version = plain["format_version"]
         if not isinstance(version, int) or not 1 <= version <= VERSION:
             raise UserError(
-                f"config.json has format_version={version!r}, made by pyrskip {plain.get('pyrskip_version')}; "
+                f"config.json has format_version={version!r}, made by pyrskip "
+                f"{plain.get('pyrskip_version')}; "
                 f"this pyrskip reads 1 to {VERSION}: upgrade it"
             )
         gate, cost, language = plain["gate"], plain["cost"], plain["language"]
@@ -88,14 +91,18 @@ class Spec:
         pyramid, budget = plain["pyramid"], dict(plain["budget"])
         budget["weights"] = tuple(budget["weights"]) if budget["weights"] else None
         selection = np.array(plain["actions"]["selection"], dtype=bool)
-        geometry = Geometry(int(pyramid["size"]), int(pyramid["stride"]), tuple(int(g) for g in pyramid["grid"]))
+        geometry = Geometry(
+            int(pyramid["size"]), int(pyramid["stride"]), tuple(int(g) for g in pyramid["grid"])
+        )
         if selection.shape != (len(plain["actions"]["names"]), geometry.tiles):
             raise ValueError(f"actions.selection is {selection.shape}")
         prices = plain["prices"]
         high = math.inf if prices["high"] is None else float(prices["high"])
         return cls(
             geometry=geometry,
-            rule=Rule(gate["policy"], float(gate["temperature"]), float(gate["tilt"]), selection, Budget(**budget)),
+            rule=Rule(
+                gate["policy"], float(gate["temperature"]), float(gate["tilt"]), selection, Budget(**budget)
+            ),
             costs=Costs(
                 transformer=Transformer(**cost["transformer"]),
                 convention=Convention(cost["attention"], cost["unit"]),
@@ -117,9 +124,11 @@ class Spec:
 
 
 def read_bundle(directory: Path, native: bool = False) -> Spec:
-    """Check every file against its checksum, then read config.json. native: whether compiled code counts as well.
+    """Check every file against its checksum, then read config.json. native: whether compiled code counts as
+    well.
 
-    Raises UserError where a file is missing, was changed, is not listed, or says what this version cannot read.
+    Raises UserError where a file is missing, was changed, is not listed, or says what this version cannot
+    read.
     """
     check_files(directory, native)
     try:
@@ -130,7 +139,9 @@ def read_bundle(directory: Path, native: bool = False) -> Spec:
     except UserError as error:
         raise UserError(f"{directory}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise UserError(f"{directory}/config.json cannot be read ({type(error).__name__}: {error}); export again") from error
+        raise UserError(
+            f"{directory}/config.json cannot be read ({type(error).__name__}: {error}); export again"
+        ) from error
 
 
 def check_files(directory: Path, native: bool = False) -> None:
@@ -139,7 +150,9 @@ def check_files(directory: Path, native: bool = False) -> None:
         listed = json.loads((directory / CHECKSUMS).read_text())
         sums = {str(name): str(digest) for name, digest in listed.items()}
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{directory} is no export: {CHECKSUMS} cannot be read ({error}); run pyrskip export") from error
+        raise UserError(
+            f"{directory} is no export: {CHECKSUMS} cannot be read ({error}); run pyrskip export"
+        ) from error
     for name, digest in sums.items():
         path = directory / name
         if not path.resolve().is_relative_to(directory.resolve()):
@@ -149,8 +162,15 @@ def check_files(directory: Path, native: bool = False) -> None:
         if not path.is_file():
             raise UserError(f"{directory} is incomplete: {name} is missing; export or download it again")
         if file_digest(path) != digest:
-            raise UserError(f"{path} is not the file that was exported (its SHA-256 differs); export or download it again")
-    needed = {"config.json", "model.safetensors", "tokenizer.json", *(f"onnx/{graph}.onnx" for graph in GRAPHS)}
+            raise UserError(
+                f"{path} is not the file that was exported (its SHA-256 differs); export or download it again"
+            )
+    needed = {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        *(f"onnx/{graph}.onnx" for graph in GRAPHS),
+    }
     for name in sorted(needed - sums.keys()):
         raise UserError(f"{directory}/{CHECKSUMS} does not list {name}; export again")
 

@@ -2,8 +2,9 @@
 
 Axes: B requests, T tiles, S listed actions, W words, N visual tokens, L levels.
 
-A batch is decided together and answered in groups of one decision, so that what a request skips is never computed: not padded,
-not masked, not encoded. An image that several requests share (the same object) is encoded once.
+A batch is decided together and answered in groups of one decision, so that what a request skips is never
+computed: not padded, not masked, not encoded. An image that several requests share (the same object) is
+encoded once.
 """
 
 import math
@@ -38,8 +39,9 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """A question on an image: a path, bytes or a PIL image. price: what relative cost 1 is worth in score; max_tokens: most
-    visual tokens; with neither, the export's default price; with max_tokens alone, the lowest price."""
+    """A question on an image: a path, bytes or a PIL image. price: what relative cost 1 is worth in score;
+    max_tokens: most visual tokens; with neither, the export's default price; with max_tokens alone, the
+    lowest price."""
 
     image: Source
     question: str
@@ -49,8 +51,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the gate decided. levels: kept, finest first; tokens: visual tokens in all; tiles: of each tile, 0 = skipped;
-    cost: FLOPs of everything that runs over the mean full pyramid's; confidence: the policy's probability of this selection."""
+    """What the gate decided. levels: kept, finest first; tokens: visual tokens in all; tiles: of each tile, 0
+    = skipped; cost: FLOPs of everything that runs over the mean full pyramid's; confidence: the policy's
+    probability of this selection."""
 
     levels: tuple[int, ...]
     tokens: int
@@ -69,7 +72,8 @@ class Answer:
 
 @dataclass
 class Picture:
-    """An image on its way: rows and columns, the levels' pixels (None where there are none), and the maps of encoded tiles."""
+    """An image on its way: rows and columns, the levels' pixels (None where there are none), and the maps of
+    encoded tiles."""
 
     size: Ints
     levels: Sequence[Floats | None]
@@ -78,7 +82,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Decisions:
-    """A batch that is decided. outputs: the gate's raw ones; pooled [B, T, 2]: realised rows and columns of each tile."""
+    """A batch that is decided. outputs: the gate's raw ones; pooled [B, T, 2]: realised rows and columns of
+    each tile."""
 
     pictures: list[Picture]
     words: list[list[int]]
@@ -97,25 +102,36 @@ class Written:
 
 
 class Engine:
-    """A loaded export. `encoded` counts the tiles that went through the vision encoder; digest: of the export's checksums.
+    """A loaded export. `encoded` counts the tiles that went through the vision encoder; digest: of the
+    export's checksums.
 
     Two threads must not use one at once, but for `prepare`.
     """
 
     def __init__(
-        self, spec: Spec, tokenizer: Tokenizer, query_tokenizer: Tokenizer | None, backend: Backend, digest: str
+        self,
+        spec: Spec,
+        tokenizer: Tokenizer,
+        query_tokenizer: Tokenizer | None,
+        backend: Backend,
+        digest: str,
     ) -> None:
         self.spec, self.backend, self.digest = spec, backend, digest
         self.tokenizer, self.query_tokenizer = tokenizer, query_tokenizer
         self.longest = max(map(len, tokenizer.get_vocab()))
         self.encoded = 0
 
-    def select(self, image: Source, question: str, *, price: float | None = None, max_tokens: int | None = None) -> Selection:
+    def select(
+        self, image: Source, question: str, *, price: float | None = None, max_tokens: int | None = None
+    ) -> Selection:
         """What to look at. Raises UserError for a bad image, question, price or max_tokens."""
         return self.select_many([Request(image, question, price, max_tokens)])[0]
 
-    def answer(self, image: Source, question: str, *, price: float | None = None, max_tokens: int | None = None) -> Answer:
-        """The answer, from what was selected alone. Raises UserError for a bad image, question, price or max_tokens."""
+    def answer(
+        self, image: Source, question: str, *, price: float | None = None, max_tokens: int | None = None
+    ) -> Answer:
+        """The answer, from what was selected alone. Raises UserError for a bad image, question, price or
+        max_tokens."""
         return self.answer_many([Request(image, question, price, max_tokens)])[0]
 
     def select_many(self, requests: Sequence[Request]) -> list[Selection]:
@@ -159,7 +175,10 @@ class Engine:
         # what is cut off here is more than max_words of the longest token
         words = len(self.tokenizer.encode(question[: self.longest * self.spec.max_words + 1]).ids)
         if words > self.spec.max_words:
-            raise UserError(f"the question has more than {self.spec.max_words} tokens, which is as many as the model reads")
+            raise UserError(
+                f"the question has more than {self.spec.max_words} tokens, which is as many as the model "
+                "reads"
+            )
 
     def decide(self, prepared: "Sequence[Prepared]") -> Decisions:
         """Encode the glances and the questions, and ask the gate."""
@@ -218,7 +237,9 @@ class Engine:
         logits: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(texts)
         for rows in groups.values():
             pictures = [decisions.pictures[row] for row in rows]
-            first, written = self._generate(pictures, decisions.pooled[rows[0]], [decisions.words[row] for row in rows])
+            first, written = self._generate(
+                pictures, decisions.pooled[rows[0]], [decisions.words[row] for row in rows]
+            )
             for row, of, text in zip(rows, first, written, strict=True):
                 logits[row], texts[row] = of, text
         return Written(texts, np.stack(logits))
@@ -231,7 +252,9 @@ class Engine:
     def check_dial(self, price: float | None, max_tokens: int | None) -> tuple[float, int]:
         """The price and the most tokens that a request means. Raises UserError where one is out of range."""
         prices = self.spec.prices
-        if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1):
+        if max_tokens is not None and (
+            isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1
+        ):
             raise UserError(f"max_tokens={max_tokens!r}: allowed: whole numbers of at least 1")
         most = UNLIMITED if max_tokens is None else min(max_tokens, UNLIMITED)
         if price is None:
@@ -239,7 +262,9 @@ class Engine:
         if isinstance(price, bool) or not isinstance(price, int | float) or not math.isfinite(price):
             raise UserError(f"price={price!r}: allowed: a finite number")
         if not prices.low <= price <= prices.high:
-            allowed = f"{prices.low} to {prices.high}" if math.isfinite(prices.high) else f"at least {prices.low}"
+            allowed = (
+                f"{prices.low} to {prices.high}" if math.isfinite(prices.high) else f"at least {prices.low}"
+            )
             if prices.low == prices.high:
                 allowed = f"{prices.low} alone, which it was trained for"
             raise UserError(f"price={price} is out of this gate's range; allowed: {allowed}")
@@ -305,7 +330,9 @@ class Engine:
         visual = self.backend.run("projector", inputs)[0]
         logits, keys, values = self.backend.run("prefill", {"visual": visual, "ids": ids, "mask": mask})
         first = logits
-        real = np.concatenate([np.ones(visual.shape[:2], dtype=bool), mask, np.ones((len(ids), 1), dtype=bool)], axis=1)
+        real = np.concatenate(
+            [np.ones(visual.shape[:2], dtype=bool), mask, np.ones((len(ids), 1), dtype=bool)], axis=1
+        )
         written: list[NDArray[np.int64]] = []
         done = np.zeros(len(ids), dtype=bool)
         for step in range(self.spec.max_answer):
@@ -315,7 +342,13 @@ class Engine:
             if done.all() or step + 1 == self.spec.max_answer:
                 break
             real = np.concatenate([real, np.ones((len(ids), 1), dtype=bool)], axis=1)
-            inputs = {"token": token, "step": np.array([step + 1]), "real": real, "keys": keys, "values": values}
+            inputs = {
+                "token": token,
+                "step": np.array([step + 1]),
+                "real": real,
+                "keys": keys,
+                "values": values,
+            }
             logits, keys, values = self.backend.run("decode", inputs)
         rows = np.stack(written, axis=1).tolist()
         rows = [row[: row.index(self.spec.end)] if self.spec.end in row else row for row in rows]

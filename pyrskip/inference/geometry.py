@@ -1,5 +1,5 @@
-"""Geometry of an image pyramid in numpy: what pyrskip.pyramid, decision and projector compute in torch, for a service without
-it. Tests hold the two equal.
+"""Geometry of an image pyramid in numpy: what pyrskip.pyramid, decision and projector compute in torch, for a
+service without it. Tests hold the two equal.
 
 Axes: B rows, T tiles, C channels, h x w pixels or cells.
 """
@@ -18,7 +18,8 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Geometry:
-    """size: side of the canvas, pixels; stride: pixels a side of one cell; grid: tiles a side of each level, finest first."""
+    """size: side of the canvas, pixels; stride: pixels a side of one cell; grid: tiles a side of each level,
+    finest first."""
 
     size: int
     stride: int
@@ -60,7 +61,8 @@ class Geometry:
         return -(-self.pixels(size) // self.stride)
 
     def crop(self, level: Floats, tile: int, cells: Ints) -> Floats:
-        """A tile's valid part, padded with 0 to whole cells. level [3, h, w] -> [3, rows * stride, columns * stride]."""
+        """A tile's valid part, padded with 0 to whole cells. level [3, h, w] -> [3, rows * stride, columns *
+        stride]."""
         row, column = self.tile_corner[tile]
         side = self.tile_side[tile]
         valid = level[:, row : row + side, column : column + side]
@@ -71,14 +73,19 @@ class Geometry:
     def where(self, size: Ints, tile: int, pooled: Ints) -> tuple[Floats, Floats]:
         """Centre and extent [h * w, 2] of pooled cells, in image coordinates with the longest side = 1."""
         scale = np.float32(2.0 ** int(self.tile_level[tile])) / np.float32(size.max())
-        cell = (self.pixels(size[None])[0, tile].astype(np.float32) / pooled.astype(np.float32)).astype(np.float32)
-        grid = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in pooled), indexing="ij"), axis=-1)
+        cell = (self.pixels(size[None])[0, tile].astype(np.float32) / pooled.astype(np.float32)).astype(
+            np.float32
+        )
+        grid = np.stack(
+            np.meshgrid(*(np.arange(n, dtype=np.float32) for n in pooled), indexing="ij"), axis=-1
+        )
         centre = (self.tile_corner[tile].astype(np.float32) + (grid + np.float32(0.5)) * cell) * scale
         return centre.reshape(-1, 2), np.broadcast_to(cell * scale, centre.shape).reshape(-1, 2)
 
 
 def mipmaps(image: NDArray[np.uint8], levels: int) -> list[Floats]:
-    """Levels of an image in 0..1, finest first: a pixel is the mean of those below it. [3, h, w] -> L x [3, ., .]."""
+    """Levels of an image in 0..1, finest first: a pixel is the mean of those below it. [3, h, w] -> L x [3,
+    ., .]."""
     total = image.astype(np.float32)
     count = np.ones(total.shape[1:], dtype=np.float32)
     result = [total / np.float32(255)]
@@ -89,7 +96,8 @@ def mipmaps(image: NDArray[np.uint8], levels: int) -> list[Floats]:
 
 
 def _sum_by_four(x: Floats) -> Floats:
-    """Sums of 2 x 2 blocks; what a ragged edge lacks counts as 0. [..., h, w] -> [..., ceil(h / 2), ceil(w / 2)]."""
+    """Sums of 2 x 2 blocks; what a ragged edge lacks counts as 0. [..., h, w] -> [..., ceil(h / 2), ceil(w /
+    2)]."""
     rows, columns = x.shape[-2:]
     if rows % 2 or columns % 2:
         x = np.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, rows % 2), (0, columns % 2)])
@@ -98,8 +106,8 @@ def _sum_by_four(x: Floats) -> Floats:
 
 
 def realise(asked: Ints, cells: Ints) -> Ints:
-    """Rows and columns that a tile's map is pooled to. asked [..., T], cells [..., T, 2] -> [..., T, 2]; 0 where nothing is
-    asked or there."""
+    """Rows and columns that a tile's map is pooled to. asked [..., T], cells [..., T, 2] -> [..., T, 2]; 0
+    where nothing is asked or there."""
     rows, columns = cells[..., 0], cells[..., 1]
     on = (asked > 0) & (rows > 0) & (columns > 0)
     rows, columns, asked = rows.clip(min=1), columns.clip(min=1), asked.clip(min=1)
@@ -118,7 +126,8 @@ def realise(asked: Ints, cells: Ints) -> Ints:
 
 
 def pool(features: Floats, pooled: Ints) -> Floats:
-    """Adaptive average pooling of a map of valid cells: [C, rows, columns] to [h * w, C]. Bins are AdaptiveAvgPool2d's."""
+    """Adaptive average pooling of a map of valid cells: [C, rows, columns] to [h * w, C]. Bins are
+    AdaptiveAvgPool2d's."""
     channels, *cells = features.shape
     if tuple(cells) != tuple(pooled):
         rows, columns = (_bins(cell, n) for cell, n in zip(cells, pooled, strict=True))

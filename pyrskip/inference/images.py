@@ -15,14 +15,17 @@ Source = Image.Image | bytes | str | Path
 
 
 def open_image(source: Source) -> Image.Image:
-    """A decoded image. Raises UserError where there is none, where it is broken, of another format, or has too many pixels."""
+    """A decoded image. Raises UserError where there is none, where it is broken, of another format, or has
+    too many pixels."""
     if isinstance(source, Image.Image):
         if 0 in source.size:
             raise UserError("the image has no pixels")
         return source
     name = "the image" if isinstance(source, bytes) else str(source)
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        with Image.open(
+            io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
+        ) as image:
             width, height = image.size
             if width * height <= MAX_PIXELS:
                 image.load()

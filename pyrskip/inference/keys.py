@@ -7,7 +7,8 @@ from pyrskip.errors import UserError
 
 
 class Keys:
-    """Typed access to given keys. Raises UserError for a key that is not known, missing, or of another type."""
+    """Typed access to given keys. Raises UserError for a key that is not known, missing, or of another
+    type."""
 
     def __init__(self, given: Mapping[str, str], known: Sequence[str]) -> None:
         for key in given:

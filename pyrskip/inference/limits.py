@@ -11,7 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 GONE = 499
 """The status that is counted where a client went away before its answer."""
 LINGER = 8
-"""How many times max_bytes are read of a body that is too large; of one that is larger still the connection is closed."""
+"""How many times max_bytes are read of a body that is too large; of one that is larger still the connection
+is closed."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Limits:
 
 
 class Bounded:
-    """Reads a request's whole body within the limits of size and time. count(path, status, seconds): called of every reply."""
+    """Reads a request's whole body within the limits of size and time. count(path, status, seconds): called
+    of every reply."""
 
     def __init__(self, app: ASGIApp, limits: Limits, count: Callable[[str, int, float], None]) -> None:
         self.app, self.limits, self.count = app, limits, count
@@ -56,8 +58,9 @@ class Bounded:
             self.count(scope["path"], status, perf_counter() - start)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """None where the client has gone. A body that is too large is read to its end, and dropped, before it is refused: most
-        clients look for an answer only then, and would take a closed connection for a lost request."""
+        """None where the client has gone. A body that is too large is read to its end, and dropped, before it
+        is refused: most clients look for an answer only then, and would take a closed connection for a lost
+        request."""
         most = self.limits.max_bytes
         length = dict(scope["headers"]).get(b"content-length", b"")
         declared = int(length) if length.isdigit() else 0
@@ -76,7 +79,9 @@ class Bounded:
                     if not message.get("more_body"):
                         break
         except TimeoutError:
-            raise _RefusedError(408, f"the request was not sent within {self.limits.timeout:g} seconds") from None
+            raise _RefusedError(
+                408, f"the request was not sent within {self.limits.timeout:g} seconds"
+            ) from None
         if size > most or declared > most:
             raise _RefusedError(413, f"the request has more than {most} bytes")
         return b"".join(parts)

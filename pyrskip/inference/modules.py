@@ -1,7 +1,8 @@
-"""The parts of a model and its gate, one torch module a graph: what an export traces and what backend='torch' runs.
+"""The parts of a model and its gate, one torch module a graph: what an export traces and what backend='torch'
+runs.
 
-Axes: B questions, W words, Q query width, U tiles, C channels, h x w cells, T tiles, S actions, N visual tokens, D width,
-K keys, V vocabulary, L layers, H heads.
+Axes: B questions, W words, Q query width, U tiles, C channels, h x w cells, T tiles, S actions, N visual
+tokens, D width, K keys, V vocabulary, L layers, H heads.
 """
 
 from typing import cast
@@ -69,7 +70,8 @@ class ProjectorPart(nn.Module):
         self.projector = projector
 
     def forward(self, features: Tensor, centre: Tensor, extent: Tensor, level: Tensor) -> Tensor:
-        """features [B, N, C], centre and extent [B, N, 2] on the image, level [N] int64 -> tokens [B, N, D]."""
+        """features [B, N, C], centre and extent [B, N, 2] on the image, level [N] int64 -> tokens [B, N,
+        D]."""
         return cast(Tensor, self.projector(features, centre, extent, level))
 
 
@@ -79,9 +81,12 @@ class PrefillPart(nn.Module):
         self.language = language
 
     def forward(self, visual: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """visual [B, N, D], all of them real; ids, mask [B, W] -> logits [B, V], keys and values [L, B, H, K, d]."""
+        """visual [B, N, D], all of them real; ids, mask [B, W] -> logits [B, V], keys and values [L, B, H, K,
+        d]."""
         real = torch.ones_like(visual[..., 0], dtype=torch.bool)
-        logits, _, caches, _ = self.language.prefill(Visual(visual, real, torch.arange(visual.shape[0])), (ids, mask))
+        logits, _, caches, _ = self.language.prefill(
+            Visual(visual, real, torch.arange(visual.shape[0])), (ids, mask)
+        )
         return logits, torch.stack([k for k, _ in caches]), torch.stack([v for _, v in caches])
 
 
@@ -90,9 +95,11 @@ class DecodePart(nn.Module):
         super().__init__()
         self.language = language
 
-    def forward(self, token: Tensor, step: Tensor, real: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """token [B], its number in the answer [1], which keys are real [B, K + 1] bool, caches [L, B, H, K, d] -> logits
-        [B, V] of the next token and the caches, one key longer."""
+    def forward(
+        self, token: Tensor, step: Tensor, real: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """token [B], its number in the answer [1], which keys are real [B, K + 1] bool, caches [L, B, H, K,
+        d] -> logits [B, V] of the next token and the caches, one key longer."""
         logits, caches = self.language.decode(
             token, step, real, list(zip(keys, values, strict=True)), list(self.language.blocks)
         )

@@ -1,4 +1,5 @@
-"""From a gate's raw outputs to the decision that inference runs, in numpy: the mode of the distribution that was trained.
+"""From a gate's raw outputs to the decision that inference runs, in numpy: the mode of the distribution that
+was trained.
 
 pyrskip.gates.policies and pyrskip.budget say the same in torch, for training; tests hold the two equal.
 
@@ -15,7 +16,8 @@ from pyrskip.inference.geometry import Floats, Ints
 Bools = NDArray[np.bool_]
 POLICIES = ("bernoulli", "categorical", "utility")
 UNLIMITED = np.iinfo(np.int64).max
-# as in pyrskip.budget: shares are rounded to a grid so that float noise breaks no tie, and a negligible weight counts as 0
+# as in pyrskip.budget: shares are rounded to a grid so that float noise breaks no tie, and a negligible
+# weight counts as 0
 _GRID = 2.0**20
 _NEGLIGIBLE = 1e-280
 
@@ -38,7 +40,9 @@ class Budget:
         if self.total is None:
             return high
         tiles = capacity.shape[-1]
-        weights = capacity if self.weights is None else np.broadcast_to(np.array(self.weights), capacity.shape)
+        weights = (
+            capacity if self.weights is None else np.broadcast_to(np.array(self.weights), capacity.shape)
+        )
         low = high.clip(max=self.floor)
         total = np.clip(np.full(low.shape[:-1], self.total), low.sum(-1), high.sum(-1))
         share = weights.astype(np.float64).reshape(-1, tiles)
@@ -48,7 +52,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class Rule:
-    """How outputs become decisions. temperature and tilt are the gate's; selection [S, T]: of each listed action."""
+    """How outputs become decisions. temperature and tilt are the gate's; selection [S, T]: of each listed
+    action."""
 
     policy: str
     temperature: float
@@ -56,10 +61,15 @@ class Rule:
     selection: Bools
     budget: Budget
 
-    def decide(self, outputs: Floats, capacity: Ints, cost: Floats, price: Floats, max_tokens: Ints) -> "Decided":
-        """outputs [B, T] (bernoulli) or [B, S], capacity [B, T], cost [B, S] relative, price [B], max_tokens [B] >= 1."""
+    def decide(
+        self, outputs: Floats, capacity: Ints, cost: Floats, price: Floats, max_tokens: Ints
+    ) -> "Decided":
+        """outputs [B, T] (bernoulli) or [B, S], capacity [B, T], cost [B, S] relative, price [B], max_tokens
+        [B] >= 1."""
         if self.policy == "bernoulli":
-            return self._bernoulli(outputs - self._tilt * capacity / capacity.sum(-1, keepdims=True), capacity, max_tokens)
+            return self._bernoulli(
+                outputs - self._tilt * capacity / capacity.sum(-1, keepdims=True), capacity, max_tokens
+            )
         if self.policy == "utility":
             score = 1 / (1 + np.exp(-outputs.astype(np.float64))).astype(np.float32)
             logit = (score - (price[:, None] + self._tilt) * cost) / np.float32(self.temperature)
@@ -108,8 +118,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class Decided:
-    """asked [B, T] tokens; confidence [B]: the policy's probability of that selection; margin [B]: by how much it won, in
-    score (utility) or logits, inf where there was no choice."""
+    """asked [B, T] tokens; confidence [B]: the policy's probability of that selection; margin [B]: by how
+    much it won, in score (utility) or logits, inf where there was no choice."""
 
     asked: Ints
     confidence: NDArray[np.float64]
@@ -117,7 +127,8 @@ class Decided:
 
 
 def allocate(weights: NDArray[np.float64], total: Ints, low: Ints, high: Ints, keep: Bools) -> Ints:
-    """Divide total [B] among the kept tiles in proportion to their weights, within low and high, all [B, T]; exact."""
+    """Divide total [B] among the kept tiles in proportion to their weights, within low and high, all [B, T];
+    exact."""
     wanted, least, most = (x.astype(np.float64) for x in (total, low, high))
     share = np.round(_shares(np.where(keep, weights, 0.0), wanted, least, most) * _GRID) / _GRID
     tokens = np.floor(share)
@@ -128,9 +139,13 @@ def allocate(weights: NDArray[np.float64], total: Ints, low: Ints, high: Ints, k
 
 
 def _shares(
-    weights: NDArray[np.float64], total: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
+    weights: NDArray[np.float64],
+    total: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """The x in [low, high] with sum x = total and x = clip(lambda * weights, low, high): see pyrskip.budget."""
+    """The x in [low, high] with sum x = total and x = clip(lambda * weights, low, high): see
+    pyrskip.budget."""
     tiny = np.finfo(np.float64).tiny
     weights = weights / weights.max(-1, keepdims=True).clip(min=tiny)
     zero = weights < _NEGLIGIBLE

@@ -1,8 +1,9 @@
 """`pyrskip predict`: questions on images in, answers with their decisions and cost out, a JSON object a line.
 
-An input line is {"image": path, "question": text} and, where wanted, "id", "price" and "max_tokens"; paths are relative to
-the file. An output line is the input's with "answer", "levels", "tokens", "cost" and "confidence", or with "error". Lines are
-written as they are answered, and an interrupted run goes on behind the last whole one.
+An input line is {"image": path, "question": text} and, where wanted, "id", "price" and "max_tokens"; paths
+are relative to the file. An output line is the input's with "answer", "levels", "tokens", "cost" and
+"confidence", or with "error". Lines are written as they are answered, and an interrupted run goes on behind
+the last whole one.
 """
 
 import json
@@ -23,7 +24,8 @@ from pyrskip.inference.keys import Keys
 USAGE = """usage: pyrskip predict model=<export> input=<what> [key=value ...]
 
   model=<directory or hub id>
-  input=<file.jsonl>        a line each: {"image": "a.png", "question": "what is it?"}; "id", "price", "max_tokens" as wanted
+  input=<file.jsonl>        a line each: {"image": "a.png", "question": "what is it?"}; "id", "price",
+                            "max_tokens" as wanted
   input=<image or folder>   with question=<text>; a folder's images in the order of their names
   input=-                   lines as above from stdin
   out=<file.jsonl>          default: stdout. A file that is there is continued
@@ -50,7 +52,9 @@ class Line:
 
 def run(given: dict[str, str]) -> None:
     """The command. Exits with 1 where a line could not be answered."""
-    keys = Keys(given, ("model", "input", "question", "out", "price", "max_tokens", "backend", "batch", "threads"))
+    keys = Keys(
+        given, ("model", "input", "question", "out", "price", "max_tokens", "backend", "batch", "threads")
+    )
     price, max_tokens = keys.number("price"), keys.whole("max_tokens")
     dial = {"price": price, "max_tokens": max_tokens}
     model, backend, batch = keys.text("model"), keys.text("backend", "onnx"), keys.whole("batch", default=16)
@@ -61,7 +65,9 @@ def run(given: dict[str, str]) -> None:
     made_by = {"export": engine.digest[:16], "dial": dial}
     done = _continue(out, made_by) if out else set()
     with out.open("a") if out else nullcontext(sys.stdout) as file:
-        failed = answer_lines(engine, (line for line in lines if line.id not in done), file, made_by, batch, len(done))
+        failed = answer_lines(
+            engine, (line for line in lines if line.id not in done), file, made_by, batch, len(done)
+        )
     if failed:
         sys.exit(1)
 
@@ -86,7 +92,9 @@ def read_lines(source: str, question: str | None, dial: dict[str, Any]) -> Itera
     """Lines of a JSONL file or stdin, or one an image. Raises UserError where the source is none of them."""
     path = Path(source)
     if source != "-" and not path.exists():
-        raise UserError(f"input={source} does not exist; allowed: a .jsonl file, an image, a folder of images, or -")
+        raise UserError(
+            f"input={source} does not exist; allowed: a .jsonl file, an image, a folder of images, or -"
+        )
     if source == "-" or path.suffix == ".jsonl":
         if question is not None:
             raise UserError("question= is for an image or a folder; the lines of a file ask their own")
@@ -96,7 +104,10 @@ def read_lines(source: str, question: str | None, dial: dict[str, Any]) -> Itera
         raise UserError(f"question= is missing: what to ask of {source}")
     if not files:
         raise UserError(f"input={source} holds no images; allowed: {', '.join(IMAGES)}")
-    return (Line(str(file), {"image": str(file), "question": question}, Request(file, question, **dial)) for file in files)
+    return (
+        Line(str(file), {"image": str(file), "question": question}, Request(file, question, **dial))
+        for file in files
+    )
 
 
 def _of_jsonl(path: Path | None, dial: dict[str, Any]) -> Iterator[Line]:
@@ -118,10 +129,14 @@ def _parse(text: str, number: str, folder: Path, dial: dict[str, Any]) -> Line:
         record = json.loads(text)
     except ValueError as error:
         return Line(number, {}, None, f"line {number} is no JSON: {error}")
-    if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("image", "question")):
+    if not isinstance(record, dict) or not all(
+        isinstance(record.get(key), str) for key in ("image", "question")
+    ):
         return Line(number, {}, None, f'line {number} is no {{"image": path, "question": text}}')
     own = {key: record.get(key, dial[key]) for key in DIAL}
-    return Line(str(record.get("id", number)), record, Request(folder / record["image"], record["question"], **own))
+    return Line(
+        str(record.get("id", number)), record, Request(folder / record["image"], record["question"], **own)
+    )
 
 
 def _answer(engine: Engine, lines: Sequence[Line]) -> list[dict[str, Any]]:
@@ -145,7 +160,8 @@ def _answer(engine: Engine, lines: Sequence[Line]) -> list[dict[str, Any]]:
 
 
 def _continue(out: Path, made_by: dict[str, Any]) -> set[str]:
-    """Ids that a file has answered, once a torn last line is cut off. Raises UserError where it was made differently."""
+    """Ids that a file has answered, once a torn last line is cut off. Raises UserError where it was made
+    differently."""
     if not out.exists():
         return set()
     content = out.read_bytes()
@@ -168,4 +184,9 @@ def _progress(answered: int, failed: int, before: int, seconds: float, end: str)
     if end:
         rest = f", {before} were there before" if before else ""
         rate = (answered + failed) / max(seconds, 1e-9)
-        print(f"{answered} answered, {failed} failed{rest}, {rate:.0f} a second", end=end, file=sys.stderr, flush=True)
+        print(
+            f"{answered} answered, {failed} failed{rest}, {rate:.0f} a second",
+            end=end,
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,14 +1,17 @@
 """Selection processor: decide for a model that is served elsewhere, before its server sizes any placeholder.
 
-Servers of vision-language models (vLLM, SGLang, transformers' own) count the visual tokens of a prompt from its images' sizes
-before an encoder runs. So the decision must be made first, from the question and a thumbnail: `plan` makes it, `views` cuts the
-images that it names, and `chat` or `conversation` puts them into a request. Nothing of pyrskip then runs in the server.
+Servers of vision-language models (vLLM, SGLang, transformers' own) count the visual tokens of a prompt from
+its images' sizes before an encoder runs. So the decision must be made first, from the question and a
+thumbnail: `plan` makes it, `views` cuts the images that it names, and `chat` or `conversation` puts them into
+a request. Nothing of pyrskip then runs in the server.
 
-    picture = thumbnail(engine, image)                    # or made where the image is kept: 16 px for the default pyramid
+    picture = thumbnail(engine, image)                    # or made where the image is kept: 16 px for the
+    default pyramid
     decided = plan(engine, picture, image.size, "what colour is it?", price=0.05)
     messages = chat(views(engine, image, decided), "what colour is it?")
 
-A gate that looks at a level before it decides on the next cannot plan: it would need pixels that nobody has encoded yet.
+A gate that looks at a level before it decides on the next cannot plan: it would need pixels that nobody has
+encoded yet.
 """
 
 import base64
@@ -28,8 +31,8 @@ from pyrskip.picture import fitted, fitted_size
 
 @dataclass(frozen=True)
 class View:
-    """An image to hand over: a tile of a level, at the resolution that the decision pays for. box: x0, y0, x1, y1 as shares of
-    the image's width and height; width, height: pixels."""
+    """An image to hand over: a tile of a level, at the resolution that the decision pays for. box: x0, y0,
+    x1, y1 as shares of the image's width and height; width, height: pixels."""
 
     level: int
     tile: int
@@ -40,7 +43,8 @@ class View:
 
 @dataclass(frozen=True)
 class Plan:
-    """Views, coarse to fine: the glance comes first. size: width and height of the image that it was made for."""
+    """Views, coarse to fine: the glance comes first. size: width and height of the image that it was made
+    for."""
 
     selection: Selection
     views: tuple[View, ...]
@@ -63,7 +67,8 @@ def plan(
 ) -> Plan:
     """Decide from a thumbnail and a question. size: width and height of the whole image.
 
-    Raises UserError for a sequential gate, a thumbnail that is not this image's glance, and what `Engine.select` refuses.
+    Raises UserError for a sequential gate, a thumbnail that is not this image's glance, and what
+    `Engine.select` refuses.
     """
     spec, geometry = engine.spec, engine.spec.geometry
     refuse_sequential(spec.sequential)
@@ -71,7 +76,9 @@ def plan(
     shrink = 1 << (geometry.levels - 1)
     wanted = (-(-width // shrink), -(-height // shrink))
     if thumbnail.size != wanted:
-        raise UserError(f"the thumbnail has {thumbnail.size} pixels; allowed for an image of {size}: {wanted}")
+        raise UserError(
+            f"the thumbnail has {thumbnail.size} pixels; allowed for an image of {size}: {wanted}"
+        )
     glance = np.asarray(thumbnail.convert("RGB")).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     picture = Picture(np.array([height, width]), [*[None] * (geometry.levels - 1), glance])
     decisions = engine.decide([engine.prepared(picture, Request(b"", question, price, max_tokens))])
@@ -80,7 +87,10 @@ def plan(
     for tile, (rows, columns) in enumerate(decisions.pooled[0].tolist()):
         if rows:
             level = int(geometry.tile_level[tile])
-            place = (geometry.tile_corner[tile] << level, (geometry.tile_corner[tile] + pixels[tile]) << level)
+            place = (
+                geometry.tile_corner[tile] << level,
+                (geometry.tile_corner[tile] + pixels[tile]) << level,
+            )
             (top, left), (bottom, right) = (np.minimum(corner / picture.size, 1).tolist() for corner in place)
             tall, wide = np.minimum(pixels[tile], np.array([rows, columns]) * geometry.stride).tolist()
             views.append(View(level, tile, (left, top, right, bottom), wide, tall))
@@ -104,7 +114,8 @@ def views(engine: Engine, image: Image.Image, plan: Plan) -> list[Image.Image]:
 
 
 def chat(pictures: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:
-    """Messages for a server of OpenAI's chat interface, such as vLLM's or SGLang's: images as PNG data, then the question."""
+    """Messages for a server of OpenAI's chat interface, such as vLLM's or SGLang's: images as PNG data, then
+    the question."""
     parts = [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
 
@@ -119,8 +130,10 @@ def refuse_sequential(sequential: bool) -> None:
     """Raises UserError for a gate that cannot decide from the question and the glance in one step."""
     if sequential:
         raise UserError(
-            "this gate is sequential: it looks at an encoded level before it decides on the next, but a server must know every "
-            "image's size before it encodes the first; allowed: gates that decide from the question and the glance at once"
+            "this gate is sequential: it looks at an encoded level before it decides on the next, but a "
+            "server must know every "
+            "image's size before it encodes the first; allowed: gates that decide from the question and the "
+            "glance at once"
         )
 
 

@@ -1,8 +1,9 @@
 """`pyrskip serve`: an HTTP service of one export.
 
-POST /select and /answer take {"image": base64, "question": text, "price"?: number, "max_tokens"?: number}; GET /health says
-whether it takes requests, GET /metrics speaks Prometheus. Every error is {"error": sentence} with the status that fits it:
-400 no text, 408 too slow a sender, 413 too large, 422 bad input, 503 full or shutting down, 504 not done in time.
+POST /select and /answer take {"image": base64, "question": text, "price"?: number, "max_tokens"?: number};
+GET /health says whether it takes requests, GET /metrics speaks Prometheus. Every error is {"error": sentence}
+with the status that fits it: 400 no text, 408 too slow a sender, 413 too large, 422 bad input, 503 full or
+shutting down, 504 not done in time.
 """
 
 import asyncio
@@ -44,7 +45,8 @@ USAGE = """usage: pyrskip serve model=<export> [key=value ...]
   threads=<number>      of one operator
   batch=16              most requests that are run together
   waiting=128           most requests that wait; more are told 503
-  timeout=30            seconds until a request is told 504, and for those that are being answered when the service is stopped
+  timeout=30            seconds until a request is told 504, and for those that are being answered when the
+                        service is stopped
   max_bytes=8000000     of a request's body; more is told 413
 
 example: pyrskip serve model=exports/easy_vqa port=8000"""
@@ -56,8 +58,12 @@ class Ask(BaseModel):
     model_config = ConfigDict(extra="forbid")
     image: Annotated[Base64Bytes, Field(min_length=1, description="PNG, JPEG or WebP, in base64")]
     question: Annotated[str, Field(min_length=1)]
-    price: Annotated[float | None, Field(ge=0, allow_inf_nan=False, description="what relative cost 1 is worth")] = None
-    max_tokens: Annotated[int | None, Field(ge=1, le=2**53, strict=True, description="most visual tokens")] = None
+    price: Annotated[
+        float | None, Field(ge=0, allow_inf_nan=False, description="what relative cost 1 is worth")
+    ] = None
+    max_tokens: Annotated[
+        int | None, Field(ge=1, le=2**53, strict=True, description="most visual tokens")
+    ] = None
 
 
 class Selected(BaseModel):
@@ -97,7 +103,9 @@ class Metrics:
         self.seconds = Histogram(
             "pyrskip_request_seconds", "From the whole body to the answer", ("path",), buckets=seconds, **kept
         )
-        self.batch = Histogram("pyrskip_batch_requests", "Requests run together", buckets=(1, 2, 4, 8, 16, 32, 64), **kept)
+        self.batch = Histogram(
+            "pyrskip_batch_requests", "Requests run together", buckets=(1, 2, 4, 8, 16, 32, 64), **kept
+        )
         self.engine = Counter("pyrskip_engine_seconds", "Time in the model and its gate", **kept)
         self.waiting = Gauge("pyrskip_waiting_requests", "Requests that wait for the engine", **kept)
         self.tokens = Counter("pyrskip_visual_tokens", "Visual tokens that were looked at", **kept)
@@ -142,7 +150,9 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
         503: "full or stopping",
         504: "not done in time",
     }
-    errors: dict[int | str, dict[str, Any]] = {code: {"model": Error, "description": text} for code, text in codes.items()}
+    errors: dict[int | str, dict[str, Any]] = {
+        code: {"model": Error, "description": text} for code, text in codes.items()
+    }
 
     async def ask(body: Ask, request: Request, answer: bool) -> Answer | Selection | None:
         """None where the client has gone."""
@@ -151,7 +161,9 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
         try:
             result = batcher.submit(Question(body.image, body.question, body.price, body.max_tokens), answer)
         except BusyError:
-            raise HTTPException(503, "too many requests wait; try again later", {"Retry-After": "1"}) from None
+            raise HTTPException(
+                503, "too many requests wait; try again later", {"Retry-After": "1"}
+            ) from None
         gone = asyncio.ensure_future(request.receive())
         either: set[asyncio.Future[Any]] = {result, gone}
         try:
@@ -190,9 +202,15 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
     async def health() -> Response:
         """Whether requests are taken."""
         ready = batcher is not None and not batcher.closing
-        return JSONResponse({"status": "ok" if ready else "stopping", "export": engine.digest}, 200 if ready else 503)
+        return JSONResponse(
+            {"status": "ok" if ready else "stopping", "export": engine.digest}, 200 if ready else 503
+        )
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
     async def tell() -> Response:
         """Counters for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -218,7 +236,9 @@ async def _broken(request: Request, error: Exception) -> Response:
 
 def run(given: dict[str, str]) -> None:
     """The command: serve until it is stopped, and answer what came in before that."""
-    keys = Keys(given, ("model", "host", "port", "backend", "threads", "batch", "waiting", "timeout", "max_bytes"))
+    keys = Keys(
+        given, ("model", "host", "port", "backend", "threads", "batch", "waiting", "timeout", "max_bytes")
+    )
     limits = Limits(
         batch=keys.whole("batch", default=16),
         waiting=keys.whole("waiting", default=128),

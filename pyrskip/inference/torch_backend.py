@@ -25,8 +25,8 @@ from pyrskip.models.vision import VisionConfig
 
 
 class TorchBackend:
-    """native: run native/<graph>.pt2, which is compiled code, in place of eager modules; such code is not to be trusted
-    because its checksum is right, but because its maker is."""
+    """native: run native/<graph>.pt2, which is compiled code, in place of eager modules; such code is not to
+    be trusted because its checksum is right, but because its maker is."""
 
     def __init__(self, directory: Path, spec: Spec, tokenizer: Tokenizer, native: bool = False) -> None:
         self.parts: Mapping[str, Callable[..., Any]]
@@ -34,7 +34,8 @@ class TorchBackend:
             missing = [graph for graph in GRAPHS if not (directory / NATIVE / f"{graph}.pt2").is_file()]
             if missing:
                 raise UserError(
-                    f"{directory} has no compiled {', '.join(missing)}; export with native=true, or allow_native=False"
+                    f"{directory} has no compiled {', '.join(missing)}; export with native=true, or "
+                    "allow_native=False"
                 )
             load = torch._inductor.aoti_load_package
             self.parts = {graph: load(str(directory / NATIVE / f"{graph}.pt2")) for graph in GRAPHS}
@@ -49,12 +50,18 @@ class TorchBackend:
 
 
 def load_modules(directory: Path, spec: Spec, tokenizer: Tokenizer) -> tuple[NativeModel, Gate]:
-    """The model and the gate of an export, in evaluation mode. Raises UserError where weights and config.json disagree."""
+    """The model and the gate of an export, in evaluation mode. Raises UserError where weights and config.json
+    disagree."""
     plain = spec.plain["model"]
     try:
         pyramid = PyramidConfig(**plain["pyramid"] | {"grid": tuple(plain["pyramid"]["grid"])})
         text = TextConfig(plain["text"]["name"], str(directory / "query") if spec.own_query else None)
-        parts = (VisionConfig(**plain["vision"]), text, LanguageConfig(**plain["language"]), CostConfig(**plain["cost"]))
+        parts = (
+            VisionConfig(**plain["vision"]),
+            text,
+            LanguageConfig(**plain["language"]),
+            CostConfig(**plain["cost"]),
+        )
         model = NativeModel(ModelConfig(pyramid, *parts), tokenizer)
         actions = spec.plain["actions"]
         budget = spec.rule.budget
@@ -79,5 +86,7 @@ def load_modules(directory: Path, spec: Spec, tokenizer: Tokenizer) -> tuple[Nat
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{directory}/model.safetensors is not what config.json describes ({reason}); export again") from error
+        raise UserError(
+            f"{directory}/model.safetensors is not what config.json describes ({reason}); export again"
+        ) from error
     return model.eval(), gate.eval()

@@ -1,10 +1,12 @@
-"""A small language model that reads visual tokens by cross-attention: they are keys and values alone, and no layer updates
-them (Flamingo, arXiv:2204.14198; Llama 3.2 Vision).
+"""A small language model that reads visual tokens by cross-attention: they are keys and values alone, and no
+layer updates them (Flamingo, arXiv:2204.14198; Llama 3.2 Vision).
 
-Axes: U distinct sets of visual tokens, B questions, N visual tokens, Q text positions, K keys, D width, H heads.
+Axes: U distinct sets of visual tokens, B questions, N visual tokens, Q text positions, K keys, D width, H
+heads.
 
-Next to the prefix decoder a visual token costs its keys and values, not every layer's whole work, and questions that look at
-the same tokens of one image share them. That makes pyramids of over a thousand tokens readable on a CPU.
+Next to the prefix decoder a visual token costs its keys and values, not every layer's whole work, and
+questions that look at the same tokens of one image share them. That makes pyramids of over a thousand tokens
+readable on a CPU.
 """
 
 from collections.abc import Sequence
@@ -23,7 +25,8 @@ NOISE = 0.1
 
 @dataclass(frozen=True)
 class Groups:
-    """Text positions in rows of those that read the same visual tokens, so that a row's attention is one matrix product.
+    """Text positions in rows of those that read the same visual tokens, so that a row's attention is one
+    matrix product.
 
     row, slot [P] int64: position p is the slot-th of its row; rows, slots: how many there are.
     """
@@ -56,14 +59,16 @@ class Groups:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the text may read. visual: question b reads row of[b]; weight [B, N] in [0, 1] or None: of its tokens."""
+    """What the text may read. visual: question b reads row of[b]; weight [B, N] in [0, 1] or None: of its
+    tokens."""
 
     visual: Visual
     weight: Tensor | None = None
 
 
 class CrossBlock(Block):
-    """A decoder block over the text that reads between attention and MLP, with a learned key for "nothing of this"."""
+    """A decoder block over the text that reads between attention and MLP, with a learned key for "nothing of
+    this"."""
 
     def __init__(self, width: int, heads: int, mlp: int, dropout: float) -> None:
         super().__init__(width, heads, mlp, dropout)
@@ -124,14 +129,19 @@ class CrossDecoder(Decoder):
         return CrossBlock(c.width, c.heads, c.mlp, c.dropout)
 
     def _initialise(self) -> None:
-        """As the decoder's, but reading starts near the identity: a token that has come to name a thing, in the matrix that
-        embeds words and writes answers alike, is then found by that name, and a word reads what the token says."""
+        """As the decoder's, but reading starts near the identity: a token that has come to name a thing, in
+        the matrix that embeds words and writes answers alike, is then found by that name, and a word reads
+        what the token says."""
         super()._initialise()
         same = torch.eye(self.width)
         for block in self.blocks:
             assert isinstance(block, CrossBlock)
             share = (len(block.writers) * len(self.blocks)) ** -0.5
-            for linear, start in ((block.read_query, same), (block.read_kv, same.repeat(2, 1)), (block.read_out, same * share)):
+            for linear, start in (
+                (block.read_query, same),
+                (block.read_kv, same.repeat(2, 1)),
+                (block.read_out, same * share),
+            ):
                 linear.weight.data.mul_(NOISE).add_(start)
 
     def prompt(

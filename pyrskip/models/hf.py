@@ -1,19 +1,27 @@
 """A third-party vision-language model of the transformers library, as a black box.
 
-Axes: B questions, I images, T tiles, U encoded tiles, N prompt tokens, A answer tokens, D width, V vocabulary.
+Axes: B questions, I images, T tiles, U encoded tiles, N prompt tokens, A answer tokens, D width, V
+vocabulary.
 
-Works for LLaVA (LlavaForConditionalGeneration) with a CLIP or SigLIP tower of fixed size and a Llama, Mistral or Qwen2
-language model: LLaVA-1.5, BakLLaVA, llava-interleave. Any other family is refused. Needs the extra 'hf'.
+Works for LLaVA (LlavaForConditionalGeneration) with a CLIP or SigLIP tower of fixed size and a Llama, Mistral
+or Qwen2 language model: LLaVA-1.5, BakLLaVA, llava-interleave. Any other family is refused. Needs the extra
+'hf'.
 
 How it carries out a decision:
 
-- A kept tile is one image for the model's own processor, with the pixels of its mipmap level. What is not square is
-  padded below and to the right with the processor's mean colour, so that a centre crop loses nothing. The processor
-  then resizes it to the tower's fixed size, so every kept tile gives the same number of tokens, be that less or more
+- A kept tile is one image for the model's own processor, with the pixels of its mipmap level. What is not
+  square is
+  padded below and to the right with the processor's mean colour, so that a centre crop loses nothing. The
+  processor
+  then resizes it to the tower's fixed size, so every kept tile gives the same number of tokens, be that less
+  or more
   than was asked for. That is what `realise` says and what `cost` charges.
-- The model's chat template is rendered with one image and then the question. The place of that image holds the tokens
-  of all kept tiles, with no words between them, coarse to fine and row by row within a level: the glance comes first,
-  and a causal model reads a detail after what it is a detail of. With one tile kept the prompt is the model's own.
+- The model's chat template is rendered with one image and then the question. The place of that image holds
+  the tokens
+  of all kept tiles, with no words between them, coarse to fine and row by row within a level: the glance
+  comes first,
+  and a causal model reads a detail after what it is a detail of. With one tile kept the prompt is the model's
+  own.
 - A skipped tile reaches neither the processor nor the model.
 """
 
@@ -46,8 +54,9 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class HfConfig:
-    """path: a folder or a hub id. max_answer: tokens of an answer, its end included. instruction: a line after every
-    question, such as 'Answer in one word.'. dtype: of the weights, 'auto' as they are stored. at_once: questions in a pass."""
+    """path: a folder or a hub id. max_answer: tokens of an answer, its end included. instruction: a line
+    after every question, such as 'Answer in one word.'. dtype: of the weights, 'auto' as they are stored.
+    at_once: questions in a pass."""
 
     path: str = ""
     max_answer: int = 16
@@ -57,16 +66,19 @@ class HfConfig:
 
     def __post_init__(self) -> None:
         if self.max_answer < 2 or self.at_once < 1:
-            raise UserError(f"model.hf.max_answer={self.max_answer}, at_once={self.at_once}: allowed: at least 2 and 1")
+            raise UserError(
+                f"model.hf.max_answer={self.max_answer}, at_once={self.at_once}: allowed: at least 2 and 1"
+            )
         if self.dtype not in DTYPES:
             raise choose("model.hf.dtype", self.dtype, DTYPES)
 
 
 class HfVlm(nn.Module):
-    """A black-box model (pyrskip.models.tiers). `encoded` counts the tiles that have gone through the vision tower.
+    """A black-box model (pyrskip.models.tiers). `encoded` counts the tiles that have gone through the vision
+    tower.
 
-    Always in evaluation mode, and without gradients. Raises UserError for another family, for a processor that does not
-    fit the model, and for a pyramid with more tiles than the language model has positions for.
+    Always in evaluation mode, and without gradients. Raises UserError for another family, for a processor
+    that does not fit the model, and for a pyramid with more tiles than the language model has positions for.
     """
 
     def __init__(
@@ -79,7 +91,12 @@ class HfVlm(nn.Module):
     ) -> None:
         super().__init__()
         check_family(model.config)
-        self.model, self.processor, self.pyramid, self.config = model, processor, pyramid, config or HfConfig()
+        self.model, self.processor, self.pyramid, self.config = (
+            model,
+            processor,
+            pyramid,
+            config or HfConfig(),
+        )
         self.counting = cost or CostConfig()
         self.convention = self.counting.convention
         self.at_once = self.config.at_once
@@ -101,7 +118,9 @@ class HfVlm(nn.Module):
         try:
             from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
         except ImportError as error:
-            raise UserError("models of the transformers library need the extra: pip install 'pyrskip[hf]'") from error
+            raise UserError(
+                "models of the transformers library need the extra: pip install 'pyrskip[hf]'"
+            ) from error
         try:
             # the family is read first, so that a wrong one is refused before its weights are fetched
             check_family(AutoConfig.from_pretrained(name, trust_remote_code=False))
@@ -136,7 +155,8 @@ class HfVlm(nn.Module):
         return torch.tensor([len(ids) - 1 for ids in self._ids(batch.texts)], device=batch.size.device)
 
     def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
-        """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> tokens, FLOPs and KV bytes, [B, ...] each; without a gate's.
+        """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> tokens, FLOPs and KV bytes, [B, ...] each;
+        without a gate's.
 
         Every kept tile costs a run of the whole tower and projector at the processor's fixed size, measured.
         """
@@ -171,7 +191,8 @@ class HfVlm(nn.Module):
 
     @torch.no_grad()
     def answer(self, batch: Batch, asked: Tensor) -> list[str]:
-        """Greedy answers; only tiles that are asked for are encoded, each once however many questions ask for it."""
+        """Greedy answers; only tiles that are asked for are encoded, each once however many questions ask for
+        it."""
         prompt, real = self._prompt(batch, asked)
         written = self.model.generate(
             inputs_embeds=prompt,
@@ -182,7 +203,9 @@ class HfVlm(nn.Module):
             eos_token_id=self.ends,
             pad_token_id=self.ends[0],
         )
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)]
+        return [
+            text.strip() for text in self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+        ]
 
     @torch.no_grad()
     def loglik(self, batch: Batch, asked: Tensor) -> Tensor:
@@ -195,7 +218,8 @@ class HfVlm(nn.Module):
         ids = pad_sequence(answers, batch_first=True)
         written = pad_sequence([torch.ones_like(a, dtype=torch.bool) for a in answers], batch_first=True)
         mask = torch.cat([real, written], dim=1)
-        # prompts are padded on the left and answers on the right, so that all answers start in the same column
+        # prompts are padded on the left and answers on the right, so that all answers start in the same
+        # column
         logits = self.model(
             inputs_embeds=torch.cat([prompt, self.model.get_input_embeddings()(ids)], dim=1),
             attention_mask=mask.long(),
@@ -207,7 +231,8 @@ class HfVlm(nn.Module):
         return (chosen * written).sum(-1).to(asked.device)
 
     def _prompt(self, batch: Batch, asked: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of the prompts, padded on the left: [B, N, D], and which of them are real [B, N] bool."""
+        """Embeddings of the prompts, padded on the left: [B, N, D], and which of them are real [B, N]
+        bool."""
         keep = self.realise(asked, batch.size[batch.image_of]) > 0
         features, number = self._encode(batch, keep)
         embed = self.model.get_input_embeddings()
@@ -229,7 +254,9 @@ class HfVlm(nn.Module):
             words = "\n".join(filter(None, (text.replace(token, " "), self.config.instruction)))
             content = [{"type": "image"}, {"type": "text", "text": words}]
             turn = [{"role": "user", "content": content}]
-            prompts.append(self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+            prompts.append(
+                self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+            )
         # a template that writes the first token itself must not get a second one
         begun = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
         ids: list[list[int]] = tokenizer(prompts, add_special_tokens=not begun)["input_ids"]
@@ -275,10 +302,13 @@ class HfVlm(nn.Module):
 
     @torch.no_grad()
     def _tokens_of_an_image(self) -> int:
-        """Tokens that the processor and the model give a picture; UserError unless they agree, for any size of it."""
+        """Tokens that the processor and the model give a picture; UserError unless they agree, for any size
+        of it."""
         processor = self.processor
         if not processor.chat_template:
-            raise UserError("the processor has no chat template, so nothing says how a question is put to this model")
+            raise UserError(
+                "the processor has no chat template, so nothing says how a question is put to this model"
+            )
         if self.model.config.image_token_id != processor.image_token_id:
             raise UserError(
                 f"the processor's image token is {processor.image_token_id} and the model's "
@@ -287,9 +317,14 @@ class HfVlm(nn.Module):
         places = self._ids([""])[0].count(processor.image_token_id)
         if places != 1:
             raise UserError(f"the chat template gives one image {places} places in the prompt; allowed: 1")
-        shapes = {tuple(self._pixels([_blank(side)]).shape) for side in (1, self.pyramid.size, 2 * self.pyramid.size)}
+        shapes = {
+            tuple(self._pixels([_blank(side)]).shape)
+            for side in (1, self.pyramid.size, 2 * self.pyramid.size)
+        }
         if len(shapes) > 1 or processor.patch_size is None:
-            raise UserError("the processor must resize every image to one size and know the tower's patch_size")
+            raise UserError(
+                "the processor must resize every image to one size and know the tower's patch_size"
+            )
         picture = _blank(self.pyramid.size)
         ids: list[int] = processor(images=[picture], text=[processor.image_token])["input_ids"][0]
         tokens = list(ids).count(processor.image_token_id)
@@ -298,7 +333,9 @@ class HfVlm(nn.Module):
         except (RuntimeError, ValueError) as error:
             raise UserError(f"the vision tower cannot take what the processor gives: {error}") from error
         if given != tokens:
-            raise UserError(f"an image has {tokens} tokens for the processor and {given} for the model; they must agree")
+            raise UserError(
+                f"an image has {tokens} tokens for the processor and {given} for the model; they must agree"
+            )
         room = self.model.config.text_config.max_position_embeddings - self.config.max_answer
         if self.pyramid.tiles * tokens > room:
             raise UserError(
@@ -333,7 +370,9 @@ def _ends(model: Any, processor: Any) -> list[int]:
     if preferred is not None and (preferred in ends or not ends):
         ends = [preferred, *(e for e in ends if e != preferred)]
     if not ends:
-        raise UserError("neither the model's generation config nor its tokenizer names a token that ends an answer")
+        raise UserError(
+            "neither the model's generation config nor its tokenizer names a token that ends an answer"
+        )
     return ends
 
 

@@ -1,10 +1,13 @@
-"""The small language model: a prefix decoder, trained from scratch, that writes answers of an open vocabulary.
+"""The small language model: a prefix decoder, trained from scratch, that writes answers of an open
+vocabulary.
 
-Axes: B batch, U distinct sets of N visual tokens, W question words, A answer tokens, K keys, D width, V vocabulary.
+Axes: B batch, U distinct sets of N visual tokens, W question words, A answer tokens, K keys, D width, V
+vocabulary.
 
-A sequence is [visual tokens][question][<answer> a1 a2 ... <end>]. The prompt (visual tokens and question) sees itself
-whole, the answer is causal. Words carry learned positions from fixed starts and visual tokens carry their image
-coordinates, so that a row's result depends neither on how many tokens were skipped nor on its batch mates.
+A sequence is [visual tokens][question][<answer> a1 a2 ... <end>]. The prompt (visual tokens and question)
+sees itself whole, the answer is causal. Words carry learned positions from fixed starts and visual tokens
+carry their image coordinates, so that a row's result depends neither on how many tokens were skipped nor on
+its batch mates.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,7 +32,8 @@ EXPLICIT = 1 << 26
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """name: 'decoder' (visual tokens go through every layer, as the question does) or 'cross' (every layer reads them).
+    """name: 'decoder' (visual tokens go through every layer, as the question does) or 'cross' (every layer
+    reads them).
 
     max_words: questions are cut there. max_answer: tokens of an answer, its end included.
 
@@ -51,7 +55,8 @@ class LanguageConfig:
             raise choose("language.name", self.name, LANGUAGES)
         if min(self.max_words, self.vocabulary) < 1 or self.max_answer < 2 or not 0 <= self.dropout < 1:
             raise UserError(
-                f"language.max_words={self.max_words}, vocabulary={self.vocabulary}, max_answer={self.max_answer}, "
+                f"language.max_words={self.max_words}, vocabulary={self.vocabulary}, "
+                f"max_answer={self.max_answer}, "
                 f"dropout={self.dropout}: allowed: at least 1, 1 and 2, and [0, 1)"
             )
         if min(self.layers, self.width, self.heads, self.mlp) < 1 or self.width % self.heads:
@@ -63,7 +68,16 @@ class LanguageConfig:
     def transformer(self, vocabulary: int) -> Transformer:
         """What it costs. Raises UserError where sizes do not fit."""
         cross = self.name == "cross"
-        return Transformer(self.layers, self.width, self.heads, self.heads, self.mlp, gated=True, vocab=vocabulary, cross=cross)
+        return Transformer(
+            self.layers,
+            self.width,
+            self.heads,
+            self.heads,
+            self.mlp,
+            gated=True,
+            vocab=vocabulary,
+            cross=cross,
+        )
 
 
 @dataclass(frozen=True)
@@ -105,8 +119,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 class Block(nn.Module):
-    """Pre-norm attention and SwiGLU. A key's weight multiplies the attention numerator, so that a gate of 0 is a skipped
-    token and a gate of 1 is plain attention, with gradients at both."""
+    """Pre-norm attention and SwiGLU. A key's weight multiplies the attention numerator, so that a gate of 0
+    is a skipped token and a gate of 1 is plain attention, with gradients at both."""
 
     def __init__(self, width: int, heads: int, mlp: int, dropout: float) -> None:
         super().__init__()
@@ -130,10 +144,11 @@ class Block(nn.Module):
         wanted: int | None = None,
         weight: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
-        """x [B, Q, D], allowed [B, Q, K] bool, past keys and values or None; weight [B, N] in [0, 1] of the first N keys, or
-        None (all 1).
+        """x [B, Q, D], allowed [B, Q, K] bool, past keys and values or None; weight [B, N] in [0, 1] of the
+        first N keys, or None (all 1).
 
-        wanted: only so many last positions come out; the others are keys alone, which is all that the last layer needs.
+        wanted: only so many last positions come out; the others are keys alone, which is all that the last
+        layer needs.
         """
         x, cache = self.attend(x, allowed, past, wanted, weight)
         return self.mix(x), cache
@@ -166,13 +181,17 @@ class Block(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-    """torch's scaled_dot_product_attention, but for half precision on a CPU, where its fused kernel takes several times as long
-    as two matrix products.
+    """torch's scaled_dot_product_attention, but for half precision on a CPU, where its fused kernel takes
+    several times as long as two matrix products.
 
-    q [B, H, Q, d], k and v [B, H, K, d], allowed broadcast to [B, H, Q, K] bool; None: all. Of a query that is allowed nothing,
-    anything finite comes back.
+    q [B, H, Q, d], k and v [B, H, K, d], allowed broadcast to [B, H, Q, K] bool; None: all. Of a query that
+    is allowed nothing, anything finite comes back.
     """
-    if q.device.type != "cpu" or q.dtype == torch.float32 or q.numel() // q.shape[-1] * k.shape[-2] > EXPLICIT:
+    if (
+        q.device.type != "cpu"
+        or q.dtype == torch.float32
+        or q.numel() // q.shape[-1] * k.shape[-2] > EXPLICIT
+    ):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if allowed is not None:
@@ -182,9 +201,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor
 
 
 def weighted_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, weight: Tensor) -> Tensor:
-    """sum_j w_j exp(s_ij) v_j / sum_j w_j exp(s_ij), in float32: exact at w = 0 and w = 1 and differentiable at both.
+    """sum_j w_j exp(s_ij) v_j / sum_j w_j exp(s_ij), in float32: exact at w = 0 and w = 1 and differentiable
+    at both.
 
-    q [B, H, Q, d], k and v [B, H, K, d], allowed broadcast to [B, H, Q, K] bool, weight broadcast alike, in [0, 1].
+    q [B, H, Q, d], k and v [B, H, K, d], allowed broadcast to [B, H, Q, K] bool, weight broadcast alike, in
+    [0, 1].
     """
     with torch.autocast(q.device.type, enabled=False):
         scores = (q.float() @ k.float().transpose(-1, -2)) * q.shape[-1] ** -0.5
@@ -216,8 +237,8 @@ class Decoder(nn.Module):
         return Block(c.width, c.heads, c.mlp, c.dropout)
 
     def _initialise(self) -> None:
-        """Unit variance everywhere: with the usual 0.02 a model this narrow needs many times the steps to compare question
-        and image at all."""
+        """Unit variance everywhere: with the usual 0.02 a model this narrow needs many times the steps to
+        compare question and image at all."""
         nn.init.normal_(self.embed.weight, std=self.width**-0.5)
         for position in (self.word_position, self.answer_position):
             nn.init.normal_(position.weight, std=0.3)
@@ -233,8 +254,8 @@ class Decoder(nn.Module):
         return self.config.transformer(self.embed.num_embeddings)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Questions as ids [B, W] and mask [B, W] bool, on the model's device. Those asked last are remembered: a training
-        step, or a rollout of many actions, asks the same ones several times."""
+        """Questions as ids [B, W] and mask [B, W] bool, on the model's device. Those asked last are
+        remembered: a training step, or a rollout of many actions, asks the same ones several times."""
         # a tensor of inference mode is of no use to a training step
         key, last = (tuple(texts), self.embed.weight.device, torch.is_inference_mode_enabled()), self.asked
         if last is None or last[0] != key:
@@ -259,10 +280,13 @@ class Decoder(nn.Module):
         device = self.embed.weight.device
         return padded.to(device), mask.to(device)
 
-    def logits(self, visual: Visual, weight: Tensor | None, question: tuple[Tensor, Tensor], answer: Tensor) -> Tensor:
+    def logits(
+        self, visual: Visual, weight: Tensor | None, question: tuple[Tensor, Tensor], answer: Tensor
+    ) -> Tensor:
         """Teacher-forced logits [B, A, V] of the answer tokens.
 
-        weight [B, N] in [0, 1] of each question's visual tokens, or None; question (ids, mask) [B, W]; answer [B, A].
+        weight [B, N] in [0, 1] of each question's visual tokens, or None; question (ids, mask) [B, W]; answer
+        [B, A].
         """
         x, keys, layers = self.prompt(visual, weight, question)
         start = torch.full_like(answer[:, :1], ANSWER)
@@ -290,13 +314,22 @@ class Decoder(nn.Module):
             if bool(done.all()) or step + 1 == self.config.max_answer:
                 break
             keys = F.pad(keys, (0, 1), value=True)
-            logits, caches = self.decode(token, torch.tensor([step + 1], device=keys.device), keys, caches, layers)
+            logits, caches = self.decode(
+                token, torch.tensor([step + 1], device=keys.device), keys, caches, layers
+            )
         ids = torch.stack(written, dim=1).tolist()
-        return [t.strip() for t in self.tokenizer.decode_batch([row[: row.index(END)] if END in row else row for row in ids])]
+        return [
+            t.strip()
+            for t in self.tokenizer.decode_batch(
+                [row[: row.index(END)] if END in row else row for row in ids]
+            )
+        ]
 
-    def prefill(self, visual: Visual, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, list[Cache], Sequence[Layer]]:
-        """Read a prompt and <answer>: logits [B, V] of the first token, keys that are real [B, K], each layer's cache, and the
-        layers to go on with."""
+    def prefill(
+        self, visual: Visual, question: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, list[Cache], Sequence[Layer]]:
+        """Read a prompt and <answer>: logits [B, V] of the first token, keys that are real [B, K], each
+        layer's cache, and the layers to go on with."""
         x, keys, layers = self.prompt(visual, None, question)
         x = torch.cat([x, self._answer(torch.full_like(question[0][:, :1], ANSWER), 0)], dim=1)
         keys = F.pad(keys, (0, 1), value=True)
@@ -313,8 +346,8 @@ class Decoder(nn.Module):
     def decode(
         self, token: Tensor, step: Tensor, keys: Tensor, caches: Sequence[Cache], layers: Sequence[Layer]
     ) -> tuple[Tensor, list[Cache]]:
-        """Append a token [B], the answer's number `step` [1]: logits [B, V] of the next, and the longer caches. keys [B, K];
-        layers of `prefill`: a prefix decoder's are its blocks."""
+        """Append a token [B], the answer's number `step` [1]: logits [B, V] of the next, and the longer
+        caches. keys [B, K]; layers of `prefill`: a prefix decoder's are its blocks."""
         x = self._embed(token[:, None]) + self.answer_position(step)
         longer = []
         for layer, past in zip(layers, caches, strict=True):

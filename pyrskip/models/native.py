@@ -2,8 +2,9 @@
 
 Axes: B questions, I images, T tiles, N visual tokens, A answer tokens, C channels, D width.
 
-Training under any decision and inference under one are the same function of (image, question, decision): a tile is encoded
-alone from its own pixels and only where it is asked for; its tokens know where they look; what is skipped is no key.
+Training under any decision and inference under one are the same function of (image, question, decision): a
+tile is encoded alone from its own pixels and only where it is asked for; its tokens know where they look;
+what is skipped is no key.
 """
 
 import json
@@ -37,7 +38,8 @@ DECODERS: dict[str, type[Decoder]] = {"decoder": Decoder, "cross": CrossDecoder}
 
 @dataclass(frozen=True)
 class PyramidConfig:
-    """size: canvas side, pixels. levels: L. grid: tiles a side of each level (one number: of all but the glance)."""
+    """size: canvas side, pixels. levels: L. grid: tiles a side of each level (one number: of all but the
+    glance)."""
 
     size: int = 64
     levels: int = 3
@@ -52,7 +54,8 @@ class PyramidConfig:
 
 @dataclass(frozen=True)
 class CostConfig:
-    """attention: 'full' counts all n^2 pairs, 'causal' half of them. unit: 'flops' (2 a multiply-add) or 'macs'.
+    """attention: 'full' counts all n^2 pairs, 'causal' half of them. unit: 'flops' (2 a multiply-add) or
+    'macs'.
 
     answer_tokens: decoded after the prefill, per answer. bytes_per_value: of the KV cache.
     """
@@ -65,7 +68,8 @@ class CostConfig:
     def __post_init__(self) -> None:
         if self.answer_tokens < 0 or self.bytes_per_value < 1:
             raise UserError(
-                f"cost.answer_tokens={self.answer_tokens}, bytes_per_value={self.bytes_per_value}: at least 0 and 1"
+                f"cost.answer_tokens={self.answer_tokens}, bytes_per_value={self.bytes_per_value}: at least "
+                "0 and 1"
             )
         _ = self.convention
 
@@ -85,7 +89,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Forced:
-    """Teacher-forced first accepted answers. loglik [B] <= 0; greedy [B] bool: greedy decoding writes just that answer."""
+    """Teacher-forced first accepted answers. loglik [B] <= 0; greedy [B] bool: greedy decoding writes just
+    that answer."""
 
     loglik: Tensor
     greedy: Tensor
@@ -107,21 +112,27 @@ class NativeModel(nn.Module):
         self.convention = config.cost.convention
 
     def save(self, directory: Path) -> None:
-        """Weights, config and tokenizer, as files that run no code. Frozen question encoders are named, not copied."""
-        state = {name: t.contiguous() for name, t in self.state_dict().items() if not name.startswith("text.")}
+        """Weights, config and tokenizer, as files that run no code. Frozen question encoders are named, not
+        copied."""
+        state = {
+            name: t.contiguous() for name, t in self.state_dict().items() if not name.startswith("text.")
+        }
         safetensors.torch.save_file(state, directory / "model.safetensors")
         (directory / "tokenizer.json").write_text(self.language.tokenizer.to_str())
         (directory / "model.json").write_text(json.dumps(asdict(self.config), indent=1))
 
     @classmethod
     def load(cls, directory: Path, cost: CostConfig | None = None) -> "NativeModel":
-        """A saved model, with another way to count costs if one is given. Raises UserError where there is no whole one."""
+        """A saved model, with another way to count costs if one is given. Raises UserError where there is no
+        whole one."""
         parts = (PyramidConfig, VisionConfig, TextConfig, LanguageConfig, CostConfig)
         try:
             plain = json.loads((directory / "model.json").read_text())
             plain["pyramid"]["grid"] = tuple(plain["pyramid"]["grid"])
             plain["vision"]["weights"] = "none"
-            saved = ModelConfig(*(part(**plain[f.name]) for part, f in zip(parts, fields(ModelConfig), strict=True)))
+            saved = ModelConfig(
+                *(part(**plain[f.name]) for part, f in zip(parts, fields(ModelConfig), strict=True))
+            )
             tokenizer = Tokenizer.from_str((directory / "tokenizer.json").read_text())
             state = safetensors.torch.load_file(directory / "model.safetensors")
             model = cls(replace(saved, cost=cost or saved.cost), tokenizer)
@@ -130,7 +141,9 @@ class NativeModel(nn.Module):
             raise
         except Exception as error:  # the tokenizer's own errors are no narrower
             reason = " ".join(str(error).split())
-            raise UserError(f"{directory} holds no model that can be read ({reason}); run the flex stage") from error
+            raise UserError(
+                f"{directory} holds no model that can be read ({reason}); run the flex stage"
+            ) from error
         if unexpected or any(not name.startswith("text.") for name in missing):
             raise UserError(f"{directory}/model.safetensors is not the model that model.json describes")
         return model.eval()
@@ -145,8 +158,8 @@ class NativeModel(nn.Module):
         return self.vision.encoded
 
     def encode(self, batch: Batch, keep: Tensor, levels: Sequence[Tensor] | None = None) -> Features:
-        """Encode the tiles that any question of an image keeps, or read their maps from the cache. keep [B, T] bool;
-        levels: the batch's `levels_of`, if they are there already."""
+        """Encode the tiles that any question of an image keeps, or read their maps from the cache. keep [B,
+        T] bool; levels: the batch's `levels_of`, if they are there already."""
         return encode_tiles(self.vision, self.pyramid, batch, keep, levels)
 
     def whiten(self, batches: Iterable[Batch]) -> None:
@@ -162,14 +175,17 @@ class NativeModel(nn.Module):
         return visual.tokens[visual.of], visual.real[visual.of], tile[visual.of]
 
     def visual(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Visual, Tensor]:
-        """The tokens of `project`, once for all questions that ask the same of an image, and their tiles [U, N] int64.
+        """The tokens of `project`, once for all questions that ask the same of an image, and their tiles [U,
+        N] int64.
 
         An image's map is pooled and projected once for each size that its questions ask of it.
         """
         cells = self.pyramid.cells(batch.size)
         size = realise(asked, cells[batch.image_of])
         # those who see nothing of any image see the same
-        seen = torch.cat([batch.image_of.where((size > 0).any(-1).any(-1), -1)[:, None], size.flatten(1)], dim=1)
+        seen = torch.cat(
+            [batch.image_of.where((size > 0).any(-1).any(-1), -1)[:, None], size.flatten(1)], dim=1
+        )
         seen, of = torch.unique(seen, dim=0, return_inverse=True)
         image_of, size = seen[:, 0], seen[:, 1:].unflatten(1, (-1, 2))
         count = size.prod(-1)
@@ -209,13 +225,16 @@ class NativeModel(nn.Module):
         scale = 2.0**level / size.amax(-1).float()[:, None, None, None]
         pixels = self.pyramid.pixels(size)[:, tile].float()
         cell = (pixels / sizes)[:, None, None]
-        grid = torch.stack(torch.meshgrid(*(torch.arange(n, device=size.device) for n in shape), indexing="ij"), dim=-1)
+        grid = torch.stack(
+            torch.meshgrid(*(torch.arange(n, device=size.device) for n in shape), indexing="ij"), dim=-1
+        )
         corner = self.pyramid.tile_corner[tile].to(size.device)
         centre = (corner + (grid + 0.5) * cell) * scale
         return centre.flatten(1, 2), (cell * scale).expand_as(centre).flatten(1, 2)
 
     def forced(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Forced:
-        """Teacher-force each question's first accepted answer. gates [B, T] in [0, 1] weigh each tile's tokens."""
+        """Teacher-force each question's first accepted answer. gates [B, T] in [0, 1] weigh each tile's
+        tokens."""
         visual, tile = self.visual(batch, features, asked)
         weight = None if gates is None else gates.gather(1, tile[visual.of])
         ids, mask = self.language.tokenize_answers([q.answers[0] for q in batch.questions])
@@ -247,42 +266,52 @@ class NativeModel(nn.Module):
     def score(self, batch: Batch, features: Features, asked: Tensor, forced: Forced | None = None) -> Tensor:
         """The score of each question's greedy answer by its own metric, [B] in [0, 1].
 
-        Where one answer alone is right, one teacher-forced pass (`forced`, if it has been run) tells whether greedy decoding
-        would write it.
+        Where one answer alone is right, one teacher-forced pass (`forced`, if it has been run) tells whether
+        greedy decoding would write it.
         """
-        if all(q.metric == "exact" and len(q.answers) == 1 and self._plain(q.answers[0]) for q in batch.questions):
+        if all(
+            q.metric == "exact" and len(q.answers) == 1 and self._plain(q.answers[0]) for q in batch.questions
+        ):
             return (forced or self.forced(batch, features, asked)).greedy.float()
         answers = self.write(batch, features, asked)
-        scores = [score(answer, q.answers, q.metric, q.text) for answer, q in zip(answers, batch.questions, strict=True)]
+        scores = [
+            score(answer, q.answers, q.metric, q.text)
+            for answer, q in zip(answers, batch.questions, strict=True)
+        ]
         return torch.tensor(scores, device=asked.device)
 
     def _plain(self, answer: str) -> bool:
-        """Whether the answer's tokens are the only ones that `exact` takes for it, and no longer than what is written."""
+        """Whether the answer's tokens are the only ones that `exact` takes for it, and no longer than what is
+        written."""
         return answer == answer.strip().lower() and self.language.can_write(answer)
 
     @torch.no_grad()
     def confidence(self, batch: Batch, features: Features) -> Tensor:
-        """How sure it is of its answer after the glance alone, which is encoded: of its first token the probability, that of
-        the next likeliest and the distribution's entropy in nats, [B, 3]."""
+        """How sure it is of its answer after the glance alone, which is encoded: of its first token the
+        probability, that of the next likeliest and the distribution's entropy in nats, [B, 3]."""
         maps = list(features.maps)
         maps[self.pyramid.glance] = maps[self.pyramid.glance].to(self.projector.down.weight.dtype)
         # in the weights' own precision, whatever training's is: a gate decides on small differences
         with torch.autocast(self.device.type, enabled=False):
-            visual, _ = self.visual(batch, replace(features, maps=tuple(maps)), self._glance(batch.size[batch.image_of]))
+            visual, _ = self.visual(
+                batch, replace(features, maps=tuple(maps)), self._glance(batch.size[batch.image_of])
+            )
             logits, *_ = self.language.prefill(visual, self.language.tokenize(batch.texts))
         log_probs = logits.log_softmax(-1)
         probs = log_probs.exp()
         return torch.cat([probs.topk(2, dim=-1).values, -(probs * log_probs).sum(-1, keepdim=True)], dim=-1)
 
     def confidence_flops(self, texts: Sequence[str], size: Tensor) -> Tensor:
-        """Of `confidence` in the cost model's unit: to project the glance and to read it with the question. size [B, 2] of each
-        text's image -> [B] float64."""
+        """Of `confidence` in the cost model's unit: to project the glance and to read it with the question.
+        size [B, 2] of each text's image -> [B] float64."""
         words = self.language.tokenize(texts)[1].sum(-1) + 1
         return self._reading_flops(self.realise(self._glance(size), size).sum(-1), words, 0)
 
     def _glance(self, size: Tensor) -> Tensor:
         """The decision that keeps the glance alone, whole. size [B, 2] -> [B, T]."""
-        return self.pyramid.capacity(size) * (torch.arange(self.pyramid.tiles, device=size.device) == self.pyramid.glance)
+        return self.pyramid.capacity(size) * (
+            torch.arange(self.pyramid.tiles, device=size.device) == self.pyramid.glance
+        )
 
     def realise(self, asked: Tensor, size: Tensor) -> Tensor:
         """asked [..., T], size [..., 2] image rows and columns -> realised tokens [..., T]."""
@@ -294,17 +323,22 @@ class NativeModel(nn.Module):
         return self.language.tokenize(batch.texts)[1].sum(-1) + 1
 
     def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
-        """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> [B, ...] each; without a gate and what encodes its query."""
+        """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> [B, ...] each; without a gate and what
+        encodes its query."""
         tokens = realised.sum(-1)
         batch = (len(size), *[1] * (realised.ndim - 2))
         words, encode = prompt_tokens.view(batch), self.encode_flops(size).view(*batch, -1)
         spec, c = self.language.transformer, self.config.cost
-        flops = self._reading_flops(tokens, words, c.answer_tokens) + self._share(1) * ((realised > 0) * encode).sum(-1)
+        flops = self._reading_flops(tokens, words, c.answer_tokens) + self._share(1) * (
+            (realised > 0) * encode
+        ).sum(-1)
         return Cost(tokens, flops, kv_bytes(spec, tokens + words + c.answer_tokens, c.bytes_per_value))
 
     def _reading_flops(self, tokens: Tensor, words: Tensor, answer_tokens: int) -> Tensor:
         """Of projecting visual tokens, reading them and the prompt, and writing the answer's tokens."""
-        answer = answer_flops(self.language.transformer, tokens, words, answer_tokens, convention=self.convention)
+        answer = answer_flops(
+            self.language.transformer, tokens, words, answer_tokens, convention=self.convention
+        )
         return answer + self._share(self.projector.flops_per_token()) * tokens
 
     def encode_flops(self, size: Tensor) -> Tensor:

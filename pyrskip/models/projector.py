@@ -1,4 +1,5 @@
-"""From feature maps to the language model's tokens: pool to the decided size, project, add where each token looks.
+"""From feature maps to the language model's tokens: pool to the decided size, project, add where each token
+looks.
 
 Axes: U unique maps, C channels, R x K map rows x columns, h x w pooled rows x columns, D width.
 """
@@ -21,7 +22,9 @@ def pool(maps: Tensor, cells: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     torch.nn.AdaptiveAvgPool2d: bin i of n over r cells covers floor(i r / n) .. ceil((i + 1) r / n).
     """
     height, width = (int(n) for n in size.amax(0))
-    on = [torch.arange(n, device=maps.device) < size[:, axis, None] for axis, n in enumerate((height, width))]  # [U, h], [U, w]
+    on = [
+        torch.arange(n, device=maps.device) < size[:, axis, None] for axis, n in enumerate((height, width))
+    ]  # [U, h], [U, w]
     valid = on[0][:, :, None] & on[1][:, None, :]
     if bool((size == cells).all()):
         return maps[:, :, :height, :width], valid
@@ -42,12 +45,13 @@ def _bins(cells: Tensor, size: Tensor, outputs: int, inputs: int) -> Tensor:
 
 
 class Projector(nn.Module):
-    """Adaptive pooling is before it, then whitening, SwiGLU (TokenFLEX, arXiv:2504.03154), position and level.
+    """Adaptive pooling is before it, then whitening, SwiGLU (TokenFLEX, arXiv:2504.03154), position and
+    level.
 
-    mean [C], whiten [C, C]: features are taken as (x - mean) whiten, with unit covariance: what tells letters or icons apart
-    varies little next to what tells sky from grass, and would be learned last. Position is added to features of unit size, at
-    unit size itself: they would soon outgrow it, and where things are would be learned last. dropout: of whitened features, in
-    training alone; a trainer sets how many.
+    mean [C], whiten [C, C]: features are taken as (x - mean) whiten, with unit covariance: what tells letters
+    or icons apart varies little next to what tells sky from grass, and would be learned last. Position is
+    added to features of unit size, at unit size itself: they would soon outgrow it, and where things are
+    would be learned last. dropout: of whitened features, in training alone; a trainer sets how many.
     """
 
     FREQUENCIES = 6
@@ -69,7 +73,8 @@ class Projector(nn.Module):
         nn.init.normal_(self.level.weight, std=0.3)
 
     def forward(self, features: Tensor, centre: Tensor, extent: Tensor, level: int) -> Tensor:
-        """features [U, n, C], centre and extent [U, n, 2] in image coordinates (longest side = 1) -> [U, n, D]."""
+        """features [U, n, C], centre and extent [U, n, 2] in image coordinates (longest side = 1) -> [U, n,
+        D]."""
         gate, up = self.gate_up(self.dropout((features - self.mean) @ self.whiten)).chunk(2, dim=-1)
         frequency = math.pi * 2.0 ** torch.arange(self.FREQUENCIES, device=centre.device)
         angle = (centre[..., None] * frequency).flatten(-2)
@@ -88,4 +93,6 @@ class Projector(nn.Module):
 
     def flops_per_token(self) -> int:
         linears = (self.gate_up, self.down, self.position)
-        return 2 * self.whiten.numel() + sum(2 * linear.in_features * linear.out_features for linear in linears)
+        return 2 * self.whiten.numel() + sum(
+            2 * linear.in_features * linear.out_features for linear in linears
+        )

@@ -1,10 +1,11 @@
-"""A vision-language model behind an OpenAI-style server (vLLM, SGLang, llama.cpp, a hosted one), as a black box.
+"""A vision-language model behind an OpenAI-style server (vLLM, SGLang, llama.cpp, a hosted one), as a black
+box.
 
 Axes: B questions, I images, T tiles.
 
-A request holds one question: the kept tiles as PNG pictures, coarse to fine and row by row within a level, then the text. A
-skipped tile is neither drawn nor sent. The server does not say what an answer costs it, so the cost is computed from sizes that
-the config gives, as for every other model. Needs the extra 'remote'.
+A request holds one question: the kept tiles as PNG pictures, coarse to fine and row by row within a level,
+then the text. A skipped tile is neither drawn nor sent. The server does not say what an answer costs it, so
+the cost is computed from sizes that the config gives, as for every other model. Needs the extra 'remote'.
 """
 
 import base64
@@ -42,15 +43,16 @@ SIZES = ("layers", "width", "heads", "kv_heads", "mlp", "vocab")
 
 @dataclass(frozen=True)
 class RemoteConfig:
-    """url: up to and with /v1. model: its name there. key: the environment variable that holds the API key, '' for none.
+    """url: up to and with /v1. model: its name there. key: the environment variable that holds the API key,
+    '' for none.
 
-    max_answer: tokens of an answer. instruction: a line after every question. parallel: requests at a time; timeout: seconds
-    of one; retries: of one that the server could not take, after ever longer waits.
+    max_answer: tokens of an answer. instruction: a line after every question. parallel: requests at a time;
+    timeout: seconds of one; retries: of one that the server could not take, after ever longer waits.
 
-    What the cost is computed from: image_tokens, of every picture, or token_pixels, the side of the square of pixels behind a
-    token where their number follows the picture's size; encoder_flops, of the image encoder for a visual token; layers, width,
-    heads, kv_heads, mlp, gated (three MLP matrices) and vocab, of the language model; template_tokens, of a prompt beside the
-    pictures and the question.
+    What the cost is computed from: image_tokens, of every picture, or token_pixels, the side of the square of
+    pixels behind a token where their number follows the picture's size; encoder_flops, of the image encoder
+    for a visual token; layers, width, heads, kv_heads, mlp, gated (three MLP matrices) and vocab, of the
+    language model; template_tokens, of a prompt beside the pictures and the question.
     """
 
     url: str = ""
@@ -74,29 +76,42 @@ class RemoteConfig:
     template_tokens: int = 20
 
     def __post_init__(self) -> None:
-        if min(self.max_answer, self.parallel) < 1 or self.timeout <= 0 or min(self.retries, self.template_tokens) < 0:
+        if (
+            min(self.max_answer, self.parallel) < 1
+            or self.timeout <= 0
+            or min(self.retries, self.template_tokens) < 0
+        ):
             raise UserError(
-                f"model.remote.max_answer={self.max_answer}, parallel={self.parallel}, timeout={self.timeout}, "
-                f"retries={self.retries}, template_tokens={self.template_tokens}: allowed: at least 1, 1, above 0, 0 and 0"
+                f"model.remote.max_answer={self.max_answer}, parallel={self.parallel}, "
+                f"timeout={self.timeout}, "
+                f"retries={self.retries}, template_tokens={self.template_tokens}: allowed: at least 1, 1, "
+                "above 0, 0 and 0"
             )
 
     def check(self) -> None:
         """Raises UserError unless everything is there that a request and its cost need."""
         if not self.url.startswith(("http://", "https://")):
-            raise UserError(f"model.remote.url={self.url!r} is no address; allowed: http://<host>:<port>/v1, or https://")
+            raise UserError(
+                f"model.remote.url={self.url!r} is no address; allowed: http://<host>:<port>/v1, or https://"
+            )
         for name in ("model", "encoder_flops", *SIZES):
             if getattr(self, name) in (None, ""):
-                raise UserError(f"model.remote.{name} is missing; allowed: what the served model's card or config.json says")
+                raise UserError(
+                    f"model.remote.{name} is missing; allowed: what the served model's card or config.json "
+                    "says"
+                )
         if (self.image_tokens is None) == (self.token_pixels is None) or min(
             self.image_tokens or 1, self.token_pixels or 1
         ) < 1:
             raise UserError(
-                f"model.remote.image_tokens={self.image_tokens}, token_pixels={self.token_pixels}: allowed: one of them, at "
+                f"model.remote.image_tokens={self.image_tokens}, token_pixels={self.token_pixels}: allowed: "
+                "one of them, at "
                 "least 1"
             )
         if self.key and not os.environ.get(self.key):
             raise UserError(
-                f"model.remote.key={self.key} is no environment variable that is set; allowed: one with the API key"
+                f"model.remote.key={self.key} is no environment variable that is set; allowed: one with the "
+                "API key"
             )
         _ = self.transformer
 
@@ -109,13 +124,18 @@ class RemoteConfig:
 class RemoteModel:
     """A black-box model (pyrskip.models.tiers). `encoded` counts the tiles that have been drawn for requests.
 
-    told: prompt tokens that the server has counted so far, 0 where it tells none; taken: what `cost` takes them for.
+    told: prompt tokens that the server has counted so far, 0 where it tells none; taken: what `cost` takes
+    them for.
     """
 
     def __init__(self, config: RemoteConfig, pyramid: Pyramid, cost: CostConfig | None = None) -> None:
         config.check()
         self.config, self.pyramid, self.counting = config, pyramid, cost or CostConfig()
-        self.convention, self.reference, self.at_once = self.counting.convention, one_picture(pyramid), 8 * config.parallel
+        self.convention, self.reference, self.at_once = (
+            self.counting.convention,
+            one_picture(pyramid),
+            8 * config.parallel,
+        )
         self.order = sorted(range(pyramid.tiles), key=lambda tile: (-int(pyramid.tile_level[tile]), tile))
         self.encoded = self.told = self.taken = 0
 
@@ -130,8 +150,8 @@ class RemoteModel:
         return httpx.Client(timeout=self.config.timeout, headers=headers, limits=limits)
 
     def realise(self, asked: Tensor, size: Tensor) -> Tensor:
-        """asked [..., T], size [..., 2] image rows and columns -> realised tokens [..., T]: a tile's own number, whatever the
-        number asked."""
+        """asked [..., T], size [..., 2] image rows and columns -> realised tokens [..., T]: a tile's own
+        number, whatever the number asked."""
         pixels = self.pyramid.pixels(size.reshape(-1, 2)).view(*size.shape[:-1], self.pyramid.tiles, 2)
         if self.config.image_tokens is not None:
             tokens = torch.full_like(asked, self.config.image_tokens)
@@ -143,10 +163,13 @@ class RemoteModel:
     def prompt_tokens(self, batch: Batch) -> Tensor:
         """About as many as the template, the question and the instruction have, [B]."""
         count = [len(self._words(text).encode()) for text in batch.texts]
-        return torch.tensor([self.config.template_tokens - -n // BYTES_A_TOKEN for n in count], device=batch.size.device)
+        return torch.tensor(
+            [self.config.template_tokens - -n // BYTES_A_TOKEN for n in count], device=batch.size.device
+        )
 
     def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
-        """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> tokens, FLOPs, KV bytes, [B, ...] each; without a gate's."""
+        """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> tokens, FLOPs, KV bytes, [B, ...] each;
+        without a gate's."""
         tokens = realised.sum(-1)
         context = tokens + prompt_tokens.view(-1, *[1] * (realised.ndim - 2))
         spec, c = self.config.transformer, self.counting
@@ -216,14 +239,18 @@ class RemoteModel:
             if attempt < self.config.retries:
                 time.sleep(wait)
         raise UserError(
-            f"model.remote.url: {address} gave no answer in {self.config.retries + 1} tries ({fault}); chunks that are rolled "
+            f"model.remote.url: {address} gave no answer in {self.config.retries + 1} tries ({fault}); "
+            "chunks that are rolled "
             "out are kept, so run the same command again once the server is up"
         )
 
 
 def _read(address: str, reply: "httpx.Response") -> tuple[str, int]:
     if reply.status_code != 200:
-        raise UserError(f"{address} refused a request with status {reply.status_code}: {' '.join(reply.text.split())[:300]}")
+        raise UserError(
+            f"{address} refused a request with status {reply.status_code}: "
+            f"{' '.join(reply.text.split())[:300]}"
+        )
     try:
         content = reply.json()
         text = content["choices"][0]["message"]["content"]
@@ -233,7 +260,8 @@ def _read(address: str, reply: "httpx.Response") -> tuple[str, int]:
         return text.strip(), int(counted)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{address} answers in another form than OpenAI's chat completions ({type(error).__name__}: {error})"
+            f"{address} answers in another form than OpenAI's chat completions ({type(error).__name__}: "
+            f"{error})"
         ) from error
 
 

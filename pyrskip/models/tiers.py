@@ -26,7 +26,8 @@ class Features:
 
 
 class BlackBox(Protocol):
-    """Enough for rollouts, offline learning and evaluation. reference [T] bool: its selection as used without pyrskip."""
+    """Enough for rollouts, offline learning and evaluation. reference [T] bool: its selection as used without
+    pyrskip."""
 
     pyramid: Pyramid
     reference: Tensor
@@ -38,7 +39,8 @@ class BlackBox(Protocol):
         ...
 
     def realise(self, asked: Tensor, size: Tensor) -> Tensor:
-        """Tokens that a decision really gives. asked [..., T], size [..., 2] image rows and columns -> [..., T] int64."""
+        """Tokens that a decision really gives. asked [..., T], size [..., 2] image rows and columns -> [...,
+        T] int64."""
         ...
 
     def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
@@ -57,7 +59,8 @@ class BlackBox(Protocol):
         ...
 
     def loglik(self, batch: Batch, asked: Tensor) -> Tensor | None:
-        """Log-likelihood of each question's first accepted answer, [B] <= 0; None where the model does not tell."""
+        """Log-likelihood of each question's first accepted answer, [B] <= 0; None where the model does not
+        tell."""
         ...
 
 
@@ -87,5 +90,6 @@ class WhiteBox(GatedModel, Protocol):
         ...
 
     def loss(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Negative log-likelihood of the first accepted answer, [B]. gates [B, T] in [0, 1] weigh each tile's tokens."""
+        """Negative log-likelihood of the first accepted answer, [B]. gates [B, T] in [0, 1] weigh each tile's
+        tokens."""
         ...

@@ -15,7 +15,8 @@ from pyrskip.sample import Batch
 
 
 def crops(pyramid: Pyramid, batch: Batch, wanted: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """The wanted tiles [I, T] bool one by one: image, tile, and its level's pixels without padding, [3, h, w] 0..255."""
+    """The wanted tiles [I, T] bool one by one: image, tile, and its level's pixels without padding, [3, h, w]
+    0..255."""
     levels = [level.cpu() for level in mipmaps(batch.image.float(), batch.size, pyramid.levels)]
     pixels = pyramid.pixels(batch.size)
     for image, tile in wanted.nonzero().tolist():
@@ -30,10 +31,14 @@ def levels_of(pyramid: Pyramid, batch: Batch) -> list[Tensor]:
 
 
 def encode_tiles(
-    vision: VisionEncoder, pyramid: Pyramid, batch: Batch, keep: Tensor, levels: Sequence[Tensor] | None = None
+    vision: VisionEncoder,
+    pyramid: Pyramid,
+    batch: Batch,
+    keep: Tensor,
+    levels: Sequence[Tensor] | None = None,
 ) -> Features:
-    """Encode the tiles that any question of an image keeps, each alone from its own pixels, or read their maps from the
-    batch's cache. keep [B, T] bool; levels: the batch's, if they are there already."""
+    """Encode the tiles that any question of an image keeps, each alone from its own pixels, or read their
+    maps from the batch's cache. keep [B, T] bool; levels: the batch's, if they are there already."""
     pixels = pyramid.pixels(batch.size)
     wanted = batch.of_images(keep) & (pixels[..., 0] > 0)
     if batch.maps is not None:
@@ -47,7 +52,8 @@ def encode_tiles(
 
 
 def _encode_tile(vision: VisionEncoder, crop: Tensor, wanted: Tensor, pixels: Tensor) -> Tensor:
-    """crop [I, 3, side, side], wanted [I] bool, pixels [I, 2] valid rows and columns -> [I, C, cells, cells]."""
+    """crop [I, 3, side, side], wanted [I] bool, pixels [I, 2] valid rows and columns -> [I, C, cells,
+    cells]."""
     side = crop.shape[-1] // vision.stride
     out = crop.new_zeros(len(crop), vision.channels, side, side)
     extent = -(-pixels // vision.stride)
@@ -61,7 +67,8 @@ def _encode_tile(vision: VisionEncoder, crop: Tensor, wanted: Tensor, pixels: Te
 
 @torch.no_grad()
 def moments(vision: VisionEncoder, pyramid: Pyramid, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """Mean [C] and covariance [C, C], float64, of the features of these images, every tile's as much as any other's."""
+    """Mean [C] and covariance [C, C], float64, of the features of these images, every tile's as much as any
+    other's."""
     shape = pyramid.tiles, vision.channels
     count, total = torch.zeros(shape[0]).double(), torch.zeros(shape).double()
     square = torch.zeros(*shape, shape[1]).double()
@@ -69,7 +76,9 @@ def moments(vision: VisionEncoder, pyramid: Pyramid, batches: Iterable[Batch]) -
         cells = pyramid.cells(batch.size)
         everything = torch.ones(len(batch), pyramid.tiles, dtype=torch.bool)
         for tile, maps in enumerate(encode_tiles(vision, pyramid, batch, everything).maps):
-            rows, columns = (torch.arange(n) < cells[:, tile, axis, None] for axis, n in enumerate(maps.shape[2:]))
+            rows, columns = (
+                torch.arange(n) < cells[:, tile, axis, None] for axis, n in enumerate(maps.shape[2:])
+            )
             found = maps.permute(0, 2, 3, 1)[rows[:, :, None] & columns[:, None]].double()
             count[tile] += len(found)
             total[tile] += found.sum(0)
@@ -88,7 +97,8 @@ def encode_flops(vision: VisionEncoder, pyramid: Pyramid, size: Tensor) -> Tenso
 
 
 def _cached(vision: VisionEncoder, maps: Tensor, wanted: Tensor) -> Tensor:
-    """A tile's maps [I, C, rows, columns] from the cache as the encoder would give them, so zero where not wanted [I]."""
+    """A tile's maps [I, C, rows, columns] from the cache as the encoder would give them, so zero where not
+    wanted [I]."""
     dtype = vision.mean.dtype
     if not bool(wanted.any()):
         return maps.new_zeros((), dtype=dtype).expand(maps.shape)

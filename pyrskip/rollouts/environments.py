@@ -73,12 +73,14 @@ class Environment(Protocol, Generic[Rows]):
         ...
 
     def relaxed(self, rows: Rows, sample: Relaxed, worth: Worth, soft: bool) -> Tensor:
-        """What a straight-through sample is worth, [B], with its gradient. soft: by the answer's probability, not its score."""
+        """What a straight-through sample is worth, [B], with its gradient. soft: by the answer's probability,
+        not its score."""
         ...
 
 
 class TableEnvironment:
-    """Plays a rollout table back. unit: FLOPs of relative cost 1, the mean full pyramid on the training split."""
+    """Plays a rollout table back. unit: FLOPs of relative cost 1, the mean full pyramid on the training
+    split."""
 
     def __init__(self, table: RolloutTable, pyramid: Pyramid, budget: BudgetRule, unit: float) -> None:
         self.table = table
@@ -122,7 +124,9 @@ class TableEnvironment:
         else:
             same = (((asked > 0)[:, None] == actions.selection) | (capacity == 0)[:, None]).all(-1)
         if not bool(same.any(-1).all()):
-            raise UserError("a decision is none of the rollout table's actions; roll out an action set that holds it")
+            raise UserError(
+                "a decision is none of the rollout table's actions; roll out an action set that holds it"
+            )
         return same.int().argmax(-1)
 
     def score(self, rows: Tensor, asked: Tensor) -> Tensor:
@@ -136,7 +140,9 @@ class TableEnvironment:
 
     def chances(self, rows: Tensor) -> Tensor:
         if self.table.probability is None:
-            raise UserError("rule.target=probability, which this model's rollouts do not hold; allowed: rule.target=score")
+            raise UserError(
+                "rule.target=probability, which this model's rollouts do not hold; allowed: rule.target=score"
+            )
         return self.table.probability[rows, : len(self.table.actions)]
 
     def cost(self, rows: Tensor, asked: Tensor) -> Tensor:
@@ -153,7 +159,8 @@ class TableEnvironment:
         if sample.weight is None:
             listed, tiles = self.table.actions.selection.shape
             raise UserError(
-                f"gate.policy=bernoulli decides tile by tile: it needs all {2 ** (tiles - 1)} selections, and "
+                f"gate.policy=bernoulli decides tile by tile: it needs all {2 ** (tiles - 1)} selections, "
+                "and "
                 f"the rollout table lists {listed}; allowed: rule.online=true, gate.policy=categorical, or "
                 "actions.unit=tile without a sample"
             )
@@ -162,14 +169,20 @@ class TableEnvironment:
 
 
 class ModelEnvironment:
-    """Asks the model. Scores are metrics where nothing is differentiated, the answer's probability where it is.
+    """Asks the model. Scores are metrics where nothing is differentiated, the answer's probability where it
+    is.
 
-    A batch's levels, and what has been encoded of it, are kept until the next one comes: a step asks about many decisions on
-    the same images.
+    A batch's levels, and what has been encoded of it, are kept until the next one comes: a step asks about
+    many decisions on the same images.
     """
 
     def __init__(
-        self, model: NativeModel, actions: ActionSet, budget: BudgetRule, unit: float, confidence: bool = False
+        self,
+        model: NativeModel,
+        actions: ActionSet,
+        budget: BudgetRule,
+        unit: float,
+        confidence: bool = False,
     ) -> None:
         self.model, self.unit, self.confidence = model.requires_grad_(False), unit, confidence
         tiles = model.pyramid.tiles
@@ -191,8 +204,8 @@ class ModelEnvironment:
 
     @torch.no_grad()
     def encode(self, rows: Batch, keep: Tensor) -> Features:
-        """The tiles that any question of an image keeps [B, T] bool, each encoded when it is first asked for; others may be
-        there as well."""
+        """The tiles that any question of an image keeps [B, T] bool, each encoded when it is first asked for;
+        others may be there as well."""
         if rows is not self.batch:
             self.batch, self.levels = rows, levels_of(self.model.pyramid, rows)
             self.features = self.model.encode(rows, keep, self.levels)
@@ -203,7 +216,8 @@ class ModelEnvironment:
             more = self.model.encode(rows, new, self.levels)
             # a map is zero where it was not encoded
             maps = (
-                a + b if bool(new[:, tile].any()) else a for tile, (a, b) in enumerate(zip(had.maps, more.maps, strict=True))
+                a + b if bool(new[:, tile].any()) else a
+                for tile, (a, b) in enumerate(zip(had.maps, more.maps, strict=True))
             )
             self.features = Features(tuple(maps), had.encoded | more.encoded)
         return self.features
@@ -224,7 +238,9 @@ class ModelEnvironment:
     @torch.no_grad()
     def chances(self, rows: Batch) -> Tensor:
         features, asked = self._every_action(rows)
-        return torch.stack([self.model.forced(rows, features, a).loglik.exp() for a in asked.unbind(1)], dim=1)
+        return torch.stack(
+            [self.model.forced(rows, features, a).loglik.exp() for a in asked.unbind(1)], dim=1
+        )
 
     def _every_action(self, rows: Batch) -> tuple[Features, Tensor]:
         asked = self.layout.actions.tokens(self._capacity(rows), self.layout.budget)
@@ -240,19 +256,25 @@ class ModelEnvironment:
         return rows.types
 
     def relaxed(self, rows: Batch, sample: Relaxed, worth: Worth, soft: bool = True) -> Tensor:
-        """Every tile is encoded, since a skipped one must tell its gradient; gates weigh their tokens. The cost is that of
-        the hard decision; its gradient is what each tile costs beside the glance."""
+        """Every tile is encoded, since a skipped one must tell its gradient; gates weigh their tokens. The
+        cost is that of the hard decision; its gradient is what each tile costs beside the glance."""
         if not soft:
-            raise UserError("rule.target=score has no gradient online; allowed: rule.target=probability, or rule.online=false")
+            raise UserError(
+                "rule.target=score has no gradient online; allowed: rule.target=probability, or "
+                "rule.online=false"
+            )
         capacity = self._capacity(rows)
         budget, keep = self.layout.budget, sample.keep
         every = torch.ones_like(capacity, dtype=torch.bool)
         with torch.no_grad():
             features = self.encode(rows, every)
             chosen = keep > 0.5
-            # a kept tile has its tokens; a skipped one, which weighs nothing, those that it would get if it were kept as well
+            # a kept tile has its tokens; a skipped one, which weighs nothing, those that it would get if it
+            # were kept as well
             one = torch.eye(capacity.shape[1], dtype=torch.bool, device=keep.device)
-            asked = torch.stack([budget.tokens(chosen | one[t], capacity)[:, t] for t in range(len(one))], dim=1)
+            asked = torch.stack(
+                [budget.tokens(chosen | one[t], capacity)[:, t] for t in range(len(one))], dim=1
+            )
             asked = torch.where(chosen, budget.tokens(chosen, capacity), asked)
             hard = self.cost(rows, budget.tokens(chosen, capacity))
             single = self.glance.to(keep.device) | one
@@ -266,7 +288,9 @@ class ModelEnvironment:
 
     def _flops(self, rows: Batch, asked: Tensor) -> Tensor:
         size = rows.size[rows.image_of]
-        return self.model.cost(self.model.realise(asked, size), size, self.model.prompt_tokens(rows)).flops.float()
+        return self.model.cost(
+            self.model.realise(asked, size), size, self.model.prompt_tokens(rows)
+        ).flops.float()
 
 
 def observe(
@@ -278,14 +302,17 @@ def observe(
     unit: float,
     confidence: bool = False,
 ) -> Observation:
-    """The observation of a batch whose glance is encoded. confidence: whether a native model is asked how sure it is."""
+    """The observation of a batch whose glance is encoded. confidence: whether a native model is asked how
+    sure it is."""
     query, mask = model.text.encode(rows.texts)
     capacity = model.pyramid.capacity(rows.size)[rows.image_of]
     cost = action_costs(model, layout, rows)
     cells = model.pyramid.cells(rows.size)[:, model.pyramid.glance]
     glance = features.maps[model.pyramid.glance]
     grid = [torch.arange(n, device=glance.device) for n in glance.shape[-2:]]
-    inside = (grid[0][None, :, None] < cells[:, 0, None, None]) & (grid[1][None, None, :] < cells[:, 1, None, None])
+    inside = (grid[0][None, :, None] < cells[:, 0, None, None]) & (
+        grid[1][None, None, :] < cells[:, 1, None, None]
+    )
     return Observation(
         query=query,
         query_mask=mask,
@@ -294,13 +321,17 @@ def observe(
         capacity=capacity,
         cost=(cost.flops / unit).float(),
         price=price,
-        confidence=model.confidence(rows, features) if confidence and isinstance(model, NativeModel) else None,
+        confidence=model.confidence(rows, features)
+        if confidence and isinstance(model, NativeModel)
+        else None,
         reveal=partial(_look, model, model.pyramid, rows) if isinstance(model, NativeModel) else None,
     )
 
 
 @torch.no_grad()
-def _look(encoder: ModelEnvironment | NativeModel, pyramid: Pyramid, rows: Batch, tile: int, keep: Tensor) -> Tensor:
+def _look(
+    encoder: ModelEnvironment | NativeModel, pyramid: Pyramid, rows: Batch, tile: int, keep: Tensor
+) -> Tensor:
     """Mean features [B, C] of one tile, encoded for the rows that keep it; zero for the others."""
     wanted = torch.zeros(len(rows), pyramid.tiles, dtype=torch.bool, device=keep.device)
     wanted[:, tile] = keep

@@ -12,11 +12,13 @@ from pyrskip.decision import ActionSet
 def health(action: Tensor, types: Sequence[str], actions: ActionSet, tile_level: Tensor) -> dict[str, Any]:
     """Whether a gate decides, or always does the same. action [N]: its decisions; types: N; tile_level [T].
 
-    keep_rate of each level; entropy of its decisions over the questions and their mutual information with the question
-    type, in nats; how many distinct decisions it takes.
+    keep_rate of each level; entropy of its decisions over the questions and their mutual information with the
+    question type, in nats; how many distinct decisions it takes.
     """
     return {
-        "keep_rate": {str(level): rate for level, rate in keep_rates(actions.selection[action], tile_level).items()},
+        "keep_rate": {
+            str(level): rate for level, rate in keep_rates(actions.selection[action], tile_level).items()
+        },
         "entropy": entropy_of(action),
         "distinct": len(action.unique()),
         "mutual_information": mutual_information(action, types),

@@ -1,6 +1,7 @@
 """Oracles: what a gate is measured against, read off a rollout table.
 
-Axes: N questions, S listed actions. Values are score - price x relative cost, where the relative cost is FLOPs / unit.
+Axes: N questions, S listed actions. Values are score - price x relative cost, where the relative cost is
+FLOPs / unit.
 """
 
 import torch
@@ -36,19 +37,23 @@ def by_sample(table: RolloutTable, price: float, unit: float) -> Tensor:
 def cross(table: RolloutTable, other: RolloutTable, price: float, unit: float) -> Tensor:
     """The listed action that is best for each question in `other`, to be played in `table`, [N].
 
-    other: the same questions rolled out with another flex seed; unit: its own FLOPs of relative cost 1. Luck of one model's
-    answers does not carry over to another's, so this is an upper bound that can be reached, which `by_sample` is not. Raises
-    UserError where the two tables do not list the same questions and actions.
+    other: the same questions rolled out with another flex seed; unit: its own FLOPs of relative cost 1. Luck
+    of one model's answers does not carry over to another's, so this is an upper bound that can be reached,
+    which `by_sample` is not. Raises UserError where the two tables do not list the same questions and
+    actions.
     """
     if other.actions.names != table.actions.names:
         raise UserError(
-            f"oracle:cross needs one action set: the other rollouts list {', '.join(other.actions.names[:8])}, these "
+            "oracle:cross needs one action set: the other rollouts list "
+            f"{', '.join(other.actions.names[:8])}, these "
             f"{', '.join(table.actions.names[:8])}"
         )
     where = {key: row for row, key in enumerate(other.keys)}
     missing = [key for key in table.keys if key not in where]
     if missing:
-        raise UserError(f"oracle:cross needs the same questions: the other {other.split} rollouts lack {missing[0]!r}")
+        raise UserError(
+            f"oracle:cross needs the same questions: the other {other.split} rollouts lack {missing[0]!r}"
+        )
     return by_sample(other, price, unit)[torch.tensor([where[key] for key in table.keys])]
 
 

@@ -1,4 +1,5 @@
-"""Play several decisions on each question of a batch: what their answers score, in as few runs of the model as can be.
+"""Play several decisions on each question of a batch: what their answers score, in as few runs of the model
+as can be.
 
 Axes: B questions, K decisions a question, T tiles.
 """
@@ -15,7 +16,8 @@ from pyrskip.sample import Batch
 
 @torch.no_grad()
 def play_native(model: NativeModel, batch: Batch, features: Features, asked: Tensor) -> tuple[Tensor, Tensor]:
-    """asked [B, K, T], its tiles encoded -> score and probability of the first accepted answer, [B, K] each."""
+    """asked [B, K, T], its tiles encoded -> score and probability of the first accepted answer, [B, K]
+    each."""
     scores, chances = [], []
     for one in asked.unbind(1):
         forced = model.forced(batch, features, one)
@@ -26,15 +28,18 @@ def play_native(model: NativeModel, batch: Batch, features: Features, asked: Ten
 
 @torch.no_grad()
 def play_served(model: ServedModel, batch: Batch, asked: Tensor) -> tuple[Tensor, Tensor | None]:
-    """asked [B, K, T] -> score and probability of the first accepted answer, [B, K] each; None where the model does not tell.
+    """asked [B, K, T] -> score and probability of the first accepted answer, [B, K] each; None where the
+    model does not tell.
 
-    Decisions that realise the same tokens for a question are answered once. An image's questions and decisions are asked
-    together, so that the model encodes each of its tiles once a call.
+    Decisions that realise the same tokens for a question are answered once. An image's questions and
+    decisions are asked together, so that the model encodes each of its tiles once a call.
     """
     size = batch.size[batch.image_of]
     realised = model.realise(asked, size[:, None].expand(-1, asked.shape[1], -1))
     question = torch.arange(len(batch), device=asked.device)[:, None, None].expand(-1, asked.shape[1], 1)
-    distinct, of = torch.unique(torch.cat([question, realised], dim=-1).flatten(0, 1), dim=0, return_inverse=True)
+    distinct, of = torch.unique(
+        torch.cat([question, realised], dim=-1).flatten(0, 1), dim=0, return_inverse=True
+    )
     first = torch.full((len(distinct),), len(of), device=of.device)
     first = first.scatter_reduce(0, of, torch.arange(len(of), device=of.device), "amin")
     decisions = asked.flatten(0, 1)[first]
@@ -43,7 +48,9 @@ def play_served(model: ServedModel, batch: Batch, asked: Tensor) -> tuple[Tensor
     for part in torch.arange(len(distinct)).split(model.at_once):
         some = batch.rows(distinct[part, 0].tolist())
         answers = model.answer(some, decisions[part])
-        scores += [score_of(a, q.answers, q.metric, q.text) for a, q in zip(answers, some.questions, strict=True)]
+        scores += [
+            score_of(a, q.answers, q.metric, q.text) for a, q in zip(answers, some.questions, strict=True)
+        ]
         loglik = model.loglik(some, decisions[part])
         if loglik is not None:
             logliks.append(loglik)

@@ -1,7 +1,8 @@
 """Stage rollouts: score every listed action on every question of a split, in parallel over ranks, resumable.
 
-Axes: B questions of a batch, K decisions, S listed actions, T tiles. A split is rolled out in chunks of images. A chunk is
-written whole or not at all, whatever the number of ranks, so a run that was killed goes on with the chunks that are not there.
+Axes: B questions of a batch, K decisions, S listed actions, T tiles. A split is rolled out in chunks of
+images. A chunk is written whole or not at all, whatever the number of ranks, so a run that was killed goes on
+with the chunks that are not there.
 """
 
 import shutil
@@ -78,7 +79,9 @@ class RolloutModule(pl.LightningModule):
             features = model.encode(batch, glance.expand(len(batch), -1))
             score, chance = play_served(model, batch, asked)
         realised = model.realise(asked, size[:, None].expand(-1, asked.shape[1], -1))
-        seen = observe(model, layout, batch, features, torch.zeros(len(batch), device=asked.device), 1.0, confidence=True)
+        seen = observe(
+            model, layout, batch, features, torch.zeros(len(batch), device=asked.device), 1.0, confidence=True
+        )
         first = [int((batch.image_of == i).int().argmax()) for i in range(len(batch.image))]
         texts = tuple(dict.fromkeys(batch.texts))
         where = {t: i for i, t in enumerate(texts)}
@@ -107,7 +110,8 @@ class RolloutModule(pl.LightningModule):
         return part.to(torch.device("cpu"))
 
     def similarity(self, model: NativeModel, batch: Batch, features: Features, capacity: Tensor) -> Tensor:
-        """Cosine of the mean word embedding with every tile's mean token, [B, T]; -1 where a tile has none."""
+        """Cosine of the mean word embedding with every tile's mean token, [B, T]; -1 where a tile has
+        none."""
         tokens, real, tile = model.project(batch, features, capacity)
         ids, mask = model.language.tokenize(batch.texts)
         question = (model.language.embed(ids) * mask[..., None]).sum(1)
@@ -165,7 +169,8 @@ def roll_out(
 ) -> None:
     """Write `directory`/table.safetensors and table.json, each rank chunks of it first.
 
-    images: of a pass; chunk: images of a chunk. Chunks that are there are kept; UserError where they are of another origin.
+    images: of a pass; chunk: images of a chunk. Chunks that are there are kept; UserError where they are of
+    another origin.
     """
     whole = ChunkSampler(len(data), images, chunk)
     places = {c: directory / _name(c) for c in whole.chunks}
@@ -180,10 +185,13 @@ def roll_out(
         parts = [place for place in places.values() if not (place / UNREADABLE).exists()]
         for part in parts:
             if not (part / "table.json").exists():
-                raise UserError(f"{part} is gone, so another run may have written here; run the same command again, alone")
+                raise UserError(
+                    f"{part} is gone, so another run may have written here; run the same command again, alone"
+                )
         if not parts:
             raise UserError(
-                f"none of the {len(data)} samples of split {module.split} could be read; the log names what is broken"
+                f"none of the {len(data)} samples of split {module.split} could be read; the log names what "
+                "is broken"
             )
         RolloutTable.concatenate([RolloutTable.load(p) for p in parts]).save(directory)
         for old in directory.glob("chunk-*"):
@@ -195,7 +203,12 @@ class _Chunks(pl.LightningDataModule):
     """A rank's batches of the chunks that are not `done`. ends: as the sampler's, once there is one."""
 
     def __init__(
-        self, data: ShardDataset | CachedDataset, images: int, chunk: int, done: list[tuple[int, int]], side: int
+        self,
+        data: ShardDataset | CachedDataset,
+        images: int,
+        chunk: int,
+        done: list[tuple[int, int]],
+        side: int,
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer chunks than ranks

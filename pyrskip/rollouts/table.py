@@ -1,10 +1,11 @@
 """The rollout table: the score of every action for every question, and what it cost.
 
-Axes: N questions, M images, U distinct question texts, S listed actions, T tiles, W words, Q query width, C channels.
+Axes: N questions, M images, U distinct question texts, S listed actions, T tiles, W words, Q query width, C
+channels.
 
-The columns of `score`, `probability` and `cost` are the listed actions in the action set's order, and after them the
-decisions outside of it (OUTSIDE): the model as used without pyrskip, and no image at all.
-A table knows its origin: what it was rolled out with, and what would give other numbers if it were another.
+The columns of `score`, `probability` and `cost` are the listed actions in the action set's order, and after
+them the decisions outside of it (OUTSIDE): the model as used without pyrskip, and no image at all. A table
+knows its origin: what it was rolled out with, and what would give other numbers if it were another.
 """
 
 import json
@@ -29,12 +30,14 @@ OUTSIDE = ("reference", "question_only")
 
 @dataclass(frozen=True)
 class RolloutTable:
-    """score [N, S + 2] in [0, 1]; probability [N, S + 2] of the first accepted answer; cost [N, S + 2], without a gate's.
+    """score [N, S + 2] in [0, 1]; probability [N, S + 2] of the first accepted answer; cost [N, S + 2],
+    without a gate's.
 
-    similarity [N, T]: cosine of the question with each tile's mean token; confidence [N, 3] after the glance alone
-    (`NativeModel.confidence`); image_of [N] and query_of [N]: rows of the images and texts; query [U, W, Q], query_mask [U, W];
-    glance [M, C, h, w], glance_mask [M, h, w]; size [M, 2] rows and columns of the image; types, keys: N; texts: U; image_keys:
-    M; origin: see `check_origin`. probability, similarity and confidence are None where the model shows too little of itself.
+    similarity [N, T]: cosine of the question with each tile's mean token; confidence [N, 3] after the glance
+    alone (`NativeModel.confidence`); image_of [N] and query_of [N]: rows of the images and texts; query [U,
+    W, Q], query_mask [U, W]; glance [M, C, h, w], glance_mask [M, h, w]; size [M, 2] rows and columns of the
+    image; types, keys: N; texts: U; image_keys: M; origin: see `check_origin`. probability, similarity and
+    confidence are None where the model shows too little of itself.
     """
 
     actions: ActionSet
@@ -71,7 +74,9 @@ class RolloutTable:
 
     def to(self, device: torch.device) -> "RolloutTable":
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()}
+        moved = {
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()
+        }
         moved["cost"] = Cost(*(getattr(self.cost, n).to(device) for n in ("tokens", "flops", "kv_bytes")))
         rung = None if self.actions.rung is None else self.actions.rung.to(device)
         moved["actions"] = replace(self.actions, selection=self.actions.selection.to(device), rung=rung)
@@ -79,14 +84,21 @@ class RolloutTable:
 
     def save(self, directory: Path) -> None:
         tensors = {name: getattr(self.cost, name) for name in ("tokens", "flops", "kv_bytes")}
-        tensors |= {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        tensors |= {
+            f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
+        }
         tensors["selection"] = self.actions.selection
         if self.actions.rung is not None:
             tensors["rung"] = self.actions.rung
-        lists = {name: getattr(self, name) for name in ("types", "keys", "texts", "image_keys", "split", "origin")}
+        lists = {
+            name: getattr(self, name) for name in ("types", "keys", "texts", "image_keys", "split", "origin")
+        }
         lists["actions"], lists["ladder"] = self.actions.names, self.actions.ladder
         directory.mkdir(parents=True, exist_ok=True)
-        _replace(directory / "table.safetensors", safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}))
+        _replace(
+            directory / "table.safetensors",
+            safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}),
+        )
         _replace(directory / "table.json", json.dumps(lists).encode())
 
     @classmethod
@@ -104,21 +116,37 @@ class RolloutTable:
             table = cls(actions=actions, cost=cost, split=split, origin=origin, **members)
             table._check_lengths()
             return table
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise UserError(f"{directory} holds no rollout table that can be read ({error}); run the rollouts stage") from error
+        except (
+            OSError,
+            SafetensorError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            IndexError,
+        ) as error:
+            raise UserError(
+                f"{directory} holds no rollout table that can be read ({error}); run the rollouts stage"
+            ) from error
 
     def _check_lengths(self) -> None:
         """Raises ValueError where two members disagree on N, M, U, S or T."""
         rows, width = len(self.score), len(self.actions.names) + len(OUTSIDE)
         columns = {name: getattr(self.cost, name) for name in ("tokens", "flops", "kv_bytes")}
-        columns |= {"score": self.score} | ({} if self.probability is None else {"probability": self.probability})
+        columns |= {"score": self.score} | (
+            {} if self.probability is None else {"probability": self.probability}
+        )
         for name, tensor in columns.items():
             if tensor.shape != (rows, width):
                 raise ValueError(f"{name} is {list(tensor.shape)}, not {[rows, width]}")
         if len(self.actions.selection) != width - len(OUTSIDE):
-            raise ValueError(f"selection is {list(self.actions.selection.shape)}, for {width - len(OUTSIDE)} actions")
+            raise ValueError(
+                f"selection is {list(self.actions.selection.shape)}, for {width - len(OUTSIDE)} actions"
+            )
         if self.similarity is not None and self.similarity.shape != (rows, self.actions.selection.shape[1]):
-            raise ValueError(f"similarity is {list(self.similarity.shape)}, not {[rows, self.actions.selection.shape[1]]}")
+            raise ValueError(
+                f"similarity is {list(self.similarity.shape)}, not {[rows, self.actions.selection.shape[1]]}"
+            )
         if self.confidence is not None and self.confidence.shape != (rows, CONFIDENCE):
             raise ValueError(f"confidence is {list(self.confidence.shape)}, not {[rows, CONFIDENCE]}")
         alike = {
@@ -129,7 +157,9 @@ class RolloutTable:
         for one, others in alike.items():
             for other in others:
                 if len(getattr(self, other)) != len(getattr(self, one)):
-                    raise ValueError(f"{other} has {len(getattr(self, other))} rows, {one} {len(getattr(self, one))}")
+                    raise ValueError(
+                        f"{other} has {len(getattr(self, other))} rows, {one} {len(getattr(self, one))}"
+                    )
         for name, count in (("image_of", len(self.image_keys)), ("query_of", len(self.texts))):
             of = getattr(self, name)
             if len(of) and not 0 <= int(of.min()) <= int(of.max()) < count:
@@ -158,11 +188,17 @@ class RolloutTable:
             actions=first.actions,
             score=joined("score"),
             probability=joined("probability"),
-            cost=Cost(*(torch.cat([getattr(p.cost, n) for p in parts]) for n in ("tokens", "flops", "kv_bytes"))),
+            cost=Cost(
+                *(torch.cat([getattr(p.cost, n) for p in parts]) for n in ("tokens", "flops", "kv_bytes"))
+            ),
             similarity=joined("similarity"),
             confidence=joined("confidence"),
-            image_of=torch.cat([part.image_of + start for part, start in zip(parts, images[:-1], strict=True)]),
-            query_of=torch.cat([torch.tensor([where[t] for t in part.texts])[part.query_of] for part in parts]),
+            image_of=torch.cat(
+                [part.image_of + start for part, start in zip(parts, images[:-1], strict=True)]
+            ),
+            query_of=torch.cat(
+                [torch.tensor([where[t] for t in part.texts])[part.query_of] for part in parts]
+            ),
             query=query,
             query_mask=query_mask,
             glance=joined("glance"),
@@ -178,7 +214,8 @@ class RolloutTable:
 
 
 def check_origin(table: RolloutTable, wanted: Mapping[str, str], where: Path) -> None:
-    """Refuse a table that was rolled out with another model, data, split, layout, budget, decoding or action set.
+    """Refuse a table that was rolled out with another model, data, split, layout, budget, decoding or action
+    set.
 
     wanted: what this run would roll out with, by the same names as the table's origin.
     """
@@ -186,7 +223,8 @@ def check_origin(table: RolloutTable, wanted: Mapping[str, str], where: Path) ->
         old, new = table.origin.get(name), wanted.get(name)
         if old != new:
             raise UserError(
-                f"{where} holds rollouts of another {name}: {old}, this run has {new}; delete it to roll out anew, or start "
+                f"{where} holds rollouts of another {name}: {old}, this run has {new}; delete it to roll "
+                "out anew, or start "
                 "another run with name=<other>"
             )
 

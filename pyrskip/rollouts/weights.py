@@ -12,17 +12,18 @@ from pyrskip.gates.heuristics import SHARES, spread, whole
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.table import RolloutTable
 
-# of the search, in doublings of a level's weight: first step, last step, and how far from the capacities it may go
+# of the search, in doublings of a level's weight: first step, last step, and how far from the capacities it
+# may go
 FIRST, LAST, FARTHEST = 2.0, 0.125, 6.0
 
 
 def learned_weights(table: RolloutTable, pyramid: Pyramid) -> Tensor:
     """The weight of each tile, [T], for `budget.weights`.
 
-    A level's tiles weigh their capacity times the level's factor. Factors are those under which every selection of whole
-    levels, at SHARES of all tokens, answers most of the table's questions on average: from 1, the capacities' weights, a
-    level's is doubled or halved while that helps, then by less. The table must list every combination of rungs; it shows no
-    glance but a whole one.
+    A level's tiles weigh their capacity times the level's factor. Factors are those under which every
+    selection of whole levels, at SHARES of all tokens, answers most of the table's questions on average: from
+    1, the capacities' weights, a level's is doubled or halved while that helps, then by less. The table must
+    list every combination of rungs; it shows no glance but a whole one.
     """
     capacity, score = whole(pyramid), table.score[:, : len(table.actions)].double().mean(0)
     keep = ActionSet.by_level(pyramid).selection
@@ -31,7 +32,9 @@ def learned_weights(table: RolloutTable, pyramid: Pyramid) -> Tensor:
         return capacity * 2 ** doublings[pyramid.tile_level]
 
     def worth(doublings: Tensor) -> float:
-        return float(between(score, table.actions, spread(weights(doublings), SHARES, keep, pyramid) / capacity).mean())
+        return float(
+            between(score, table.actions, spread(weights(doublings), SHARES, keep, pyramid) / capacity).mean()
+        )
 
     best, step = torch.zeros(pyramid.levels, dtype=torch.float64), FIRST
     top = worth(best)
@@ -50,7 +53,8 @@ def learned_weights(table: RolloutTable, pyramid: Pyramid) -> Tensor:
 
 
 def between(score: Tensor, actions: ActionSet, share: Tensor) -> Tensor:
-    """The score [K] of decisions between rungs, multilinear in the share [K, T] of its tokens that each tile gives.
+    """The score [K] of decisions between rungs, multilinear in the share [K, T] of its tokens that each tile
+    gives.
 
     score [S]: of every combination of rungs.
     """

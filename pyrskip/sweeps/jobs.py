@@ -1,7 +1,8 @@
-"""A sweep's jobs as they are on the disk: each keeps a job.json in its directory, which is named by what the sweep varies.
+"""A sweep's jobs as they are on the disk: each keeps a job.json in its directory, which is named by what the
+sweep varies.
 
-The directories are all that there is of a sweep: they are read alike on a laptop, on a cluster's login node, while jobs run
-and when whoever started them is long gone.
+The directories are all that there is of a sweep: they are read alike on a laptop, on a cluster's login node,
+while jobs run and when whoever started them is long gone.
 """
 
 import hashlib
@@ -20,7 +21,8 @@ from pyrskip.errors import UserError
 
 FILE, TRACE, LOCK = "job.json", "error.txt", "sweep.lock"
 STATES = ("waiting", "running", "done", "pruned", "stopped", "failed")
-"""stopped: interrupted or preempted, to go on from its checkpoint. pruned: given up for being worse than others."""
+"""stopped: interrupted or preempted, to go on from its checkpoint. pruned: given up for being worse than
+others."""
 LONGEST = 180  # of a directory's name; file systems take 255 bytes
 
 
@@ -30,7 +32,8 @@ class Pruned(Exception):  # noqa: N818 - an outcome, not an error
 
 @dataclass(frozen=True)
 class Job:
-    """fixed: overrides that the sweep's jobs share; varied: this job's own. why: a failure's or a pruning's last line."""
+    """fixed: overrides that the sweep's jobs share; varied: this job's own. why: a failure's or a pruning's
+    last line."""
 
     directory: Path
     fixed: tuple[str, ...]
@@ -45,7 +48,9 @@ class Job:
     @property
     def silent(self) -> float:
         """Seconds since it last wrote a file."""
-        return time() - max(path.stat().st_mtime for path in (self.directory, *self.directory.rglob("*")) if path.exists())
+        return time() - max(
+            path.stat().st_mtime for path in (self.directory, *self.directory.rglob("*")) if path.exists()
+        )
 
 
 def name_of(varied: Sequence[str]) -> str:
@@ -93,13 +98,16 @@ def read_jobs(sweep: Path) -> list[Job]:
     """The jobs of a sweep's directory, in the order of their names. Raises UserError where there is none."""
     jobs = [read_job(path.parent) for path in sorted(sweep.glob(f"*/{FILE}"))]
     if not jobs:
-        raise UserError(f"{sweep} is no sweep: none of its directories holds a {FILE}; allowed: root/name of a train -m")
+        raise UserError(
+            f"{sweep} is no sweep: none of its directories holds a {FILE}; allowed: root/name of a train -m"
+        )
     return jobs
 
 
 @contextmanager
 def lock(sweep: Path) -> Iterator[None]:
-    """Hold a sweep's directory: two would train the same jobs. The system lets go of it when its process ends, however it does.
+    """Hold a sweep's directory: two would train the same jobs. The system lets go of it when its process
+    ends, however it does.
 
     Raises UserError where another process holds it, or it cannot be written.
     """
@@ -108,7 +116,9 @@ def lock(sweep: Path) -> Iterator[None]:
         held = FileLock(sweep / LOCK)
         held.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(f"{sweep} is being swept by another process; allowed: another name=, or to wait for it") from error
+        raise UserError(
+            f"{sweep} is being swept by another process; allowed: another name=, or to wait for it"
+        ) from error
     except OSError as error:
         raise UserError(f"{sweep} cannot be written: {error.strerror or error}") from error
     try:
@@ -118,7 +128,8 @@ def lock(sweep: Path) -> Iterator[None]:
 
 
 def run_job(job: Job, task: Callable[[], None], tell: Callable[[Exception], str], first: bool) -> str:
-    """Run a job and keep its state, which is returned. What it fails with is kept and not raised, so that others go on.
+    """Run a job and keep its state, which is returned. What it fails with is kept and not raised, so that
+    others go on.
 
     tell: an error as one line. first: whether this is the job's first rank, which alone writes.
     """

@@ -1,6 +1,7 @@
 """What a sweep came to: a table of its jobs, and one frontier of all of them, as a table and a figure.
 
-Jobs that differ in their seed alone are one line, and so are their prices, whether each is a job or a place on a dial.
+Jobs that differ in their seed alone are one line, and so are their prices, whether each is a job or a place
+on a dial.
 """
 
 import csv
@@ -25,8 +26,9 @@ DRAWN = len(CYCLE)
 
 @dataclass(frozen=True)
 class Point:
-    """A line's figures at a price, means over jobs: accuracy in [0, 1], cost in relative FLOPs. low, high: the mean of the
-    95 % intervals. front: no other of the sweep's points is as good and cheaper, or as cheap and better, on validation."""
+    """A line's figures at a price, means over jobs: accuracy in [0, 1], cost in relative FLOPs. low, high:
+    the mean of the 95 % intervals. front: no other of the sweep's points is as good and cheaper, or as cheap
+    and better, on validation."""
 
     line: str
     price: float
@@ -41,8 +43,8 @@ class Point:
 
 
 def rows_of(jobs: Sequence[Job]) -> dict[str, list[Row]]:
-    """Line -> the rows of the finished jobs' frontiers. A gate that serves one price is a point of its line; of one that
-    serves many, the price it was trained at makes another line."""
+    """Line -> the rows of the finished jobs' frontiers. A gate that serves one price is a point of its line;
+    of one that serves many, the price it was trained at makes another line."""
     found: dict[str, list[Row]] = {}
     for job in jobs:
         if job.state == "done" and (job.directory / "frontier.json").is_file():
@@ -60,7 +62,9 @@ def points_of(lines: dict[str, list[Row]]) -> list[Point]:
     for line, rows in lines.items():
         gate = [row for row in rows if row.method == "gate" and row.price is not None]
         for price in sorted({row.price for row in gate if row.price is not None}):
-            val, test = ([r for r in gate if r.price == price and r.split == split] for split in ("val", "test"))
+            val, test = (
+                [r for r in gate if r.price == price and r.split == split] for split in ("val", "test")
+            )
             points.append(
                 Point(
                     line=line,
@@ -74,20 +78,23 @@ def points_of(lines: dict[str, list[Row]]) -> list[Point]:
                     cost=mean(r.relative_flops for r in test),
                 )
             )
-    best = [not any(_beats(q, p, first=j < i) for j, q in enumerate(points) if j != i) for i, p in enumerate(points)]
+    best = [
+        not any(_beats(q, p, first=j < i) for j, q in enumerate(points) if j != i)
+        for i, p in enumerate(points)
+    ]
     return sorted((replace(p, front=on) for p, on in zip(points, best, strict=True)), key=lambda p: p.cost)
 
 
 def point_of(job: Job) -> tuple[float, float] | None:
-    """A finished job's (accuracy, relative FLOPs) on validation, means over its gates and prices; None where it has no
-    frontier."""
+    """A finished job's (accuracy, relative FLOPs) on validation, means over its gates and prices; None where
+    it has no frontier."""
     points = points_of(rows_of([job]))
     return (mean(p.val_accuracy for p in points), mean(p.val_cost for p in points)) if points else None
 
 
 def print_status(jobs: Sequence[Job], console: Console) -> None:
-    """Every job by what varies, with its state and what it reached on validation; then the directories of those that failed or
-    were given up, with the last line of why."""
+    """Every job by what varies, with its state and what it reached on validation; then the directories of
+    those that failed or were given up, with the last line of why."""
     keys = list(dict.fromkeys(override.split("=")[0] for job in jobs for override in job.varied))
     table = Table(title=counted(jobs), box=None, title_justify="left")
     for column in (*keys, "state", "val accuracy", "val cost", ""):
@@ -112,13 +119,17 @@ def print_points(points: Sequence[Point], console: Console) -> None:
     for p in points:
         if p.front:
             interval = f"{p.low:.2%} to {p.high:.2%}"
-            table.add_row(p.line, f"{p.price:.3g}", str(p.gates), f"{p.accuracy:.2%}", interval, f"{p.cost:.3f}")
+            table.add_row(
+                p.line, f"{p.price:.3g}", str(p.gates), f"{p.accuracy:.2%}", interval, f"{p.cost:.3f}"
+            )
     console.print(table, markup=False)
 
 
 def counted(jobs: Sequence[Job]) -> str:
     states = [job.state for job in jobs]
-    return f"{len(jobs)} jobs: " + ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
+    return f"{len(jobs)} jobs: " + ", ".join(
+        f"{states.count(state)} {state}" for state in STATES if state in states
+    )
 
 
 def write_overview(sweep: Path, jobs: Sequence[Job]) -> list[Point]:
@@ -142,6 +153,7 @@ def write_overview(sweep: Path, jobs: Sequence[Job]) -> list[Point]:
 
 
 def _beats(a: Point, b: Point, first: bool) -> bool:
-    """Whether a is as good and as cheap as b on validation; of two that are alike the first beats the other."""
+    """Whether a is as good and as cheap as b on validation; of two that are alike the first beats the
+    other."""
     alike = (a.val_accuracy, a.val_cost) == (b.val_accuracy, b.val_cost)
     return first if alike else a.val_accuracy >= b.val_accuracy and a.val_cost <= b.val_cost

@@ -37,7 +37,8 @@ SHARED = ("flex", "rollouts")
 
 @dataclass(frozen=True)
 class Plan:
-    """directory: the sweep's. fixed: keys that do not vary. jobs: in order; empty where a sampler chooses them."""
+    """directory: the sweep's. fixed: keys that do not vary. jobs: in order; empty where a sampler chooses
+    them."""
 
     directory: Path
     fixed: frozenset[str]
@@ -47,8 +48,8 @@ class Plan:
 def plan_sweep(overrides: Sequence[str], fixed: Sequence[str] | None = None) -> Plan:
     """Compose and check every job of a sweep; of more than CHECKED, as many as show each value once.
 
-    overrides: without flags; fixed: keys that do not vary, where the command line does not tell. Hydra must be initialised.
-    Raises UserError, and Hydra's own errors.
+    overrides: without flags; fixed: keys that do not vary, where the command line does not tell. Hydra must
+    be initialised. Raises UserError, and Hydra's own errors.
     """
     _refuse_plugins(overrides)
     _refuse_ranks()
@@ -57,19 +58,28 @@ def plan_sweep(overrides: Sequence[str], fixed: Sequence[str] | None = None) -> 
     given = Counter(str(o.get_key_element()) for o in parsed)
     for override in parsed:
         if override.is_sweep_override() and given[str(override.get_key_element())] > 1:
-            raise UserError(f"{override.input_line} and another value of {override.get_key_element()}: allowed: one of them")
+            raise UserError(
+                f"{override.input_line} and another value of {override.get_key_element()}: allowed: one of "
+                "them"
+            )
     still = [o for o in parsed if not o.is_sweep_override()]
     keys = frozenset(str(o.get_key_element()) for o in still) if fixed is None else frozenset(fixed)
     master = hydra.compose("train", [o.input_line or "" for o in still], return_hydra_config=True)
     sampled = "pareto" in str(master.hydra.runtime.choices["hydra/sweeper"])
     directory = Path(master.hydra.sweep.dir)
     common = [o.input_line or "" for o in still if not o.is_hydra_override() and o.get_key_element() in keys]
-    choices = [_values(o, sampled) for o in parsed if not o.is_hydra_override() and o.get_key_element() not in keys]
+    choices = [
+        _values(o, sampled) for o in parsed if not o.is_hydra_override() and o.get_key_element() not in keys
+    ]
     if sampled and not choices:
-        raise UserError("hydra/sweeper=pareto has nothing to choose; allowed: keys with ranges or several values")
+        raise UserError(
+            "hydra/sweeper=pareto has nothing to choose; allowed: keys with ranges or several values"
+        )
     rows = list(product(*choices))
     few = [tuple(of[i % len(of)] for of in choices) for i in range(max(map(len, choices), default=1))]
-    _check_jobs(common, rows if len(rows) <= CHECKED else few, directory, keys, master.hydra.launcher, sampled)
+    _check_jobs(
+        common, rows if len(rows) <= CHECKED else few, directory, keys, master.hydra.launcher, sampled
+    )
     jobs = [Job(directory / name_of(row), tuple(common), row) for row in rows]
     names = Counter(job.name for job in jobs)
     if len(names) < len(jobs):
@@ -96,19 +106,22 @@ def _check_jobs(
     twice = next((stage for (stage, _), count in stages.items() if count > 1), None)
     if twice is not None:
         raise UserError(
-            f"{max(stages.values())} jobs of the sweep would each make the same {twice} stage; allowed: from=<its run>, "
+            f"{max(stages.values())} jobs of the sweep would each make the same {twice} stage; allowed: "
+            "from=<its run>, "
             f"or to make it once: python train.py {' '.join(common)}"
         )
 
 
 def varied_of(overrides: Sequence[str], fixed: frozenset[str]) -> list[str]:
-    """Of a job's overrides those that the sweep varies, which name its directory. fixed: keys that do not vary."""
+    """Of a job's overrides those that the sweep varies, which name its directory. fixed: keys that do not
+    vary."""
     return [override for override in overrides if _key(override) not in fixed]
 
 
 def in_sweep(cfg: DictConfig, directory: Path, overrides: Sequence[str], fixed: frozenset[str]) -> DictConfig:
-    """The config of a sweep's job: in its own directory, with the stages of the run that lies in the sweep's, if there is
-    one and no other is named, and with one gate where the seed varies and their number is not given."""
+    """The config of a sweep's job: in its own directory, with the stages of the run that lies in the sweep's,
+    if there is one and no other is named, and with one gate where the seed varies and their number is not
+    given."""
     varied = varied_of(overrides, fixed)
     with open_dict(cfg):
         cfg.name = f"{cfg.name}/{name_of(varied)}"
@@ -120,8 +133,8 @@ def in_sweep(cfg: DictConfig, directory: Path, overrides: Sequence[str], fixed: 
 
 
 def refuse_replay(trainer: TrainerConfig, launcher: Mapping[str, Any]) -> None:
-    """Lightning's subprocess launcher replays the command line, and with it the sweep, on every rank. SLURM's tasks are ranks
-    that exist already."""
+    """Lightning's subprocess launcher replays the command line, and with it the sweep, on every rank. SLURM's
+    tasks are ranks that exist already."""
     ranks = trainer.devices * trainer.nodes
     if ranks == 1 or trainer.strategy in ("ddp_fork", "ddp_spawn"):
         return
@@ -129,8 +142,10 @@ def refuse_replay(trainer: TrainerConfig, launcher: Mapping[str, Any]) -> None:
     if str(launcher.get("_target_")).endswith("SlurmLauncher") and tasks == (trainer.devices, trainer.nodes):
         return
     raise UserError(
-        f"trainer.strategy={trainer.strategy} with {ranks} ranks in a sweep (-m) would sweep anew on every rank; allowed: "
-        "strategy=ddp_fork or ddp_spawn on one machine, or hydra/launcher=slurm with a task a rank (its default)"
+        f"trainer.strategy={trainer.strategy} with {ranks} ranks in a sweep (-m) would sweep anew on every "
+        "rank; allowed: "
+        "strategy=ddp_fork or ddp_spawn on one machine, or hydra/launcher=slurm with a task a rank (its "
+        "default)"
     )
 
 
@@ -173,7 +188,9 @@ def _values(override: Override, sampled: bool) -> list[str]:
     key = override.get_key_element()
     if override.is_interval_sweep():
         if not sampled:
-            raise UserError(f"{override.input_line} is a range to sample from; allowed: hydra/sweeper=pareto, or values")
+            raise UserError(
+                f"{override.input_line} is a range to sample from; allowed: hydra/sweeper=pareto, or values"
+            )
         value: Any = override.value()
         return [f"{key}={value.start}", f"{key}={value.end}"]
     values = [f"{key}={value}" for value in override.sweep_string_iterator()]

@@ -1,8 +1,9 @@
 """Gives up a sweep's job whose gate falls behind the others'.
 
-At a quarter and at half of its training a job's first gate is asked on the validation rollouts, and what it reached is kept in
-the job's directory. Where more than half of the jobs that were there before it are both no dearer and no worse, it is given up:
-the median rule of one objective, for two. Jobs share nothing but the sweep's directory.
+At a quarter and at half of its training a job's first gate is asked on the validation rollouts, and what it
+reached is kept in the job's directory. Where more than half of the jobs that were there before it are both no
+dearer and no worse, it is given up: the median rule of one objective, for two. Jobs share nothing but the
+sweep's directory.
 """
 
 import json
@@ -50,7 +51,10 @@ class Rungs(Callback):
         others = [(point[0], point[1]) for told in found if (point := told.get(name)) is not None]
         if not is_behind(own, others):
             return None
-        return f"at {rung:.0%} of the training {own[0]:.3f} right at cost {own[1]:.3f}, behind most of {len(others)} others"
+        return (
+            f"at {rung:.0%} of the training {own[0]:.3f} right at cost {own[1]:.3f}, behind most of "
+            f"{len(others)} others"
+        )
 
 
 def is_behind(own: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:

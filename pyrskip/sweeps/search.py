@@ -1,8 +1,8 @@
 """The search for the jobs that cost least for what they answer: Optuna asks, jobs run, Optuna is told.
 
-Two objectives, both on validation: accuracy, up, and relative FLOPs, down. The study is a journal in the sweep's directory, so
-that a search that was killed goes on with the jobs that it had asked for; a journal, and not a database, since shared file
-systems of clusters lose locks of databases.
+Two objectives, both on validation: accuracy, up, and relative FLOPs, down. The study is a journal in the
+sweep's directory, so that a search that was killed goes on with the jobs that it had asked for; a journal,
+and not a database, since shared file systems of clusters lose locks of databases.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,10 +38,11 @@ def search(
     seed: int,
     launch: Callable[[Sequence[Mapping[str, Any]]], Sequence[Outcome]],
 ) -> None:
-    """Run up to `trials` jobs in all, those of earlier calls in this directory included, `at_once` side by side.
+    """Run up to `trials` jobs in all, those of earlier calls in this directory included, `at_once` side by
+    side.
 
-    space: key -> what it may be. launch: runs jobs of these values, and gives an outcome each. Raises UserError where the
-    directory holds the study of another space.
+    space: key -> what it may be. launch: runs jobs of these values, and gives an outcome each. Raises
+    UserError where the directory holds the study of another space.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directory.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,9 @@ def search(
             if outcome.point is not None and outcome.state == "done":
                 study.tell(trial.number, outcome.point)
             else:
-                study.tell(trial.number, state=TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL)
+                study.tell(
+                    trial.number, state=TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL
+                )
 
 
 def _count(study: optuna.Study) -> int:
@@ -80,6 +83,7 @@ def _check_space(study: optuna.Study, space: Mapping[str, BaseDistribution], dir
     for trial in study.get_trials(deepcopy=False):
         if trial.distributions and dict(trial.distributions) != dict(space):
             raise UserError(
-                f"{directory / STUDY} searched {', '.join(sorted(trial.distributions))} in other ranges; allowed: the same "
+                f"{directory / STUDY} searched {', '.join(sorted(trial.distributions))} in other ranges; "
+                "allowed: the same "
                 "ranges, or another name="
             )

@@ -7,8 +7,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """key=interval(a,b) is sampled between its ends, on a log scale with tag(log,...); range(a,b) is whole numbers below b;
-    all else is a choice."""
+    """key=interval(a,b) is sampled between its ends, on a log scale with tag(log,...); range(a,b) is whole
+    numbers below b; all else is a choice."""
     value: Any = override.value()
     if isinstance(value, IntervalSweep):
         low, high = value.start, value.end
@@ -18,7 +18,12 @@ def distribution(override: Override) -> BaseDistribution:
         if isinstance(low, int) and isinstance(high, int):
             return IntDistribution(low, high, log)
         return FloatDistribution(float(low), float(high), log)
-    if isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.stop, int) and value.step == 1:
+    if (
+        isinstance(value, RangeSweep)
+        and isinstance(value.start, int)
+        and isinstance(value.stop, int)
+        and value.step == 1
+    ):
         return IntDistribution(value.start, value.stop - 1)
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 

@@ -13,7 +13,8 @@ PATIENCE = 3
 
 
 class Guard(Logger):
-    """Hands everything to `inner`. key: what the config calls it. lasting: it is never left alone (the CSV)."""
+    """Hands everything to `inner`. key: what the config calls it. lasting: it is never left alone (the
+    CSV)."""
 
     def __init__(self, inner: Logger, key: str, lasting: bool = False) -> None:
         super().__init__()

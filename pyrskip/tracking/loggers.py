@@ -1,7 +1,7 @@
 """Loggers are Lightning's own; here they are pointed at a stage's directory. CSV is always on.
 
-However often a training is resumed, it stays one run: a tracker's run id is kept in the training's trackers.json. A tracker
-that cannot be reached writes locally if it can (W&B), and is left out if it cannot.
+However often a training is resumed, it stays one run: a tracker's run id is kept in the training's
+trackers.json. A tracker that cannot be reached writes locally if it can (W&B), and is left out if it cannot.
 """
 
 import inspect
@@ -26,7 +26,8 @@ from pyrskip.tracking.rows import Rows
 LOGGERS = ("CSVLogger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger")
 PREFIX = "pytorch_lightning.loggers."
 IDS = "trackers.json"
-# seconds that W&B may take to answer, and to upload what is left at the end: what is not uploaded is kept in its directory
+# seconds that W&B may take to answer, and to upload what is left at the end: what is not uploaded is kept in
+# its directory
 WANDB_SETTINGS = {"init_timeout": 30.0, "finish_timeout": 120.0, "quiet": True}
 LATER = "it is written locally, for `wandb sync` later"
 WITHOUT = "training goes on without it, csv/metrics.csv has every line"
@@ -34,8 +35,8 @@ WITHOUT = "training goes on without it, csv/metrics.csv has every line"
 
 @dataclass(frozen=True)
 class Job:
-    """What a training is, for its trackers. run: the run's name, <sweep>/<job> in a sweep; stage: flex, gate/seed-0, ...;
-    quiet: trackers say nothing on the terminal but what goes wrong."""
+    """What a training is, for its trackers. run: the run's name, <sweep>/<job> in a sweep; stage: flex,
+    gate/seed-0, ...; quiet: trackers say nothing on the terminal but what goes wrong."""
 
     run: str
     stage: str
@@ -60,11 +61,17 @@ def check_loggers(nodes: dict[str, Any]) -> None:
         target = str(node.get("_target_")) if isinstance(node, dict) else str(node)
         if target not in {PREFIX + logger for logger in LOGGERS}:
             raise UserError(
-                f"logger.{name}._target_={target!r} may not be built; allowed: {PREFIX} and one of {', '.join(LOGGERS)}"
+                f"logger.{name}._target_={target!r} may not be built; allowed: {PREFIX} and one of "
+                f"{', '.join(LOGGERS)}"
             )
-        special = [key for key in _keys({k: v for k, v in node.items() if k != "_target_"}) if key.startswith("_")]
+        special = [
+            key for key in _keys({k: v for k, v in node.items() if k != "_target_"}) if key.startswith("_")
+        ]
         if special:
-            raise UserError(f"logger.{name} may not have {special[0]}; allowed: _target_, once, and the logger's arguments")
+            raise UserError(
+                f"logger.{name} may not have {special[0]}; allowed: _target_, once, and the logger's "
+                "arguments"
+            )
 
 
 def _keys(node: Any) -> Iterator[str]:
@@ -96,8 +103,8 @@ def loggers(nodes: Mapping[str, Any], directory: Path, job: Job) -> Iterator[lis
 
 
 def _build(key: str, node: Mapping[str, Any], directory: Path, job: Job) -> Logger | None:
-    """The logger, or None where its tracker cannot be reached. Raises UserError for a missing package or an argument that
-    it does not have."""
+    """The logger, or None where its tracker cannot be reached. Raises UserError for a missing package or an
+    argument that it does not have."""
     kind = node["_target_"].removeprefix(PREFIX)
     ids = _Ids(directory / IDS)
     name = f"{job.run}/{job.stage}"
@@ -106,10 +113,18 @@ def _build(key: str, node: Mapping[str, Any], directory: Path, job: Job) -> Logg
             own = {"save_dir": str(directory), "name": name, "group": job.group, "job_type": job.kind}
             own["id"] = ids.get(key) or secrets.token_hex(4)
             settings = WANDB_SETTINGS | {"silent": job.quiet, "git_root": str(Path(__file__).parents[2])}
-            lists = {"tags": [*job.tags, *node.get("tags", ())], "settings": settings | dict(node.get("settings", {}))}
+            lists = {
+                "tags": [*job.tags, *node.get("tags", ())],
+                "settings": settings | dict(node.get("settings", {})),
+            }
             return _wandb(key, own | dict(node) | lists, ids)
         if kind == "MLFlowLogger":
-            tags = {"group": job.group, "job_type": job.kind, **dict.fromkeys(job.tags, "true"), **node.get("tags", {})}
+            tags = {
+                "group": job.group,
+                "job_type": job.kind,
+                **dict.fromkeys(job.tags, "true"),
+                **node.get("tags", {}),
+            }
             return _mlflow(key, {"run_name": name, "run_id": ids.get(key)} | dict(node) | {"tags": tags}, ids)
         # an empty version: one directory for every resumption, not one each
         own = {"save_dir": str(directory), "version": ""}
@@ -128,12 +143,16 @@ def _build(key: str, node: Mapping[str, Any], directory: Path, job: Job) -> Logg
 
 
 def _wandb(key: str, node: dict[str, Any], ids: "_Ids") -> Logger | None:
-    """Its run, started now: the stored one, a new one if that was deleted on the server, a local one without network or
-    login, None where not even that can be written."""
+    """Its run, started now: the stored one, a new one if that was deleted on the server, a local one without
+    network or login, None where not even that can be written."""
     import wandb
 
     _check_arguments("WandbLogger", node, wandb.init)
-    local = bool(node.get("offline")) or os.environ.get("WANDB_MODE", "online") not in ("online", "run", "shared")
+    local = bool(node.get("offline")) or os.environ.get("WANDB_MODE", "online") not in (
+        "online",
+        "run",
+        "shared",
+    )
     if not local and not wandb.login(prompt=False, verify=False):
         tell(f"logger.{key}: wandb is not logged in; {LATER}")
         node, local = node | {"offline": True}, True
@@ -154,9 +173,15 @@ def _wandb(key: str, node: dict[str, Any], ids: "_Ids") -> Logger | None:
 
 
 def _mlflow(key: str, node: dict[str, Any], ids: "_Ids") -> Logger | None:
-    """Its run, started now: the stored one, a new one if that was deleted, None where the server cannot be reached."""
-    # files are enough here, and ask for no database; a server that does not answer must not hold up a training
-    for name, value in {"ALLOW_FILE_STORE": "true", "HTTP_REQUEST_MAX_RETRIES": "1", "HTTP_REQUEST_TIMEOUT": "10"}.items():
+    """Its run, started now: the stored one, a new one if that was deleted, None where the server cannot be
+    reached."""
+    # files are enough here, and ask for no database; a server that does not answer must not hold up a
+    # training
+    for name, value in {
+        "ALLOW_FILE_STORE": "true",
+        "HTTP_REQUEST_MAX_RETRIES": "1",
+        "HTTP_REQUEST_TIMEOUT": "10",
+    }.items():
         os.environ.setdefault(f"MLFLOW_{name}", value)
     from mlflow.exceptions import MlflowException
 
@@ -164,21 +189,33 @@ def _mlflow(key: str, node: dict[str, Any], ids: "_Ids") -> Logger | None:
     if not first_rank():
         return logger  # type: ignore[no-any-return]
     try:
-        if node["run_id"] is not None and logger.experiment.get_run(node["run_id"]).info.lifecycle_stage == "deleted":
+        if (
+            node["run_id"] is not None
+            and logger.experiment.get_run(node["run_id"]).info.lifecycle_stage == "deleted"
+        ):
             raise MlflowException(f"run {node['run_id']} was deleted")
         ids.put(key, str(logger.run_id))
     except MlflowException as error:
-        tell(f"logger.{key} failed ({reason(error)}); {WITHOUT if node['run_id'] is None else 'a new run is started'}")
+        tell(
+            f"logger.{key} failed ({reason(error)}); "
+            f"{WITHOUT if node['run_id'] is None else 'a new run is started'}"
+        )
         return None if node["run_id"] is None else _mlflow(key, node | {"run_id": None}, ids)
     return logger  # type: ignore[no-any-return]
 
 
 def _check_arguments(kind: str, node: Mapping[str, Any], opens: Callable[..., Any]) -> None:
-    """Refuse now what a logger would hand on to `opens` at its first line: an argument that its package lacks."""
-    known = inspect.signature(getattr(pl_loggers, kind)).parameters.keys() | inspect.signature(opens).parameters.keys()
+    """Refuse now what a logger would hand on to `opens` at its first line: an argument that its package
+    lacks."""
+    known = (
+        inspect.signature(getattr(pl_loggers, kind)).parameters.keys()
+        | inspect.signature(opens).parameters.keys()
+    )
     unknown = sorted(node.keys() - known - {"_target_"})
     if unknown:
-        raise TypeError(f"it has no argument {unknown[0]!r}; allowed: {', '.join(sorted(known - {'kwargs', 'self'}))}")
+        raise TypeError(
+            f"it has no argument {unknown[0]!r}; allowed: {', '.join(sorted(known - {'kwargs', 'self'}))}"
+        )
 
 
 class _Ids:

@@ -12,7 +12,8 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment  # type: ignor
 
 
 class Rows(CSVLogger):
-    """Lightning's, but it goes on with an earlier process's file instead of deleting it, and is written at every row."""
+    """Lightning's, but it goes on with an earlier process's file instead of deleting it, and is written at
+    every row."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, name="csv", version="", flush_logs_every_n_steps=1)
@@ -31,7 +32,8 @@ class _Writer(ExperimentWriter):
         self._continued = Path(self.metrics_file_path).exists()
 
     def save(self) -> None:
-        """Write the new rows whole or not at all; what could not be written is tried again with the next row."""
+        """Write the new rows whole or not at all; what could not be written is tried again with the next
+        row."""
         if not self.metrics:
             return
         path = Path(self.metrics_file_path)
@@ -40,7 +42,9 @@ class _Writer(ExperimentWriter):
             old = _read(path) if path.exists() else []
             if self._continued:
                 # steps after the checkpoint are run again, and logged again
-                old = [row for row in old if row["step"].isdigit() and int(row["step"]) < self.metrics[0]["step"]]
+                old = [
+                    row for row in old if row["step"].isdigit() and int(row["step"]) < self.metrics[0]["step"]
+                ]
                 keys = sorted({*keys, *(key for row in old[:1] for key in row)})
             part = path.with_suffix(".part")
             part.write_text(_lines(keys, [*old, *self.metrics], header=True), newline="")
@@ -58,7 +62,10 @@ class _Writer(ExperimentWriter):
 
 def _read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
-        return [{key: value or "" for key, value in row.items() if key is not None} for row in csv.DictReader(file)]
+        return [
+            {key: value or "" for key, value in row.items() if key is not None}
+            for row in csv.DictReader(file)
+        ]
 
 
 def _lines(keys: list[str], rows: list[Any], header: bool = False) -> str:

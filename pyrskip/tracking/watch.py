@@ -1,7 +1,8 @@
 """Watches a gate while it trains: now and then it decides a fixed sample of the validation rollouts.
 
 What it costs is bounded: it is skipped while it has taken more than SHARE of the
-training's time, but for the last look, when training is over. It draws no random numbers, so it changes no training.
+training's time, but for the last look, when training is over. It draws no random numbers, so it changes no
+training.
 """
 
 import math
@@ -59,8 +60,8 @@ class Watch(Callback):
 
     @torch.no_grad()
     def look(self, module: Any, step: int, last: bool) -> None:
-        """Log val/* and media. module: a GateModule. step: the last one taken, from 0, as Lightning logs. last: with the
-        chart that takes longer to draw."""
+        """Log val/* and media. module: a GateModule. step: the last one taken, from 0, as Lightning logs.
+        last: with the chart that takes longer to draw."""
         environment, rows, table = self.environment, self.rows, self.environment.table
         price = torch.full((len(rows),), watched_price(module.price), device=rows.device)
         training = module.gate.training
@@ -68,7 +69,11 @@ class Watch(Callback):
         asked = module.gate.policy(environment.observe(rows, price)).mode()
         module.gate.train(training)
         action = environment.action(rows, asked)
-        score, cost, tokens = environment.score(rows, asked), environment.cost(rows, asked), environment.tokens(rows, asked)
+        score, cost, tokens = (
+            environment.score(rows, asked),
+            environment.cost(rows, asked),
+            environment.tokens(rows, asked),
+        )
         types = [table.types[i] for i in rows.tolist()]
         told = health(action.cpu(), types, table.actions, environment.tile_level)
         metrics = {
@@ -81,13 +86,17 @@ class Watch(Callback):
             "val/entropy_of_decisions": told["entropy"],
             "val/information": told["mutual_information"],
         }
-        metrics |= {f"val/keep_rate/level_{level}": rate for level, rate in list(told["keep_rate"].items())[:-1]}
+        metrics |= {
+            f"val/keep_rate/level_{level}": rate for level, rate in list(told["keep_rate"].items())[:-1]
+        }
         for kind in sorted(set(types)):
             of_kind = torch.tensor([t == kind for t in types], device=score.device)
             metrics[f"val/accuracy/{kind.replace('/', '-')}"] = float(score[of_kind].mean())
         media: dict[str, Media] = {"media/tokens": Histogram(tokens.tolist())}
         if last:
-            media["media/selections_by_type"] = Chart(selections_by_type(action.cpu(), types, table.actions.names))
+            media["media/selections_by_type"] = Chart(
+                selections_by_type(action.cpu(), types, table.actions.names)
+            )
         for guard in self.loggers:
             guard.log_metrics(metrics, step)
         send(self.loggers, media, step)

@@ -1,7 +1,7 @@
 """W&B dashboards as code: a workspace and a report, built from the metric scheme. Needs the wandb extra.
 
-Both show the same panels. A family of names (levels, question types) is one panel that matches them all, so that a
-dashboard fits every experiment.
+Both show the same panels. A family of names (levels, question types) is one panel that matches them all, so
+that a dashboard fits every experiment.
 """
 
 import json
@@ -14,7 +14,15 @@ from pyrskip.tracking.scheme import Metric, find
 
 TARGET = "0.99"
 """Of the targets that a summary answers for, the one that sweeps are compared at."""
-COMPARED = ("rule.name", "gate.name", "gate.policy", "gate.width", "reward.price", "rule.optimizer.lr", "seed")
+COMPARED = (
+    "rule.name",
+    "gate.name",
+    "gate.policy",
+    "gate.width",
+    "reward.price",
+    "rule.optimizer.lr",
+    "seed",
+)
 """Config keys that a sweep is likely to vary: the axes of its parallel coordinates."""
 # columns and rows of a panel on a report's grid, which is 24 wide
 WIDE, TALL = 8, 7
@@ -39,13 +47,19 @@ def sections() -> dict[str, list[Any]]:
     measured = [f"{target}/{part}" for part in ("relative_flops", "retention", "cost_over_fixed")]
     columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(key), display_name=key) for key in COMPARED]
     columns += [
-        wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(_logged(name)), display_name=name.split("/", 1)[1])
+        wr.ParallelCoordinatesPlotColumn(
+            metric=wr.SummaryMetric(_logged(name)), display_name=name.split("/", 1)[1]
+        )
         for name in measured
     ]
     return {
         "Frontier": [
             scatter("Gates at the end of training (validation)", "val/relative_flops", "val/accuracy/all"),
-            scatter(f"Runs asked for {float(TARGET):.0%} of full (test)", f"{target}/relative_flops", f"{target}/retention"),
+            scatter(
+                f"Runs asked for {float(TARGET):.0%} of full (test)",
+                f"{target}/relative_flops",
+                f"{target}/retention",
+            ),
             media("Accuracy against cost", "media/frontier"),
         ],
         "Keep rates": [
@@ -56,7 +70,9 @@ def sections() -> dict[str, list[Any]]:
         ],
         "Accuracy and cost": [
             lines("Validation accuracy by question type", family="val/accuracy/<type>"),
-            lines("Relative cost", "cost/relative_flops", "cost/relative_flops_sampled", "val/relative_flops"),
+            lines(
+                "Relative cost", "cost/relative_flops", "cost/relative_flops_sampled", "val/relative_flops"
+            ),
             lines("Tokens", "cost/tokens", "val/tokens"),
         ],
         "Health": [
@@ -73,7 +89,9 @@ def sections() -> dict[str, list[Any]]:
             lines("Accuracy in training", "train/accuracy", "gate/accuracy"),
             lines("Policy and value loss", "losses/policy_loss", "losses/value_loss"),
             lines("Policy entropy and KL", "losses/entropy", "losses/approx_kl"),
-            lines("Clip fraction and explained variance", "losses/clip_fraction", "losses/explained_variance"),
+            lines(
+                "Clip fraction and explained variance", "losses/clip_fraction", "losses/explained_variance"
+            ),
         ],
         "Throughput": [
             lines("Seconds a step", "time/step", "time/data_wait"),
@@ -83,7 +101,11 @@ def sections() -> dict[str, list[Any]]:
             media("What was kept", "media/samples"),
             wr.WeavePanelSummaryTable(table_name=_logged("media/predictions")),
         ],
-        "Sweep": [wr.ParallelCoordinatesPlot(title=f"What a sweep varies, and what {TARGET} of full costs", columns=columns)],
+        "Sweep": [
+            wr.ParallelCoordinatesPlot(
+                title=f"What a sweep varies, and what {TARGET} of full costs", columns=columns
+            )
+        ],
     }
 
 
@@ -92,7 +114,9 @@ def workspace(entity: str, project: str) -> Any:
     from wandb_workspaces import workspaces as ws
 
     opened = ("Frontier", "Keep rates")
-    parts = [ws.Section(name=name, panels=panels, is_open=name in opened) for name, panels in sections().items()]
+    parts = [
+        ws.Section(name=name, panels=panels, is_open=name in opened) for name, panels in sections().items()
+    ]
     return ws.Workspace(entity=entity, project=project, name="pyrskip", sections=parts)
 
 
@@ -107,27 +131,34 @@ def report(entity: str, project: str) -> Any:
         # of the report's own project: naming it would ask the server, and there is none for a dry run
         runs = wr.Runset(name="runs", groupby=["group"] if name == "Sweep" else [])
         blocks += [wr.H2(name), wr.PanelGrid(runsets=[runs], panels=panels)]
-    description = "What the gates keep, what it costs and what it is worth; names are those of docs/metrics.md."
-    return wr.Report(entity=entity, project=project, title="pyrskip", description=description, blocks=blocks, width="fluid")
+    description = (
+        "What the gates keep, what it costs and what it is worth; names are those of docs/metrics.md."
+    )
+    return wr.Report(
+        entity=entity, project=project, title="pyrskip", description=description, blocks=blocks, width="fluid"
+    )
 
 
 def as_json(entity: str, project: str) -> str:
     """Workspace and report as they would be sent."""
     parts = {"workspace": workspace(entity, project), "report": report(entity, project)}
     plain = {
-        name: part._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True) for name, part in parts.items()
+        name: part._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for name, part in parts.items()
     }
     return json.dumps(plain, indent=1)
 
 
 def save(entity: str | None, project: str) -> list[str]:
-    """Save both to the server; returns their addresses. Raises UserError where nobody is logged in, or it cannot be
-    reached."""
+    """Save both to the server; returns their addresses. Raises UserError where nobody is logged in, or it
+    cannot be reached."""
     import wandb
 
     try:
         if not wandb.login(prompt=False, verify=False):
-            raise UserError("wandb is not logged in; run wandb login, or see what would be sent with --dry-run")
+            raise UserError(
+                "wandb is not logged in; run wandb login, or see what would be sent with --dry-run"
+            )
         entity = entity or str(wandb.Api().default_entity)
         parts = workspace(entity, project), report(entity, project)
         for part in parts:
@@ -137,7 +168,9 @@ def save(entity: str | None, project: str) -> list[str]:
         raise
     except Exception as error:  # whatever the packages raise for a network, a login or a project
         reason = " ".join(str(error).split())
-        raise UserError(f"entity={entity}, project={project}: the dashboard cannot be saved: {reason}") from error
+        raise UserError(
+            f"entity={entity}, project={project}: the dashboard cannot be saved: {reason}"
+        ) from error
 
 
 def default_project() -> str:

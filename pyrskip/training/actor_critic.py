@@ -1,7 +1,8 @@
 """Rule actor_critic: a coarse-to-fine episode of T - 1 choices, one tile a step, with a critic of the state.
 
-Axes: B episodes, H = T - 1 steps. Each step pays for what it adds to the cost, the last one earns the rest of the reward.
-Advantages by GAE (arXiv:1506.02438); with a clip, PPO's loss (arXiv:1707.06347), for several steps on the same episodes.
+Axes: B episodes, H = T - 1 steps. Each step pays for what it adds to the cost, the last one earns the rest of
+the reward. Advantages by GAE (arXiv:1506.02438); with a clip, PPO's loss (arXiv:1707.06347), for several
+steps on the same episodes.
 """
 
 from typing import Any
@@ -28,7 +29,9 @@ class ActorCriticModule(GateModule):
         c = self.config
         fresh = batch_idx % c.epochs == 0 or not self.memory
         if fresh:
-            rows = rows if c.online else rows.repeat(c.samples)  # episodes of one question differ in their prices as well
+            rows = (
+                rows if c.online else rows.repeat(c.samples)
+            )  # episodes of one question differ in their prices as well
             price = self.price.sample(len(rows))
         else:
             rows, price = self.memory["rows"], self.memory["price"]
@@ -66,7 +69,8 @@ class ActorCriticModule(GateModule):
         reward = self.weight(rows, price, batch_idx)[:, None] * reward
         advantage = estimators.advantages(reward, steps.value, trace=self.config.trace)
         memory = {"asked": asked, "log_prob": steps.log_prob, "outcome": advantage + steps.value}
-        # a critic that has learned nothing calls every episode good, and then whatever is common gets commoner: it collapses
+        # a critic that has learned nothing calls every episode good, and then whatever is common gets
+        # commoner: it collapses
         memory["advantage"] = advantage - self.over_ranks(advantage.mean(0))
         return memory | ({"rows": rows, "price": price} if self.config.epochs > 1 else {})
 

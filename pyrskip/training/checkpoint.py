@@ -16,8 +16,9 @@ from pyrskip.errors import UserError
 
 
 class BetweenSteps(ModelCheckpoint):
-    """Lightning's own, but never within an accumulated step, where it would save after it was resumed: the gradients so far are
-    in no checkpoint, and a baseline or a multiplier has moved by their batches already."""
+    """Lightning's own, but never within an accumulated step, where it would save after it was resumed: the
+    gradients so far are in no checkpoint, and a baseline or a multiplier has moved by their batches
+    already."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -27,15 +28,18 @@ class BetweenSteps(ModelCheckpoint):
 
 
 class PatientIO(TorchCheckpointIO):
-    """Writes whole files or none: beside where they belong, then renamed. (Lightning's writes to /tmp and moves, which on
-    another disk is a copy, and a kill in its middle leaves neither the new checkpoint nor the one before.) One that cannot be
-    written (a full disk) is said once, the one before stays, and the training goes on to the next."""
+    """Writes whole files or none: beside where they belong, then renamed. (Lightning's writes to /tmp and
+    moves, which on another disk is a copy, and a kill in its middle leaves neither the new checkpoint nor the
+    one before.) One that cannot be written (a full disk) is said once, the one before stays, and the training
+    goes on to the next."""
 
     def __init__(self) -> None:
         super().__init__()
         self.told = False
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None
+    ) -> None:
         content = BytesIO()
         torch.save(checkpoint, content)
         try:

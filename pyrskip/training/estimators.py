@@ -1,8 +1,10 @@
-"""Gradient estimators: samples and what they are worth -> a loss whose gradient is minus that of the expected reward.
+"""Gradient estimators: samples and what they are worth -> a loss whose gradient is minus that of the expected
+reward.
 
-Axes: B batch, K samples of a row, S listed actions, H steps of an episode. What a sample is worth is a constant to its
-gradient. The straight-through samples (`gumbel_sigmoid`, `gumbel_softmax`) and the multilinear extension are part of the
-policies, in `pyrskip.gates.policies`, since inference may need a policy without any training code.
+Axes: B batch, K samples of a row, S listed actions, H steps of an episode. What a sample is worth is a
+constant to its gradient. The straight-through samples (`gumbel_sigmoid`, `gumbel_softmax`) and the
+multilinear extension are part of the policies, in `pyrskip.gates.policies`, since inference may need a policy
+without any training code.
 """
 
 import torch
@@ -10,8 +12,8 @@ from torch import Tensor
 
 
 def score_function(log_prob: Tensor, advantage: Tensor) -> Tensor:
-    """-mean of advantage x log-probability, of one shape; its gradient is unbiased where the advantage is (REINFORCE,
-    Williams 1992)."""
+    """-mean of advantage x log-probability, of one shape; its gradient is unbiased where the advantage is
+    (REINFORCE, Williams 1992)."""
     return -(advantage.detach() * log_prob).mean()
 
 
@@ -21,7 +23,8 @@ def no_baseline(reward: Tensor) -> Tensor:
 
 
 def constant(reward: Tensor, baseline: Tensor) -> Tensor:
-    """The reward less a number that these samples did not move, such as a running mean. [B, K], [] -> [B, K]."""
+    """The reward less a number that these samples did not move, such as a running mean. [B, K], [] -> [B,
+    K]."""
     return reward - baseline
 
 
@@ -37,10 +40,11 @@ def leave_one_out(reward: Tensor) -> Tensor:
 
 
 def group(reward: Tensor, deviation: bool = False, floor: float = 1e-4) -> Tensor:
-    """The reward less the mean of all of the row's samples: (K - 1) / K of leave-one-out. [B, K >= 2] -> [B, K].
+    """The reward less the mean of all of the row's samples: (K - 1) / K of leave-one-out. [B, K >= 2] -> [B,
+    K].
 
-    deviation: divided by their standard deviation as well (GRPO, arXiv:2402.03300), which is biased: rows whose samples
-    nearly agree weigh as much as those where the decision matters.
+    deviation: divided by their standard deviation as well (GRPO, arXiv:2402.03300), which is biased: rows
+    whose samples nearly agree weigh as much as those where the decision matters.
     """
     centred = reward - reward.mean(-1, keepdim=True)
     return centred / (reward.std(-1, keepdim=True) + floor) if deviation else centred
@@ -52,9 +56,11 @@ def expectation(probs: Tensor, reward: Tensor) -> Tensor:
 
 
 def advantages(reward: Tensor, value: Tensor, discount: float = 1.0, trace: float = 0.95) -> Tensor:
-    """Generalised advantage estimates (arXiv:1506.02438). reward [B, H], value [B, H] of the state before each step -> [B, H].
+    """Generalised advantage estimates (arXiv:1506.02438). reward [B, H], value [B, H] of the state before
+    each step -> [B, H].
 
-    The value behind the last step is 0. discount in [0, 1], trace (lambda) in [0, 1]: 0 trusts the values, 1 the rewards.
+    The value behind the last step is 0. discount in [0, 1], trace (lambda) in [0, 1]: 0 trusts the values, 1
+    the rewards.
     """
     after = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], dim=1)
     surprise = reward + discount * after - value
@@ -66,7 +72,8 @@ def advantages(reward: Tensor, value: Tensor, discount: float = 1.0, trace: floa
 
 
 def clipped(log_prob: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """PPO's clipped loss (arXiv:1707.06347, equation 7), all of one shape. old: log-probabilities when it was sampled.
+    """PPO's clipped loss (arXiv:1707.06347, equation 7), all of one shape. old: log-probabilities when it was
+    sampled.
 
     Where they have not moved, its gradient is the score function's. Biased beyond that.
     """
@@ -75,24 +82,27 @@ def clipped(log_prob: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Te
 
 
 def moved(log_prob: Tensor, old: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """How far a policy is from the one that sampled: approximate KL, (r - 1) - log r >= 0, and the share clipped."""
+    """How far a policy is from the one that sampled: approximate KL, (r - 1) - log r >= 0, and the share
+    clipped."""
     gap = (log_prob - old).detach()
     ratio = gap.exp()
     return (ratio - 1 - gap).mean(), ((ratio - 1).abs() > clip).float().mean()
 
 
 def explained_variance(value: Tensor, outcome: Tensor) -> Tensor:
-    """1 - Var[outcome - value] / Var[outcome]: 1 foresees all, 0 no more than the mean. NaN where nothing varies."""
+    """1 - Var[outcome - value] / Var[outcome]: 1 foresees all, 0 no more than the mean. NaN where nothing
+    varies."""
     return 1 - (outcome - value).var() / outcome.var()
 
 
 def step_rewards(total: Tensor, cost: Tensor, price: Tensor, potential: Tensor | None = None) -> Tensor:
-    """What each step of an episode earns: -price x what it adds to the cost, and at the end what is left of `total`.
+    """What each step of an episode earns: -price x what it adds to the cost, and at the end what is left of
+    `total`.
 
-    total [B]: the decision's reward; cost [B, H + 1] relative, before the first step and after each; price [B] -> [B, H],
-    which sums to total. What is spent before the first step, on the glance, is the first step's. potential [B, H + 1]:
-    shaping by a potential that is 0 at the end (Ng et al. 1999): every episode's sum moves by the same -potential[:, 0], so no
-    decision becomes better than another.
+    total [B]: the decision's reward; cost [B, H + 1] relative, before the first step and after each; price
+    [B] -> [B, H], which sums to total. What is spent before the first step, on the glance, is the first
+    step's. potential [B, H + 1]: shaping by a potential that is 0 at the end (Ng et al. 1999): every
+    episode's sum moves by the same -potential[:, 0], so no decision becomes better than another.
     """
     spent = torch.cat([cost[:, 1:2], cost[:, 2:] - cost[:, 1:-1]], dim=1)
     reward = -price[:, None] * spent

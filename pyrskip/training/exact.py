@@ -22,8 +22,10 @@ class ExactModule(GateModule):
         probs = policy.probs
         if probs is None:
             raise UserError(
-                f"rule.name='exact' needs every decision's probability, and gate.policy={self.gate.config.policy} does not "
-                f"list them for {len(self.environment.layout.actions)} actions; allowed: rule=reinforce, another policy"
+                "rule.name='exact' needs every decision's probability, and "
+                f"gate.policy={self.gate.config.policy} does not "
+                f"list them for {len(self.environment.layout.actions)} actions; allowed: rule=reinforce, "
+                "another policy"
             )
         reward = self.worth(price, batch_idx)(self.scores(rows), seen.cost)
         entropy = policy.entropy().mean()

@@ -1,4 +1,5 @@
-"""Stage flex: train the model under random selections and stochastic budgets, so that any decision works afterwards.
+"""Stage flex: train the model under random selections and stochastic budgets, so that any decision works
+afterwards.
 
 Axes: B questions, T tiles.
 """
@@ -20,14 +21,15 @@ from pyrskip.training.module import OptimizerConfig, StepModule, step_seed
 
 @dataclass(frozen=True)
 class FlexConfig:
-    """budget: a stochastic budget (tokenflex, uniform, sandwich, fixed). Shares of steps: full_share keep everything,
-    reference_share level 0 alone, glance_share the glance alone; the rest a random selection, of random tiles half of the time
-    where levels have several.
-    blind_share: of questions, asked without any image.
-    dropout: of the encoder's features, whitened: it keeps a model that has few images from knowing them by heart.
+    """budget: a stochastic budget (tokenflex, uniform, sandwich, fixed). Shares of steps: full_share keep
+    everything, reference_share level 0 alone, glance_share the glance alone; the rest a random selection, of
+    random tiles half of the time where levels have several. blind_share: of questions, asked without any
+    image. dropout: of the encoder's features, whitened: it keeps a model that has few images from knowing
+    them by heart.
 
-    close_share: of the steps, the first ones, on close-ups alone and with everything kept. To find things by their names is
-    learned many times faster, and more cheaply, among the few tokens of a close-up than among a thousand; then it carries over.
+    close_share: of the steps, the first ones, on close-ups alone and with everything kept. To find things by
+    their names is learned many times faster, and more cheaply, among the few tokens of a close-up than among
+    a thousand; then it carries over.
     """
 
     budget: str = "tokenflex"
@@ -44,8 +46,10 @@ class FlexConfig:
         shares = (self.full_share, self.reference_share, self.glance_share)
         if min(*shares, self.blind_share) < 0 or sum(shares) > 1 or self.blind_share >= 1:
             raise UserError(
-                f"flex.full_share={self.full_share}, reference_share={self.reference_share}, glance_share={self.glance_share}, "
-                f"blind_share={self.blind_share}: allowed: at least 0, the first three at most 1 together, the last below 1"
+                f"flex.full_share={self.full_share}, reference_share={self.reference_share}, "
+                f"glance_share={self.glance_share}, "
+                f"blind_share={self.blind_share}: allowed: at least 0, the first three at most 1 together, "
+                "the last below 1"
             )
         for name in ("close_share", "dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -65,8 +69,8 @@ class FlexModule(StepModule):
         model.projector.dropout.p = config.dropout
 
     def configure_model(self) -> None:
-        """Under trainer.strategy=fsdp: what trains in parts, those of every block of a prefix decoder collected for it alone,
-        all others together. What is frozen stays whole."""
+        """Under trainer.strategy=fsdp: what trains in parts, those of every block of a prefix decoder
+        collected for it alone, all others together. What is frozen stays whole."""
         if self.device_mesh is None:
             return
         mesh = self.device_mesh["data_parallel"]
@@ -79,7 +83,8 @@ class FlexModule(StepModule):
         register_fsdp_forward_method(self, "training_step")
 
     def selection(self, step: int) -> Tensor:
-        """A random selection, [T] bool: one a step, on all ranks, so that none pads to or waits for a larger one's tokens."""
+        """A random selection, [T] bool: one a step, on all ranks, so that none pads to or waits for a larger
+        one's tokens."""
         c, pyramid = self.config, self.model.pyramid
         generator = torch.Generator().manual_seed(step_seed(c.seed, step))
         kind = float(torch.rand((), generator=generator))
@@ -100,13 +105,21 @@ class FlexModule(StepModule):
         selection = self.selection(batch_idx).to(self.device)
         capacity = self.model.pyramid.capacity(batch.size)[batch.image_of]
         sighted = torch.rand(len(batch), 1, device=self.device) >= self.config.blind_share
-        sighted[0] = True  # parts are collected from all ranks or from none, so each must have something to project
+        sighted[0] = (
+            True  # parts are collected from all ranks or from none, so each must have something to project
+        )
         fractions = self.budget.fractions(batch_idx)
         features = self.model.encode(batch, selection & sighted & (capacity > 0))
-        results = [self.model.forced(batch, features, scale(capacity, f) * selection * sighted) for f in fractions]
+        results = [
+            self.model.forced(batch, features, scale(capacity, f) * selection * sighted) for f in fractions
+        ]
         loss = -torch.stack([r.loglik for r in results]).mean()
         accuracy = torch.stack([r.greedy.float() for r in results]).mean()
         if self.logs(batch_idx):  # ranks wait for each other
             loss_told, accuracy_told = self.over_ranks(torch.stack([loss, accuracy]))
-            self.log_dict({"train/loss": loss_told, "train/accuracy": accuracy_told}, prog_bar=True, batch_size=len(batch))
+            self.log_dict(
+                {"train/loss": loss_told, "train/accuracy": accuracy_told},
+                prog_bar=True,
+                batch_size=len(batch),
+            )
         return loss

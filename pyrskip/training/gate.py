@@ -23,17 +23,17 @@ BASELINES = ("none", "running_mean", "self_critical", "leave_one_out", "group", 
 
 @dataclass(frozen=True)
 class RuleConfig:
-    """name: a registered rule. online: ask the model instead of the rollout table. batch: table rows a step (offline).
+    """name: a registered rule. online: ask the model instead of the rollout table. batch: table rows a step
+    (offline).
 
     target: what an answer is worth, its probability or its score (the metric, all that a black box tells).
-    temperature: of gumbel's relaxation. samples: decisions a question and step, of gumbel, reinforce and, from a table,
-    actor_critic; baseline: reinforce's.
-    trace: lambda of actor_critic's advantages; clip: its PPO clip, null for none; epochs: steps on the same episodes;
-    value_weight: of the critic's loss; confidence: whether each step earns what it adds to the answer's probability
-    (potential-based).
-    Schedules, as shares of the steps: warmup, before cost counts; anneal, over which the price then rises from 0; curriculum,
-    over which questions that every action answers alike come to count. entropy: weight of an entropy bonus, which goes to
-    entropy_end in equal steps (null: stays).
+    temperature: of gumbel's relaxation. samples: decisions a question and step, of gumbel, reinforce and,
+    from a table, actor_critic; baseline: reinforce's. trace: lambda of actor_critic's advantages; clip: its
+    PPO clip, null for none; epochs: steps on the same episodes; value_weight: of the critic's loss;
+    confidence: whether each step earns what it adds to the answer's probability (potential-based). Schedules,
+    as shares of the steps: warmup, before cost counts; anneal, over which the price then rises from 0;
+    curriculum, over which questions that every action answers alike come to count. entropy: weight of an
+    entropy bonus, which goes to entropy_end in equal steps (null: stays).
     """
 
     name: str = "supervised"
@@ -62,7 +62,8 @@ class RuleConfig:
             raise choose("rule.baseline", self.baseline, BASELINES)
         if self.batch < 1 or self.temperature <= 0 or self.entropy < 0 or not 0 <= self.warmup < 1:
             raise UserError(
-                f"rule.batch={self.batch}, temperature={self.temperature}, entropy={self.entropy}, warmup={self.warmup}: "
+                f"rule.batch={self.batch}, temperature={self.temperature}, entropy={self.entropy}, "
+                f"warmup={self.warmup}: "
                 "allowed: batch at least 1, temperature above 0, entropy at least 0, warmup in [0, 1)"
             )
         if (
@@ -70,20 +71,34 @@ class RuleConfig:
             or max(self.warmup + self.anneal, self.curriculum) > 1
         ):
             raise UserError(
-                f"rule.anneal={self.anneal}, curriculum={self.curriculum}, entropy_end={self.entropy_end}: allowed: shares of "
+                f"rule.anneal={self.anneal}, curriculum={self.curriculum}, entropy_end={self.entropy_end}: "
+                "allowed: shares of "
                 "the steps, warmup and anneal at most 1 together, and an entropy of at least 0"
             )
-        least = 2 if self.name == "reinforce" and self.baseline in ("leave_one_out", "group", "group_deviation") else 1
+        least = (
+            2
+            if self.name == "reinforce" and self.baseline in ("leave_one_out", "group", "group_deviation")
+            else 1
+        )
         if self.samples < least:
-            raise UserError(f"rule.samples={self.samples} with rule.baseline={self.baseline}: allowed: at least {least}")
-        if not 0 <= self.trace <= 1 or self.epochs < 1 or self.value_weight < 0 or (self.clip is not None and self.clip <= 0):
             raise UserError(
-                f"rule.trace={self.trace}, clip={self.clip}, epochs={self.epochs}, value_weight={self.value_weight}: allowed: "
+                f"rule.samples={self.samples} with rule.baseline={self.baseline}: allowed: at least {least}"
+            )
+        if (
+            not 0 <= self.trace <= 1
+            or self.epochs < 1
+            or self.value_weight < 0
+            or (self.clip is not None and self.clip <= 0)
+        ):
+            raise UserError(
+                f"rule.trace={self.trace}, clip={self.clip}, epochs={self.epochs}, "
+                f"value_weight={self.value_weight}: allowed: "
                 "trace in [0, 1], clip null or above 0, epochs at least 1, value_weight at least 0"
             )
         if self.epochs > 1 and (self.clip is None or self.online):
             raise UserError(
-                f"rule.epochs={self.epochs} with clip={self.clip}, online={self.online}: allowed: more than 1 on a rollout "
+                f"rule.epochs={self.epochs} with clip={self.clip}, online={self.online}: allowed: more than "
+                "1 on a rollout "
                 "table alone (a checkpoint keeps its rows, and cannot keep images), with a clip such as 0.2"
             )
 
@@ -91,9 +106,9 @@ class RuleConfig:
 class GateModule(StepModule):
     """A gate, an environment and a price; a rule is the training_step.
 
-    policies: what the rule can train, offline_only: those of them that need a rollout table; forms: of the reward; soft:
-    whether it is best taught the answer's probability (a sampled decision gives no gradient to it, so its score does); critic:
-    whether it trains the one of a sequential policy.
+    policies: what the rule can train, offline_only: those of them that need a rollout table; forms: of the
+    reward; soft: whether it is best taught the answer's probability (a sampled decision gives no gradient to
+    it, so its score does); critic: whether it trains the one of a sequential policy.
     """
 
     policies: tuple[str, ...] = ()
@@ -102,7 +117,9 @@ class GateModule(StepModule):
     soft = True
     critic = False
 
-    def __init__(self, config: RuleConfig, gate: Gate, environment: Environment[Any], reward: RewardConfig, seed: int) -> None:
+    def __init__(
+        self, config: RuleConfig, gate: Gate, environment: Environment[Any], reward: RewardConfig, seed: int
+    ) -> None:
         super().__init__(config.optimizer, seed)
         self.check(config, gate.config, reward)
         self.config, self.gate, self.environment = config, gate, environment
@@ -125,10 +142,14 @@ class GateModule(StepModule):
         if reward.form not in cls.forms or (reward.guess_penalty and "bonus" not in cls.forms):
             raise UserError(
                 f"reward.form={reward.form}, guess_penalty={reward.guess_penalty} cannot be learned by "
-                f"rule.name={config.name!r}, whose gate weighs score - price x cost; allowed: form=linear, guess_penalty=0"
+                f"rule.name={config.name!r}, whose gate weighs score - price x cost; allowed: form=linear, "
+                "guess_penalty=0"
             )
         if config.curriculum and config.online:
-            raise UserError(f"rule.curriculum={config.curriculum} needs every action's score; allowed: 0 with rule.online=true")
+            raise UserError(
+                f"rule.curriculum={config.curriculum} needs every action's score; allowed: 0 with "
+                "rule.online=true"
+            )
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -148,7 +169,9 @@ class GateModule(StepModule):
     def worth(self, price: Tensor, batch_idx: int) -> Worth:
         """The step's reward: (score, cost) of [B] or [B, S] each -> the same shape."""
         weighed = price * self.cost_weight(batch_idx)
-        return lambda score, cost: worth(self.price.config, score, cost, weighed if score.ndim == 1 else weighed[:, None])
+        return lambda score, cost: worth(
+            self.price.config, score, cost, weighed if score.ndim == 1 else weighed[:, None]
+        )
 
     def score(self, rows: Any, asked: Tensor) -> Tensor:
         """What answers are worth under a decision [B, T] -> [B]: the target's probability or score."""
@@ -161,8 +184,8 @@ class GateModule(StepModule):
         return self.environment.chances(rows) if soft else self.environment.scores(rows)
 
     def weight(self, rows: Any, price: Tensor, batch_idx: int) -> Tensor:
-        """How much each row counts, [B]. Dear samples would drown the others in a batch of all prices, so by the range of the
-        reward, 1 / (1 + price); and by the curriculum."""
+        """How much each row counts, [B]. Dear samples would drown the others in a batch of all prices, so by
+        the range of the reward, 1 / (1 + price); and by the curriculum."""
         weight = 1 / (1 + price)
         done = batch_idx / self.config.optimizer.steps
         if done < self.config.curriculum:
@@ -172,15 +195,10 @@ class GateModule(StepModule):
 
     @torch.no_grad()
     def record(
-        self,
-        rows: Any,
-        seen: Observation,
-        policy: Policy,
-        loss: Tensor,
-        batch_idx: int,
-        **losses: Tensor,
+        self, rows: Any, seen: Observation, policy: Policy, loss: Tensor, batch_idx: int, **losses: Tensor
     ) -> None:
-        """Move the multiplier by what samples cost; log what the gate does by its mode, and look for a collapse."""
+        """Move the multiplier by what samples cost; log what the gate does by its mode, and look for a
+        collapse."""
         logs = self.logs(batch_idx)
         targeted = self.price.config.mode == "target"
         if not (logs or targeted):
@@ -205,17 +223,24 @@ class GateModule(StepModule):
         }
         means |= {f"losses/{name}": value for name, value in losses.items()}
         metrics = dict(zip(means, self.over_ranks(torch.stack(list(means.values()))), strict=True))
-        every = {"asked": asked.tolist(), "sampled": sample.tolist(), "types": list(self.environment.types(rows))}
+        every = {
+            "asked": asked.tolist(),
+            "sampled": sample.tolist(),
+            "types": list(self.environment.types(rows)),
+        }
         every = self.of_ranks(every)
         decided, sampled = (torch.tensor(every[name]) for name in ("asked", "sampled"))
         health = signs(decided, sampled, every["types"], self.environment.tile_level)
-        self.log_dict(metrics | {name: torch.tensor(value) for name, value in health.items()}, batch_size=len(score))
+        self.log_dict(
+            metrics | {name: torch.tensor(value) for name, value in health.items()}, batch_size=len(score)
+        )
         told = self.alarm.look(batch_idx, self.gate, seen, self.price.config)
         if told is not None:
             rank_zero_warn(told)
 
     def on_fit_end(self) -> None:
-        # a gate that is told the price knows no other than it was told; a target's tilt belongs to the price it ended at
+        # a gate that is told the price knows no other than it was told; a target's tilt belongs to the price
+        # it ended at
         if self.price.config.mode != "sampled":
             self.gate.price.copy_(self.price.sample(1)[0])
         elif self.gate.dial:
@@ -223,7 +248,8 @@ class GateModule(StepModule):
 
     @torch.no_grad()
     def calibrate(self, environment: Environment[Any], rows: Any, rounds: int = 40) -> float:
-        """Tilt the trained gate until its mode costs the target on these rows, by bisection; returns the cost reached."""
+        """Tilt the trained gate until its mode costs the target on these rows, by bisection; returns the cost
+        reached."""
         target = self.price.config.target
         assert target is not None
         self.gate.eval()

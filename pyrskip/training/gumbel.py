@@ -1,7 +1,7 @@
 """Rule gumbel: straight-through Gumbel samples of the decision, differentiated through their mean reward.
 
-Offline the reward is the rollout table's multilinear extension, online that of the answer's probability with every tile's
-tokens weighed by its gate. Source: arXiv:1611.01144; the straight-through gradient is biased.
+Offline the reward is the rollout table's multilinear extension, online that of the answer's probability with
+every tile's tokens weighed by its gate. Source: arXiv:1611.01144; the straight-through gradient is biased.
 """
 
 from typing import Any
@@ -23,7 +23,9 @@ class GumbelModule(GateModule):
         policy = self.gate.policy(seen)
         worth, soft = self.worth(price, batch_idx), self.config.target == "probability"
         samples = (policy.rsample(self.config.temperature) for _ in range(self.config.samples))
-        reward = torch.stack([self.environment.relaxed(rows, sample, worth, soft) for sample in samples]).mean(0)
+        reward = torch.stack(
+            [self.environment.relaxed(rows, sample, worth, soft) for sample in samples]
+        ).mean(0)
         entropy = policy.entropy().mean()
         policy_loss = -(self.weight(rows, price, batch_idx) * reward).mean()
         loss = policy_loss - self.entropy_weight(batch_idx) * entropy

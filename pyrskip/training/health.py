@@ -14,16 +14,18 @@ from pyrskip.reward import RewardConfig, worth
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.health import entropy_of, keep_rates, labels, mutual_information
 
-# nats of policy entropy below which a gate counts as certain, and the share of the steps that it must have been so
+# nats of policy entropy below which a gate counts as certain, and the share of the steps that it must have
+# been so
 CERTAIN = 0.05
 PATIENCE = 0.2
 
 
 def signs(asked: Tensor, sampled: Tensor, types: Sequence[str], tile_level: Tensor) -> dict[str, float]:
-    """What a gate's decisions look like over a batch, by metric name. asked, sampled [B, T]: its mode and a sample.
+    """What a gate's decisions look like over a batch, by metric name. asked, sampled [B, T]: its mode and a
+    sample.
 
-    keep rates of levels; entropy of its decisions over the batch (variety), in nats; how many distinct selections, what they
-    tell of the question type, and how often the sample is not the mode.
+    keep rates of levels; entropy of its decisions over the batch (variety), in nats; how many distinct
+    selections, what they tell of the question type, and how often the sample is not the mode.
     """
     label = labels(asked > 0)
     rates = keep_rates(asked > 0, tile_level.to(asked.device))
@@ -38,8 +40,8 @@ def signs(asked: Tensor, sampled: Tensor, types: Sequence[str], tile_level: Tens
 
 
 class CollapseAlarm:
-    """Tells, once, when a gate has for a fifth of its training been certain of one selection for every question, at every
-    price that it is asked at."""
+    """Tells, once, when a gate has for a fifth of its training been certain of one selection for every
+    question, at every price that it is asked at."""
 
     def __init__(self, steps: int) -> None:
         self.patience, self.since, self.told = max(1, int(PATIENCE * steps)), -1, False
@@ -66,20 +68,34 @@ class CollapseAlarm:
 
 def _advice(keep: Tensor, reward: RewardConfig) -> str:
     """What every question gets, and what to change. keep [T] bool: the one selection."""
-    price = "reward.high" if reward.mode == "sampled" else "reward.price" if reward.mode == "fixed" else "reward.rate"
+    price = (
+        "reward.high"
+        if reward.mode == "sampled"
+        else "reward.price"
+        if reward.mode == "fixed"
+        else "reward.rate"
+    )
     more = "rule.entropy (at the least 0.01), or lower optimizer.lr"
     if not bool(keep[:-1].any()):
-        return f"gets the glance alone; lower {price}, let the price rise with rule.anneal=0.5, raise gate.open_bias or {more}"
+        return (
+            f"gets the glance alone; lower {price}, let the price rise with rule.anneal=0.5, raise "
+            f"gate.open_bias or {more}"
+        )
     if bool(keep.all()):
         return f"gets every tile; raise {price}, lower gate.open_bias, set rule.warmup=0, or raise {more}"
     tiles = ", ".join(str(t) for t in keep.nonzero().flatten().tolist())
-    return f"gets the same tiles ({tiles}), whatever it asks; raise {more}, or let the gate read more (gate=joint, gate.width)"
+    return (
+        f"gets the same tiles ({tiles}), whatever it asks; raise {more}, or let the gate read more "
+        "(gate=joint, gate.width)"
+    )
 
 
 def glance_is_best(environment: TableEnvironment, reward: RewardConfig, price: float) -> str | None:
-    """The arithmetic, where no question type gains on average by looking at more than the glance at this price; else None.
+    """The arithmetic, where no question type gains on average by looking at more than the glance at this
+    price; else None.
 
-    price: the least that the gate is trained at. The value of an action is its mean reward over a type's questions.
+    price: the least that the gate is trained at. The value of an action is its mean reward over a type's
+    questions.
     """
     table = environment.table
     scores = table.score[:, : len(table.actions)].double()
@@ -97,8 +113,12 @@ def glance_is_best(environment: TableEnvironment, reward: RewardConfig, price: f
         if float(gain[best]) > closest:
             closest = float(gain[best])
             right, spent = (float((of[rows, best] - of[rows, glance]).mean()) for of in (scores, cost))
-            told = f"{kind} from {table.actions.names[best]}, gains {right:.3f} of score for {price:g} x {spent:.3f} of cost"
+            told = (
+                f"{kind} from {table.actions.names[best]}, gains {right:.3f} of score for {price:g} x "
+                f"{spent:.3f} of cost"
+            )
     return (
-        f"at price {price:g} the glance alone is best for every question type, so a gate has nothing to learn; "
+        f"at price {price:g} the glance alone is best for every question type, so a gate has nothing to "
+        "learn; "
         f"what comes closest, {told}; lower the price, or set reward.form=bonus"
     )

@@ -19,8 +19,9 @@ OPTIMIZERS = ("adamw", "muon")
 class OptimizerConfig:
     """Linear warm-up over `warmup` steps, then a cosine to 0 at `steps`.
 
-    name: 'adamw', or 'muon': the weights of linear layers move by orthogonalised momentum (Jordan et al. 2024), as far a step
-    as AdamW would move them at the same rate (Liu et al., arXiv:2502.16982); embeddings and vectors stay with AdamW.
+    name: 'adamw', or 'muon': the weights of linear layers move by orthogonalised momentum (Jordan et al.
+    2024), as far a step as AdamW would move them at the same rate (Liu et al., arXiv:2502.16982); embeddings
+    and vectors stay with AdamW.
     """
 
     name: str = "adamw"
@@ -33,10 +34,17 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
             raise choose("optimizer.name", self.name, OPTIMIZERS)
-        if self.steps < 1 or self.lr <= 0 or min(self.warmup, self.weight_decay) < 0 or not 0 < self.beta2 < 1:
+        if (
+            self.steps < 1
+            or self.lr <= 0
+            or min(self.warmup, self.weight_decay) < 0
+            or not 0 < self.beta2 < 1
+        ):
             raise UserError(
-                f"optimizer.steps={self.steps}, lr={self.lr}, warmup={self.warmup}, weight_decay={self.weight_decay}, "
-                f"beta2={self.beta2}: allowed: steps at least 1, lr above 0, beta2 in (0, 1), the others at least 0"
+                f"optimizer.steps={self.steps}, lr={self.lr}, warmup={self.warmup}, "
+                f"weight_decay={self.weight_decay}, "
+                f"beta2={self.beta2}: allowed: steps at least 1, lr above 0, beta2 in (0, 1), the others at "
+                "least 0"
             )
 
 
@@ -46,11 +54,11 @@ def step_seed(seed: int, step: int, stream: int = 0) -> int:
 
 
 class StepModule(pl.LightningModule):
-    """Seeds every step from (seed, step, rank), so that a resumed run draws what the uninterrupted one would have drawn; and
-    learns from all ranks' rows alike, however many each has.
+    """Seeds every step from (seed, step, rank), so that a resumed run draws what the uninterrupted one would
+    have drawn; and learns from all ranks' rows alike, however many each has.
 
-    share: this rank's rows of the step over the mean of all ranks': weighed with it, the mean over ranks is that over rows.
-    log_every: steps between logged metrics, the last step's beside; 0 for none.
+    share: this rank's rows of the step over the mean of all ranks': weighed with it, the mean over ranks is
+    that over rows. log_every: steps between logged metrics, the last step's beside; 0 for none.
     """
 
     def __init__(self, optimizer: OptimizerConfig, seed: int) -> None:
@@ -100,15 +108,22 @@ class StepModule(pl.LightningModule):
     def build_optimizer(self) -> Optimizer:
         c, rates = self.optimizer_config, (0.9, self.optimizer_config.beta2)
         trained = [p for p in self.parameters() if p.requires_grad]
-        linear = {id(m.weight) for m in self.modules() if isinstance(m, nn.Linear)} if c.name == "muon" else set()
+        linear = (
+            {id(m.weight) for m in self.modules() if isinstance(m, nn.Linear)} if c.name == "muon" else set()
+        )
         groups = [
             {"params": [p for p in trained if id(p) in linear], "weight_decay": c.weight_decay},
-            {"params": [p for p in trained if id(p) not in linear and p.ndim > 1], "weight_decay": c.weight_decay},
+            {
+                "params": [p for p in trained if id(p) not in linear and p.ndim > 1],
+                "weight_decay": c.weight_decay,
+            },
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         if c.name == "adamw":
             return AdamW(groups[1:], lr=c.lr, betas=rates)
-        optimizer: Optimizer = Muon([groups[0], *({**g, "use_fallback": True} for g in groups[1:])], lr=c.lr, betas=rates)
+        optimizer: Optimizer = Muon(
+            [groups[0], *({**g, "use_fallback": True} for g in groups[1:])], lr=c.lr, betas=rates
+        )
         return optimizer
 
     def configure_optimizers(self) -> Any:

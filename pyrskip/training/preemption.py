@@ -1,7 +1,8 @@
 """Preemption: a process is told to go, keeps what it has learnt, and its job is run again.
 
-SIGTERM, SIGUSR1 and SIGUSR2 tell it. A training asks all ranks after every step whether one of them was told, saves, and ends;
-anything else ends at once, since it goes on from whole files. A job of SLURM is put back into its queue.
+SIGTERM, SIGUSR1 and SIGUSR2 tell it. A training asks all ranks after every step whether one of them was told,
+saves, and ends; anything else ends at once, since it goes on from whole files. A job of SLURM is put back
+into its queue.
 """
 
 import os
@@ -27,7 +28,8 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from pyrskip.data.workers import SIGNALS
 
 LINGER = 30
-"""Seconds that other ranks stay, so that SLURM ends no job of which the first rank is still putting it back."""
+"""Seconds that other ranks stay, so that SLURM ends no job of which the first rank is still putting it
+back."""
 
 
 class Preempted(SystemExit):
@@ -39,8 +41,8 @@ class Preempted(SystemExit):
 
 
 class _Notice:
-    """What this process has been told: a signal's number, 0 for none yet. waits: a training will look after its step.
-    launchers: of the processes that are to be told as well."""
+    """What this process has been told: a signal's number, 0 for none yet. waits: a training will look after
+    its step. launchers: of the processes that are to be told as well."""
 
     def __init__(self) -> None:
         self.signum, self.waits = 0, False
@@ -68,7 +70,8 @@ _notice = _Notice()
 
 @contextmanager
 def preemptible() -> Iterator[None]:
-    """Heed the signals within, and where one has ended it, see to it that the job is run again. Raises Preempted."""
+    """Heed the signals within, and where one has ended it, see to it that the job is run again. Raises
+    Preempted."""
     earlier = _notice.heed()
     try:
         yield
@@ -85,8 +88,8 @@ def preemptible() -> Iterator[None]:
 
 @contextmanager
 def after_the_step() -> Iterator[None]:
-    """Within, a training looks after its steps whether it was told to go. Raises Preempted, also where it was too late for
-    that."""
+    """Within, a training looks after its steps whether it was told to go. Raises Preempted, also where it was
+    too late for that."""
     _notice.waits = True
     try:
         yield
@@ -102,8 +105,8 @@ def after_the_step() -> Iterator[None]:
 
 
 def answer_signals(trainer: pl.Trainer) -> None:
-    """Leave signals to this module. Lightning's own handler waits for other ranks in whatever line it interrupts, which can
-    wait forever, and ends a training without saving."""
+    """Leave signals to this module. Lightning's own handler waits for other ranks in whatever line it
+    interrupts, which can wait forever, and ends a training without saving."""
     trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
     _notice.launchers = [one for one in _notice.launchers if _runs(one)]
     if trainer.strategy.launcher is not None:
@@ -117,7 +120,9 @@ class Stop(Callback):
         self.path = path
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if parent_process() is not None and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # a rank that was spawned
+        if (
+            parent_process() is not None and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        ):  # a rank that was spawned
             _notice.heed()
             _notice.waits = True
 
@@ -137,7 +142,9 @@ class Stop(Callback):
 
 def _runs(launcher: _Launcher) -> bool:
     """Whether any process that it started is still there."""
-    codes = [p.poll() if isinstance(p, subprocess.Popen) else p.exitcode for p in getattr(launcher, "procs", ())]
+    codes = [
+        p.poll() if isinstance(p, subprocess.Popen) else p.exitcode for p in getattr(launcher, "procs", ())
+    ]
     return None in codes
 
 
@@ -146,8 +153,8 @@ def _nothing() -> None:
 
 
 def _return_job(signum: int, earlier: Callable[[int, None], None] | int | None) -> None:
-    """Hand the signal on to who handled it before, such as submitit, which returns a job its own way; then see to it that
-    SLURM runs the job again."""
+    """Hand the signal on to who handled it before, such as submitit, which returns a job its own way; then
+    see to it that SLURM runs the job again."""
     if callable(earlier):
         earlier(signum, None)
     job = os.environ.get("SLURM_JOB_ID")
@@ -170,7 +177,9 @@ def _return_job(signum: int, earlier: Callable[[int, None], None] | int | None) 
 
 
 def _scontrol(*arguments: str) -> str:
-    return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(
+        ["scontrol", *arguments], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
 
 
 def _say(line: str) -> None:

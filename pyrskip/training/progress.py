@@ -8,7 +8,12 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 
-SHOWN = {"loss": "train/loss", "accuracy": "train/accuracy", "score": "gate/accuracy", "cost": "cost/relative_flops"}
+SHOWN = {
+    "loss": "train/loss",
+    "accuracy": "train/accuracy",
+    "score": "gate/accuracy",
+    "cost": "cost/relative_flops",
+}
 THEME = RichProgressBarTheme(progress_bar="#0072B2", progress_bar_finished="#009E73", metrics="default")
 
 
@@ -44,5 +49,7 @@ class Lines(Callback):
     ) -> None:
         total = int(trainer.num_training_batches)
         if trainer.is_global_zero and (batch_idx + 1) * 5 // total > batch_idx * 5 // total:
-            told = "  ".join(f"{name} {value:.4f}" for name, value in figures(trainer.callback_metrics).items())
+            told = "  ".join(
+                f"{name} {value:.4f}" for name, value in figures(trainer.callback_metrics).items()
+            )
             print(f"  {self.title}: step {batch_idx + 1}/{total}  {told}", file=sys.stderr, flush=True)

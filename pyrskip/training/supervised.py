@@ -14,8 +14,9 @@ from pyrskip.training.gate import GateModule
 class SupervisedModule(GateModule):
     """The price is in the policy's arithmetic, not in what is learned, so every price is served by one gate.
 
-    Cross-entropy with a soft target is least where the prediction is the target's mean. The answer's probability, the
-    default target, has the same mean as the score if the model is calibrated, and tells a near miss from a clear one.
+    Cross-entropy with a soft target is least where the prediction is the target's mean. The answer's
+    probability, the default target, has the same mean as the score if the model is calibrated, and tells a
+    near miss from a clear one.
     """
 
     policies = ("utility",)

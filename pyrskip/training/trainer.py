@@ -37,8 +37,9 @@ STRATEGIES = tuple(STARTS)
 class TrainerConfig:
     """Lightning's own words. checkpoint_every: steps that a kill can cost at most. quiet: no progress.
 
-    strategy: auto (one process, or ddp where there are several), ddp, ddp_fork or ddp_spawn (on one machine, from one process),
-    fsdp (flex alone: its language model in parts, gates by ddp). timeout: seconds that a rank waits for another.
+    strategy: auto (one process, or ddp where there are several), ddp, ddp_fork or ddp_spawn (on one machine,
+    from one process), fsdp (flex alone: its language model in parts, gates by ddp). timeout: seconds that a
+    rank waits for another.
     """
 
     accelerator: str = "cpu"
@@ -58,11 +59,16 @@ class TrainerConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: at least 1 is needed")
         if self.accelerator not in ("cpu", "gpu", "cuda", "mps", "tpu", "auto"):
-            raise UserError(f"trainer.accelerator={self.accelerator!r} is unknown; allowed: auto, cpu, cuda, gpu, mps, tpu")
+            raise UserError(
+                f"trainer.accelerator={self.accelerator!r} is unknown; allowed: auto, cpu, cuda, gpu, mps, "
+                "tpu"
+            )
         if self.strategy not in STRATEGIES:
             raise choose("trainer.strategy", self.strategy, STRATEGIES)
         if self.gradient_clip is not None and not 0 < self.gradient_clip < float("inf"):
-            raise UserError(f"trainer.gradient_clip={self.gradient_clip} clips nothing; allowed: null, or more than 0")
+            raise UserError(
+                f"trainer.gradient_clip={self.gradient_clip} clips nothing; allowed: null, or more than 0"
+            )
 
 
 def build_trainer(
@@ -75,7 +81,8 @@ def build_trainer(
 ) -> pl.Trainer:
     """A Trainer whose one epoch is the whole run and whose checkpoints go to `directory`/last.ckpt.
 
-    title: what its progress is told as. sharded: whether trainer.strategy=fsdp may share out the module's weights.
+    title: what its progress is told as. sharded: whether trainer.strategy=fsdp may share out the module's
+    weights.
     """
     terminal = sys.stderr.isatty() and not config.quiet
     progress: list[Callback] = [] if config.quiet else [Bar(title) if terminal else Lines(title)]
@@ -97,26 +104,32 @@ def build_trainer(
 
 
 def check_trainer(config: TrainerConfig, steps: Iterable[int]) -> None:
-    """Refuse a Trainer that cannot be here, and steps of optimizers that accumulation does not divide. Starts nothing."""
+    """Refuse a Trainer that cannot be here, and steps of optimizers that accumulation does not divide. Starts
+    nothing."""
     for count in steps:
         if count % config.accumulate:
             raise UserError(
                 f"trainer.accumulate={config.accumulate} does not divide optimizer.steps={count}; "
                 "allowed: a divisor of every trained stage's steps"
             )
-    _trainer(config, config.strategy == "fsdp", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    _trainer(
+        config, config.strategy == "fsdp", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
 
 
 def _own_ranks(config: TrainerConfig) -> list[LightningEnvironment]:
-    """The environment of ranks that are started here, or none where a launcher has started them. Refuses another number than
-    that: they would wait for each other, or each train alone."""
+    """The environment of ranks that are started here, or none where a launcher has started them. Refuses
+    another number than that: they would wait for each other, or each train alone."""
     wanted, torchrun = config.devices * config.nodes, TorchElasticEnvironment.detect()
     started = int(os.environ["WORLD_SIZE"] if torchrun else os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if not torchrun and started == 1 and (config.nodes == 1 or "NODE_RANK" in os.environ):
-        return [LightningEnvironment()]  # in a job of SLURM too, of which Lightning would take every process for a task
+        return [
+            LightningEnvironment()
+        ]  # in a job of SLURM too, of which Lightning would take every process for a task
     if started != wanted:
         raise UserError(
-            f"trainer.devices x trainer.nodes = {wanted}, and torchrun or srun has started {started}; allowed: as many of both"
+            f"trainer.devices x trainer.nodes = {wanted}, and torchrun or srun has started {started}; "
+            "allowed: as many of both"
         )
     return []
 
@@ -153,15 +166,18 @@ def _trainer(config: TrainerConfig, sharded: bool, **rest: Any) -> pl.Trainer:
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise UserError(
             f"trainer.accelerator={config.accelerator}, devices={config.devices}, nodes={config.nodes}, "
-            f"strategy={config.strategy}, precision={config.precision} cannot run here: {' '.join(str(error).split())}"
+            f"strategy={config.strategy}, precision={config.precision} cannot run here: "
+            f"{' '.join(str(error).split())}"
         ) from error
     answer_signals(trainer)
     return trainer
 
 
-def fit(trainer: pl.Trainer, module: pl.LightningModule, data: StepData, directory: Path) -> dict[str, Tensor]:
-    """Train to the end, from the directory's checkpoint where there is one. Returns the module's state, on the first rank
-    whole, though it may be in parts."""
+def fit(
+    trainer: pl.Trainer, module: pl.LightningModule, data: StepData, directory: Path
+) -> dict[str, Tensor]:
+    """Train to the end, from the directory's checkpoint where there is one. Returns the module's state, on
+    the first rank whole, though it may be in parts."""
     path = directory / CHECKPOINT
     if path.exists():
         check_readable(path, module)
@@ -173,7 +189,10 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: StepData, directo
 @contextmanager
 def together(config: TrainerConfig) -> Iterator[None]:
     """Within, a rank that is gone, or refuses what it was given, is one sentence. Raises UserError."""
-    gone = f"another rank is gone, or was silent for trainer.timeout={config.timeout} s; the same command goes on"
+    gone = (
+        f"another rank is gone, or was silent for trainer.timeout={config.timeout} s; the same command "
+        "goes on"
+    )
     try:
         yield
     except ProcessRaisedException as error:  # with the traceback of a rank that was forked or spawned
@@ -199,11 +218,14 @@ def check_readable(path: Path, module: torch.nn.Module | None = None) -> None:
     if not isinstance(saved, dict) or not {"state_dict", "pytorch-lightning_version"} <= saved.keys():
         raise UserError(f"{path} is no checkpoint of a training; {mend}")
     if module is not None:
-        there = {name: tuple(getattr(value, "shape", ())) for name, value in dict(saved["state_dict"]).items()}
+        there = {
+            name: tuple(getattr(value, "shape", ())) for name, value in dict(saved["state_dict"]).items()
+        }
         wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
         wrong = sorted(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name))
         if wrong:
             raise UserError(
-                f"{path} is the checkpoint of another model: {wrong[0]} is {there.get(wrong[0], 'missing')} there and "
+                f"{path} is the checkpoint of another model: {wrong[0]} is {there.get(wrong[0], 'missing')} "
+                "there and "
                 f"{wanted.get(wrong[0], 'missing')} here; {mend}"
             )

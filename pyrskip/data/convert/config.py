@@ -12,12 +12,12 @@ COLUMNS = ("question", "answers", "image", "image_id", "type", "key")
 
 @dataclass(frozen=True)
 class FilesConfig:
-    """path: the annotation file, a path or URL, with *, ? and {a,b} for several. images: the folder that llava's images are
-    in, or the parquet files of a table of images; '' where images are embedded. test: annotation files of a test split; '' to
-    take test_fraction of the images. metric: how answers are scored.
+    """path: the annotation file, a path or URL, with *, ? and {a,b} for several. images: the folder that
+    llava's images are in, or the parquet files of a table of images; '' where images are embedded. test:
+    annotation files of a test split; '' to take test_fraction of the images. metric: how answers are scored.
 
-    columns: names of a table's columns, where they are others than usual. workers: threads that write shards, null for one
-    a core; the bytes do not depend on it.
+    columns: names of a table's columns, where they are others than usual. workers: threads that write shards,
+    null for one a core; the bytes do not depend on it.
     """
 
     path: str = "my_data.json"
@@ -36,7 +36,8 @@ class FilesConfig:
             raise choose("data.files.metric", self.metric, METRICS)
         if not self.test and not 0 < self.test_fraction < 1:
             raise UserError(
-                f"data.files.test_fraction={self.test_fraction} is no share of the images; allowed: between 0 and 1"
+                f"data.files.test_fraction={self.test_fraction} is no share of the images; allowed: between "
+                "0 and 1"
             )
         for role in self.columns:
             if role not in COLUMNS:

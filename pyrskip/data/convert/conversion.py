@@ -1,7 +1,8 @@
 """Files of one's own -> shards: streaming, resumable, in parallel, the images' bytes as they are.
 
-Two passes. The first lists: every annotation file is read once, and what it tells goes into a plan on the disk. The second
-writes: images are divided into splits and shards, and each shard is written from its images by one of several threads.
+Two passes. The first lists: every annotation file is read once, and what it tells goes into a plan on the
+disk. The second writes: images are divided into splits and shards, and each shard is written from its images
+by one of several threads.
 """
 
 import json
@@ -24,7 +25,6 @@ from pyrskip.data.convert.rows import Format, Row, image_extension
 from pyrskip.data.convert.tsv import Tsv
 from pyrskip.data.entries import list_name
 from pyrskip.data.faults import Fault, too_many
-from pyrskip.data.record import Record
 from pyrskip.data.shards import (
     INDEX,
     DataConfig,
@@ -39,6 +39,7 @@ from pyrskip.data.shards import (
 )
 from pyrskip.data.storage import expand, is_url
 from pyrskip.errors import UserError
+from pyrskip.record import Record
 
 PLAN, REPORT = "plan.sqlite", "conversion.json"
 AHEAD = 2
@@ -53,7 +54,9 @@ def check_files(config: DataConfig) -> None:
         expand(pattern)
     if config.source == "llava":
         if not files.images:
-            raise UserError("data.files.images is empty; allowed for data=llava: the folder that its images are in")
+            raise UserError(
+                "data.files.images is empty; allowed for data=llava: the folder that its images are in"
+            )
         if not is_url(files.images) and not Path(files.images).is_dir():
             raise UserError(f"data.files.images={files.images!r} is no folder that is there")
     elif files.images:
@@ -61,10 +64,12 @@ def check_files(config: DataConfig) -> None:
 
 
 def convert(config: DataConfig, directory: Path) -> Index:
-    """Write the shards of the files that config.files names, their index, and `conversion.json`: what was skipped or broken.
+    """Write the shards of the files that config.files names, their index, and `conversion.json`: what was
+    skipped or broken.
 
-    A conversion that was killed goes on when it is called again. The same files give the same bytes, whatever the number of
-    threads. Raises UserError where nothing can be read, or more than config.max_bad_fraction of the questions is broken.
+    A conversion that was killed goes on when it is called again. The same files give the same bytes, whatever
+    the number of threads. Raises UserError where nothing can be read, or more than config.max_bad_fraction of
+    the questions is broken.
     """
     check_files(config)
     with writing(directory):
@@ -73,7 +78,9 @@ def convert(config: DataConfig, directory: Path) -> Index:
     try:
         plan = Plan(directory / PLAN)
     except sqlite3.DatabaseError as error:
-        raise UserError(f"{directory / PLAN} cannot be read ({error}); delete it to convert from the start") from error
+        raise UserError(
+            f"{directory / PLAN} cannot be read ({error}); delete it to convert from the start"
+        ) from error
     try:
         _list(plan, config, directory)
         _write(plan, config, directory)
@@ -84,7 +91,9 @@ def convert(config: DataConfig, directory: Path) -> Index:
     finally:
         plan.close()
     if not splits["train"]:
-        raise UserError(f"data.files.path={config.files.path} gives no image to train on; {json.dumps(report)}")
+        raise UserError(
+            f"data.files.path={config.files.path} gives no image to train on; {json.dumps(report)}"
+        )
     with whole_file(directory / REPORT) as file:
         file.write(json.dumps(report, indent=1).encode())
     index = write_index(directory, config.source, splits)
@@ -178,7 +187,9 @@ def write_planned(path: Path, form: Format, samples: Sequence[Planned]) -> Done:
                 record = Record(key, content, image_extension(content), questions)
             except Exception as error:  # stores and formats raise their own
                 place = place.replace("\t", ":")
-                faults.append(Fault(path.name, key, f"{place}: {type(error).__name__}: {error}", len(questions)))
+                faults.append(
+                    Fault(path.name, key, f"{place}: {type(error).__name__}: {error}", len(questions))
+                )
                 continue
             yield record
 
@@ -208,11 +219,16 @@ def _check(plan: Plan, config: DataConfig, directory: Path) -> None:
 
 
 def _report(plan: Plan) -> dict[str, Any]:
-    return {"rows": plan.rows(), "skipped": plan.skipped(), "broken": [asdict(fault) for fault in plan.faults()]}
+    return {
+        "rows": plan.rows(),
+        "skipped": plan.skipped(),
+        "broken": [asdict(fault) for fault in plan.faults()],
+    }
 
 
 def _told(report: dict[str, Any]) -> Iterator[str]:
     for reason, rows in report["skipped"].items():
         yield f"skipped: {rows} x {reason}"
     if report["broken"]:
-        yield f"broken and left out: {len(report['broken'])}, listed in {REPORT}; the first: {Fault(**report['broken'][0])}"
+        first = Fault(**report["broken"][0])
+        yield f"broken and left out: {len(report['broken'])}, listed in {REPORT}; the first: {first}"

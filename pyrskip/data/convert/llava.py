@@ -1,8 +1,9 @@
-"""LLaVA's format: a JSON array (or JSON lines) of {"id", "image", "conversations": [{"from", "value"}, ...]}, and a folder.
+"""LLaVA's format: a JSON array (or JSON lines) of {"id", "image", "conversations": [{"from", "value"}, ...]},
+and a folder.
 
-Every human turn that a gpt turn answers is a question on the image. Rows without an image, with several or with a video are
-skipped and counted. An image is known by its path in the folder; its first folder is the question's type, unless the row
-has "type" or "category".
+Every human turn that a gpt turn answers is a question on the image. Rows without an image, with several or
+with a video are skipped and counted. An image is known by its path in the folder; its first folder is the
+question's type, unless the row has "type" or "category".
 """
 
 import json

@@ -1,9 +1,9 @@
-"""Tables with embedded images, as lmms-eval's sets on the Hugging Face hub are: TextVQA, DocVQA, POPE, MME, ChartQA, and GQA
-with its questions in one table and its images in another.
+"""Tables with embedded images, as lmms-eval's sets on the Hugging Face hub are: TextVQA, DocVQA, POPE, MME,
+ChartQA, and GQA with its questions in one table and its images in another.
 
-An image is a struct of `bytes` and `path`, as the datasets library writes it, or plain bytes. It is known by its bytes, so
-that rows with the same image are questions on one image; or in GQA's form by its id. Columns are found by their usual names
-(`USUAL`), or given as data.files.columns; a dot reaches into a struct.
+An image is a struct of `bytes` and `path`, as the datasets library writes it, or plain bytes. It is known by
+its bytes, so that rows with the same image are questions on one image; or in GQA's form by its id. Columns
+are found by their usual names (`USUAL`), or given as data.files.columns; a dot reaches into a struct.
 """
 
 import threading
@@ -30,7 +30,8 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "type": ("types.structural", "category", "question_types", "question_type", "type"),
     "key": ("id", "imageId", "image_id"),
 }
-"""What a column is for -> the names that it has in published sets. key: an image's own, in a table of images."""
+"""What a column is for -> the names that it has in published sets. key: an image's own, in a table of
+images."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Parquet:
             return ""
         raise UserError(
             f"{path} has no column for data.files.columns.{role} "
-            f"({'named ' + given if given else 'of the usual names ' + ', '.join(USUAL[role])}); it has {', '.join(names)}"
+            f"({'named ' + given if given else 'of the usual names ' + ', '.join(USUAL[role])}); it has "
+            f"{', '.join(names)}"
         )
 
 
@@ -103,7 +105,9 @@ def _open(file: Any, path: str) -> "ParquetFile":
     try:
         return ParquetFile(file)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} is no parquet file that can be read: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{path} is no parquet file that can be read: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _rows(table: "ParquetFile", path: str, columns: list[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -119,7 +123,8 @@ def _rows(table: "ParquetFile", path: str, columns: list[str]) -> Iterator[tuple
 
 
 def _group_images(path: str, group: int, column: str) -> Any:
-    """The images of a row group. Each thread keeps its last: rows of a shard come in the order of the file."""
+    """The images of a row group. Each thread keeps its last: rows of a shard come in the order of the
+    file."""
     if getattr(_LAST, "place", None) != (path, group, column):
         _LAST.place = _LAST.images = None  # one at a time
         with open_file(path) as file:

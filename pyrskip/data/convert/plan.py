@@ -1,5 +1,6 @@
-"""What a conversion has found and what it has yet to write, in a database beside the shards: memory stays flat however much
-there is, and a conversion that was killed goes on with the file and the shard that it was at."""
+"""What a conversion has found and what it has yet to write, in a database beside the shards: memory stays
+flat however much there is, and a conversion that was killed goes on with the file and the shard that it was
+at."""
 
 import hashlib
 import json
@@ -48,7 +49,9 @@ class Plan:
 
     def listed(self, path: str, part: str) -> bool:
         """Whether a file has been listed to its end."""
-        return bool(self._base.execute("SELECT 1 FROM files WHERE path = ? AND part = ?", (path, part)).fetchone())
+        return bool(
+            self._base.execute("SELECT 1 FROM files WHERE path = ? AND part = ?", (path, part)).fetchone()
+        )
 
     def note(self, path: str, part: str, rows: Iterable[Row]) -> None:
         """Note all rows of a file, or on any error none."""
@@ -71,13 +74,17 @@ class Plan:
         return self._free() > 0
 
     def divide(self, config: DataConfig) -> None:
-        """Give every image a split and a shard: a function of the set of keys and of the seed, as for any other source.
+        """Give every image a split and a shard: a function of the set of keys and of the seed, as for any
+        other source.
 
-        An image that a test file has as well is left out of training. Without test files, a share of the images is test.
+        An image that a test file has as well is left out of training. Without test files, a share of the
+        images is test.
         """
         files = config.files
         self._base.create_function("shuffled", 1, lambda key: _digest(config.seed, key), deterministic=True)
-        self._base.create_function("shuffled_test", 1, lambda key: _digest(config.seed, f"test/{key}"), deterministic=True)
+        self._base.create_function(
+            "shuffled_test", 1, lambda key: _digest(config.seed, f"test/{key}"), deterministic=True
+        )
         with self._base as base:
             base.execute("UPDATE images SET split = NULL, shard = NULL")
             self._leave_out()
@@ -91,7 +98,8 @@ class Plan:
             base.execute("UPDATE images SET split = 'train' WHERE split IS NULL")
             if config.limit is not None:
                 base.execute(
-                    "UPDATE images SET split = '' WHERE number IN (SELECT number FROM (SELECT number, row_number() OVER "
+                    "UPDATE images SET split = '' WHERE number IN (SELECT number FROM (SELECT number, "
+                    "row_number() OVER "
                     "(PARTITION BY split ORDER BY shuffled(key)) AS place FROM images) WHERE place > ?)",
                     (config.limit,),
                 )
@@ -104,14 +112,17 @@ class Plan:
 
     def shards(self) -> list[tuple[str, int]]:
         """Split and number of each shard that is to be written."""
-        rows = self._base.execute("SELECT DISTINCT split, shard FROM images WHERE split != '' ORDER BY split, shard").fetchall()
+        rows = self._base.execute(
+            "SELECT DISTINCT split, shard FROM images WHERE split != '' ORDER BY split, shard"
+        ).fetchall()
         written = set(self._base.execute("SELECT split, number FROM shards").fetchall())
         return [row for row in rows if row not in written]
 
     def samples(self, split: str, number: int) -> Iterator[Planned]:
         """Of a shard."""
         images = self._base.execute(
-            "SELECT number, part, key, place FROM images WHERE split = ? AND shard = ? ORDER BY number", (split, number)
+            "SELECT number, part, key, place FROM images WHERE split = ? AND shard = ? ORDER BY number",
+            (split, number),
         )
         for image, part, key, place in images.fetchall():
             found = self._base.execute(
@@ -128,8 +139,12 @@ class Plan:
             base.execute("INSERT INTO shards VALUES (?, ?, ?)", (split, number, content))
 
     def written(self) -> dict[str, list[Shard]]:
-        rows = self._base.execute("SELECT split, content FROM shards WHERE content NOT NULL ORDER BY split, number").fetchall()
-        return {split: [Shard(**json.loads(content)) for of, content in rows if of == split] for split in SPLITS}
+        rows = self._base.execute(
+            "SELECT split, content FROM shards WHERE content NOT NULL ORDER BY split, number"
+        ).fetchall()
+        return {
+            split: [Shard(**json.loads(content)) for of, content in rows if of == split] for split in SPLITS
+        }
 
     def rows(self) -> int:
         return int(self._base.execute("SELECT coalesce(sum(rows), 0) FROM files").fetchone()[0])
@@ -141,7 +156,10 @@ class Plan:
         return dict(self._base.execute("SELECT reason, rows FROM skipped ORDER BY reason").fetchall())
 
     def faults(self) -> list[Fault]:
-        return [Fault(*row) for row in self._base.execute("SELECT shard, key, reason, lost FROM faults ORDER BY rowid")]
+        return [
+            Fault(*row)
+            for row in self._base.execute("SELECT shard, key, reason, lost FROM faults ORDER BY rowid")
+        ]
 
     def _found(self, row: Found, part: str) -> None:
         ((number,),) = self._base.execute(
@@ -150,25 +168,38 @@ class Plan:
             "SET place = coalesce(place, ?3), part = min(part, ?2) RETURNING number",
             (row.image, part, row.place),
         ).fetchall()
-        contents = [(number, part, json.dumps(vars(question), ensure_ascii=False)) for question in row.questions]
+        contents = [
+            (number, part, json.dumps(vars(question), ensure_ascii=False)) for question in row.questions
+        ]
         self._base.executemany("INSERT INTO questions VALUES (?, ?, ?)", contents)
 
     def _skip(self, reason: str, rows: int = 1) -> None:
         self._base.execute(
-            "INSERT INTO skipped VALUES (?1, ?2) ON CONFLICT (reason) DO UPDATE SET rows = rows + ?2", (reason, rows)
+            "INSERT INTO skipped VALUES (?1, ?2) ON CONFLICT (reason) DO UPDATE SET rows = rows + ?2",
+            (reason, rows),
         )
 
     def _leave_out(self) -> None:
         """What no split can hold, counted."""
-        without = "NOT EXISTS (SELECT 1 FROM questions AS q WHERE q.image = images.number AND q.part = images.part)"
+        without = (
+            "NOT EXISTS (SELECT 1 FROM questions AS q WHERE q.image = images.number AND q.part = images.part)"
+        )
         unasked = self._base.execute(f"UPDATE images SET split = '' WHERE {without}").rowcount
-        missing = self._base.execute("SELECT key FROM images WHERE place IS NULL AND split IS NULL").fetchall()
+        missing = self._base.execute(
+            "SELECT key FROM images WHERE place IS NULL AND split IS NULL"
+        ).fetchall()
         self._base.execute("UPDATE images SET split = '' WHERE place IS NULL")
-        both = "SELECT count(*) FROM questions AS q JOIN images ON images.number = q.image WHERE q.part != images.part"
+        both = (
+            "SELECT count(*) FROM questions AS q JOIN images ON images.number = q.image WHERE q.part != "
+            "images.part"
+        )
         seen = self._base.execute(both).fetchone()[0]
         for (key,) in missing:
             self.fault(Fault("images", key, "is in none of the tables of images"))
-        for reason, rows in (("images without a question", unasked), ("training questions on test images", seen)):
+        for reason, rows in (
+            ("images without a question", unasked),
+            ("training questions on test images", seen),
+        ):
             if rows:
                 self._skip(reason, rows)
 
@@ -190,4 +221,6 @@ def _digest(seed: int, key: str) -> bytes:
 
 def _question(content: str) -> Question:
     plain = json.loads(content)
-    return Question(**plain | {"answers": tuple(plain["answers"]), "boxes": tuple(map(tuple, plain["boxes"]))})
+    return Question(
+        **plain | {"answers": tuple(plain["answers"]), "boxes": tuple(map(tuple, plain["boxes"]))}
+    )

@@ -15,7 +15,8 @@ SIGNATURES = {"png": b"\x89PNG\r\n\x1a\n", "jpg": b"\xff\xd8\xff", "webp": b"RIF
 
 @dataclass(frozen=True)
 class Found:
-    """Questions on an image, or where an image is, or both. image: its key; place: what the format finds its bytes by."""
+    """Questions on an image, or where an image is, or both. image: its key; place: what the format finds its
+    bytes by."""
 
     image: str
     place: str | None = None
@@ -71,7 +72,8 @@ def image_extension(content: bytes) -> str:
 
 
 def ordered(answers: Iterable[object]) -> tuple[str, ...]:
-    """Answers as text, repeats included, the most frequent first: what comes first is what a model learns to write.
+    """Answers as text, repeats included, the most frequent first: what comes first is what a model learns to
+    write.
 
     Raises ValueError where there is none, or one is no text or number.
     """

@@ -1,7 +1,9 @@
-"""VLMEvalKit's format: a tab-separated table with `question`, `answer`, a base64 `image` and options `A`, `B`, ...
+"""VLMEvalKit's format: a tab-separated table with `question`, `answer`, a base64 `image` and options `A`,
+`B`, ...
 
-An image of fewer than 65 characters is the index of an earlier row that holds it. Options are written under the question, a
-line 'A. text' each, and `hint` above it, as its prompts do. `category` is the question's type.
+An image of fewer than 65 characters is the index of an earlier row that holds it. Options are written under
+the question, a line 'A. text' each, and `hint` above it, as its prompts do. `category` is the question's
+type.
 """
 
 import base64
@@ -42,8 +44,12 @@ class Tsv:
                     )
             for number, (start, length, cells) in enumerate(records):
                 try:
-                    row = {name: cell for name, cell in zip(header, cells, strict=True) if cell and cell != "nan"}
-                    yield self._row(row, number, f"{path}\t{start}\t{length}\t{header.index(self._name('image'))}", keys)
+                    row = {
+                        name: cell for name, cell in zip(header, cells, strict=True) if cell and cell != "nan"
+                    }
+                    yield self._row(
+                        row, number, f"{path}\t{start}\t{length}\t{header.index(self._name('image'))}", keys
+                    )
                 except (ValueError, KeyError) as error:
                     yield Fault(path, f"row {number}", f"{type(error).__name__}: {error}")
 
@@ -60,7 +66,12 @@ class Tsv:
             return Skipped("several images")
         options = [f"{letter}. {row[letter]}" for letter in string.ascii_uppercase if letter in row]
         text = "\n".join([*filter(None, [row.get("hint")]), row[self._name("question")], *options])
-        asked = Question(text, ordered([row[self._name("answers")]]), row.get(self._name("type"), "all"), metric=self.metric)
+        asked = Question(
+            text,
+            ordered([row[self._name("answers")]]),
+            row.get(self._name("type"), "all"),
+            metric=self.metric,
+        )
         if len(image) <= REFERENCE:
             if image not in keys:
                 raise ValueError(f"image={image} is no row before this one with an image of its own")
@@ -74,7 +85,8 @@ class Tsv:
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[int, int, list[str]]]:
-    """Where each record begins, how many bytes it is long, and its cells; a quoted cell may hold line breaks."""
+    """Where each record begins, how many bytes it is long, and its cells; a quoted cell may hold line
+    breaks."""
     csv.field_size_limit(LONGEST)
     position = 0
 

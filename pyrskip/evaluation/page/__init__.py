@@ -35,8 +35,8 @@ CURVES = {
 
 
 def write_report(directory: Path, out: Path) -> None:
-    """Write the report of a run's or a sweep's directory to `out`. Raises UserError where there is nothing to report, or
-    out cannot be written."""
+    """Write the report of a run's or a sweep's directory to `out`. Raises UserError where there is nothing to
+    report, or out cannot be written."""
     runs = load_runs(directory)
     content = page(runs, directory.resolve().name)
     try:
@@ -54,22 +54,36 @@ def page(runs: Sequence[Finished], title: str) -> str:
     data = json.dumps(_finite({"title": title, "sections": sections}), ensure_ascii=False, allow_nan=False)
     # a question could hold '</script>'
     parts = {"data": data.replace("<", "\\u003c"), "plotly": get_plotlyjs()}
-    parts |= {name.replace(".", "_"): files(__name__).joinpath(name).read_text() for name in ("page.css", "page.js")}
+    parts |= {
+        name.replace(".", "_"): files(__name__).joinpath(name).read_text() for name in ("page.css", "page.js")
+    }
     parts["title"] = _escaped(title)
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], files(__name__).joinpath("page.html").read_text())
+    return re.sub(
+        r"\{\{(\w+)\}\}", lambda match: parts[match[1]], files(__name__).joinpath("page.html").read_text()
+    )
 
 
 def _run_sections(run: Finished) -> list[dict[str, Any]]:
     return [
         {"kind": "cards", "cards": _cards(run)},
         _plot("Frontier", frontier_figure(run.rows), FRONTIER_NOTE, tall=True),
-        _table("Every method", ROW_COLUMNS, _method_rows(run), "Test split; seeds averaged. A click on a heading sorts."),
+        _table(
+            "Every method",
+            ROW_COLUMNS,
+            _method_rows(run),
+            "Test split; seeds averaged. A click on a heading sorts.",
+        ),
         _table("By question type", TYPE_COLUMNS, _type_rows(run), "Test split, means over seeds."),
         *_selections(run),
         _table("Health of the gates", *_health(run), HEALTH_NOTE),
         *_curves(run),
         *_gallery(run),
-        {"kind": "text", "title": "Config", "text": json.dumps(run.config, indent=1), "note": f"{run.directory}"},
+        {
+            "kind": "text",
+            "title": "Config",
+            "text": json.dumps(run.config, indent=1),
+            "note": f"{run.directory}",
+        },
         _table("Versions", ("what", "version"), [list(item) for item in run.versions.items()], ""),
     ]
 
@@ -79,9 +93,19 @@ def _sweep_sections(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     rows = {run.label: run.rows for run in runs}
     return [
         _plot("Frontier", runs_figure(rows, run_colours(rules, RULES)), SWEEP_NOTE, tall=True),
-        _table("Runs", SWEEP_COLUMNS, [row for run in runs for row in _target_rows(run)], "A line a target; means over seeds."),
+        _table(
+            "Runs",
+            SWEEP_COLUMNS,
+            [row for run in runs for row in _target_rows(run)],
+            "A line a target; means over seeds.",
+        ),
         _table("Health of the gates", *_health_of_all(runs), HEALTH_NOTE),
-        _table("By question type", ("run", *TYPE_COLUMNS), [[r.label, *row] for r in runs for row in _type_rows(r)], ""),
+        _table(
+            "By question type",
+            ("run", *TYPE_COLUMNS),
+            [[r.label, *row] for r in runs for row in _type_rows(r)],
+            "",
+        ),
         {
             "kind": "text",
             "title": "Configs, where they differ",
@@ -92,12 +116,17 @@ def _sweep_sections(runs: Sequence[Finished]) -> list[dict[str, Any]]:
 
 
 FRONTIER_NOTE = (
-    "Accuracy against FLOPs over the mean full pyramid's, on the test split; bars are 95 % intervals over images. "
+    "Accuracy against FLOPs over the mean full pyramid's, on the test split; bars are 95 % intervals over "
+    "images. "
     "Hover or tap for a point's method, price, accuracy and cost; the legend hides and shows methods."
 )
-SWEEP_NOTE = "The gate's curve of every run, with 95 % intervals; full pyramid and fixed selections are the first run's."
+SWEEP_NOTE = (
+    "The gate's curve of every run, with 95 % intervals; full pyramid and fixed selections are the "
+    "first run's."
+)
 HEALTH_NOTE = (
-    "At the price that validation chose for each target. One distinct decision, or no information about the question type, "
+    "At the price that validation chose for each target. One distinct decision, or no information about the "
+    "question type, "
     "is a gate that stopped to decide."
 )
 ROW_COLUMNS = (
@@ -114,7 +143,16 @@ ROW_COLUMNS = (
     "ms",
 )
 TYPE_COLUMNS = ("method", "price", "type", "accuracy %", "x full", "questions")
-SWEEP_COLUMNS = ("run", "rule", "gate", "target %", "retention %", "x full", "over fixed", "regret to oracle:type")
+SWEEP_COLUMNS = (
+    "run",
+    "rule",
+    "gate",
+    "target %",
+    "retention %",
+    "x full",
+    "over fixed",
+    "regret to oracle:type",
+)
 
 
 def _cards(run: Finished) -> list[dict[str, str]]:
@@ -123,12 +161,19 @@ def _cards(run: Finished) -> list[dict[str, str]]:
     for target, at in told["targets"].items():
         gate = at["gate"]
         if "relative_flops" in gate:
-            label = f"of full's FLOPs, asked for {float(target):.1%} of its accuracy; kept {gate['retention']['mean']:.2%}"
+            label = (
+                f"of full's FLOPs, asked for {float(target):.1%} of its accuracy; kept "
+                f"{gate['retention']['mean']:.2%}"
+            )
             cards.append({"value": f"{gate['relative_flops']['mean']:.3f}", "label": label})
         else:
-            cards.append({"value": "not met", "label": f"{float(target):.1%} of full's accuracy, on validation"})
+            cards.append(
+                {"value": "not met", "label": f"{float(target):.1%} of full's accuracy, on validation"}
+            )
     if told.get("lookup_accuracy") is not None:
-        cards.append({"value": f"{told['lookup_accuracy']:.1%}", "label": "floor: looking up the question alone"})
+        cards.append(
+            {"value": f"{told['lookup_accuracy']:.1%}", "label": "floor: looking up the question alone"}
+        )
     return cards
 
 
@@ -160,10 +205,16 @@ def _type_rows(run: Finished) -> list[list[Any]]:
     """The gate at each price, and what it is held against."""
     rows = []
     for group in groups(
-        [r for r in run.rows if r.split == "test" and r.method in ("full", "reference", "question_only", "gate")]
+        [
+            r
+            for r in run.rows
+            if r.split == "test" and r.method in ("full", "reference", "question_only", "gate")
+        ]
     ):
         for kind, told in group[0].by_type.items():
-            accuracy, flops = (sum(r.by_type[kind][k] for r in group) / len(group) for k in ("accuracy", "relative_flops"))
+            accuracy, flops = (
+                sum(r.by_type[kind][k] for r in group) / len(group) for k in ("accuracy", "relative_flops")
+            )
             rows.append([group[0].method, group[0].price, kind, 100 * accuracy, flops, told["n"]])
     return rows
 
@@ -175,7 +226,16 @@ def _target_rows(run: Finished) -> list[list[Any]]:
         retention = gate.get("retention")
         figures = [gate.get(key) for key in ("relative_flops", "cost_over_fixed", "regret_to_oracle_type")]
         name = run.config.get("gate", {}).get("name")
-        rows.append([run.label, run.rule, name, 100 * float(target), None if retention is None else 100 * retention, *figures])
+        rows.append(
+            [
+                run.label,
+                run.rule,
+                name,
+                100 * float(target),
+                None if retention is None else 100 * retention,
+                *figures,
+            ]
+        )
     return rows
 
 
@@ -188,7 +248,9 @@ def _health(run: Finished) -> tuple[tuple[str, ...], list[list[Any]]]:
                     kept = seed["health"]["keep_rate"]
                     levels |= kept.keys()
                     figures = [seed["health"][key] for key in ("distinct", "entropy", "mutual_information")]
-                    rows.append([100 * float(target), method, seed["seed"], seed["price"], *kept.values(), *figures])
+                    rows.append(
+                        [100 * float(target), method, seed["seed"], seed["price"], *kept.values(), *figures]
+                    )
     names = [f"keeps level {level}" for level in sorted(levels, key=int)]
     return ("target %", "method", "seed", "price", *names, "distinct", "entropy", "information"), rows
 
@@ -197,14 +259,19 @@ def _health_of_all(runs: Sequence[Finished]) -> tuple[tuple[str, ...], list[list
     """Of runs with as many levels as the first; columns would not fit others."""
     found = {run.label: _health(run) for run in runs}
     columns = found[runs[0].label][0]
-    return ("run", *columns), [[label, *row] for label, (own, rows) in found.items() if own == columns for row in rows]
+    return ("run", *columns), [
+        [label, *row] for label, (own, rows) in found.items() if own == columns for row in rows
+    ]
 
 
 def _selections(run: Finished) -> list[dict[str, Any]]:
     if not run.gallery:
         return []
     told = run.gallery["selections"]
-    note = f"How often the first seed's gate takes each selection on the test split, at price {run.gallery['price']:.3g}."
+    note = (
+        "How often the first seed's gate takes each selection on the test split, at price "
+        f"{run.gallery['price']:.3g}."
+    )
     return [_plot("Selections by question type", heat_map(told["shares"], told["names"]), note)]
 
 
@@ -230,8 +297,10 @@ def _gallery(run: Finished) -> list[dict[str, Any]]:
         picture = base64.b64encode((run.directory / PLACE / sample["picture"]).read_bytes()).decode()
         samples.append({**sample, "picture": f"data:image/png;base64,{picture}"})
     note = (
-        "Levels from fine to coarse. Framed in blue: encoded; grey and crossed out: skipped, never encoded. Wrong answers are "
-        f"shown more often than they occur: {run.gallery['wrong_share']:.2%} of the test questions at this price."
+        "Levels from fine to coarse. Framed in blue: encoded; grey and crossed out: skipped, never encoded. "
+        "Wrong answers are "
+        f"shown more often than they occur: {run.gallery['wrong_share']:.2%} of the test questions at this "
+        "price."
     )
     return [{"kind": "gallery", "title": "Samples", "samples": samples, "note": note}]
 
@@ -246,7 +315,9 @@ def _differences(runs: Sequence[Finished]) -> dict[str, dict[str, Any]]:
 
 def _flatten(value: Any, key: str) -> list[tuple[str, Any]]:
     if isinstance(value, dict):
-        return [pair for name, inner in value.items() for pair in _flatten(inner, f"{key}.{name}".lstrip("."))]
+        return [
+            pair for name, inner in value.items() for pair in _flatten(inner, f"{key}.{name}".lstrip("."))
+        ]
     return [(key, value)]
 
 

@@ -1,8 +1,9 @@
 """Further questions of a scene, for training alone: the picture is there already, and so is every answer.
 
-The mix asks about few of the things in a picture, and an answer of the mix says little about where to look. Asking for every
-icon's colour, for the name of whatever is the only thing of its colour, how many of any icon there are, and for the letters and
-digits of signs teaches a model to find things, to count and to read them, from the same pixels.
+The mix asks about few of the things in a picture, and an answer of the mix says little about where to look.
+Asking for every icon's colour, for the name of whatever is the only thing of its colour, how many of any icon
+there are, and for the letters and digits of signs teaches a model to find things, to count and to read them,
+from the same pixels.
 """
 
 from collections import Counter
@@ -11,11 +12,11 @@ from itertools import permutations
 
 import numpy as np
 
-from pyrskip.data.scenes import vocabulary
-from pyrskip.data.scenes.layout import beside, on_side
-from pyrskip.data.scenes.plan import MOST, Ask
-from pyrskip.data.scenes.scene import Scene, Thing, put
 from pyrskip.sample import Question
+from pyrskip.scenes import vocabulary
+from pyrskip.scenes.layout import beside, on_side
+from pyrskip.scenes.plan import MOST, Ask
+from pyrskip.scenes.scene import Scene, Thing, put
 
 PAIRS = 4
 """Pairs of icons whose relation is asked for, at most: pairs are many, and each says little."""
@@ -24,8 +25,9 @@ PAIRS = 4
 def further_questions(scene: Scene, number: int, rng: np.random.Generator) -> tuple[Question, ...]:
     """At most `number` questions, none of them asked already, in whatever words.
 
-    Every type and needed level (or number, where things are counted) that the scene offers is as likely as any other (weighted
-    sampling without replacement, Efraimidis & Spirakis 2006): most things are small, and of most there is one.
+    Every type and needed level (or number, where things are counted) that the scene offers is as likely as
+    any other (weighted sampling without replacement, Efraimidis & Spirakis 2006): most things are small, and
+    of most there is one.
     """
     asked = {(question.type, names) for question, names in zip(scene.questions, scene.names, strict=True)}
     asks = [ask for ask in _asks(scene, rng) if (ask.kind, ask.names) not in asked]
@@ -42,7 +44,9 @@ def _asks(scene: Scene, rng: np.random.Generator) -> Iterator[Ask]:
     known = {name: thing for name, thing in icons.items() if thing.what in vocabulary.ICONS}
     once = {name: thing for name, thing in known.items() if thing.number == 1}
     groups = {name: thing for name, thing in known.items() if thing.number > 1}
-    if groups and once and rng.random() < len(groups) / (MOST - 1):  # one alone is as likely as any other number
+    if (
+        groups and once and rng.random() < len(groups) / (MOST - 1)
+    ):  # one alone is as likely as any other number
         alone = list(once)[int(rng.integers(len(once)))]
         groups[alone] = once[alone]
     for name, thing in groups.items():

@@ -1,23 +1,25 @@
-"""One scene, a function of seed, split and number: what was planned gets sizes and places, distractors are added."""
+"""One scene, a function of seed, split and number: what was planned gets sizes and places, distractors are
+added."""
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from pyrskip.data.scenes import vocabulary
-from pyrskip.data.scenes.backgrounds import Background, colored, photograph
-from pyrskip.data.scenes.config import SceneConfig
-from pyrskip.data.scenes.drawing import PITCH, Patch, draw_icon, draw_sign, lay_together
-from pyrskip.data.scenes.layout import Box, place, place_below
-from pyrskip.data.scenes.levels import CLEAR, COLOR, ICON, LARGE, needed_level
-from pyrskip.data.scenes.plan import Ask, Plan, Wish, make_plan
-from pyrskip.data.scenes.questions import draw_types, phrase
 from pyrskip.sample import Question
+from pyrskip.scenes import vocabulary
+from pyrskip.scenes.backgrounds import Background, colored, photograph
+from pyrskip.scenes.config import SceneConfig
+from pyrskip.scenes.drawing import PITCH, Patch, draw_icon, draw_sign, lay_together
+from pyrskip.scenes.layout import Box, place, place_below
+from pyrskip.scenes.levels import CLEAR, COLOR, ICON, LARGE, needed_level
+from pyrskip.scenes.plan import Ask, Plan, Wish, make_plan
+from pyrskip.scenes.questions import draw_types, phrase
 
 SPLITS = {"train": 0, "test": 1}
 ROOM, LESS, ATTEMPTS = 0.5, 0.93, 60
-"""Share of the canvas that things may fill, and how much less of it each time that there turned out to be no place."""
+"""Share of the canvas that things may fill, and how much less of it each time that there turned out to be no
+place."""
 PLAIN = 0.4
 """Share of plain photographs among the backgrounds that are not asked about."""
 DISTRACTORS = 4
@@ -26,8 +28,8 @@ DISTRACTORS = 4
 
 @dataclass(frozen=True)
 class Thing:
-    """Something on the background. what: an icon or the text of a sign; level: the coarsest that shows it; number: of icons
-    that lie together."""
+    """Something on the background. what: an icon or the text of a sign; level: the coarsest that shows it;
+    number: of icons that lie together."""
 
     what: str
     color: str
@@ -39,7 +41,8 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """things: bottom first, by name: 'object', 'count 2', ...; whatever starts with 'distractor' answers nothing.
+    """things: bottom first, by name: 'object', 'count 2', ...; whatever starts with 'distractor' answers
+    nothing.
 
     names: of each question, what one must see to know the answer; none where that is the background.
     """
@@ -83,7 +86,8 @@ def put(ask: Ask, things: dict[str, Thing], split: str, size: int, rng: np.rando
 
 
 def _arrange(plan: Plan, rng: np.random.Generator) -> dict[str, Thing]:
-    """Sizes and places for all that is wished for. Tried with ever less room, until everything free is tiny."""
+    """Sizes and places for all that is wished for. Tried with ever less room, until everything free is
+    tiny."""
     gap = max(4, plan.size // 100)
     drawn: dict[tuple[str, int], Patch] = {}
     shares: dict[str, float] = {}
@@ -107,8 +111,11 @@ def _thing(wish: Wish, box: Box, patch: Patch, size: int) -> Thing:
 
 
 def _afford(plan: Plan, room: float, rng: np.random.Generator) -> dict[str, Wish]:
-    """The wishes, the free groups of them at levels that leave room for all: in random order, so that none is favoured."""
-    left = room * plan.size**2 - sum(_area(wish, wish.level, plan.top) for wish in plan.wishes.values() if not wish.free)
+    """The wishes, the free groups of them at levels that leave room for all: in random order, so that none is
+    favoured."""
+    left = room * plan.size**2 - sum(
+        _area(wish, wish.level, plan.top) for wish in plan.wishes.values() if not wish.free
+    )
     groups = sorted({wish.group for wish in plan.wishes.values() if wish.free})
     chosen: dict[str, int] = {}
     for group in (groups[i] for i in rng.permutation(len(groups))):
@@ -118,7 +125,9 @@ def _afford(plan: Plan, room: float, rng: np.random.Generator) -> dict[str, Wish
             level -= 1
         left -= sum(_area(wish, level, plan.top) for wish in members)
         chosen[group] = level
-    return {name: replace(wish, level=chosen.get(wish.group, wish.level)) for name, wish in plan.wishes.items()}
+    return {
+        name: replace(wish, level=chosen.get(wish.group, wish.level)) for name, wish in plan.wishes.items()
+    }
 
 
 def _area(wish: Wish, level: int, top: int) -> float:
@@ -130,7 +139,8 @@ def _area(wish: Wish, level: int, top: int) -> float:
 
 
 def _draw(wish: Wish, top: int, shares: dict[str, float], rng: np.random.Generator) -> Patch:
-    """At a size that its level and nothing coarser shows. shares: of each group, sizes over the level's threshold."""
+    """At a size that its level and nothing coarser shows. shares: of each group, sizes over the level's
+    threshold."""
     low, high = LARGE if wish.level == top else CLEAR
     share = shares.setdefault(wish.group, rng.uniform(low + 0.04, high - 0.04)) + rng.uniform(-0.04, 0.04)
     pixels = share * wish.threshold * 2**wish.level

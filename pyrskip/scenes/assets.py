@@ -60,4 +60,6 @@ def _find(package: str, name: str) -> Path:
         if path.is_file():
             return path
     missing = f"{name} of the package {package}" if spec else f"the package {package}"
-    raise UserError(f"data.source=scenes draws with {missing}, which is not there: pip install 'pyrskip[scenes]'")
+    raise UserError(
+        f"data.source=scenes draws with {missing}, which is not there: pip install 'pyrskip[scenes]'"
+    )

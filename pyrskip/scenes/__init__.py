@@ -1,6 +1,8 @@
-"""Scenes: generated high-resolution images whose questions have a known answer to 'how closely must one look?'.
+"""Scenes: generated high-resolution images whose questions have a known answer to 'how closely must one
+look?'.
 
-See docs/scenes.md for the types of questions, the thresholds and where the icons, fonts and photographs come from.
+See docs/scenes.md for the types of questions, the thresholds and where the icons, fonts and photographs come
+from.
 """
 
 import io
@@ -13,17 +15,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from pyrskip.data.record import Record
-from pyrskip.data.scenes.assets import load_assets
-from pyrskip.data.scenes.closeup import closeups
-from pyrskip.data.scenes.config import SceneConfig
-from pyrskip.data.scenes.further import further_questions
-from pyrskip.data.scenes.scene import make_scene
 from pyrskip.errors import UserError
+from pyrskip.record import Record
+from pyrskip.scenes.assets import load_assets
+from pyrskip.scenes.closeup import closeups
+from pyrskip.scenes.config import SceneConfig
+from pyrskip.scenes.further import further_questions
+from pyrskip.scenes.scene import make_scene
 
 QUALITY = 92
 FURTHER = 1
-"""Sets the randomness of further questions apart from a scene's own, so that they change neither images nor other questions."""
+"""Sets the randomness of further questions apart from a scene's own, so that they change neither images nor
+other questions."""
 AHEAD = 8
 """Images that each worker may be ahead of the one that is written."""
 
@@ -38,7 +41,8 @@ class SceneSource:
         return [_key(split, index) for index in range(getattr(self.config, split))]
 
     def records(self, split: str, keep: Container[str]) -> Generator[Record]:
-        """Those of the split whose key is kept, in order; no other is drawn. Raises UserError where fonts are missing."""
+        """Those of the split whose key is kept, in order; no other is drawn. Raises UserError where fonts are
+        missing."""
         load_assets()
         kept = (index for index, key in enumerate(self.keys(split)) if key in keep)
         if not self.config.workers:
@@ -56,7 +60,8 @@ class SceneSource:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise UserError(
-                f"data.scenes.workers={self.config.workers}: a process that draws scenes was killed, for want of memory "
+                f"data.scenes.workers={self.config.workers}: a process that draws scenes was killed, for "
+                "want of memory "
                 "perhaps; allowed: fewer workers"
             ) from error
         finally:

@@ -1,4 +1,5 @@
-"""Backgrounds: a gradient, texture, noise or photograph in two shades of a named colour, or a pale photograph as it is."""
+"""Backgrounds: a gradient, texture, noise or photograph in two shades of a named colour, or a pale photograph
+as it is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +8,12 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageOps
 
-from pyrskip.data.scenes.assets import load_assets
-from pyrskip.data.scenes.vocabulary import BACKGROUNDS, COLORS
+from pyrskip.scenes.assets import load_assets
+from pyrskip.scenes.vocabulary import BACKGROUNDS, COLORS
 
 CONTRAST = 40.0
-"""Least distance of an object's colour from every shade of the background, in CIE Lab: 2.3 is just noticeable."""
+"""Least distance of an object's colour from every shade of the background, in CIE Lab: 2.3 is just
+noticeable."""
 
 SHADE = 0.13
 """How far the shades are from the colour, as a share of it."""
@@ -25,7 +27,8 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Background:
-    """color: the name that a question asks for, or None where there is none; colors: the objects' that stand out."""
+    """color: the name that a question asks for, or None where there is none; colors: the objects' that stand
+    out."""
 
     image: Image.Image
     color: str | None
@@ -120,7 +123,9 @@ def contrast(color: str, shades: Sequence[Color]) -> float:
 @lru_cache(maxsize=256)
 def _lab(color: tuple[float, ...]) -> np.ndarray:
     """sRGB 0..255 -> CIE Lab, D65."""
-    linear = np.array([((v + 0.055) / 1.055) ** 2.4 if v > 0.04045 else v / 12.92 for v in np.array(color) / 255])
+    linear = np.array(
+        [((v + 0.055) / 1.055) ** 2.4 if v > 0.04045 else v / 12.92 for v in np.array(color) / 255]
+    )
     xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
     f = np.cbrt(xyz / np.array([0.95047, 1.0, 1.08883]))
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])

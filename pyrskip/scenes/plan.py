@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pyrskip.data.scenes import vocabulary
-from pyrskip.data.scenes.backgrounds import Background
-from pyrskip.data.scenes.layout import Allowed, beside, on_side
-from pyrskip.data.scenes.levels import ICON, NUMBER, WORD, levels
-from pyrskip.data.scenes.questions import MIX
+from pyrskip.scenes import vocabulary
+from pyrskip.scenes.backgrounds import Background
+from pyrskip.scenes.layout import Allowed, beside, on_side
+from pyrskip.scenes.levels import ICON, NUMBER, WORD, levels
+from pyrskip.scenes.questions import MIX
 
 LARGE_DISTRACTOR = 0.3
 """How often there is a large object that nothing is asked about, where no other is large."""
@@ -26,10 +26,12 @@ GROUP_DISTRACTOR = 0.75
 
 @dataclass(frozen=True)
 class Wish:
-    """Something to be drawn: an icon of a colour, or several such side by side, or a sign where there is no colour.
+    """Something to be drawn: an icon of a colour, or several such side by side, or a sign where there is no
+    colour.
 
-    level: the coarsest that is to show it. A free one is made smaller where there is no room. group: things of one size.
-    number: of icons. threshold: pixels that it must have on that level, an icon's longer side or a text's height.
+    level: the coarsest that is to show it. A free one is made smaller where there is no room. group: things
+    of one size. number: of icons. threshold: pixels that it must have on that level, an icon's longer side or
+    a text's height.
     """
 
     what: str
@@ -43,7 +45,8 @@ class Wish:
 
 @dataclass(frozen=True)
 class Ask:
-    """A question: the answer, what stands in the phrasing's {}, and the names of the wishes that one must see to know."""
+    """A question: the answer, what stands in the phrasing's {}, and the names of the wishes that one must see
+    to know."""
 
     kind: str
     answer: str
@@ -72,7 +75,8 @@ class Plan:
         return options[int(self.rng.integers(len(options)))]
 
     def add(self, name: str, level: int, free: bool = True, group: str = "", number: int = 1) -> str:
-        """Wish for an icon that the scene does not hold yet, or so many of it, in any colour. Returns the icon."""
+        """Wish for an icon that the scene does not hold yet, or so many of it, in any colour. Returns the
+        icon."""
         colors = [c for c in self.background.colors if level == self.top or c != self.reserved]
         icon = self.icons.pop()
         self.wishes[name] = Wish(icon, self.choose(colors), level, group or name, free=free, number=number)
@@ -128,7 +132,8 @@ def _tiny_object(plan: Plan) -> None:
 
 
 def _count(plan: Plan) -> None:
-    """Of icons that lie together. Scattered ones small models never count: they come to know pictures by heart instead."""
+    """Of icons that lie together. Scattered ones small models never count: they come to know pictures by
+    heart instead."""
     number = 1 + int(plan.rng.integers(MOST))
     icon = plan.add("count", plan.any_level(), number=number)
     plan.asks.append(Ask("count", str(number), {"icons": vocabulary.plural(icon)}, ("count",)))

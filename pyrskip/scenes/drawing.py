@@ -1,4 +1,5 @@
-"""Things that lie on a background: icons with an outline, and signs. Small ones are drawn at twice their size."""
+"""Things that lie on a background: icons with an outline, and signs. Small ones are drawn at twice their
+size."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from pyrskip.data.scenes.assets import font, load_assets
-from pyrskip.data.scenes.vocabulary import COLORS, DISTRACTORS, ICONS
+from pyrskip.scenes.assets import font, load_assets
+from pyrskip.scenes.vocabulary import COLORS, DISTRACTORS, ICONS
 
 OUTLINE = 0.03
 """Width of an icon's outline, as a share of its size; at least one pixel."""
@@ -29,15 +30,18 @@ _EM = 200
 
 @dataclass(frozen=True)
 class Patch:
-    """RGBA pixels, cropped to what is not transparent. pixels: an icon's longer side (of several the smallest one's), or a
-    text's height of capitals."""
+    """RGBA pixels, cropped to what is not transparent. pixels: an icon's longer side (of several the smallest
+    one's), or a text's height of capitals."""
 
     image: Image.Image
     pixels: float
 
 
-def draw_icon(name: str, color: str, pixels: float, angle: float, mirrored: bool, rng: np.random.Generator) -> Patch:
-    """An icon whose longer side, before it is turned by `angle` degrees and without its outline, has so many pixels."""
+def draw_icon(
+    name: str, color: str, pixels: float, angle: float, mirrored: bool, rng: np.random.Generator
+) -> Patch:
+    """An icon whose longer side, before it is turned by `angle` degrees and without its outline, has so many
+    pixels."""
     code, path, scale = (ICONS | DISTRACTORS)[name], load_assets().icons, _scale(pixels)
     type_size = round(pixels * scale / _longer_side(path, code) * _EM)
     edge = max(scale, round(OUTLINE * pixels * scale))
@@ -83,7 +87,9 @@ def draw_sign(text: str, height: float, angle: float, rng: np.random.Generator) 
     width, tall = int(right - left) + 2 * pad, int(bottom - top) + 2 * pad
     picture = Image.new("RGBA", (width, tall), (*ink, 0))
     draw = ImageDraw.Draw(picture)
-    draw.rounded_rectangle((0, 0, width - 1, tall - 1), radius=pad * 0.6, fill=(*plate, 255), outline=(*ink, 255), width=rim)
+    draw.rounded_rectangle(
+        (0, 0, width - 1, tall - 1), radius=pad * 0.6, fill=(*plate, 255), outline=(*ink, 255), width=rim
+    )
     draw.text((pad - left, pad - top), text, font=face, fill=(*ink, 255))
     if angle:
         picture = picture.rotate(angle, Image.Resampling.BICUBIC, expand=True)
@@ -92,12 +98,14 @@ def draw_sign(text: str, height: float, angle: float, rng: np.random.Generator) 
 
 
 def _scale(pixels: float) -> int:
-    """How much larger than needed something of this size is drawn: small things lose by being turned as they are."""
+    """How much larger than needed something of this size is drawn: small things lose by being turned as they
+    are."""
     return 2 if pixels < 80 else 1
 
 
 def _mask(path: Path, code: str, type_size: int, room: int, edge: int) -> Image.Image:
-    """A glyph's coverage with `edge` pixels around it, in the middle of a square that holds `room` of them at any angle."""
+    """A glyph's coverage with `edge` pixels around it, in the middle of a square that holds `room` of them at
+    any angle."""
     face = font(path, type_size)
     left, top, right, bottom = face.getbbox(code)
     side = math.ceil(math.hypot(right - left, bottom - top)) + 2 * room + 2

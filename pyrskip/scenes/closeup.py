@@ -1,7 +1,9 @@
-"""Close-ups of a scene, for training alone: small windows with a few whole things in them, as large as in the scene itself.
+"""Close-ups of a scene, for training alone: small windows with a few whole things in them, as large as in the
+scene itself.
 
-To find one of a dozen things among a thousand tokens, by a name that no token says yet, is learned slowly. Among the few of a
-window it is learned in minutes on a CPU, and then carries over to whole scenes, where single things look just the same.
+To find one of a dozen things among a thousand tokens, by a name that no token says yet, is learned slowly.
+Among the few of a window it is learned in minutes on a CPU, and then carries over to whole scenes, where
+single things look just the same.
 """
 
 from collections.abc import Iterator
@@ -11,33 +13,38 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
-from pyrskip.data.scenes.further import further_questions
-from pyrskip.data.scenes.layout import Box
-from pyrskip.data.scenes.scene import Scene, Thing
 from pyrskip.sample import Question
+from pyrskip.scenes.further import further_questions
+from pyrskip.scenes.layout import Box
+from pyrskip.scenes.scene import Scene, Thing
 
 SIDE = 128
 """Of a window, pixels: icons that need level 0, 1 or 2 fit, large objects and the larger signs do not."""
 TRIES = 12
-"""Windows that are tried around a thing: most cut something in two. The first that does not is taken, so many hold one thing
-alone: its name is learned before anything has to be found."""
+"""Windows that are tried around a thing: most cut something in two. The first that does not is taken, so many
+hold one thing alone: its name is learned before anything has to be found."""
 MARGIN = 2
 OFTEN = 4.0
-"""How many times as often as a single icon a sign or a group is what a window is around: reading and counting take the most
-examples."""
+"""How many times as often as a single icon a sign or a group is what a window is around: reading and counting
+take the most examples."""
 
 
 def closeups(
     scene: Scene, number: int, further: int, rng: np.random.Generator
 ) -> Iterator[tuple[Image.Image, tuple[Question, ...]]]:
-    """At most `number` windows that cut nothing, each with at most `further` questions about what is in it."""
+    """At most `number` windows that cut nothing, each with at most `further` questions about what is in
+    it."""
     picture, things = scene.paint(), list(scene.things.values())
     share = np.array([1.0 if thing.color and thing.number == 1 else OFTEN for thing in things])
     order = np.argsort(-(rng.random(len(things)) ** (1 / share)))
     windows = (_window(things[i], things, scene.size, rng) for i in order)
     for window in islice((w for w in windows if w is not None), number):
-        inside = {name: _moved(thing, window) for name, thing in scene.things.items() if _meet(thing.box, window)}
-        questions = further_questions(replace(scene, size=SIDE, things=inside, questions=(), names=()), further, rng)
+        inside = {
+            name: _moved(thing, window) for name, thing in scene.things.items() if _meet(thing.box, window)
+        }
+        questions = further_questions(
+            replace(scene, size=SIDE, things=inside, questions=(), names=()), further, rng
+        )
         if questions:
             yield picture.crop(window), questions
 

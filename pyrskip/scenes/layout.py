@@ -1,4 +1,5 @@
-"""Where things lie: what answers a question never overlaps another such thing; what answers none lies below, and may."""
+"""Where things lie: what answers a question never overlaps another such thing; what answers none lies below,
+and may."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +9,8 @@ Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels: the last column and row are not in it."""
 
 Allowed = Callable[[np.ndarray, dict[str, np.ndarray]], np.ndarray]
-"""Middles [K, 2] that are tried, and the middles [2] of what lies already by name -> which [K] are allowed."""
+"""Middles [K, 2] that are tried, and the middles [2] of what lies already by name -> which [K] are
+allowed."""
 
 TRIES = 256
 COVER = 0.12
@@ -48,7 +50,8 @@ def place(
 def place_below(
     width: int, height: int, answering: Sequence[Box], canvas: int, gap: int, rng: np.random.Generator
 ) -> Box | None:
-    """A distractor's box, which covers little of every answering box and is itself covered by a quarter at most."""
+    """A distractor's box, which covers little of every answering box and is itself covered by a quarter at
+    most."""
     corners = _corners(width, height, canvas, gap, rng)
     if corners is None:
         return None
@@ -73,7 +76,8 @@ def on_side(axis: int, sign: int, canvas: int) -> Allowed:
 
 
 def beside(other: str, axis: int, sign: int, canvas: int) -> Allowed:
-    """Clearly on one side of another thing: further along the axis than across it. Allows all while that has no place."""
+    """Clearly on one side of another thing: further along the axis than across it. Allows all while that has
+    no place."""
 
     def allowed(middle: np.ndarray, middles: dict[str, np.ndarray]) -> np.ndarray:
         if other not in middles:

@@ -15,7 +15,8 @@ MIX: dict[str, float] = {
     "sign_word": 0.55,
     "sign_number": 0.55,
 }
-"""Type -> share of the images that ask it, once each. They sum to the questions an image has, five. Fixed before any gate."""
+"""Type -> share of the images that ask it, once each. They sum to the questions an image has, five. Fixed
+before any gate."""
 
 # Words in {} are icons' names or a colour; they say nothing about the answer. A held-out phrasing is asked
 # in the test split alone, and is made of words that the others hold, so that only its order is new.
@@ -103,7 +104,7 @@ _COMMON: dict[str, tuple[str, ...]] = {
         "what number do you see in the picture?",
     ),
 }
-# Asked in training alone, beside the mix (pyrskip/data/scenes/further.py).
+# Asked in training alone, beside the mix (pyrskip/scenes/further.py).
 _FURTHER: dict[str, tuple[str, ...]] = {
     "named": (
         "what is the {color} object?",
@@ -118,12 +119,18 @@ _FURTHER: dict[str, tuple[str, ...]] = {
         "which letter does the word on the sign begin with?",
         "what is the first letter of the word on the sign?",
     ),
-    "last_letter": ("which letter does the word on the sign end with?", "what is the last letter of the word on the sign?"),
+    "last_letter": (
+        "which letter does the word on the sign end with?",
+        "what is the last letter of the word on the sign?",
+    ),
     "first_digit": (
         "which digit does the number on the sign begin with?",
         "what is the first digit of the number on the sign?",
     ),
-    "last_digit": ("which digit does the number on the sign end with?", "what is the last digit of the number on the sign?"),
+    "last_digit": (
+        "which digit does the number on the sign end with?",
+        "what is the last digit of the number on the sign?",
+    ),
 }
 _HELD_OUT: dict[str, tuple[str, ...]] = {
     "scene_color": ("which colour does the background have?", "name the colour behind everything"),
@@ -152,13 +159,17 @@ def check_types(types: tuple[str, ...]) -> None:
         if kind not in MIX:
             raise UserError(f"data.scenes.types={kind!r} is unknown; allowed: {', '.join(MIX)}")
     if not types or len(set(types)) < len(types):
-        raise UserError(f"data.scenes.types={list(types)}: allowed: at least one type, each once, of {', '.join(MIX)}")
+        raise UserError(
+            f"data.scenes.types={list(types)}: allowed: at least one type, each once, of {', '.join(MIX)}"
+        )
 
 
 def draw_types(types: tuple[str, ...], rng: np.random.Generator) -> list[str]:
-    """The types that one image asks, at least one: each with its share of MIX, and always as many as the shares sum to.
+    """The types that one image asks, at least one: each with its share of MIX, and always as many as the
+    shares sum to.
 
-    Systematic sampling: in random order, the shares lie end to end and one point in each unit of length is hit.
+    Systematic sampling: in random order, the shares lie end to end and one point in each unit of length is
+    hit.
     """
     order = [types[i] for i in rng.permutation(len(types))]
     ends = np.cumsum([MIX[kind] for kind in order])

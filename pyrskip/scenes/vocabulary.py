@@ -1,4 +1,5 @@
-"""What scenes are made of and answered with: icons, colours, words, numbers. Names are plain and meant to be unambiguous."""
+"""What scenes are made of and answered with: icons, colours, words, numbers. Names are plain and meant to be
+unambiguous."""
 
 ICONS: dict[str, str] = {
     "anchor": "\uf13d",
@@ -138,7 +139,8 @@ NUMBERS = [str(n) for n in range(10, 60)]
 """What number signs show."""
 
 SIDES = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
-"""Side of the canvas, or of another object -> axis (x 0, y 1) and the sign of the offset from its middle along it."""
+"""Side of the canvas, or of another object -> axis (x 0, y 1) and the sign of the offset from its middle
+along it."""
 
 
 def plural(icon: str) -> str:
