@@ -50,8 +50,8 @@ from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import ModelEnvironment, observe
 from pyrskip.sample import Batch, Question, Sample
 from pyrskip.scenes.config import SceneConfig
-from pyrskip.training import RULES
 from pyrskip.training.gate import RuleConfig
+from pyrskip.training.rules import RULES
 from pyrskip.training.trainer import TrainerConfig, build_trainer
 
 REPEATS = 7

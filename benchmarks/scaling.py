@@ -13,6 +13,7 @@ from time import perf_counter
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pyrskip.rollouts.play import play_native
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -25,7 +26,6 @@ from pyrskip.models.language import LanguageConfig, train_tokenizer
 from pyrskip.models.native import CostConfig, ModelConfig, NativeModel, PyramidConfig
 from pyrskip.models.text import TextConfig
 from pyrskip.models.vision import VisionConfig
-from pyrskip.rollouts.play import play_native
 from pyrskip.sample import Batch
 from pyrskip.scenes.config import SceneConfig
 from pyrskip.training.flex import FlexConfig, FlexModule

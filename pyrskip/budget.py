@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 
 # shares are rounded to this grid, so that float noise can neither make nor break a tie between remainders
 _GRID = 2.0**20
@@ -143,7 +143,7 @@ class StochasticBudget:
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
-            raise choose("stochastic budget kind", self.kind, _KINDS)
+            raise unknown_name("stochastic budget kind", self.kind, _KINDS)
         if self.seed < 0:
             raise UserError(f"stochastic budget seed={self.seed} must be at least 0")
         if not 0 < self.smallest <= 1:

@@ -13,44 +13,27 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pyrskip.budget import BudgetRule
-from pyrskip.compare import CompareConfig
 from pyrskip.data.datamodule import LoaderConfig
 from pyrskip.data.shards import DataConfig
 from pyrskip.decision import ActionConfig
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 from pyrskip.evaluation.evaluate import EvaluationConfig
-from pyrskip.gates import GATES
-from pyrskip.gates.gate import GateConfig
-from pyrskip.gates.policies import PRODUCTS
+from pyrskip.gates.gate import GATES, GateConfig
 from pyrskip.models.language import LanguageConfig
 from pyrskip.models.native import CostConfig, ModelConfig, PyramidConfig
 from pyrskip.models.served import AnswererConfig, check_served
 from pyrskip.models.text import TextConfig
 from pyrskip.models.vision import VisionConfig
+from pyrskip.policies import POLICIES
 from pyrskip.reward import RewardConfig
+from pyrskip.signals import SIGNALS
 from pyrskip.tracking.loggers import check_loggers
-from pyrskip.training import find_rule
 from pyrskip.training.flex import FlexConfig
-from pyrskip.training.gate import RuleConfig
+from pyrskip.training.rules import RULES, RuleConfig, rule_config
+from pyrskip.training.rules.supervised import SupervisedConfig
 from pyrskip.training.trainer import TrainerConfig
 
-STAGES = ("data", "cache", "flex", "rollouts", "gate", "frontier", "compare")
-ABLATIONS = ("glance", "joint", "predictor")
-# what a comparison takes from the run whose rollouts it borrows: all that those came from
-ROLLED_FROM = (
-    "data",
-    "model",
-    "pyramid",
-    "vision",
-    "text",
-    "language",
-    "cost",
-    "budget",
-    "actions",
-    "flex",
-    "loader",
-    "trainer",
-)
+STAGES = ("data", "cache", "flex", "rollouts", "gate", "frontier")
 
 
 @dataclass(frozen=True)
@@ -61,7 +44,7 @@ class Config:
     root: str = "runs"
     seed: int = 0
     seeds: int = 3
-    stages: tuple[str, ...] = STAGES[:-1]
+    stages: tuple[str, ...] = STAGES
     borrow: str | None = None
     ablations: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
@@ -75,10 +58,9 @@ class Config:
     actions: ActionConfig = field(default_factory=ActionConfig)
     flex: FlexConfig = field(default_factory=FlexConfig)
     gate: GateConfig = field(default_factory=GateConfig)
-    rule: RuleConfig = field(default_factory=RuleConfig)
+    rule: RuleConfig = field(default_factory=SupervisedConfig, metadata={"variant": rule_config})
     reward: RewardConfig = field(default_factory=RewardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    compare: CompareConfig = field(default_factory=CompareConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -94,7 +76,7 @@ class Config:
             raise UserError(f"stages=[] leaves nothing to run; allowed: one or more of {', '.join(STAGES)}")
         for stage in self.stages:
             if stage not in STAGES:
-                raise choose("stages", stage, STAGES)
+                raise unknown_name("stages", stage, STAGES)
         if self.data.cache is not None and not self.vision.frozen:
             raise UserError(
                 f"data.cache={self.data.cache} with vision.frozen=false: maps would change; allowed: "
@@ -115,25 +97,11 @@ class Config:
             raise UserError(
                 f"pyramid.levels={self.pyramid.levels} leaves a gate nothing to skip; allowed: at least 2"
             )
-        if self.gate.name not in GATES:
-            raise choose("gate.name", self.gate.name, GATES)
-        if self.gate.confidence and not (
-            GATES[self.gate.name].reads_query and GATES[self.gate.name].reads_glance
-        ):
-            raise UserError(
-                f"gate.confidence=true with gate.name={self.gate.name}, which does not read both question "
-                "and glance, as the "
-                "model's confidence tells of both; allowed: gate.name=joint, or gate.confidence=false"
-            )
-        if self.gate.confidence and self.model.served:
-            raise UserError(
-                f"gate.confidence=true with model.name={self.model.name}, which does not tell how sure it "
-                "is; "
-                "allowed: gate.confidence=false, or model.name=native"
-            )
-        # without confidence the joint gate is the run's own, of which it is no ablation
+        # a gate that reads all that the run's own does is no ablation of it
         ablations = [
-            name for name in ABLATIONS if name != "joint" or self.gate.name != name or self.gate.confidence
+            name
+            for name, gate in GATES.items()
+            if set(gate.needs) < {"query", "glance"} or name != self.gate.name or self.gate.signals
         ]
         if not set(self.ablations) <= set(ablations) or len(set(self.ablations)) < len(self.ablations):
             raise UserError(f"ablations={list(self.ablations)}: allowed: each once, {', '.join(ablations)}")
@@ -141,37 +109,24 @@ class Config:
             raise UserError(
                 f"evaluation.retentions={list(self.evaluation.retentions)}: allowed: numbers in (0, 1.5]"
             )
-        find_rule(self.rule.name).check(self.rule, self.gate, self.reward)
-        single = max(self.pyramid.grid, default=1) > 1
-        if self.gate.policy in ("bernoulli", *PRODUCTS) and (
-            self.actions.sample or (single and self.actions.unit == "level")
+        RULES[self.rule.name].check(self.rule, self.gate, self.reward)
+        POLICIES[self.gate.policy].check(self.gate, self.actions, self.budget, self.pyramid.whole_grid)
+        for name in self.gate.signals:
+            if SIGNALS[name].source not in self.model.sources:
+                raise UserError(
+                    f"gate.signals={list(self.gate.signals)} with model.name={self.model.name}, which does "
+                    "not show "
+                    f"{SIGNALS[name].source}, from which {name} is computed; allowed: "
+                    f"{', '.join(n for n in SIGNALS if SIGNALS[n].source in self.model.sources)}"
+                )
+        if self.gate.looks and (
+            "frontier" in self.stages or not self.rule.online or self.reward.mode == "target"
         ):
-            choices = len(self.budget.rungs or (0, 1))
-            raise UserError(
-                f"gate.policy={self.gate.policy} with pyramid.grid={list(self.pyramid.grid)} decides on "
-                "single tiles and needs "
-                f"all {choices ** (self.pyramid.tiles - 1)} selections of them; "
-                f"actions.unit={self.actions.unit}, "
-                f"sample={self.actions.sample} lists others; allowed: gate.policy=categorical, "
-                "actions.unit=tile without a "
-                "sample, or pyramid.grid=[1]"
-            )
-        if self.gate.policy == "bernoulli" and self.budget.rungs is not None:
-            raise UserError(
-                f"gate.policy=bernoulli with budget.rungs={list(self.budget.rungs)} knows no rung between "
-                "all and nothing; "
-                "allowed: gate.policy=rungs, categorical, autoregressive or sequential"
-            )
-        played = {"frontier", "compare"} & set(self.stages)
-        if self.gate.looks and (played or not self.rule.online or self.reward.mode == "target"):
             raise UserError(
                 "gate.looks=true decides on features of what it has kept, and rollout tables hold none; "
-                "allowed: "
-                "rule.online=true, stages without frontier and compare, and reward.target=null"
+                "allowed: rule.online=true, stages without frontier, and reward.target=null"
             )
-        if "compare" in self.stages:
-            self.compare.check(self.reward)
-        if self.reward.mode == "sampled" and self.gate.policy != "utility":
+        if self.reward.mode == "sampled" and POLICIES[self.gate.policy].dial:
             low, high = self.reward.low, self.reward.high
             for price in self.evaluation.prices:
                 if not low <= price <= high:
@@ -192,9 +147,9 @@ class Config:
             )
         if self.model.name == "remote" and self.rule.target == "probability":
             raise UserError(f"rule.target=probability is not told by {name}; allowed: rule.target=score")
-        if self.model.name == "remote" and self.rule.confidence:
+        if self.model.name == "remote" and getattr(self.rule, "shaping", False):
             raise UserError(
-                f"rule.confidence=true needs probabilities, which {name} does not tell; allowed: false"
+                f"rule.shaping=true needs probabilities, which {name} does not give; allowed: false"
             )
         if self.budget != BudgetRule():
             raise UserError(
@@ -231,13 +186,9 @@ def read(cfg: DictConfig) -> tuple[Config, dict[str, Any]]:
     check_loggers(nodes)
     given, saved = plain.pop("from", None), plain.pop("borrow", None)  # a saved config.json has the latter
     plain["borrow"] = saved if given is None else given
-    if plain.get("stages") == ["compare"] and plain["borrow"] is not None:
-        lent = read_saved(plain["borrow"], "from")
-        lent["trainer"]["quiet"] = plain["trainer"]["quiet"]
-        plain |= {key: lent[key] for key in ROLLED_FROM}
     gate, rule = plain.get("gate"), plain.get("rule")
     if isinstance(gate, dict) and isinstance(rule, dict) and gate.get("policy") == "auto":
-        gate["policy"] = find_rule(rule.get("name", "supervised")).policies[0]
+        gate["policy"] = RULES[rule.get("name", "supervised")].policies[0]
     return _build(Config, plain, ""), nodes
 
 
@@ -259,7 +210,12 @@ def _build(cls: Any, values: Any, path: str) -> Any:
         raise UserError(
             f"{path.rstrip('.')}={values!r} is no group of keys; allowed: {', '.join(sorted(known))}"
         )
-    nested = {name: f.default_factory for name, f in known.items() if isinstance(f.default_factory, type)}
+    nested: dict[str, Any] = {
+        name: f.default_factory for name, f in known.items() if isinstance(f.default_factory, type)
+    }
+    for name, f in known.items():
+        if "variant" in f.metadata and isinstance(values.get(name), dict):
+            nested[name] = f.metadata["variant"](values[name].get("name", nested[name].name))
     arguments: dict[str, Any] = {}
     flat: dict[str, Any] = {}
     for key, value in values.items():

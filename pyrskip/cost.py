@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,9 +39,9 @@ class Convention:
 
     def __post_init__(self) -> None:
         if self.attention not in get_args(Attention):
-            raise choose("convention.attention", self.attention, get_args(Attention))
+            raise unknown_name("convention.attention", self.attention, get_args(Attention))
         if self.unit not in get_args(Unit):
-            raise choose("convention.unit", self.unit, get_args(Unit))
+            raise unknown_name("convention.unit", self.unit, get_args(Unit))
 
     @property
     def per_mac(self) -> int:

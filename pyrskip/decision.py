@@ -1,20 +1,64 @@
 """Decisions: how many tokens are asked of each tile, and what they really give.
 
-Axes: B batch, T tiles, S actions. A decision is an int64 tensor [B, T]; 0 = skipped; where it is not 0 is the
-selection.
+Axes: B batch, T tiles, S actions.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 from pyrskip.pyramid import Pyramid
 
 MAX_ACTIONS = 4096
+# odd, so that its powers stay different in 64 bits: decisions differ where sums of tokens times powers of it
+# do
+_HASH = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True)
+class Decision:
+    """tokens [B, T] int64: asked of each tile, 0 = skipped. action [B] int64: its number in the action set,
+    of several that make the same decision the first; None where it comes from no list."""
+
+    tokens: Tensor
+    action: Tensor | None = None
+
+    @property
+    def selection(self) -> Tensor:
+        """[B, T] bool: the tiles that are kept."""
+        return self.tokens > 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The decisions of a list of actions. tokens [B, S, T] int64. Actions may make the same decision: those
+    that differ in padding alone, or in rungs that a small tile rounds to the same tokens."""
+
+    tokens: Tensor
+
+    @cached_property
+    def first(self) -> Tensor:
+        """[B, S] int64: the first action that makes the same decision as each."""
+        tiles, actions = self.tokens.shape[-1], self.tokens.shape[1]
+        factors = torch.tensor([_signed(_HASH**tile) for tile in range(tiles)], device=self.tokens.device)
+        code, order = (self.tokens * factors).sum(-1).sort(dim=-1, stable=True)
+        group = F.pad(code.diff(dim=-1) != 0, (1, 0)).long().cumsum(-1)
+        least = torch.full_like(order, actions).scatter_reduce(1, group, order, "amin")
+        return torch.empty_like(order).scatter(1, order, least.gather(1, group))
+
+    def take(self, action: Tensor) -> Decision:
+        """The decision of action [B]."""
+        rows = torch.arange(len(action), device=action.device)
+        return Decision(self.tokens[rows, action], self.first[rows, action])
 
 
 def realise(asked: Tensor, cells: Tensor) -> Tensor:
@@ -52,7 +96,7 @@ class ActionConfig:
 
     def __post_init__(self) -> None:
         if self.unit not in ("level", "tile"):
-            raise choose("actions.unit", self.unit, ("level", "tile"))
+            raise unknown_name("actions.unit", self.unit, ("level", "tile"))
         if self.seed < 0 or (self.sample is not None and not 2 <= self.sample <= MAX_ACTIONS):
             raise UserError(
                 f"actions.sample={self.sample}, seed={self.seed}: allowed: null or 2 to {MAX_ACTIONS}, and "
@@ -137,7 +181,7 @@ class ActionSet:
         """How many choices a tile has: 2, or as many as there are rungs."""
         return len(self.ladder) or 2
 
-    @property
+    @cached_property
     def complete(self) -> bool:
         """Whether every combination of choices of the single tiles is listed, in order, the finest tile's
         slowest: then action sum over t of choice_t x choices^(T - 2 - t) is the decision that makes those
@@ -145,9 +189,8 @@ class ActionSet:
         finer = self.selection.shape[1] - 1
         if len(self) != self.choices**finer:
             return False
-        return bool(
-            (self.steps[:, :-1] @ self.radix == torch.arange(len(self), device=self.selection.device)).all()
-        )
+        numbers = torch.arange(len(self), device=self.selection.device)
+        return bool(((self.steps[:, :-1] * self.radix).sum(-1) == numbers).all())
 
     @property
     def radix(self) -> Tensor:
@@ -162,6 +205,11 @@ class ActionSet:
     def full(self) -> int:
         """The action that keeps every tile, whole where there are rungs."""
         return int(self.steps.sum(-1).argmax())
+
+    def number(self, steps: Tensor) -> Tensor | None:
+        """The action that makes these choices of the tiles beside the glance, steps [B, T - 1] int64 -> [B];
+        None where the list does not hold every combination."""
+        return (steps * self.radix.to(steps.device)).sum(-1) if self.complete else None
 
     def tokens(self, capacity: Tensor, budget: BudgetRule) -> Tensor:
         """The decision of each action. capacity [B, T] -> [B, S, T] int64."""
@@ -241,3 +289,8 @@ def one_picture(pyramid: Pyramid) -> Tensor:
 def blind(pyramid: Pyramid) -> Tensor:
     """Selection [T] of no image at all: what the question alone is worth."""
     return torch.zeros(pyramid.tiles, dtype=torch.bool)
+
+
+def _signed(number: int) -> int:
+    """What is left of a number in 64 bits with a sign."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)

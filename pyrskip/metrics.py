@@ -7,7 +7,7 @@ choice).
 import re
 from collections.abc import Callable, Sequence
 
-from pyrskip.errors import choose
+from pyrskip.errors import unknown_name
 
 Metric = Callable[[str, Sequence[str], str], float]
 
@@ -89,7 +89,7 @@ METRICS: dict[str, Metric] = {"exact": exact, "vqa": vqa, "anls": anls, "relaxed
 def score(answer: str, accepted: Sequence[str], metric: str, question: str = "") -> float:
     """Raises UserError for a metric that is none of METRICS."""
     if metric not in METRICS:
-        raise choose("metric", metric, METRICS)
+        raise unknown_name("metric", metric, METRICS)
     return METRICS[metric](answer, accepted, question)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 
 START = 0.1
 """The price that a target's multiplier starts at."""
@@ -37,7 +37,7 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         if self.form not in ("linear", "bonus"):
-            raise choose("reward.form", self.form, ("linear", "bonus"))
+            raise unknown_name("reward.form", self.form, ("linear", "bonus"))
         if self.guess_penalty < 0:
             raise UserError(f"reward.guess_penalty={self.guess_penalty}: allowed: at least 0")
         if not 0 < self.low < self.high:
@@ -55,6 +55,11 @@ class RewardConfig:
                 "allowed: one of them, and null for the other"
             )
 
+    def reward(self, score: Tensor, cost: Tensor, price: Tensor) -> Tensor:
+        """score, cost and price of any shapes that broadcast together -> the reward."""
+        form = linear if self.form == "linear" else bonus
+        return form(score, cost, price) - self.guess_penalty * (1 - score)
+
     @property
     def mode(self) -> str:
         """'fixed', 'target' or 'sampled'."""
@@ -71,12 +76,6 @@ def linear(score: Tensor, cost: Tensor, price: Tensor) -> Tensor:
 def bonus(score: Tensor, cost: Tensor, price: Tensor) -> Tensor:
     """score x (1 + price x (1 - cost)), [B]: what is saved counts only where the answer is right."""
     return score * (1 + price * (1 - cost))
-
-
-def worth(config: RewardConfig, score: Tensor, cost: Tensor, price: Tensor) -> Tensor:
-    """The reward of a config: score, cost and price of any shapes that broadcast together."""
-    form = linear if config.form == "linear" else bonus
-    return form(score, cost, price) - config.guess_penalty * (1 - score)
 
 
 class Price(nn.Module):
@@ -99,8 +98,11 @@ class Price(nn.Module):
             return (math.log(c.low) + u * math.log(c.high / c.low)).exp()
         return self.log_price.exp().expand(batch)
 
-    def update(self, mean_cost: Tensor) -> None:
-        """Dual ascent on log price. mean_cost: relative, averaged over the batch and all ranks."""
+    def update(self, mean_cost: Tensor, weight: float = 1.0) -> None:
+        """Dual ascent on log price. mean_cost: relative, averaged over the batch and all ranks; weight: how
+        much cost counts, 0..1."""
         if self.config.target is not None:
-            self.log_price += self.config.rate * (mean_cost - self.config.target) / self.config.target
+            self.log_price += (
+                weight * self.config.rate * (mean_cost - self.config.target) / self.config.target
+            )
             self.log_price.clamp_(math.log(1e-4), math.log(1e2))

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
     from pyrskip.evaluation.scores import Scored
@@ -120,7 +120,7 @@ def dashboard(arguments: Sequence[str]) -> None:
     dry = "--dry-run" in arguments
     places, given = split_arguments([a for a in arguments if a != "--dry-run"], ("entity", "project"))
     if places:
-        raise choose("dashboard argument", places[0], ("--dry-run", "entity=<name>", "project=<name>"))
+        raise unknown_name("dashboard argument", places[0], ("--dry-run", "entity=<name>", "project=<name>"))
     if find_spec("wandb_workspaces") is None:
         raise UserError("this command needs the wandb extra: pip install 'pyrskip[wandb]'")
     from pyrskip.tracking.workspaces import as_json, default_project, save
@@ -140,7 +140,7 @@ def split_arguments(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if argument.startswith("-") or (equals and key not in keys and "/" not in key):
-            raise choose("argument", argument, [f"{k}=<value>" for k in keys])
+            raise unknown_name("argument", argument, [f"{k}=<value>" for k in keys])
         if equals and key in keys:
             given[key] = value
         else:

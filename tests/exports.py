@@ -11,11 +11,12 @@ from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet
 from pyrskip.export.export import describe, write_parts
 from pyrskip.gates import build_gate
-from pyrskip.gates.gate import Gate, GateConfig, Layout
+from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.inference import Request
 from pyrskip.inference.bundle import Prices
 from pyrskip.inference.geometry import Geometry
 from pyrskip.models.native import NativeModel
+from pyrskip.observation import Layout
 from pyrskip.rollouts.environments import observe
 from pyrskip.sample import Batch
 from tests.models import SIDE, tiny_model
@@ -38,7 +39,7 @@ def tiny_gate(
     layout = Layout(
         model.text.width, model.vision.channels, model.pyramid.tiles, actions, budget or BudgetRule()
     )
-    gate = build_gate(GateConfig(name, policy, width=8, open_bias=0.0), layout).eval()
+    gate = build_gate(GateConfig(name=name, policy=policy, width=8, open_bias=0.0), layout).eval()
     torch.nn.init.normal_(gate.head.weight, std=2.0)
     return gate
 

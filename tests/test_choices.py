@@ -9,13 +9,13 @@ from itertools import product
 
 import pytest
 import torch
+from pyrskip.gates.policies import CategoricalPolicy, Policy, RungsPolicy, chained
+from pyrskip.gates.sequential import SequentialPolicy, StepHead
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
-from pyrskip.gates.policies import CategoricalPolicy, Policy, RungsPolicy, chained
-from pyrskip.gates.sequential import SequentialPolicy, StepHead
 from pyrskip.pyramid import Pyramid
 
 PYRAMID = Pyramid(64, 3, 8)

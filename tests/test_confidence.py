@@ -14,14 +14,15 @@ from pyrskip.evaluation.evaluate import gate_flops
 from pyrskip.evaluation.plays import Inputs, decide, plays
 from pyrskip.export.export import _check_gate
 from pyrskip.gates import build_gate
-from pyrskip.gates.gate import Gate, GateConfig, Layout
+from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.models.served import AnswererConfig
+from pyrskip.observation import Layout
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.table import RolloutTable
-from pyrskip.training import RULES
 from pyrskip.training.gate import RuleConfig
 from pyrskip.training.module import OptimizerConfig
+from pyrskip.training.rules import RULES
 from tests.exports import tiny_gate
 from tests.models import taught_model, tiny_batch, tiny_model
 from tests.toys import PYRAMID, toy_table, train_by_lightning
@@ -31,7 +32,7 @@ POLICIES = ("utility", "bernoulli", "categorical", "autoregressive", "sequential
 
 def sure_gate(layout: Layout, policy: str = "utility", confidence: bool = True) -> Gate:
     torch.manual_seed(0)
-    gate = build_gate(GateConfig("joint", policy, width=16, confidence=confidence), layout)
+    gate = build_gate(GateConfig(name="joint", policy=policy, width=16, confidence=confidence), layout)
     torch.nn.init.normal_(gate.head.weight)
     return gate.eval()
 

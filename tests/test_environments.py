@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyrskip.gates.policies import Relaxed, multilinear
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
@@ -15,7 +16,6 @@ from pyrskip.decision import ActionSet, blind, reference
 from pyrskip.errors import UserError
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import GateConfig
-from pyrskip.gates.policies import Relaxed, multilinear
 from pyrskip.models.native import NativeModel
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.rollout import RolloutModule
@@ -243,7 +243,7 @@ def test_tiles_of_a_level_can_be_gated_online_and_not_by_a_table() -> None:
     table = roll_out(model, [batch])
     online = ModelEnvironment(model, table.actions, WHOLE, table.mean_full_flops)
     offline = TableEnvironment(table, model.pyramid, WHOLE, table.mean_full_flops)
-    gate = build_gate(GateConfig("joint", "bernoulli"), online.layout)
+    gate = build_gate(GateConfig(name="joint", policy="bernoulli"), online.layout)
     sample = gate.policy(online.observe(batch, torch.zeros(len(batch)))).rsample(1.0)
     score, cost = relaxed(online, batch, sample)
     assert score.isfinite().all() and cost.gt(0).all()

@@ -131,7 +131,7 @@ def test_an_export_that_is_not_the_model_is_refused(
 def test_a_sequential_gate_is_refused_with_the_reason() -> None:
     model = tiny_model()
     _check_gate(tiny_gate(model))
-    gate = build_gate(GateConfig("joint", "sequential", width=16), tiny_gate(model).layout)
+    gate = build_gate(GateConfig(name="joint", policy="sequential", width=16), tiny_gate(model).layout)
     with pytest.raises(
         UserError, match=r"gate\.policy=sequential decides on a level before it decides on the next"
     ):

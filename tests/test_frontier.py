@@ -22,7 +22,8 @@ from pyrskip.evaluation.report import Shown, plot_selections, print_table
 from pyrskip.evaluation.summary import summary
 from pyrskip.evaluation.timing import Clock, Timing
 from pyrskip.gates import build_gate
-from pyrskip.gates.gate import Gate, GateConfig, Layout, Observation
+from pyrskip.gates.gate import Gate, GateConfig
+from pyrskip.observation import Layout, Observation
 from pyrskip.rollouts.health import health
 from pyrskip.rollouts.table import RolloutTable
 from tests.tables import TYPES, synthetic_pyramid, synthetic_table, synthetic_tile_flops
@@ -39,7 +40,7 @@ class ByText(Gate):
     """A utility gate that knows the expected score of every action, from the question's embedding alone."""
 
     def __init__(self, layout: Layout, query: Tensor, utility: Tensor) -> None:
-        super().__init__(GateConfig("joint", "utility", 4), layout)
+        super().__init__(GateConfig(name="joint", policy="utility", width=4), layout)
         self.query, self.utility = query, utility
 
     def inputs(self) -> int:
@@ -65,9 +66,9 @@ def inputs_of(splits: dict[str, RolloutTable], timing: Timing | None = None) -> 
     utility = torch.stack([table.probability[i, :4] for i in range(3)])
     torch.manual_seed(0)
     ablations = (
-        GateConfig("predictor", "categorical", 8),
-        GateConfig("glance", "bernoulli", 8),
-        GateConfig("joint", "utility", 8),
+        GateConfig(name="predictor", policy="categorical", width=8),
+        GateConfig(name="glance", policy="bernoulli", width=8),
+        GateConfig(name="joint", policy="utility", width=8),
     )
     query_only, glance_only, joint = ([build_gate(config, layout) for _ in range(3)] for config in ablations)
     gates: dict[str, list[Gate]] = {
@@ -323,7 +324,9 @@ def of_rungs() -> Frontier:
     splits = {s: synthetic_table(s, 60, seed=i, rungs=ladder) for i, s in enumerate(("gate", "val", "test"))}
     budget = BudgetRule(rungs=ladder)
     layout = Layout(8, 6, 3, splits["gate"].actions, budget)
-    gates: dict[str, list[Gate]] = {"gate": [build_gate(GateConfig("joint", "categorical", 8), layout)]}
+    gates: dict[str, list[Gate]] = {
+        "gate": [build_gate(GateConfig(name="joint", policy="categorical", width=8), layout)]
+    }
     inputs = replace(computed().inputs, tables=splits, budget=budget, gates=gates, seeds=(0,), prices=(0.1,))
     return frontier(inputs)
 

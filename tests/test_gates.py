@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from pyrskip.gates.policies import POLICIES
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.gates import GATES, build_gate, load_gate, save_gate
-from pyrskip.gates.gate import Gate, GateConfig, Layout, Observation
-from pyrskip.gates.policies import POLICIES
+from pyrskip.gates.gate import Gate, GateConfig
+from pyrskip.observation import Layout, Observation
 from pyrskip.pyramid import Pyramid
 
 PYRAMID = Pyramid(64, 3, 8)
@@ -27,7 +28,7 @@ every = pytest.mark.parametrize(("name", "policy"), EVERY)
 def gate_of(name: str = "joint", policy: str = "utility", layout: Layout = LAYOUT, **config: Any) -> Gate:
     """A gate whose head is not at its start, where it says the same of everything."""
     torch.manual_seed(0)
-    gate = build_gate(GateConfig(name, policy, width=16, **config), layout).eval()
+    gate = build_gate(GateConfig(name=name, policy=policy, width=16, **config), layout).eval()
     torch.nn.init.normal_(gate.head.weight)
     if policy == "sequential":
         torch.nn.init.normal_(gate.steps.out.weight)
@@ -141,13 +142,19 @@ def test_a_tilt_never_buys_a_dearer_decision(name: str, policy: str) -> None:
 
 def test_a_bernoulli_gate_starts_open_and_the_others_undecided() -> None:
     seen = observation()
-    bernoulli = build_gate(GateConfig("joint", "bernoulli", open_bias=2.0), LAYOUT).policy(seen).marginals()
+    bernoulli = (
+        build_gate(GateConfig(name="joint", policy="bernoulli", open_bias=2.0), LAYOUT)
+        .policy(seen)
+        .marginals()
+    )
     assert (
         bernoulli[:, :-1].sub(torch.tensor(2.0).sigmoid()).abs().max() < 1e-6 and bernoulli[:, -1].eq(1).all()
     )
-    categorical = build_gate(GateConfig("joint", "categorical"), LAYOUT).policy(seen).probs
+    categorical = build_gate(GateConfig(name="joint", policy="categorical"), LAYOUT).policy(seen).probs
     assert categorical is not None and categorical.sub(0.25).abs().max() < 1e-6
-    assert build_gate(GateConfig("joint", "utility"), LAYOUT)(seen).eq(0).all()  # a score of one half
+    assert (
+        build_gate(GateConfig(name="joint", policy="utility"), LAYOUT)(seen).eq(0).all()
+    )  # a score of one half
 
 
 @every
@@ -239,7 +246,7 @@ def test_a_folder_without_a_whole_gate_is_refused(name: str, tmp_path: Path) -> 
 
 def test_an_unknown_gate_is_refused() -> None:
     with pytest.raises(UserError, match=r"gate\.name='oracle'.*allowed: glance, joint, predictor"):
-        build_gate(GateConfig("oracle"), LAYOUT)
+        build_gate(GateConfig(name="oracle"), LAYOUT)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet
 from pyrskip.decision import realise as torch_realise
-from pyrskip.gates.gate import Observation
 from pyrskip.inference.geometry import mipmaps, pool, realise
 from pyrskip.inference.policy import UNLIMITED, Budget, Rule
 from pyrskip.models.projector import pool as torch_pool
+from pyrskip.observation import Observation
 from pyrskip.pyramid import Pyramid
 from pyrskip.pyramid import mipmaps as torch_mipmaps
 from tests.exports import GEOMETRY, tiny_gate

@@ -18,11 +18,12 @@ import pyrskip
 from pyrskip.errors import UserError
 from pyrskip.export.graphs import trace, write_onnx
 from pyrskip.gates import GATES
-from pyrskip.gates.gate import Gate, Observation
+from pyrskip.gates.gate import Gate
 from pyrskip.inference import Engine, Request
 from pyrskip.inference.modules import GatePart
 from pyrskip.inference.processor import chat, conversation, plan, refuse_sequential, thumbnail, views
 from pyrskip.models.native import NativeModel
+from pyrskip.observation import Observation
 from tests.exports import GATE_FLOPS, GEOMETRY, UNIT, expected, images, requests, tiny_gate
 from tests.models import SIDE, TEXTS, tiny_batch, tiny_model
 

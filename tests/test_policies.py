@@ -9,11 +9,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
-
-from pyrskip.budget import BudgetRule
-from pyrskip.decision import ActionSet
-from pyrskip.errors import UserError
 from pyrskip.gates.policies import (
     BernoulliPolicy,
     CategoricalPolicy,
@@ -22,6 +17,11 @@ from pyrskip.gates.policies import (
     gumbel_softmax,
     multilinear,
 )
+from torch import Tensor
+
+from pyrskip.budget import BudgetRule
+from pyrskip.decision import ActionSet
+from pyrskip.errors import UserError
 from pyrskip.pyramid import Pyramid
 
 TILES = 4

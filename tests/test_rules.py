@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyrskip.training.reinforce import ReinforceModule
 from torch import Tensor
 
 from pyrskip.errors import UserError
@@ -17,7 +18,6 @@ from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
 from pyrskip.training import RULES, find_rule, valid_pairs
 from pyrskip.training.gate import GateModule, RuleConfig
 from pyrskip.training.health import CollapseAlarm
-from pyrskip.training.reinforce import ReinforceModule
 from tests.models import tiny_batch
 from tests.toys import IMAGES, batches, online_module, pairs, random_gate, toy_module, train_by_lightning
 
@@ -209,7 +209,9 @@ def test_what_is_collected_for_several_steps_survives_a_checkpoint() -> None:
 )
 def test_what_a_rule_cannot_train_is_refused_in_one_sentence(rule: str, policy: str, online: bool) -> None:
     with pytest.raises(UserError, match=r"cannot be trained by rule.name=.*allowed: auto"):
-        RULES[rule].check(RuleConfig(rule, online=online), GateConfig("joint", policy), RewardConfig())
+        RULES[rule].check(
+            RuleConfig(rule, online=online), GateConfig(name="joint", policy=policy), RewardConfig()
+        )
 
 
 def test_supervised_refuses_a_reward_that_its_gate_does_not_weigh() -> None:

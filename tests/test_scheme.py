@@ -21,7 +21,7 @@ from pyrskip.stages import run_stages
 from pyrskip.tracking.frontier import frontier_metrics
 from pyrskip.tracking.scheme import ANY_RULE, FLEX, FOREIGN, FRONTIER, METRICS, Metric, find, markdown
 from pyrskip.tracking.workspaces import as_json
-from pyrskip.training import RULES
+from pyrskip.training.rules import RULES
 from tests.configs import TWO_STEPS
 from tests.offline import history, offline_runs
 from tests.test_frontier import computed

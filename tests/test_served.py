@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyrskip.rollouts.play import play_served
 from torch import Tensor
 
 from pyrskip.config import Config
@@ -26,7 +27,6 @@ from pyrskip.models.tiers import GatedModel
 from pyrskip.models.tiles import crops
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.environments import observe
-from pyrskip.rollouts.play import play_served
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch, Sample
 from pyrskip.stages import run_stages

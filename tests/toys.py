@@ -21,9 +21,9 @@ from pyrskip.pyramid import Pyramid
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.table import RolloutTable
-from pyrskip.training import RULES
 from pyrskip.training.gate import GateModule, RuleConfig
 from pyrskip.training.module import OptimizerConfig, StepModule
+from pyrskip.training.rules import RULES
 from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
 from tests.models import tiny_batch, tiny_model
 
@@ -80,7 +80,7 @@ def toy_module(
 ) -> GateModule:
     environment = toy_environment()
     torch.manual_seed(seed)
-    gate = build_gate(GateConfig(name, policy, width=16), environment.layout)
+    gate = build_gate(GateConfig(name=name, policy=policy, width=16), environment.layout)
     optimizer = OptimizerConfig(steps=steps, lr=3e-3, warmup=10)
     return RULES[rule](RuleConfig(rule, optimizer=optimizer, **config), gate, environment, reward, seed)
 
@@ -117,7 +117,7 @@ def online_module(rule: str, policy: str, grid: tuple[int, ...]) -> GateModule:
     size, capacity = batch.size[batch.image_of], model.pyramid.capacity(batch.size)[batch.image_of]
     unit = float(model.cost(capacity, size, model.prompt_tokens(batch)).flops.mean())
     environment = ModelEnvironment(model, ActionSet.by_level(model.pyramid), BudgetRule(), unit)
-    gate = build_gate(GateConfig("joint", policy, width=16), environment.layout)
+    gate = build_gate(GateConfig(name="joint", policy=policy, width=16), environment.layout)
     torch.nn.init.normal_(gate.head.weight, std=0.1)
     reward = RewardConfig(0.3)
     return RULES[rule](RuleConfig(rule, online=True, warmup=0.0, entropy=0.0), gate, environment, reward, 0)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyrskip.data.sampler import ORDERS, Parts, StepSampler
 from pyrskip.data.workers import deaf
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LoaderConfig:
         if self.workers < 0:
             raise UserError(f"loader.workers={self.workers} is negative; allowed: at least 0")
         if self.order not in ORDERS:
-            raise choose("loader.order", self.order, ORDERS)
+            raise unknown_name("loader.order", self.order, ORDERS)
 
 
 class StepData(pl.LightningDataModule):

@@ -23,7 +23,7 @@ from pyrskip.data.faults import Fault, FaultLog
 from pyrskip.data.sampler import Parts
 from pyrskip.data.shards import Shard, parse_index
 from pyrskip.data.storage import LocalStorage, Range, Storage, open_storage
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 from pyrskip.metrics import METRICS
 from pyrskip.pyramid import fit
 from pyrskip.sample import Batch, Question, Sample
@@ -51,7 +51,7 @@ class ShardDataset(Dataset[Sample | None]):
     def __init__(self, directory: Path, split: str, size: int, log: FaultLog | None = None) -> None:
         index = parse_index(directory)
         if split not in index.splits:
-            raise choose("split", split, index.splits)
+            raise unknown_name("split", split, index.splits)
         self.directory = directory
         self.faults: list[Fault] = []
         self._size, self._log = size, log

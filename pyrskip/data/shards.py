@@ -25,7 +25,7 @@ from pyrskip.data.convert.config import FORMATS, FilesConfig
 from pyrskip.data.entries import list_name, scan, to_json
 from pyrskip.data.sources import SOURCES, ListedSource, Source
 from pyrskip.data.storage import is_url
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 from pyrskip.record import Record
 from pyrskip.sample import Question
 from pyrskip.scenes.config import SceneConfig
@@ -83,7 +83,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.source not in (*SOURCES, *FORMATS, WRITTEN):
-            raise choose("data.source", self.source, (*SOURCES, *FORMATS, WRITTEN))
+            raise unknown_name("data.source", self.source, (*SOURCES, *FORMATS, WRITTEN))
         if not 0.0 <= self.max_bad_fraction < 1.0:
             raise UserError(f"data.max_bad_fraction={self.max_bad_fraction}: allowed: at least 0 and below 1")
         for name in ("gate_fraction", "val_fraction"):

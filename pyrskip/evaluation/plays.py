@@ -17,7 +17,7 @@ from pyrskip.decision import ActionSet
 from pyrskip.evaluation.timing import Timing
 from pyrskip.gates.gate import Gate
 from pyrskip.gates.heuristics import SHARES, cosine_actions, keyword_actions, strategy_actions
-from pyrskip.gates.policies import multilinear
+from pyrskip.policies.sampling import multilinear
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.oracles import by_sample, by_type, cross

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 from pyrskip.evaluation.bootstrap import Bootstrap
 from pyrskip.evaluation.curves import of_tiles
 from pyrskip.evaluation.frontier import Frontier, Row
@@ -42,7 +42,7 @@ class Scored:
     def of_type(self, kind: str) -> "Scored":
         """The questions of one type, at what they cost. Raises UserError for a type that none has."""
         if kind not in self.types:
-            raise choose("type", kind, sorted(set(self.types)))
+            raise unknown_name("type", kind, sorted(set(self.types)))
         rows = []
         for row in self.rows:
             cost = row.by_type[kind]["relative_flops"]

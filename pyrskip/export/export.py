@@ -177,7 +177,7 @@ def describe(model: NativeModel, gate: Gate, unit: float, own_flops: float, pric
             "policy": gate.config.policy,
             "temperature": gate.config.temperature,
             "tilt": float(gate.tilt),
-            "sequential": gate.sequential,
+            "sequential": gate.kind.episodic,
         },
         "actions": {
             "names": list(gate.layout.actions.names),
@@ -240,13 +240,13 @@ def prices_of(gate: Gate, reward: RewardConfig, default: float) -> Prices:
 
 
 def _check_gate(gate: Gate) -> None:
-    if gate.sequential:
+    if gate.kind.episodic:
         raise UserError(
             f"gate.policy={gate.config.policy} decides on a level before it decides on the next, and an "
             "export decides from "
             "the question and the glance in one step; allowed: gates that are not sequential"
         )
-    if gate.config.confidence:
+    if gate.config.signals:
         raise UserError(
             "gate.confidence=true asks the model how sure it is before it decides, which an export does not "
             "hold yet; allowed: "

@@ -91,9 +91,9 @@ def _examples(model: NativeModel, gate: Gate) -> dict[str, tuple[dict[str, Any],
     head = language.width // language.heads
     question = {"ids": torch.full((3, 5), 2), "mask": torch.ones(3, 5, dtype=torch.bool)}
     seen = {
-        "query": torch.rand(3, 5, layout.query_width),
+        "query": torch.rand(3, 5, layout.width("query")),
         "query_mask": question["mask"],
-        "glance": torch.rand(3, layout.channels, side, side),
+        "glance": torch.rand(3, layout.width("glance", 0), side, side),
         "glance_mask": torch.ones(3, side, side, dtype=torch.bool),
         "capacity": torch.ones(3, layout.tiles, dtype=torch.int64),
         "cost": torch.rand(3, len(layout.actions)),
@@ -113,7 +113,7 @@ def _examples(model: NativeModel, gate: Gate) -> dict[str, tuple[dict[str, Any],
         ),
         "projector": (
             {
-                "features": torch.rand(3, 7, layout.channels),
+                "features": torch.rand(3, 7, layout.width("glance", 0)),
                 "centre": torch.rand(3, 7, 2),
                 "extent": torch.rand(3, 7, 2),
                 "level": torch.zeros(7, dtype=torch.int64),

@@ -14,12 +14,12 @@ from PIL import Image
 
 from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError
+from pyrskip.gated import Gated
 from pyrskip.gates.gate import Gate
 from pyrskip.inference.engine import Engine, Prepared
 from pyrskip.inference.policy import UNLIMITED
 from pyrskip.metrics import score
 from pyrskip.models.native import NativeModel
-from pyrskip.rollouts.environments import observe
 from pyrskip.sample import Batch, Sample
 
 MARGIN = 1e-4
@@ -124,18 +124,18 @@ class _Sums:
 def _reference(
     model: NativeModel, gate: Gate, batch: Batch, unit: float, prices: Sequence[float], price: float
 ) -> _Reference:
-    keep = torch.zeros(len(batch), model.pyramid.tiles, dtype=torch.bool)
-    keep[:, model.pyramid.glance] = True
-    features = model.encode(batch, keep)
+    gated = Gated(model, gate, unit)
+    features = gated.glance(batch)
     asked, outputs = {}, None
     for dial in prices:
-        seen = observe(model, gate.layout, batch, features, torch.full((len(batch),), float(dial)), unit)
+        gated.price = float(dial)
+        seen = gated.observe(batch, features)
         raw = gate(seen)
-        asked[dial] = gate.policy(seen, raw).mode()
+        asked[dial] = gate.policy(seen, raw).mode().tokens
         if dial == price:
             outputs = raw
     assert outputs is not None, "the price of the answers is among those of the decisions"
-    features = model.encode(batch, asked[price] > 0)
+    features = model.look(batch, features, asked[price])
     visual, _ = model.visual(batch, features, asked[price])
     question = model.language.tokenize(batch.texts)
     logits = model.language.prefill(visual, question)[0]

@@ -1,4 +1,4 @@
-"""Gates by name, and on disk."""
+"""Gates by name, one file each, found by themselves; and on disk."""
 
 import json
 from dataclasses import asdict
@@ -11,18 +11,15 @@ from safetensors import SafetensorError
 
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet
-from pyrskip.errors import UserError, choose
-from pyrskip.gates.gate import Gate, GateConfig, Layout
-from pyrskip.gates.glance import GlanceGate
-from pyrskip.gates.joint import JointGate
-from pyrskip.gates.predictor import PredictorGate
+from pyrskip.errors import UserError
+from pyrskip.gates.gate import GATES, Gate, GateConfig
+from pyrskip.observation import Layout
+from pyrskip.registry import import_modules
 
-GATES: dict[str, type[Gate]] = {"predictor": PredictorGate, "glance": GlanceGate, "joint": JointGate}
+import_modules(__name__)
 
 
 def build_gate(config: GateConfig, layout: Layout) -> Gate:
-    if config.name not in GATES:
-        raise choose("gate.name", config.name, GATES)
     return GATES[config.name](config, layout)
 
 
@@ -31,8 +28,7 @@ def save_gate(gate: Gate, directory: Path) -> None:
     layout = gate.layout
     described = {
         "gate": asdict(gate.config),
-        "query_width": layout.query_width,
-        "channels": layout.channels,
+        "signals": layout.signals,
         "tiles": layout.tiles,
         "actions": {
             "names": layout.actions.names,
@@ -54,10 +50,8 @@ def load_gate(directory: Path) -> Gate:
     try:
         plain = json.loads((directory / "gate.json").read_text())
         state = safetensors.torch.load_file(directory / "gate.safetensors")
-        names, selection = (
-            plain["actions"]["names"],
-            torch.tensor(plain["actions"]["selection"], dtype=torch.bool),
-        )
+        names = plain["actions"]["names"]
+        selection = torch.tensor(plain["actions"]["selection"], dtype=torch.bool)
         if selection.shape != (len(names), plain["tiles"]):
             raise TypeError(
                 f"actions.selection is {list(selection.shape)}, not {[len(names), plain['tiles']]}"
@@ -66,17 +60,18 @@ def load_gate(directory: Path) -> Gate:
         actions = ActionSet(
             selection, tuple(names), tuple(plain["actions"]["ladder"]), rung and torch.tensor(rung)
         )
-        given: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in plain["budget"].items()
-        }
-        budget = BudgetRule(**given)
-        layout = Layout(plain["query_width"], plain["channels"], plain["tiles"], actions, budget)
-        gate = build_gate(GateConfig(**plain["gate"]), layout)
+        signals = {name: tuple(shape) for name, shape in plain["signals"].items()}
+        layout = Layout(signals, plain["tiles"], actions, BudgetRule(**_tuples(plain["budget"])))
+        gate = build_gate(GateConfig(**_tuples(plain["gate"])), layout)
         gate.load_state_dict(state)
     except UserError:
         raise
-    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{directory} holds no gate that can be read ({error}); run the gate stage"
         ) from error
     return gate.eval()
+
+
+def _tuples(plain: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyrskip.gates.gate import Gate, GateConfig, Layout, Observation
+from pyrskip.gates.gate import GATES, Gate, GateConfig
+from pyrskip.observation import Layout, Observation
 
 
 class GlancePool(nn.Module):
@@ -31,17 +32,20 @@ class GlancePool(nn.Module):
         return torch.cat([attended, mean, peak], dim=-1)
 
 
+@GATES.register("glance")
 class GlanceGate(Gate):
-    reads_query = False
+    """A learned vector asks the glance."""
+
+    needs = ("glance",)
 
     def __init__(self, config: GateConfig, layout: Layout) -> None:
         super().__init__(config, layout)
-        self.cells = GlancePool(layout.channels, config.width)
+        self.cells = GlancePool(layout.width("glance", 0), config.width)
         self.by = nn.Parameter(torch.randn(1, config.width))
 
     def inputs(self) -> int:
         return 3 * self.config.width
 
     def look(self, seen: Observation) -> Tensor:
-        pooled: Tensor = self.cells(seen.glance, seen.glance_mask, self.by)
+        pooled: Tensor = self.cells(seen["glance"], seen["glance_mask"], self.by)
         return pooled

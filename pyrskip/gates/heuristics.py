@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyrskip.budget import allocate
 from pyrskip.decision import ActionSet
-from pyrskip.errors import choose
+from pyrskip.errors import unknown_name
 from pyrskip.pyramid import Pyramid
 
 KEYWORDS = {
@@ -135,5 +135,5 @@ def whole(pyramid: Pyramid) -> Tensor:
 def _listed(levels: tuple[int, ...], actions: ActionSet) -> int:
     name = ",".join(map(str, levels)) or "glance"
     if name not in actions.names:
-        raise choose("action", name, actions.names)
+        raise unknown_name("action", name, actions.names)
     return actions.index(name)

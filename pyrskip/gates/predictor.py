@@ -3,7 +3,8 @@ image."""
 
 from torch import Tensor, nn
 
-from pyrskip.gates.gate import Gate, GateConfig, Layout, Observation
+from pyrskip.gates.gate import GATES, Gate, GateConfig
+from pyrskip.observation import Layout, Observation
 
 
 class WordPool(nn.Module):
@@ -19,18 +20,19 @@ class WordPool(nn.Module):
         return pooled
 
 
+@GATES.register("predictor")
 class PredictorGate(Gate):
     """The level-predictor MLP."""
 
-    reads_glance = False
+    needs = ("query",)
 
     def __init__(self, config: GateConfig, layout: Layout) -> None:
         super().__init__(config, layout)
-        self.words = WordPool(layout.query_width, config.width)
+        self.words = WordPool(layout.width("query"), config.width)
 
     def inputs(self) -> int:
         return self.config.width
 
     def look(self, seen: Observation) -> Tensor:
-        pooled: Tensor = self.words(seen.query, seen.query_mask)
+        pooled: Tensor = self.words(seen["query"], seen["query_mask"])
         return pooled

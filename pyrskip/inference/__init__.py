@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 from pyrskip.inference.backends import OnnxBackend
 from pyrskip.inference.bundle import CHECKSUMS, file_digest, read_bundle
 from pyrskip.inference.engine import Answer, Backend, Engine, Request, Selection
@@ -34,7 +34,7 @@ def load(
     installed.
     """
     if backend not in BACKENDS:
-        raise choose("backend", backend, BACKENDS)
+        raise unknown_name("backend", backend, BACKENDS)
     if allow_native and backend != "torch":
         raise UserError(f"allow_native=True is for backend='torch'; backend={backend!r} has no compiled code")
     directory = fetch(str(source), revision, native=allow_native)

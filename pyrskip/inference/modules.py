@@ -10,28 +10,26 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pyrskip.gates.gate import Gate, Observation
+from pyrskip.gates.gate import Gate
 from pyrskip.models.language import Decoder, Visual
 from pyrskip.models.native import NativeModel
 from pyrskip.models.projector import Projector
-from pyrskip.models.text import MiniLmText, TextEncoder
 from pyrskip.models.vision import VisionEncoder
+from pyrskip.observation import Observation
+from pyrskip.signals import Signal
+from pyrskip.signals.query import Query
 
 
-class QueryPart(nn.Module):
-    """Question ids to what the gate reads."""
+class SignalPart(nn.Module):
+    """A signal that is computed from a source that the service has."""
 
-    def __init__(self, text: TextEncoder, language: Decoder) -> None:
+    def __init__(self, signal: Signal) -> None:
         super().__init__()
-        self.encoder = text.model if isinstance(text, MiniLmText) else None
-        self.embed = language.embed if self.encoder is None else None
+        self.signal = signal
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids [B, W] int64, mask [B, W] bool -> query [B, W, Q]."""
-        if self.embed is not None:
-            return cast(Tensor, self.embed(ids)).float()
-        assert self.encoder is not None
-        return cast(Tensor, self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state).float()
+        return cast(Tensor, self.signal(ids, mask)[0])
 
 
 class GatePart(nn.Module):
@@ -50,8 +48,8 @@ class GatePart(nn.Module):
         price: Tensor,
     ) -> Tensor:
         """An Observation's members -> raw outputs, [B, T] or [B, S]."""
-        seen = Observation(query, query_mask, glance, glance_mask, capacity, cost, price)
-        return cast(Tensor, self.gate(seen))
+        signals = {"query": query, "query_mask": query_mask, "glance": glance, "glance_mask": glance_mask}
+        return cast(Tensor, self.gate(Observation(signals, capacity, cost, price)))
 
 
 class VisionPart(nn.Module):
@@ -109,7 +107,7 @@ class DecodePart(nn.Module):
 def parts_of(model: NativeModel, gate: Gate) -> dict[str, nn.Module]:
     """Graph name -> module, in evaluation mode."""
     parts: dict[str, nn.Module] = {
-        "query": QueryPart(model.text, model.language),
+        "query": SignalPart(Query(model)),
         "gate": GatePart(gate),
         "vision": VisionPart(model.vision),
         "projector": ProjectorPart(model.projector),

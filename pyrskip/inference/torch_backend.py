@@ -15,13 +15,15 @@ from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.gates import build_gate
-from pyrskip.gates.gate import Gate, GateConfig, Layout
+from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.inference.bundle import GRAPHS, NATIVE, Spec
 from pyrskip.inference.modules import parts_of
 from pyrskip.models.language import LanguageConfig
 from pyrskip.models.native import CostConfig, ModelConfig, NativeModel, PyramidConfig
 from pyrskip.models.text import TextConfig
 from pyrskip.models.vision import VisionConfig
+from pyrskip.observation import Layout
+from pyrskip.signals import shapes_of, signals_of
 
 
 class TorchBackend:
@@ -66,13 +68,13 @@ def load_modules(directory: Path, spec: Spec, tokenizer: Tokenizer) -> tuple[Nat
         actions = spec.plain["actions"]
         budget = spec.rule.budget
         layout = Layout(
-            model.text.width,
-            model.vision.channels,
+            shapes_of(signals_of(model)),
             model.pyramid.tiles,
             ActionSet(torch.from_numpy(spec.rule.selection), tuple(actions["names"])),
             BudgetRule(budget.total, budget.floor, budget.cap, budget.weights),
         )
-        gate = build_gate(GateConfig(**spec.plain["gate"]["config"]), layout)
+        config = spec.plain["gate"]["config"]
+        gate = build_gate(GateConfig(**config | {"signals": tuple(config["signals"])}), layout)
         state = safetensors.torch.load_file(directory / "model.safetensors")
         of = {
             prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -37,7 +37,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pyrskip.cost import Cost, Transformer, decode_flops, kv_bytes, measured_flops, prefill_flops
 from pyrskip.decision import one_picture
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 from pyrskip.models.native import CostConfig
 from pyrskip.models.tiles import crops
 from pyrskip.pyramid import Pyramid
@@ -70,7 +70,7 @@ class HfConfig:
                 f"model.hf.max_answer={self.max_answer}, at_once={self.at_once}: allowed: at least 2 and 1"
             )
         if self.dtype not in DTYPES:
-            raise choose("model.hf.dtype", self.dtype, DTYPES)
+            raise unknown_name("model.hf.dtype", self.dtype, DTYPES)
 
 
 class HfVlm(nn.Module):
@@ -348,12 +348,12 @@ class HfVlm(nn.Module):
 def check_family(config: "PreTrainedConfig") -> None:
     """UserError unless HfVlm can run and cost a model of this config."""
     if config.model_type not in FAMILIES:
-        raise choose("model family", config.model_type, FAMILIES)
+        raise unknown_name("model family", config.model_type, FAMILIES)
     if config.vision_config.model_type not in TOWERS:
-        raise choose("vision tower", config.vision_config.model_type, TOWERS)
+        raise unknown_name("vision tower", config.vision_config.model_type, TOWERS)
     text = config.text_config
     if text.model_type not in LANGUAGES:
-        raise choose("language model", text.model_type, LANGUAGES)
+        raise unknown_name("language model", text.model_type, LANGUAGES)
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if head * text.num_attention_heads != text.hidden_size:
         raise UserError(

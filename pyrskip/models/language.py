@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from pyrskip.cost import Transformer
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 
 PAD, ANSWER, END = 0, 1, 2
 SPECIAL = ("<pad>", "<answer>", "<end>")
@@ -52,7 +52,7 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         if self.name not in LANGUAGES:
-            raise choose("language.name", self.name, LANGUAGES)
+            raise unknown_name("language.name", self.name, LANGUAGES)
         if min(self.max_words, self.vocabulary) < 1 or self.max_answer < 2 or not 0 <= self.dropout < 1:
             raise UserError(
                 f"language.max_words={self.max_words}, vocabulary={self.vocabulary}, "

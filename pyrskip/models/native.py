@@ -28,7 +28,7 @@ from pyrskip.models.language import Decoder, LanguageConfig, Visual
 from pyrskip.models.projector import Projector, pool
 from pyrskip.models.text import TextConfig, build_text
 from pyrskip.models.tiers import Features
-from pyrskip.models.tiles import encode_flops, encode_tiles, moments
+from pyrskip.models.tiles import encode_flops, encode_more, encode_tiles, moments
 from pyrskip.models.vision import VisionConfig, VisionEncoder
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
@@ -48,8 +48,12 @@ class PyramidConfig:
     @property
     def tiles(self) -> int:
         """T, the glance included."""
-        grid = self.grid * (self.levels - 1) if len(self.grid) == 1 else self.grid[:-1]
-        return sum(g * g for g in grid) + 1
+        return sum(g * g for g in self.whole_grid)
+
+    @property
+    def whole_grid(self) -> tuple[int, ...]:
+        """Tiles a side of every level, finest first."""
+        return (*self.grid * (self.levels - 1), 1) if len(self.grid) == 1 else (*self.grid[:-1], 1)
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class Forced:
 
 class NativeModel(nn.Module):
     """A white-box model (pyrskip.models.tiers)."""
+
+    sources = frozenset({"question", "glance", "pixels", "first_token"})
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -157,10 +163,14 @@ class NativeModel(nn.Module):
         """Tiles that have been encoded."""
         return self.vision.encoded
 
-    def encode(self, batch: Batch, keep: Tensor, levels: Sequence[Tensor] | None = None) -> Features:
+    @torch.no_grad()
+    def look(self, batch: Batch, features: Features, tokens: Tensor) -> Features:
+        return encode_more(self.vision, self.pyramid, batch, features, tokens > 0)
+
+    def encode(self, batch: Batch, keep: Tensor) -> Features:
         """Encode the tiles that any question of an image keeps, or read their maps from the cache. keep [B,
-        T] bool; levels: the batch's `levels_of`, if they are there already."""
-        return encode_tiles(self.vision, self.pyramid, batch, keep, levels)
+        T] bool."""
+        return encode_tiles(self.vision, self.pyramid, batch, keep)
 
     def whiten(self, batches: Iterable[Batch]) -> None:
         """Fit the projector's whitening to the maps of these images."""
@@ -286,23 +296,20 @@ class NativeModel(nn.Module):
         return answer == answer.strip().lower() and self.language.can_write(answer)
 
     @torch.no_grad()
-    def confidence(self, batch: Batch, features: Features) -> Tensor:
-        """How sure it is of its answer after the glance alone, which is encoded: of its first token the
-        probability, that of the next likeliest and the distribution's entropy in nats, [B, 3]."""
+    @torch.no_grad()
+    def first_token(self, batch: Batch, features: Features) -> Tensor:
+        """Logits [B, V] of the answer's first token after the glance alone, which is encoded."""
         maps = list(features.maps)
         maps[self.pyramid.glance] = maps[self.pyramid.glance].to(self.projector.down.weight.dtype)
         # in the weights' own precision, whatever training's is: a gate decides on small differences
         with torch.autocast(self.device.type, enabled=False):
-            visual, _ = self.visual(
-                batch, replace(features, maps=tuple(maps)), self._glance(batch.size[batch.image_of])
-            )
-            logits, *_ = self.language.prefill(visual, self.language.tokenize(batch.texts))
-        log_probs = logits.log_softmax(-1)
-        probs = log_probs.exp()
-        return torch.cat([probs.topk(2, dim=-1).values, -(probs * log_probs).sum(-1, keepdim=True)], dim=-1)
+            seen = replace(features, maps=tuple(maps))
+            visual, _ = self.visual(batch, seen, self._glance(batch.size[batch.image_of]))
+            logits: Tensor = self.language.prefill(visual, self.language.tokenize(batch.texts))[0]
+        return logits
 
-    def confidence_flops(self, texts: Sequence[str], size: Tensor) -> Tensor:
-        """Of `confidence` in the cost model's unit: to project the glance and to read it with the question.
+    def first_token_flops(self, texts: Sequence[str], size: Tensor) -> Tensor:
+        """Of `first_token`, in the cost model's unit: to project the glance and to read it with the question.
         size [B, 2] of each text's image -> [B] float64."""
         words = self.language.tokenize(texts)[1].sum(-1) + 1
         return self._reading_flops(self.realise(self._glance(size), size).sum(-1), words, 0)

@@ -7,6 +7,7 @@ for both.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrskip.cost import Cost
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 from pyrskip.models.hf import HfConfig, HfVlm
-from pyrskip.models.native import CostConfig, PyramidConfig
+from pyrskip.models.native import CostConfig, NativeModel, PyramidConfig
 from pyrskip.models.remote import RemoteConfig, RemoteModel
 from pyrskip.models.text import MiniLmText, TextConfig, TextEncoder
 from pyrskip.models.tiers import Features
@@ -43,11 +44,16 @@ class AnswererConfig:
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
-            raise choose("model.name", self.name, MODELS)
+            raise unknown_name("model.name", self.name, MODELS)
 
     @property
     def served(self) -> bool:
         return self.name != "native"
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """What the model shows that signals are computed from."""
+        return ServedModel.sources if self.served else NativeModel.sources
 
     @property
     def max_answer(self) -> int:
@@ -58,6 +64,8 @@ class AnswererConfig:
 class ServedModel(nn.Module):
     """A `GatedModel` (pyrskip.models.tiers) around a black box. Only tiles that are asked for reach the black
     box, the glance alone reaches `vision`."""
+
+    sources = frozenset({"question", "glance", "pixels"})
 
     def __init__(self, box: HfVlm | RemoteModel, vision: VisionEncoder, text: MiniLmText) -> None:
         super().__init__()
@@ -83,8 +91,20 @@ class ServedModel(nn.Module):
     def encode(self, batch: Batch, keep: Tensor) -> Features:
         return encode_tiles(self.vision, self.pyramid, batch, keep)
 
+    def look(self, batch: Batch, features: Features, tokens: Tensor) -> Features:
+        return features  # the box looks for itself
+
+    def write(self, batch: Batch, features: Features, tokens: Tensor) -> list[str]:
+        return self.box.answer(batch, tokens)
+
     def glance_flops(self, size: Tensor) -> Tensor:
         return encode_flops(self.vision, self.pyramid, size)[:, self.pyramid.glance]
+
+    def first_token(self, batch: Batch, features: Features) -> None:
+        return None
+
+    def first_token_flops(self, texts: Sequence[str], size: Tensor) -> Tensor:
+        return torch.zeros(len(texts), dtype=torch.float64)
 
     def realise(self, asked: Tensor, size: Tensor) -> Tensor:
         return self.box.realise(asked, size)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrskip.cost import Convention, Transformer, prefill_flops
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 from pyrskip.models.language import Decoder
 
 
@@ -26,14 +26,19 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         if self.name not in ("embedding", "minilm"):
-            raise choose("text.name", self.name, ("embedding", "minilm"))
+            raise unknown_name("text.name", self.name, ("embedding", "minilm"))
 
 
 class TextEncoder(Protocol):
+    """encoder: (ids, mask) of `tokenize` -> query [B, W, Q] float32; width: Q."""
+
     width: int
 
-    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """-> query [B, W, Q] float and mask [B, W] bool, without gradient."""
+    @property
+    def encoder(self) -> nn.Module: ...
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """-> ids [B, W] int64 and mask [B, W] bool, on the encoder's device."""
         ...
 
     def flops(self, words: Tensor) -> Tensor:
@@ -41,16 +46,27 @@ class TextEncoder(Protocol):
         ...
 
 
+class Lookup(nn.Module):
+    """Word embeddings, looked up."""
+
+    def __init__(self, embed: nn.Embedding) -> None:
+        super().__init__()
+        self.embed = embed
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        embedded: Tensor = self.embed(ids)
+        return embedded.float()
+
+
 class EmbeddingText:
-    """The language model's word embeddings, looked up."""
+    """The language model's word embeddings."""
 
     def __init__(self, language: Decoder) -> None:
         self.language, self.width = language, language.width
+        self.encoder = Lookup(language.embed)
 
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        ids, mask = self.language.tokenize(texts)
-        return self.language.embed(ids).float(), mask
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        return self.language.tokenize(texts)
 
     def flops(self, words: Tensor) -> Tensor:
         return torch.zeros_like(words, dtype=torch.float64)
@@ -78,13 +94,18 @@ class MiniLmText(nn.Module):
     def train(self, mode: bool = True) -> "MiniLmText":
         return super().train(False)
 
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        inputs = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(
-            self.model.device
-        )
-        hidden: Tensor = self.model(**inputs).last_hidden_state
-        return hidden.float(), inputs["attention_mask"].bool()
+    @property
+    def encoder(self) -> nn.Module:
+        return self
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        inputs = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        device = self.model.device
+        return inputs["input_ids"].to(device), inputs["attention_mask"].bool().to(device)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        hidden: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return hidden.float()
 
     def flops(self, words: Tensor) -> Tensor:
         c = self.model.config

@@ -3,6 +3,7 @@
 Axes: B questions, T tiles, N visual tokens, D width, I images.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,10 +20,12 @@ from pyrskip.sample import Batch
 @dataclass(frozen=True)
 class Features:
     """Encoded tiles of a batch's images. maps: one [I, C, rows, columns] a tile, zero where not encoded;
-    encoded [I, T] bool."""
+    encoded [I, T] bool; levels: the images' pixels [I, 3, S / 2^l, S / 2^l] in 0..1, for what is encoded
+    later; none where maps are cached."""
 
     maps: tuple[Tensor, ...]
     encoded: Tensor
+    levels: tuple[Tensor, ...] = ()
 
 
 class BlackBox(Protocol):
@@ -65,8 +68,12 @@ class BlackBox(Protocol):
 
 
 class GatedModel(BlackBox, Protocol):
-    """A model that a gate can decide for: what the gate looks through is there as well."""
+    """A model that a gate can decide for: what the gate looks through is there as well.
 
+    sources: what signals may be computed from, names of pyrskip.signals.SOURCES.
+    """
+
+    sources: frozenset[str]
     vision: VisionEncoder
     text: TextEncoder
 
@@ -77,8 +84,25 @@ class GatedModel(BlackBox, Protocol):
         """Encode the tiles that any question of an image keeps. keep [B, T] bool."""
         ...
 
+    def look(self, batch: Batch, features: Features, tokens: Tensor) -> Features:
+        """What is needed to answer under a decision [B, T], with what `features` hold already."""
+        ...
+
+    def write(self, batch: Batch, features: Features, tokens: Tensor) -> list[str]:
+        """Greedy answers under a decision [B, T] that has been looked at."""
+        ...
+
     def glance_flops(self, size: Tensor) -> Tensor:
         """What a look at the glance costs beside the answer. size [B, 2] -> [B] float64."""
+        ...
+
+    def first_token(self, batch: Batch, features: Features) -> Tensor | None:
+        """Logits [B, V] of the answer's first token after the glance alone, which is encoded; None where the
+        model does not show them."""
+        ...
+
+    def first_token_flops(self, texts: Sequence[str], size: Tensor) -> Tensor:
+        """Of `first_token`, in the cost model's unit. size [B, 2] of each text's image -> [B] float64."""
         ...
 
 

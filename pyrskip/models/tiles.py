@@ -3,7 +3,7 @@
 Axes: I images, B questions, T tiles, C channels.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -25,17 +25,15 @@ def crops(pyramid: Pyramid, batch: Batch, wanted: Tensor) -> Iterator[tuple[int,
         yield image, tile, crop[:, :rows, :columns]
 
 
-def levels_of(pyramid: Pyramid, batch: Batch) -> list[Tensor]:
+def levels_of(pyramid: Pyramid, batch: Batch) -> tuple[Tensor, ...]:
     """The levels [I, 3, S / 2^l, S / 2^l] of a batch's images, in 0..1; none where their maps are cached."""
-    return [] if batch.maps is not None else mipmaps(batch.image.float() / 255, batch.size, pyramid.levels)
+    if batch.maps is not None:
+        return ()
+    return tuple(mipmaps(batch.image.float() / 255, batch.size, pyramid.levels))
 
 
 def encode_tiles(
-    vision: VisionEncoder,
-    pyramid: Pyramid,
-    batch: Batch,
-    keep: Tensor,
-    levels: Sequence[Tensor] | None = None,
+    vision: VisionEncoder, pyramid: Pyramid, batch: Batch, keep: Tensor, levels: tuple[Tensor, ...] = ()
 ) -> Features:
     """Encode the tiles that any question of an image keeps, each alone from its own pixels, or read their
     maps from the batch's cache. keep [B, T] bool; levels: the batch's, if they are there already."""
@@ -48,7 +46,24 @@ def encode_tiles(
     for tile in range(pyramid.tiles):
         crop = pyramid.crop(levels[int(pyramid.tile_level[tile])], tile)
         maps.append(_encode_tile(vision, crop, wanted[:, tile], pixels[:, tile]))
-    return Features(tuple(maps), wanted)
+    return Features(tuple(maps), wanted, levels)
+
+
+def encode_more(
+    vision: VisionEncoder, pyramid: Pyramid, batch: Batch, had: Features, keep: Tensor
+) -> Features:
+    """What `had` holds, and the tiles that any question of an image keeps beside it. keep [B, T] bool."""
+    new = keep & ~had.encoded[batch.image_of] & (pyramid.capacity(batch.size)[batch.image_of] > 0)
+    if not bool(new.any()):
+        return had
+    more = encode_tiles(vision, pyramid, batch, new, had.levels)
+    maps = []
+    for tile, (before, added) in enumerate(zip(had.maps, more.maps, strict=True)):
+        if not bool(more.encoded[:, tile].any()):
+            maps.append(before)
+        else:  # a map is zero where it was not encoded
+            maps.append(before + added if bool(had.encoded[:, tile].any()) else added)
+    return Features(tuple(maps), had.encoded | more.encoded, more.levels)
 
 
 def _encode_tile(vision: VisionEncoder, crop: Tensor, wanted: Tensor, pixels: Tensor) -> Tensor:

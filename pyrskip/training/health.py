@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyrskip.gates.gate import Gate, Observation
-from pyrskip.reward import RewardConfig, worth
+from pyrskip.gates.gate import Gate
+from pyrskip.observation import Observation
+from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.health import entropy_of, keep_rates, labels, mutual_information
 
@@ -53,7 +54,7 @@ class CollapseAlarm:
         kept, certain = [], True
         for price in prices:
             policy = gate.policy(replace(seen, price=torch.full_like(seen.price, price)))
-            kept.append((policy.mode() > 0) | (seen.capacity == 0))
+            kept.append(policy.mode().selection | (seen.capacity == 0))
             certain &= float(policy.entropy().mean()) < CERTAIN
         alike = bool((torch.cat(kept) == kept[0][:1]).all())
         if not (certain and alike):
@@ -100,7 +101,7 @@ def glance_is_best(environment: TableEnvironment, reward: RewardConfig, price: f
     table = environment.table
     scores = table.score[:, : len(table.actions)].double()
     cost = environment.relative.double()
-    value = worth(reward, scores, cost, torch.tensor(price, dtype=torch.float64))
+    value = reward.reward(scores, cost, torch.tensor(price, dtype=torch.float64))
     glance = int(table.actions.steps.sum(-1).argmin())
     closest, told = -float("inf"), ""
     for kind in sorted(set(table.types)):

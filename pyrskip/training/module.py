@@ -10,7 +10,7 @@ from timm.optim.muon import Muon
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 
 OPTIMIZERS = ("adamw", "muon")
 
@@ -33,7 +33,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
-            raise choose("optimizer.name", self.name, OPTIMIZERS)
+            raise unknown_name("optimizer.name", self.name, OPTIMIZERS)
         if (
             self.steps < 1
             or self.lr <= 0

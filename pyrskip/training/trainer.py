@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from pyrskip.data.datamodule import StepData
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 from pyrskip.training.checkpoint import BetweenSteps, PatientIO
 from pyrskip.training.clock import Clock
 from pyrskip.training.preemption import Stop, after_the_step, answer_signals
@@ -64,7 +64,7 @@ class TrainerConfig:
                 "tpu"
             )
         if self.strategy not in STRATEGIES:
-            raise choose("trainer.strategy", self.strategy, STRATEGIES)
+            raise unknown_name("trainer.strategy", self.strategy, STRATEGIES)
         if self.gradient_clip is not None and not 0 < self.gradient_clip < float("inf"):
             raise UserError(
                 f"trainer.gradient_clip={self.gradient_clip} clips nothing; allowed: null, or more than 0"

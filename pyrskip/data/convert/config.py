@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from pyrskip.errors import UserError, choose
+from pyrskip.errors import UserError, unknown_name
 from pyrskip.metrics import METRICS
 
 FORMATS = ("llava", "parquet", "tsv")
@@ -33,7 +33,7 @@ class FilesConfig:
         if not self.path:
             raise UserError("data.files.path is empty; allowed: the path or URL of annotation files")
         if self.metric not in METRICS:
-            raise choose("data.files.metric", self.metric, METRICS)
+            raise unknown_name("data.files.metric", self.metric, METRICS)
         if not self.test and not 0 < self.test_fraction < 1:
             raise UserError(
                 f"data.files.test_fraction={self.test_fraction} is no share of the images; allowed: between "
@@ -41,6 +41,6 @@ class FilesConfig:
             )
         for role in self.columns:
             if role not in COLUMNS:
-                raise choose("data.files.columns", role, COLUMNS)
+                raise unknown_name("data.files.columns", role, COLUMNS)
         if self.workers is not None and self.workers < 0:
             raise UserError(f"data.files.workers={self.workers} is negative; allowed: null, or at least 0")

@@ -17,13 +17,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pyrskip.decision import ActionSet
+from pyrskip.decision import ActionSet, Candidates, Decision
 from pyrskip.errors import UserError
-from pyrskip.gates.policies import CategoricalPolicy, Relaxed, check_max_tokens, clip
-
-Reveal = Callable[[int, Tensor], Tensor]
-"""(tile, keep [B] bool) -> mean features [B, C] of that tile, encoded for the rows that keep it; zero for the
-others."""
+from pyrskip.observation import Layout, Observation, Reveal
+from pyrskip.policies.categorical import CategoricalPolicy
+from pyrskip.policies.policy import (
+    POLICIES,
+    Deciding,
+    Policy,
+    PolicyConfig,
+    Relaxed,
+    check_max_tokens,
+    clip,
+    listed,
+)
+from pyrskip.policies.rungs import check_complete
 
 
 @dataclass(frozen=True)
@@ -81,39 +89,68 @@ class StepHead(nn.Module):
         ).squeeze(-1)
 
 
-class SequentialPolicy:
-    """context [B, D]: what the trunk read. cost [B, S]: relative cost of every action; asked [B, S, T]: its
-    decision. tilt: what calibration adds to the price of a listed decision; a gate that looks has none.
-    reveal: given where the gate looks."""
+class SequentialHead(nn.Linear):
+    """From the trunk's hidden vector to the part of the state that the observation fixes, [B, D] -> [B, D];
+    and the steps' head."""
+
+    def __init__(self, config: PolicyConfig, layout: Layout) -> None:
+        super().__init__(config.width, config.width)
+        channels = layout.width("glance", 0) if config.looks else None
+        self.steps = StepHead(config.width, layout.tiles, layout.actions.choices, config.open_bias, channels)
+
+
+@POLICIES.register("sequential")
+class SequentialPolicy(Policy):
+    """context [B, D]: what the trunk read. cost [B, S]: relative cost of every action. tilt: what calibration
+    adds to the price of a listed decision; a gate that looks has none. reveal: given where the gate looks."""
+
+    options = ("open_bias", "looks")
+    by_tile = True
+    episodic = True
 
     def __init__(
         self,
         head: StepHead,
         context: Tensor,
         cost: Tensor,
-        asked: Tensor,
+        candidates: Candidates,
         actions: ActionSet,
         tilt: Tensor,
         reveal: Reveal | None = None,
     ) -> None:
-        self.head, self.context, self.cost, self.asked, self.actions = (
-            head,
-            context.float(),
-            cost,
-            asked,
-            actions,
-        )
-        self.reveal, self.radix = reveal, actions.radix.to(context.device)
+        self.head, self.context, self.cost, self.candidates = head, context.float(), cost, candidates
+        self.actions, self.reveal, self.radix = actions, reveal, actions.radix.to(context.device)
         self.listed = None
         if reveal is None:
-            self.listed = CategoricalPolicy(self._log_probs() - tilt * cost, asked, actions)
+            self.listed = CategoricalPolicy(self._log_probs() - tilt * cost, candidates, actions)
 
-    def sample(self) -> Tensor:
+    @classmethod
+    def start(cls, config: PolicyConfig, layout: Layout) -> Tensor:
+        return torch.zeros(config.width)
+
+    @classmethod
+    def build_head(cls, config: PolicyConfig, layout: Layout) -> nn.Module:
+        check_complete(config, layout)
+        return SequentialHead(config, layout)
+
+    @classmethod
+    def of(cls, outputs: Tensor, seen: Observation, gate: Deciding) -> "SequentialPolicy":
+        looks = gate.config.looks
+        if looks and seen.reveal is None:
+            raise UserError(
+                "gate.looks=true decides on features of what it has kept, and this rollout table holds none; "
+                "allowed: rule.online=true, or gate.looks=false"
+            )
+        assert isinstance(gate.head, SequentialHead)
+        candidates, actions = listed(seen, gate.layout), gate.layout.actions
+        reveal = seen.reveal if looks else None
+        return cls(gate.head.steps, outputs, seen.cost, candidates, actions, gate.tilt, reveal)
+
+    def sample(self) -> Decision:
         if self.listed is not None:
             return self.listed.sample()
-        return self._pick(
-            self._walk(lambda _, logit: torch.distributions.Categorical(logits=logit).sample())[0]
-        )
+        draw = self._walk(lambda _, logit: torch.distributions.Categorical(logits=logit).sample())
+        return self.candidates.take(draw[0])
 
     def rsample(self, temperature: float) -> Relaxed:
         if self.listed is None:
@@ -122,8 +159,10 @@ class SequentialPolicy:
             )
         return self.listed.rsample(temperature)
 
-    def log_prob(self, asked: Tensor) -> Tensor:
-        return self.steps(asked).log_prob.sum(-1) if self.listed is None else self.listed.log_prob(asked)
+    def log_prob(self, decision: Decision) -> Tensor:
+        return (
+            self.steps(decision).log_prob.sum(-1) if self.listed is None else self.listed.log_prob(decision)
+        )
 
     def entropy(self) -> Tensor:
         """Exact where nothing is looked at, else that of the steps along one random episode: right on
@@ -149,25 +188,27 @@ class SequentialPolicy:
     def probs(self) -> Tensor | None:
         return None if self.listed is None else self.listed.probs
 
-    def mode(self, max_tokens: int | None = None) -> Tensor:
+    def mode(self, max_tokens: int | None = None) -> Decision:
         """The likeliest decision where all are enumerated; where the gate looks, the likeliest choice at
         every step."""
         if self.listed is not None:
             return self.listed.mode(max_tokens)
         if max_tokens is None:
-            return self._pick(self._walk(lambda _, logit: logit.argmax(-1))[0])
+            return self.candidates.take(self._walk(lambda _, logit: logit.argmax(-1))[0])
         check_max_tokens(max_tokens)
-        return clip(self._pick(self._walk(lambda _, logit: logit.argmax(-1), max_tokens)[0]), max_tokens)
+        return clip(
+            self.candidates.take(self._walk(lambda _, logit: logit.argmax(-1), max_tokens)[0]), max_tokens
+        )
 
-    def steps(self, asked: Tensor) -> Steps:
-        """The episode that ends in a decision [B, T] of the action set."""
-        same = (asked[:, None] == self.asked).all(-1)
-        chosen = self.actions.steps.to(asked.device)[same.int().argmax(-1)]
+    def steps(self, decision: Decision) -> Steps:
+        """The episode that ends in a decision of the action set."""
+        assert decision.action is not None, "an episode ends in a decision of the list"
+        chosen = self.actions.steps.to(decision.action.device)[decision.action]
         return self._walk(lambda tile, _: chosen[:, tile])[1]
 
-    def prefixes(self, steps: Steps) -> list[Tensor]:
-        """The decisions [B, T] before the first step of an episode and after each, if nothing followed."""
-        return [self._pick(action) for action in steps.action.unbind(1)]
+    def prefixes(self, steps: Steps) -> list[Decision]:
+        """The decisions before the first step of an episode and after each, if nothing followed."""
+        return [self.candidates.take(action) for action in steps.action.unbind(1)]
 
     def _walk(
         self, choose: Callable[[int, Tensor], Tensor], max_tokens: int | None = None
@@ -191,7 +232,7 @@ class SequentialPolicy:
             logit, value = self.head(self.context, chosen, self.cost.gather(1, then[:, :1]), tile, found)
             logit = logit.squeeze(1)
             if max_tokens is not None:
-                over = self.asked.sum(-1).gather(1, then) > max_tokens
+                over = self.candidates.tokens.sum(-1).gather(1, then) > max_tokens
                 logit = logit.masked_fill(over & (then != then[:, :1]), float("-inf"))
             choice = choose(tile, logit)
             log_probs = logit.log_softmax(-1)
@@ -212,12 +253,9 @@ class SequentialPolicy:
         chosen = torch.zeros(1, finer, dtype=torch.int64, device=self.context.device)
         total = torch.zeros(rows, 1, device=self.context.device)
         for tile in reversed(range(finer)):
-            action = chosen @ self.radix
+            action = (chosen * self.radix).sum(-1)
             logit, _ = self.head(self.context, chosen.expand(rows, -1, -1), self.cost[:, action], tile, None)
             total = (total[..., None] + logit.log_softmax(-1)).flatten(1)
             chosen = chosen.repeat_interleave(choices, dim=0)
             chosen[:, tile] = torch.arange(choices, device=chosen.device).repeat(len(chosen) // choices)
-        return total[:, (chosen @ self.radix).argsort()]
-
-    def _pick(self, action: Tensor) -> Tensor:
-        return self.asked[torch.arange(len(action), device=action.device), action]
+        return total[:, (chosen * self.radix).sum(-1).argsort()]

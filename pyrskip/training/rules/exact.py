@@ -3,16 +3,26 @@
 Axes: B batch, S actions.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from pyrskip.errors import UserError
 from pyrskip.training import estimators
-from pyrskip.training.gate import GateModule
+from pyrskip.training.gate import RULES, RewardConfigured, RewardModule
 
 
-class ExactModule(GateModule):
+@dataclass(frozen=True)
+class ExactConfig(RewardConfigured):
+    """No option of its own."""
+
+    name: str = "exact"
+
+
+@RULES.register("exact")
+class ExactModule(RewardModule):
+    config_class = ExactConfig
     policies = ("categorical", "bernoulli", "rungs", "autoregressive", "sequential")
 
     def training_step(self, rows: Any, batch_idx: int) -> Tensor:
@@ -23,11 +33,12 @@ class ExactModule(GateModule):
         if probs is None:
             raise UserError(
                 "rule.name='exact' needs every decision's probability, and "
-                f"gate.policy={self.gate.config.policy} does not "
-                f"list them for {len(self.environment.layout.actions)} actions; allowed: rule=reinforce, "
+                f"gate.policy={self.gate.config.policy} "
+                f"does not list them for {len(self.environment.layout.actions)} actions; allowed: "
+                "rule=reinforce, "
                 "another policy"
             )
-        reward = self.worth(price, batch_idx)(self.scores(rows), seen.cost)
+        reward = self.reward(price, batch_idx)(self.scores(rows), seen.cost)
         entropy = policy.entropy().mean()
         expected = estimators.expectation(probs, reward)
         policy_loss = -(self.weight(rows, price, batch_idx) * expected).mean()

@@ -3,14 +3,23 @@
 Axes: B batch, S actions.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyrskip.training.gate import GateModule
+from pyrskip.training.gate import RULES, GateModule, RuleConfig
 
 
+@dataclass(frozen=True)
+class SupervisedConfig(RuleConfig):
+    """No option of its own."""
+
+    name: str = "supervised"
+
+
+@RULES.register("supervised")
 class SupervisedModule(GateModule):
     """The price is in the policy's arithmetic, not in what is learned, so every price is served by one gate.
 
@@ -19,6 +28,7 @@ class SupervisedModule(GateModule):
     near miss from a clear one.
     """
 
+    config_class = SupervisedConfig
     policies = ("utility",)
     forms = ("linear",)
 

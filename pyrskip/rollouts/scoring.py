@@ -1,4 +1,4 @@
-"""Play several decisions on each question of a batch: what their answers score, in as few runs of the model
+"""Score several decisions on each question of a batch, in as few runs of the model
 as can be.
 
 Axes: B questions, K decisions a question, T tiles.
@@ -15,7 +15,9 @@ from pyrskip.sample import Batch
 
 
 @torch.no_grad()
-def play_native(model: NativeModel, batch: Batch, features: Features, asked: Tensor) -> tuple[Tensor, Tensor]:
+def score_native(
+    model: NativeModel, batch: Batch, features: Features, asked: Tensor
+) -> tuple[Tensor, Tensor]:
     """asked [B, K, T], its tiles encoded -> score and probability of the first accepted answer, [B, K]
     each."""
     scores, chances = [], []
@@ -27,7 +29,7 @@ def play_native(model: NativeModel, batch: Batch, features: Features, asked: Ten
 
 
 @torch.no_grad()
-def play_served(model: ServedModel, batch: Batch, asked: Tensor) -> tuple[Tensor, Tensor | None]:
+def score_served(model: ServedModel, batch: Batch, asked: Tensor) -> tuple[Tensor, Tensor | None]:
     """asked [B, K, T] -> score and probability of the first accepted answer, [B, K] each; None where the
     model does not tell.
 

@@ -1,0 +1,72 @@
+"""What a gate may see before any fine pixel is encoded, and what it must know of the model that it decides
+for.
+
+Axes: B batch, T tiles, S actions, C channels of the encoder's map.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from pyrskip.budget import BudgetRule
+from pyrskip.decision import ActionSet
+from pyrskip.errors import UserError
+
+Shape = tuple[int | None, ...]
+"""Of one row of a tensor; None: varies from batch to batch."""
+
+Reveal = Callable[[int, Tensor], Tensor]
+"""(tile, keep [B] bool) -> mean features [B, C] of that tile, encoded for the rows that keep it; zero for
+others."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """signals: name of a tensor -> [B, ...], as the signals of `pyrskip.signals` give them; capacity [B, T]
+    int64; cost [B, S]: relative cost of every action; price [B] >= 0. reveal: the way to look at a tile that
+    has been kept, None where the environment has none."""
+
+    signals: Mapping[str, Tensor]
+    capacity: Tensor
+    cost: Tensor
+    price: Tensor
+    reveal: Reveal | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A signal's tensor. Raises UserError where the environment does not have it."""
+        if name not in self.signals:
+            raise UserError(
+                f"the gate reads the signal {name!r}, and this model, or this rollout table, has none; "
+                "allowed: "
+                f"{', '.join(self.signals)}, or rollouts made anew with a model that has it (delete these "
+                "first)"
+            )
+        return self.signals[name]
+
+    def first(self) -> "Observation":
+        """The first row alone."""
+        signals = {name: value[:1] for name, value in self.signals.items()}
+        return replace(
+            self, signals=signals, capacity=self.capacity[:1], cost=self.cost[:1], price=self.price[:1]
+        )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """signals: name of a tensor -> the shape of one row; tiles: T; actions, budget: the candidate
+    decisions."""
+
+    signals: Mapping[str, Shape]
+    tiles: int
+    actions: ActionSet
+    budget: BudgetRule
+
+    def width(self, name: str, axis: int = -1) -> int:
+        """The size of a signal along an axis that does not vary. Raises UserError where the model has no such
+        signal."""
+        if name not in self.signals:
+            raise UserError(f"the model has no signal {name!r}; allowed: {', '.join(self.signals)}")
+        size = self.signals[name][axis]
+        assert size is not None, f"axis {axis} of {name} varies"
+        return size

@@ -1,0 +1,96 @@
+"""Policy `bernoulli`: each tile is kept with a probability of its own; the glance always, padding never.
+
+Axes: B batch, T tiles.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyrskip.budget import BudgetRule
+from pyrskip.decision import ActionConfig, ActionSet, Decision
+from pyrskip.errors import UserError
+from pyrskip.observation import Layout, Observation
+from pyrskip.policies.policy import POLICIES, Deciding, Policy, PolicyConfig, Relaxed, check_max_tokens, clip
+from pyrskip.policies.sampling import gumbel_sigmoid, multilinear
+
+
+@POLICIES.register("bernoulli")
+class BernoulliPolicy(Policy):
+    """logit [B, T] float, the last tile's, the glance's, ignored; capacity [B, T] int64."""
+
+    options = ("open_bias",)
+    by_tile = True
+
+    def __init__(self, logit: Tensor, capacity: Tensor, actions: ActionSet, budget: BudgetRule) -> None:
+        self.logit, self.capacity, self.actions, self.budget = logit.float(), capacity, actions, budget
+        glance = torch.arange(logit.shape[-1], device=logit.device) == logit.shape[-1] - 1
+        self.forced = glance & (capacity > 0)
+        self.free = ~glance & (capacity > 0)
+
+    @classmethod
+    def check(
+        cls, config: PolicyConfig, actions: ActionConfig, budget: BudgetRule, grid: tuple[int, ...]
+    ) -> None:
+        super().check(config, actions, budget, grid)
+        if budget.rungs is not None:
+            raise UserError(
+                f"gate.policy=bernoulli with budget.rungs={list(budget.rungs)} knows no rung between all "
+                "and nothing; "
+                "allowed: gate.policy=rungs, categorical, autoregressive or sequential"
+            )
+
+    @classmethod
+    def start(cls, config: PolicyConfig, layout: Layout) -> Tensor:
+        return torch.full((layout.tiles,), config.open_bias)
+
+    @classmethod
+    def of(cls, outputs: Tensor, seen: Observation, gate: Deciding) -> "BernoulliPolicy":
+        share = seen.capacity / seen.capacity.sum(-1, keepdim=True)
+        return cls(outputs - gate.tilt * share, seen.capacity, gate.layout.actions, gate.layout.budget)
+
+    def sample(self) -> Decision:
+        return self._decision(torch.rand_like(self.logit) < self.logit.sigmoid())
+
+    def rsample(self, temperature: float) -> Relaxed:
+        keep = gumbel_sigmoid(self.logit, temperature)
+        keep = keep * self.free + self.forced.float()
+        return Relaxed(keep, multilinear(keep, self.actions.selection) if self._enumerable else None)
+
+    def log_prob(self, decision: Decision) -> Tensor:
+        keep = decision.selection.float()
+        return (self.free * -F.binary_cross_entropy_with_logits(self.logit, keep, reduction="none")).sum(-1)
+
+    def entropy(self) -> Tensor:
+        p = self.logit.sigmoid()
+        return (self.free * F.binary_cross_entropy_with_logits(self.logit, p, reduction="none")).sum(-1)
+
+    def marginals(self) -> Tensor:
+        return self.logit.sigmoid() * self.free + self.forced.float()
+
+    @property
+    def probs(self) -> Tensor | None:
+        return multilinear(self.marginals(), self.actions.selection) if self._enumerable else None
+
+    def mode(self, max_tokens: int | None = None) -> Decision:
+        keep = (self.logit > 0) & self.free
+        decision = self._decision(keep)
+        if max_tokens is None:
+            return decision
+        check_max_tokens(max_tokens)
+        for _ in range(keep.shape[-1]):
+            # what matters least goes first, one tile a round, until the row fits
+            over = decision.tokens.sum(-1) > max_tokens
+            least = self.logit.masked_fill(~keep, float("inf")).argmin(-1, keepdim=True)
+            keep = keep & ~(over[:, None] & torch.zeros_like(keep).scatter(1, least, True))
+            decision = self._decision(keep)
+        return clip(decision, max_tokens)
+
+    def _decision(self, keep: Tensor) -> Decision:
+        keep = (keep & self.free) | self.forced
+        action = self.actions.number(keep[:, :-1].long()) if self._enumerable else None
+        return Decision(self.budget.tokens(keep, self.capacity), action)
+
+    @property
+    def _enumerable(self) -> bool:
+        return self.actions.complete and not self.actions.ladder

@@ -1,0 +1,204 @@
+"""Policies: distributions over decisions, on one interface, registered by name.
+
+Axes: B batch, T tiles, S actions, D hidden width. Inference runs `mode` of the distribution that was trained.
+
+A policy class owns its head (what the gate's last layer outputs, and where it starts), its constraints on the
+config and the action set, and its arithmetic, which is float32 on every device, under autocast too: Gumbel
+noise does not survive bfloat16, and inference knows no autocast.
+"""
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pyrskip.budget import BudgetRule
+from pyrskip.decision import ActionConfig, Candidates, Decision
+from pyrskip.errors import UserError
+from pyrskip.observation import Layout, Observation
+from pyrskip.registry import Registry
+
+POLICIES: "Registry[type[Policy]]" = Registry("gate.policy")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """A straight-through sample. keep [B, T]: gate of each tile; weight [B, S]: of each listed action, None
+    where the actions do not list every selection."""
+
+    keep: Tensor
+    weight: Tensor | None
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """policy: a registered policy. width: hidden units. Options, each of the policies that read it:
+    temperature, of `utility`, in score; open_bias, of those that choose tile by tile: how much every tile's
+    keep logit starts above 0; looks, of `sequential`: whether it sees the encoded features of what it has
+    kept.
+    """
+
+    policy: str = "utility"
+    width: int = 128
+    temperature: float = 0.05
+    open_bias: float = 2.0
+    looks: bool = False
+
+    def __post_init__(self) -> None:
+        kind = POLICIES[self.policy]
+        for name in ("temperature", "open_bias", "looks"):
+            given, default = getattr(self, name), PolicyConfig.__dataclass_fields__[name].default
+            if given != default and name not in kind.options:
+                raise UserError(
+                    f"gate.{name}={given} with gate.policy={self.policy}, which does not read it; allowed: "
+                    f"{default}, or a "
+                    f"policy that does: {', '.join(p for p in POLICIES if name in POLICIES[p].options)}"
+                )
+        if self.width < 1 or self.temperature <= 0:
+            raise UserError(
+                f"gate.width={self.width}, temperature={self.temperature}: allowed: width at least 1, "
+                "temperature above 0"
+            )
+
+
+class Deciding(Protocol):
+    """A gate, as its policy sees it. tilt []: moves the trained policy along the cost axis; calibration sets
+    it."""
+
+    @property
+    def config(self) -> PolicyConfig: ...
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def head(self) -> nn.Module: ...
+    @property
+    def tilt(self) -> Tensor: ...
+
+
+class Policy(ABC):
+    """A distribution over the decisions of a batch, made by `of` from a gate's outputs.
+
+    options: of PolicyConfig's that it reads. dial: whether the gate is given the price; else the price is in
+    the policy's arithmetic. by_tile: it decides tile by tile and needs an action set that lists every
+    combination of choices. episodic: it may look at a tile before it decides on the next, and has `steps` and
+    a critic.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ()
+    dial: ClassVar[bool] = True
+    by_tile: ClassVar[bool] = False
+    episodic: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        for name, member in list(vars(cls).items()):
+            if isinstance(member, classmethod):
+                setattr(cls, name, classmethod(in_float32(member.__func__)))
+            elif isinstance(member, property) and member.fget is not None:
+                setattr(cls, name, property(in_float32(member.fget)))
+            elif callable(member):
+                setattr(cls, name, in_float32(member))
+
+    @classmethod
+    def check(
+        cls, config: PolicyConfig, actions: ActionConfig, budget: BudgetRule, grid: tuple[int, ...]
+    ) -> None:
+        """Refuse, before any work, what it cannot decide between. grid: tiles a side of each level, finest
+        first."""
+        tiles = sum(g * g for g in grid)
+        if cls.by_tile and (actions.sample or (tiles > len(grid) and actions.unit == "level")):
+            choices = len(budget.rungs or (0, 1))
+            raise UserError(
+                f"gate.policy={config.policy} with pyramid.grid={list(grid)} decides on single tiles and "
+                "needs all "
+                f"{choices ** (tiles - 1)} selections of them; actions.unit={actions.unit}, "
+                f"sample={actions.sample} lists "
+                "others; allowed: gate.policy=categorical, actions.unit=tile without a sample, or "
+                "pyramid.grid=[1]"
+            )
+
+    @classmethod
+    @abstractmethod
+    def start(cls, config: PolicyConfig, layout: Layout) -> Tensor:
+        """The head's outputs before training, one float each."""
+
+    @classmethod
+    def build_head(cls, config: PolicyConfig, layout: Layout) -> nn.Module:
+        """From the trunk's hidden vector [B, D] to outputs [B, ...]: a linear layer that starts at `start`
+        for any input."""
+        start = cls.start(config, layout)
+        head = nn.Linear(config.width, len(start))
+        nn.init.zeros_(head.weight)
+        with torch.no_grad():
+            head.bias.copy_(start)
+        return head
+
+    @classmethod
+    @abstractmethod
+    def of(cls, outputs: Tensor, seen: Observation, gate: Deciding) -> "Policy":
+        """The distribution at the observation's price. outputs: of the head, float32."""
+
+    @abstractmethod
+    def sample(self) -> Decision:
+        """A random decision."""
+
+    @abstractmethod
+    def rsample(self, temperature: float) -> Relaxed:
+        """A random selection with a straight-through gradient."""
+
+    @abstractmethod
+    def log_prob(self, decision: Decision) -> Tensor:
+        """Log-probability of a decision, [B]; -inf for one that it never takes."""
+
+    @abstractmethod
+    def entropy(self) -> Tensor:
+        """[B], nats."""
+
+    @abstractmethod
+    def marginals(self) -> Tensor:
+        """Probability that each tile is kept, [B, T]."""
+
+    @property
+    @abstractmethod
+    def probs(self) -> Tensor | None:
+        """Probability of each listed action, [B, S], where the actions list every selection."""
+
+    @abstractmethod
+    def mode(self, max_tokens: int | None = None) -> Decision:
+        """The decision that inference runs, of at most max_tokens tokens a row where that is given."""
+
+
+def in_float32(method: Callable[..., T]) -> Callable[..., T]:
+    """A method, run without autocast."""
+
+    @functools.wraps(method)
+    def guarded(*arguments: Any, **named: Any) -> T:
+        if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
+            return method(*arguments, **named)
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return method(*arguments, **named)
+
+    return guarded
+
+
+def listed(seen: Observation, layout: Layout) -> Candidates:
+    """The listed decisions for the rows of an observation."""
+    return Candidates(layout.actions.tokens(seen.capacity, layout.budget))
+
+
+def check_max_tokens(max_tokens: int) -> None:
+    if max_tokens < 1:
+        raise UserError(f"max_tokens={max_tokens}: at least 1 is needed, for the glance")
+
+
+def clip(decision: Decision, max_tokens: int) -> Decision:
+    """Take from the end of the row, the glance, what is still over: it is then pooled further."""
+    over = (decision.tokens.sum(-1) - max_tokens).clamp(min=0)
+    tokens = torch.cat([decision.tokens[:, :-1], decision.tokens[:, -1:] - over[:, None]], dim=1)
+    return Decision(tokens, decision.action)
