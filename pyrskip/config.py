@@ -25,6 +25,7 @@ from pyrskip.models.served import AnswererConfig, check_served
 from pyrskip.models.text import TextConfig
 from pyrskip.models.vision import VisionConfig
 from pyrskip.policies import POLICIES
+from pyrskip.registry import load_plugins
 from pyrskip.reward import RewardConfig
 from pyrskip.signals import SIGNALS
 from pyrskip.tracking.loggers import check_loggers
@@ -38,7 +39,8 @@ STAGES = ("data", "cache", "flex", "rollouts", "gate", "frontier")
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run is made from. `borrow` is the key `from`; seeds gates are trained, from `seed` on."""
+    """Everything a run is made from. `borrow` is the key `from`; seeds gates are trained, from `seed` on;
+    plugins: modules that add to registries, imported before anything else is read."""
 
     name: str = "run"
     root: str = "runs"
@@ -47,6 +49,7 @@ class Config:
     stages: tuple[str, ...] = STAGES
     borrow: str | None = None
     ablations: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
     model: AnswererConfig = field(default_factory=AnswererConfig)
     pyramid: PyramidConfig = field(default_factory=PyramidConfig)
@@ -182,6 +185,7 @@ def read(cfg: DictConfig) -> tuple[Config, dict[str, Any]]:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     plain.pop("experiment", None)
+    load_plugins(plain.get("plugins") or ())
     nodes = plain.pop("logger", None) or {}
     check_loggers(nodes)
     given, saved = plain.pop("from", None), plain.pop("borrow", None)  # a saved config.json has the latter

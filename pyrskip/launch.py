@@ -73,6 +73,7 @@ def launch(
     quiet()
     from omegaconf.errors import OmegaConfBaseException
 
+    _plug_in(arguments)
     typed = sys.argv
     flags = [a for a in arguments if a in ("-m", "--multirun")]  # Hydra wants them first
 
@@ -103,6 +104,20 @@ def launch(
         main(guarded)()
     else:
         _sweep(plan, main(_of_job(task, plan.fixed, typed)), quiet="trainer.quiet=true" in arguments)
+
+
+def _plug_in(arguments: Sequence[str]) -> None:
+    """Import the modules that plugins= names, so that config groups know what they register."""
+    from pyrskip.registry import load_plugins
+
+    values = [a.partition("=")[2].strip("[]") for a in arguments if a.lstrip("+").startswith("plugins=")]
+    try:
+        load_plugins([name.strip() for value in values for name in value.split(",") if name.strip()])
+        from pyrskip.groups import store_groups
+
+        store_groups(conf_directory())
+    except UserError as error:
+        fail(error)
 
 
 def _of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str]) -> Callable[[Any], str]:
