@@ -24,7 +24,7 @@ from pyrskip.evaluation.bootstrap import Bootstrap
 from pyrskip.evaluation.comparison import Entry, Mark, as_list, plot_comparison, print_comparison
 from pyrskip.evaluation.evaluate import write_json
 from pyrskip.evaluation.hull import upper_hull, value_at
-from pyrskip.evaluation.plays import decide
+from pyrskip.evaluation.inputs import decide
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.gates.policies import PRODUCTS

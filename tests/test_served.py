@@ -17,7 +17,7 @@ from pyrskip.config import Config
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import DataConfig, prepare
 from pyrskip.errors import UserError
-from pyrskip.evaluation.evaluate import gate_flops
+from pyrskip.evaluation.answering import gate_flops
 from pyrskip.gates import load_gate
 from pyrskip.models.hf import HfConfig, HfVlm
 from pyrskip.models.remote import RemoteModel, _png

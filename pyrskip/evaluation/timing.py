@@ -15,10 +15,10 @@ from torch import Tensor
 
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet, blind, reference
+from pyrskip.evaluation.answering import decision_of
 from pyrskip.gates.gate import Gate
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import Features
-from pyrskip.rollouts.environments import observe
 from pyrskip.rollouts.table import OUTSIDE
 from pyrskip.sample import Batch
 
@@ -112,7 +112,7 @@ def _answer(
     model: NativeModel, rows: Batch, passes: Sequence[Tensor], selection: Tensor, budget: BudgetRule
 ) -> tuple[float, float]:
     """Seconds until the tiles are encoded and until the answers are written."""
-    asked = budget.tokens(selection[None], model.pyramid.capacity(rows.size)[rows.image_of])
+    tokens = budget.tokens(selection[None], model.pyramid.capacity(rows.size)[rows.image_of])
     now = _timer(model)
     start = now()
     features = model.encode(rows, passes[0].expand(len(rows), -1))
@@ -120,7 +120,7 @@ def _answer(
         rest = model.encode(rows, kept.expand(len(rows), -1))
         features = Features((*rest.maps[:-1], features.maps[-1]), rest.encoded | features.encoded)
     encoded = now()
-    model.write(rows, features, asked)
+    model.write(rows, features, tokens)
     return encoded - start, now() - start
 
 
@@ -129,8 +129,7 @@ def _decide(model: NativeModel, gate: Gate, rows: Batch, features: Features, uni
     now = _timer(model)
     start = now()
     price = torch.full((len(rows),), 0.1, device=model.device)
-    seen = observe(model, gate.layout, rows, features, price, unit, gate.config.confidence)
-    gate.policy(seen).mode()
+    decision_of(model, gate, rows, features, price, unit)
     return now() - start
 
 

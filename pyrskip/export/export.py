@@ -23,7 +23,7 @@ from pyrskip.artifacts import gate_directory
 from pyrskip.config import Config
 from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.errors import UserError
-from pyrskip.evaluation.evaluate import gate_flops
+from pyrskip.evaluation.answering import gate_flops
 from pyrskip.export.card import card
 from pyrskip.export.graphs import trace, write_native, write_onnx
 from pyrskip.export.parity import as_plain, check

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from pyrskip.evaluation.figures import selections_by_type
+from pyrskip.report.figures import selections_by_type
 from pyrskip.reward import Price, worth
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.health import health
