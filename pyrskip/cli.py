@@ -271,7 +271,7 @@ def _data(cfg: Any) -> None:
 
 def _rollouts(cfg: Any) -> None:
     from pyrskip.config import read
-    from pyrskip.evaluation.report import print_rollouts
+    from pyrskip.report.rollouts import print_rollouts
     from pyrskip.stages import rollouts_of, run_stages
 
     config, nodes = read(cfg)

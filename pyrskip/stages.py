@@ -36,12 +36,14 @@ from pyrskip.data.shards import SPLITS, WRITTEN, DataConfig, prepare
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.evaluation.evaluate import evaluate, write_json
-from pyrskip.evaluation.needs import lists_levels, needs_of, print_needs
+from pyrskip.evaluation.needs import lists_levels, needs_of
 from pyrskip.evaluation.runs import load_runs
 from pyrskip.models.native import NativeModel
 from pyrskip.models.remote import RemoteModel
 from pyrskip.models.served import ServedModel
 from pyrskip.models.vision import read_weights
+from pyrskip.report.frontier import present
+from pyrskip.report.rollouts import print_needs
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
 from pyrskip.rollouts.table import RolloutTable, check_origin
 from pyrskip.run import Run, first_rank
@@ -194,12 +196,13 @@ def show_frontier(run: Run) -> None:
         model = model_of(run)
         tables = tables_of(run, ROLLED)
         seeds = range(run.config.seed, run.config.seed + run.config.seeds)
-        crossed, quiet = crossed_tables(run, tables), run.config.trainer.quiet
+        crossed = crossed_tables(run, tables)
         broken = {split: log.summary() for split in SPLITS if (log := fault_log(run, split)).read()}
         data = run.directory("data")
-        evaluate(
-            run.config.evaluation, model, tables, gates, list(seeds), data, run.root, crossed, broken, quiet
+        evaluation = evaluate(
+            run.config.evaluation, model, tables, gates, list(seeds), data, run.root, crossed, broken
         )
+        present(evaluation, run.root, run.config.trainer.quiet)
         with loggers(run.nodes, run.root / "frontier", job_of(run, "frontier")) as built:
             drawn = load_runs(run.root)[0]
             for guard in built:

@@ -60,10 +60,11 @@ def save_scores(frontier: Frontier, path: Path) -> None:
     """In half precision, without selections of single tiles, of which there may be thousands."""
     points = [p for p in frontier.points if p.row.split == "test" and not of_tiles(p.row)]
     table = frontier.inputs.tables["test"]
-    told = {"keys": json.dumps(table.keys), "types": json.dumps(table.types)}
+    score = torch.stack([frontier.score(point).half() for point in points])
+    named = {"keys": json.dumps(table.keys), "types": json.dumps(table.types)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file({"score": torch.stack([p.score for p in points]).half()}, path, told)
+        safetensors.torch.save_file({"score": score}, path, named)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be written: {error}") from error
 

@@ -23,10 +23,10 @@ from pyrskip.artifacts import gate_directory
 from pyrskip.config import Config
 from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.errors import UserError
-from pyrskip.evaluation.evaluate import gate_flops
 from pyrskip.export.card import card
 from pyrskip.export.graphs import trace, write_native, write_onnx
 from pyrskip.export.parity import as_plain, check
+from pyrskip.gated import Gated
 from pyrskip.gates import load_gate
 from pyrskip.gates.gate import Gate
 from pyrskip.inference.bundle import FORMAT, NATIVE, VERSION, Prices, write_checksums
@@ -88,7 +88,7 @@ def export_run(
     try:
         batch = collate([test[i] for i in range(min(SAMPLES, len(test)))], config.pyramid.size)
         unit = float(told["unit_flops"])
-        own_flops = gate_flops(model, gate, batch, unit)
+        own_flops = Gated(model, gate, unit).gate_flops(batch)
         plain = describe(model, gate, unit, own_flops, prices_of(gate, config.reward, price))
         say("tracing the graphs")
         write_parts(model, gate, plain, part, native)

@@ -15,9 +15,9 @@ from rich.table import Table
 
 from pyrskip.errors import UserError
 from pyrskip.evaluation.frontier import Row
-from pyrskip.evaluation.plots import plot_runs
 from pyrskip.evaluation.runs import load_runs
-from pyrskip.evaluation.styles import CYCLE
+from pyrskip.report.plots import plot_runs
+from pyrskip.report.styles import CYCLE
 from pyrskip.sweeps.jobs import STATES, Job
 
 TABLE, FIGURE = "sweep.csv", "sweep.png"
