@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from pyrskip.evaluation.answering import Shown
+from pyrskip.evaluation.inference import Shown
 
 from pyrskip.config import Config, to_plain
 from pyrskip.evaluation.inputs import decide

@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 import torch
-from pyrskip.evaluation.answering import Shown
+from pyrskip.evaluation.inference import Shown
 from rich.console import Console
 from torch import Tensor
 

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pyrskip.errors import UserError
-from pyrskip.evaluation.inference import Shown
 from pyrskip.evaluation.evaluate import write_json
+from pyrskip.evaluation.inference import Shown
 from pyrskip.evaluation.runs import GALLERY_FILE
 from pyrskip.pyramid import Pyramid
 from pyrskip.report.figures import shares_by_type
