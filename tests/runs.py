@@ -5,9 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from pyrskip.evaluation.inference import Shown
 
 from pyrskip.config import Config, to_plain
+from pyrskip.evaluation.frontier import Frontier
+from pyrskip.evaluation.inference import Shown
 from pyrskip.evaluation.inputs import decide
 from pyrskip.evaluation.pick import pick
 from pyrskip.evaluation.runs import GALLERY
@@ -22,11 +23,11 @@ from tests.test_frontier import computed
 NASTY = "what color is it?</script><img src=x onerror=alert(1)>"
 
 
-def write_run(directory: Path, rule: str = "supervised") -> Path:
+def write_run(directory: Path, rule: str = "supervised", frontier: Frontier | None = None) -> Path:
     """frontier.json, summary.json, config.json, versions.json, a gallery and a training's metrics, one of
     them NaN."""
     directory.mkdir(parents=True)
-    frontier, pyramid = computed(), synthetic_pyramid()
+    frontier, pyramid = frontier or computed(), synthetic_pyramid()
     inputs, table = frontier.inputs, frontier.inputs.tables["test"]
     config = to_plain(Config(name=directory.name))
     config["rule"]["name"] = rule

@@ -10,13 +10,13 @@ from typing import cast
 
 import pytest
 import torch
-from pyrskip.evaluation.inference import Shown
 from rich.console import Console
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
 from pyrskip.evaluation.frontier import Frontier, Row, frontier, hull_at
 from pyrskip.evaluation.hull import upper_hull
+from pyrskip.evaluation.inference import Shown
 from pyrskip.evaluation.inputs import Inputs
 from pyrskip.evaluation.summary import summary
 from pyrskip.evaluation.timing import Clock, Timing

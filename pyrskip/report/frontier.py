@@ -21,7 +21,7 @@ PRICES_SHOWN = 6
 """Prices of the terminal's table, about."""
 COLUMNS = (
     *(Column("method"), Column("price", ".3g"), Column("seeds", "d"), Column("accuracy %", ".1f")),
-    *(Column("±", ".1f"), Column("95 % low", ".1f"), Column("95 % high", ".1f")),
+    *(Column("±", ".1f"), Column("low", ".1f"), Column("high", ".1f")),
     *(Column("retention %", ".1f"), Column("x full", ".3f"), Column("x ref", ".3f")),
     *(Column("tokens", ".1f"), Column("ms", ".2f")),
 )
@@ -46,9 +46,9 @@ def print_methods(rows: Sequence[Row], console: Console | None = None) -> None:
     few = {None, *prices[:: -(-len(prices) // PRICES_SHOWN) or 1], *prices[-1:]}
     shown = [r for r in rows if r.price in few and not of_tiles(r)]
     note = (
-        "±: standard deviation over seeds; 95 %: paired bootstrap over images, averaged over seeds; x full: "
-        "FLOPs over the mean full pyramid's; x ref: over the model's without pyrskip; ms: one answer at "
-        "batch 1, gate included; frontier.json holds every price"
+        "±: standard deviation over seeds; low, high: 95 %, paired bootstrap over images, averaged over "
+        "seeds; x full: FLOPs over the mean full pyramid's; x ref: over the model's without pyrskip; ms: one "
+        "answer at batch 1, gate included; frontier.json holds every price"
     )
     print_table(method_table(shown, "Accuracy and cost on the test split", note), console)
 
