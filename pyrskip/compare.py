@@ -22,9 +22,9 @@ from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.evaluation.bootstrap import Bootstrap
 from pyrskip.evaluation.comparison import Entry, Mark, as_list, plot_comparison, print_comparison
-from pyrskip.evaluation.evaluate import write_json
 from pyrskip.evaluation.hull import upper_hull, value_at
 from pyrskip.evaluation.plays import decide
+from pyrskip.files import write_json
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.gates.policies import PRODUCTS
@@ -143,7 +143,6 @@ def compare(tasks: Sequence[Task], seed: int) -> list[Entry]:
         for task in tasks
         for i in range(first.config.seeds)
     ]
-    (first.out / "parts").mkdir(parents=True, exist_ok=True)
     _play_all([job for job in jobs if not _part(*job).exists()], first.config.workers)
     entries = [Entry(**line) for job in jobs for line in json.loads(_part(*job).read_text())]
     write_json(first.out / "comparison.json", as_list(entries))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyrskip.errors import UserError
+from pyrskip.files import run_lock
 
 if TYPE_CHECKING:
     from pyrskip.sweeps.jobs import Job
@@ -141,7 +142,7 @@ def _sweep(plan: "Plan", main: Callable[[], Any], quiet: bool) -> None:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what a launcher fails with, rather than print it
     try:
-        with kept.lock(plan.directory), interruptible():
+        with run_lock(plan.directory), interruptible():
             for job in plan.jobs:
                 kept.plan(job)
             try:

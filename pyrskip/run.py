@@ -5,29 +5,24 @@ before it. Same fingerprint: a finished stage is skipped, an unfinished one resu
 the key.
 """
 
-import errno
 import hashlib
 import json
-import os
-import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
-from safetensors import SafetensorError
 
 from pyrskip.config import Config, to_plain
 from pyrskip.data.convert.config import FORMATS
 from pyrskip.data.shards import WRITTEN
 from pyrskip.errors import UserError
-from pyrskip.evaluation.evaluate import write_json
+from pyrskip.files import run_lock, write_json
 from pyrskip.scenes.config import EDITION
 from pyrskip.tracking.versions import versions
 
@@ -72,10 +67,6 @@ SINCE: dict[str, object] = {
     "gate.confidence": False,
     OF_SCENES: 1,
 }
-PATIENCE = 20
-"""Seconds that a run waits for the processes of one that was killed to let go of its directory."""
-# what the disk says when it takes no more
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -171,12 +162,8 @@ class Run:
 
     def mark(self, stage: str, done: bool) -> None:
         if first_rank():
-            directory = self.root / stage
-            directory.mkdir(parents=True, exist_ok=True)
             state = {"fingerprint": self.fingerprint(stage), "done": done}
-            part = directory / "stage.json.part"
-            part.write_text(json.dumps(state, indent=1))
-            part.replace(directory / "stage.json")
+            write_json(self.root / stage / "stage.json", state)
 
     def _check(self, stage: str, state: dict[str, Any], directory: Path) -> None:
         now = json.loads(json.dumps(self.fingerprint(stage)))
@@ -211,45 +198,13 @@ class Run:
 
     def keep_config(self) -> None:
         if first_rank():
-            try:
-                self.root.mkdir(parents=True, exist_ok=True)
-                borrow = self.borrowed and str(self.borrowed.resolve())
-                (self.root / "config.json").write_text(
-                    json.dumps(to_plain(self.config) | {"borrow": borrow}, indent=1)
-                )
-                write_json(self.root / "versions.json", versions())
-            except OSError as error:
-                raise UserError(f"root={self.config.root} cannot be written: {error}") from error
+            borrow = self.borrowed and str(self.borrowed.resolve())
+            write_json(self.root / "config.json", to_plain(self.config) | {"borrow": borrow})
+            write_json(self.root / "versions.json", versions())
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes from writing here meanwhile; a process that is gone keeps nobody out. Raises
-        UserError where one is there, or where the disk takes no more."""
-        if not first_rank():
-            yield
-            return
-        lock, holder = FileLock(self.root / ".lock", timeout=PATIENCE), self.root / ".holder"
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        except Timeout as error:
-            who = holder.read_text() if holder.exists() else "another process"
-            raise UserError(
-                f"{self.root} is in use by {who}; allowed: wait for its end, or another name="
-            ) from error
-        except OSError as error:
-            raise UserError(f"root={self.config.root} cannot be written: {error}") from error
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            if isinstance(error, OSError) and error.errno not in FULL:
-                raise
-            raise UserError(
-                f"{self.root} cannot be written: {error}; make room and run the same command again"
-            ) from error
-        finally:
-            lock.release()
+    def lock(self) -> AbstractContextManager[None]:
+        """The run's lock, which the first rank holds for all."""
+        return run_lock(self.root) if first_rank() else nullcontext()
 
     def say(self, line: str) -> None:
         if first_rank() and not self.config.trainer.quiet:

@@ -35,9 +35,10 @@ from pyrskip.data.gather import gather, read_there
 from pyrskip.data.shards import SPLITS, WRITTEN, DataConfig, prepare
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
-from pyrskip.evaluation.evaluate import evaluate, write_json
+from pyrskip.evaluation.evaluate import evaluate
 from pyrskip.evaluation.needs import lists_levels, needs_of, print_needs
 from pyrskip.evaluation.runs import load_runs
+from pyrskip.files import write_json
 from pyrskip.models.native import NativeModel
 from pyrskip.models.remote import RemoteModel
 from pyrskip.models.served import ServedModel
@@ -84,7 +85,7 @@ def run_stages(config: Config, nodes: dict[str, Any], prunes: bool = False) -> P
             run.check_before(stage, config.stages)
     if run.cache is not None and config.data.cache != "run":
         check_cache_of(run, encoder_of(run))
-    with run.held(), together(config.trainer):
+    with run.lock(), together(config.trainer):
         run.keep_config()
         for stage in config.chain:
             if stage not in config.stages:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pyrskip.artifacts import ROLLED
-from pyrskip.data.shards import whole_file
 from pyrskip.errors import UserError
+from pyrskip.files import whole_file
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.run import Run
 from pyrskip.scenes.config import EDITION

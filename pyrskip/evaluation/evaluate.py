@@ -1,7 +1,6 @@
 """Stage frontier: play every method on the rollout tables, check the gate on real inference, write what came
 out."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from pyrskip.evaluation.scores import FILE as SCORES
 from pyrskip.evaluation.scores import save_scores
 from pyrskip.evaluation.summary import summary
 from pyrskip.evaluation.timing import measure
+from pyrskip.files import write_json
 from pyrskip.gates import load_gate
 from pyrskip.gates.gate import Gate
 from pyrskip.metrics import score
@@ -112,7 +112,6 @@ def evaluate(
     price = first.prices([shown_price(told, config)])[0]
     told["real_inference"] = check_inference(model, first, tables["test"], test, unit, price)
     told["broken"] = dict(broken or {})
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "frontier.json", [asdict(row) for row in result.rows])
     write_json(out / "summary.json", told)
     save_scores(result, out / SCORES)
@@ -304,15 +303,6 @@ def show_gallery(
         write_gallery(answers(), action, table, model.pyramid, price, directory)
     except OSError as error:
         raise UserError(f"{directory} cannot be written: {error}") from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    part = path.with_suffix(".part")
-    try:
-        part.write_text(json.dumps(content, indent=1))
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
 
 
 def _questions(data: ShardDataset) -> Iterator[Question]:

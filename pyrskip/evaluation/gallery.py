@@ -3,7 +3,6 @@
 Wrong answers are shown more often than they occur, up to a third, or a good gate would have none to look at.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from pyrskip.evaluation.figures import shares_by_type
 from pyrskip.evaluation.report import Shown, levels_of
+from pyrskip.files import write_json
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.table import RolloutTable
 
@@ -79,9 +79,7 @@ def write_gallery(
         },
         "samples": samples,
     }
-    part = directory / f"{FILE}.part"
-    part.write_text(json.dumps(told, indent=1))
-    part.replace(directory / FILE)
+    write_json(directory / FILE, told)
 
 
 def draw(shown: Shown, pyramid: Pyramid) -> Image.Image:

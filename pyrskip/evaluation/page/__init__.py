@@ -15,13 +15,13 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from pyrskip.errors import UserError
 from pyrskip.evaluation.curves import average, groups, high, low
 from pyrskip.evaluation.figures import frontier_figure, heat_map, lines_figure, runs_figure
 from pyrskip.evaluation.gallery import PLACE
 from pyrskip.evaluation.plots import run_colours
 from pyrskip.evaluation.runs import Finished, load_runs
 from pyrskip.evaluation.styles import RULES
+from pyrskip.files import write_whole
 
 # training curves of a report: title -> logged names, of which the first that a training has is drawn
 CURVES = {
@@ -39,13 +39,7 @@ def write_report(directory: Path, out: Path) -> None:
     report, or out cannot be written."""
     runs = load_runs(directory)
     content = page(runs, directory.resolve().name)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part = out.with_suffix(".part")
-        part.write_text(content, encoding="utf-8")
-        part.replace(out)
-    except OSError as error:
-        raise UserError(f"out={out} cannot be written: {error}") from error
+    write_whole(out, content)
 
 
 def page(runs: Sequence[Finished], title: str) -> str:
