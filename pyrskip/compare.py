@@ -28,6 +28,7 @@ from pyrskip.files import write_json
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.gates.policies import PRODUCTS
+from pyrskip.identity import HOW
 from pyrskip.pyramid import Pyramid
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment
@@ -60,7 +61,7 @@ class CompareConfig:
     entropy: dict[str, float] = field(default_factory=lambda: dict(ENTROPY))
     entropy_end: float = 0.001
     checks: int = 16
-    workers: int = 2
+    workers: int = field(default=2, metadata=HOW)
     others: tuple[str, ...] = ()
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 

@@ -117,9 +117,9 @@ def _of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str]
         from hydra.core.hydra_config import HydraConfig
 
         from pyrskip.config import read
-        from pyrskip.run import first_rank
         from pyrskip.sweeps.jobs import name_of, read_job, run_job
         from pyrskip.sweeps.plan import in_sweep, refuse_replay, varied_of
+        from pyrskip.tracking.guard import first_rank
 
         sys.argv = typed
         os.chdir(here)  # a Ray cluster's workers start where the cluster was started

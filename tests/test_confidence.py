@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyrskip.artifacts import methods_of
 from pyrskip.budget import BudgetRule
 from pyrskip.config import Config
 from pyrskip.errors import UserError
@@ -19,6 +18,7 @@ from pyrskip.models.served import AnswererConfig
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.table import RolloutTable
+from pyrskip.stages.gate import methods_of
 from pyrskip.training import RULES
 from pyrskip.training.gate import RuleConfig
 from pyrskip.training.module import OptimizerConfig

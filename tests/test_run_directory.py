@@ -13,8 +13,8 @@ import pytest
 from pyrskip import files
 from pyrskip.config import Config
 from pyrskip.errors import UserError
-from pyrskip.run import Run
 from pyrskip.stages import run_stages
+from pyrskip.stages.run import Run
 from tests.configs import tiny
 
 

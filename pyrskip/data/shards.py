@@ -27,6 +27,7 @@ from pyrskip.data.sources import SOURCES, ListedSource, Source
 from pyrskip.data.storage import is_url
 from pyrskip.errors import UserError, choose
 from pyrskip.files import whole_file, write_whole, writing
+from pyrskip.identity import HOW, read_where
 from pyrskip.record import Record
 from pyrskip.sample import Question
 from pyrskip.scenes.config import SceneConfig
@@ -76,11 +77,11 @@ class DataConfig:
     seed: int = 0
     limit: int | None = None
     samples_per_shard: int = 500
-    cache: str | None = None
-    max_bad_fraction: float = 0.05
-    scenes: SceneConfig = field(default_factory=SceneConfig)
-    files: FilesConfig = field(default_factory=FilesConfig)
-    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    cache: str | None = field(default=None, metadata=HOW)
+    max_bad_fraction: float = field(default=0.05, metadata=HOW)
+    scenes: SceneConfig = field(default_factory=SceneConfig, metadata=read_where("source", ("scenes",)))
+    files: FilesConfig = field(default_factory=FilesConfig, metadata=read_where("source", FORMATS))
+    shards: ShardsConfig = field(default_factory=ShardsConfig, metadata=read_where("source", (WRITTEN,)))
 
     def __post_init__(self) -> None:
         if self.source not in (*SOURCES, *FORMATS, WRITTEN):

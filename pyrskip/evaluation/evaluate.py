@@ -3,7 +3,7 @@ out."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pyrskip.evaluation.timing import measure
 from pyrskip.files import write_json
 from pyrskip.gates import load_gate
 from pyrskip.gates.gate import Gate
+from pyrskip.identity import HOW
 from pyrskip.metrics import score
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import GatedModel
@@ -46,8 +47,8 @@ class EvaluationConfig:
     prices: tuple[float, ...] = (0.001, 0.0025, 0.006, 0.013, 0.03, 0.07, 0.15, 0.4)
     resamples: int = 1000
     retentions: tuple[float, ...] = (0.98, 0.99, 0.995)
-    timing_repeats: int = 15
-    images: int = 12
+    timing_repeats: int = field(default=15, metadata=HOW)
+    images: int = field(default=12, metadata=HOW)
     cross: str | None = None
 
     def __post_init__(self) -> None:

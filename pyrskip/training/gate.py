@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrskip.errors import UserError, choose
 from pyrskip.gates.gate import Gate, GateConfig, Observation
 from pyrskip.gates.policies import Policy
+from pyrskip.identity import PER_RANK, read_where
 from pyrskip.reward import Price, RewardConfig, worth
 from pyrskip.rollouts.environments import Environment, Worth
 from pyrskip.training.health import CollapseAlarm, signs
@@ -38,7 +39,7 @@ class RuleConfig:
 
     name: str = "supervised"
     online: bool = False
-    batch: int = 256
+    batch: int = field(default=256, metadata=PER_RANK | read_where("online", (False,)))
     target: str = "probability"
     temperature: float = 0.5
     entropy: float = 0.01
