@@ -92,7 +92,7 @@ def _scored(
 def _keep(found: Sequence[Any], given: Mapping[str, str]) -> None:
     """Write what was found where out= says, as a list in JSON."""
     if "out" in given:
-        from pyrskip.evaluation.evaluate import write_json
+        from pyrskip.files import write_json
 
         write_json(Path(given["out"]), [asdict(one) for one in found])
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from pyrskip.evaluation.answering import gate_flops
 
-from pyrskip.artifacts import methods_of
 from pyrskip.budget import BudgetRule
 from pyrskip.config import Config
 from pyrskip.errors import UserError
@@ -21,6 +20,7 @@ from pyrskip.observation import Layout
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.table import RolloutTable
+from pyrskip.stages.gate import methods_of
 from pyrskip.training.gate import RuleConfig
 from pyrskip.training.module import OptimizerConfig
 from pyrskip.training.rules import RULES

@@ -1,9 +1,8 @@
 """Measure a frontier: every method on the rollout tables, the gate on real inference; numbers alone."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ from pyrskip.evaluation.scores import FILE as SCORES
 from pyrskip.evaluation.scores import save_scores
 from pyrskip.evaluation.summary import summary
 from pyrskip.evaluation.timing import measure
+from pyrskip.files import write_json
 from pyrskip.gated import Gated
 from pyrskip.gates import load_gate
 from pyrskip.gates.gate import Gate
+from pyrskip.identity import HOW
 from pyrskip.metrics import score
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import GatedModel
@@ -42,8 +43,8 @@ class EvaluationConfig:
     prices: tuple[float, ...] = (0.001, 0.0025, 0.006, 0.013, 0.03, 0.07, 0.15, 0.4)
     resamples: int = 1000
     retentions: tuple[float, ...] = (0.98, 0.99, 0.995)
-    timing_repeats: int = 15
-    images: int = 12
+    timing_repeats: int = field(default=15, metadata=HOW)
+    images: int = field(default=12, metadata=HOW)
     cross: str | None = None
 
     def __post_init__(self) -> None:
@@ -120,7 +121,6 @@ def evaluate(
     price = first.prices([shown_price(figures, config)])[0]
     figures["real_inference"] = check_inference(model, first, tables["test"], test, unit, price)
     figures["broken"] = dict(broken or {})
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "frontier.json", [asdict(row) for row in result.rows])
     write_json(out / "summary.json", figures)
     save_scores(result, out / SCORES)
@@ -191,15 +191,6 @@ def _picked(
         sample = test[where[image]]
         if sample is not None:
             yield sample, int(number)
-
-
-def write_json(path: Path, content: Any) -> None:
-    part = path.with_suffix(".part")
-    try:
-        part.write_text(json.dumps(content, indent=1))
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
 
 
 def _questions(data: ShardDataset) -> Iterator[Question]:

@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pyrskip.errors import UserError
-from pyrskip.evaluation.evaluate import write_json
 from pyrskip.evaluation.inference import Shown
 from pyrskip.evaluation.runs import GALLERY_FILE
+from pyrskip.files import write_json
 from pyrskip.pyramid import Pyramid
 from pyrskip.report.figures import shares_by_type
 from pyrskip.report.selections import levels_of

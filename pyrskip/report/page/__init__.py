@@ -15,10 +15,10 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from pyrskip.errors import UserError
 from pyrskip.evaluation.curves import groups
 from pyrskip.evaluation.methods import style_of
 from pyrskip.evaluation.runs import GALLERY, Finished, load_runs
+from pyrskip.files import write_whole
 from pyrskip.report.figures import frontier_figure, heat_map, lines_figure, runs_figure
 from pyrskip.report.frontier import method_table
 from pyrskip.report.plots import run_colours
@@ -41,13 +41,7 @@ def write_report(directory: Path, out: Path) -> None:
     report, or out cannot be written."""
     runs = load_runs(directory)
     content = page(runs, directory.resolve().name)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part = out.with_suffix(".part")
-        part.write_text(content, encoding="utf-8")
-        part.replace(out)
-    except OSError as error:
-        raise UserError(f"out={out} cannot be written: {error}") from error
+    write_whole(out, content)
 
 
 def page(runs: Sequence[Finished], title: str) -> str:
