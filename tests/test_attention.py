@@ -1,5 +1,5 @@
-"""Claims about attention: it is torch's, in half precision on a CPU as elsewhere; and a key's weight multiplies
-its term, at 0 as at 1."""
+"""Claims about attention: it is torch's, in half precision on a CPU as elsewhere; and a key's weight
+multiplies its term, at 0 as at 1."""
 
 import math
 
@@ -68,8 +68,8 @@ def test_a_key_of_weight_0_is_as_if_it_were_not_there(above: float, dtype: torch
     got = weighted_attention(ones, moved, v, ALL, weight)
     kept = [n for n in range(9) if n != 2]
     wanted = F.scaled_dot_product_attention(ones, moved[:, :, kept], v[:, :, kept])
-    # two ways to the same: in each a score, a sum of 8 products whose sizes add up to at most 5, is off by 40 eps,
-    # its exponential by as much of itself, and sums of 8 terms and a division add 10 eps
+    # two ways to the same: in each a score, a sum of 8 products whose sizes add up to at most 5, is off by 40
+    # eps, its exponential by as much of itself, and sums of 8 terms and a division add 10 eps
     near = 100 * torch.finfo(dtype).eps
     torch.testing.assert_close(got, wanted, rtol=near, atol=near)
     got.sum().backward()

@@ -166,6 +166,26 @@ def test_a_score_is_the_metric_of_what_is_written(trained: NativeModel, answers:
     assert trained.score(batch, features, asked).tolist() == expected
 
 
+def test_a_score_does_not_depend_on_batch_mates(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, accepted = tiny_model(), [("red",), ("Twenty Seven",), ("yes",), ("red", "blue"), (LONG,)]
+    batch = tiny_batch()
+    questions = (replace(q, answers=accepted[i % 5]) for i, q in enumerate(batch.questions))
+    batch = replace(batch, questions=tuple(questions))
+    asked = every_tile(model, batch)
+    # every answer's text, in tokens that teacher forcing does not take for it
+    monkeypatch.setattr(model, "write", lambda batch, *_: [q.answers[-1] for q in batch.questions])
+
+    def scored(rows: list[int]) -> list[float]:
+        some = batch.rows(rows)
+        found: list[float] = model.score(some, model.encode(some, asked[rows] > 0), asked[rows]).tolist()
+        return found
+
+    alone = [scored([row])[0] for row in range(len(batch))]
+    assert alone == [0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0]
+    assert scored(list(range(len(batch)))) == alone
+    assert all(scored([i, j]) == [alone[i], alone[j]] for i in range(5) for j in range(5) if i != j)
+
+
 @pytest.mark.parametrize("gate", [0.0, 0.5, 1.0])
 def test_gradients_to_gates_are_those_of_finite_differences(native: NativeModel, gate: float) -> None:
     batch, model = tiny_batch(), copy.deepcopy(native).double()
