@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from onnx.helper import make_tensor
+from onnxscript import opset18
 from timm.layers import Conv2dSame
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.onnx import ONNXProgram
 
 from pyrskip.errors import UserError
 from pyrskip.gates.gate import Gate
@@ -57,15 +60,27 @@ def write_onnx(programs: dict[str, ExportedProgram], directory: Path) -> None:
     """`directory`/<graph>.onnx, each one file."""
     directory.mkdir(parents=True)
     for name, program in programs.items():
-        with warnings.catch_warnings():
-            # the exporter tells of its own deprecations and of names of dimensions that it merges
-            warnings.simplefilter("ignore")
-            level = logging.getLogger("torch.onnx").level
-            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            onnx = torch.onnx.export(program, dynamo=True, verbose=False, output_names=OUTPUTS[name])
-            logging.getLogger("torch.onnx").setLevel(level)
-        assert onnx is not None
-        onnx.save(directory / f"{name}.onnx")
+        to_onnx(program, OUTPUTS[name]).save(directory / f"{name}.onnx")
+
+
+def to_onnx(program: ExportedProgram, outputs: Sequence[str]) -> ONNXProgram:
+    """A program as an ONNX graph with these names of its outputs."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings():
+        # the exporter tells of its own deprecations and of names of dimensions that it merges
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        onnx = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            output_names=outputs,
+            custom_translation_table={torch.ops.aten.scalar_tensor.default: _scalar},
+        )
+        logger.setLevel(level)
+    assert onnx is not None
+    return onnx
 
 
 def write_native(programs: dict[str, ExportedProgram], directory: Path) -> None:
@@ -144,6 +159,11 @@ def _examples(model: NativeModel, gate: Gate) -> dict[str, tuple[dict[str, Any],
             },
         ),
     }
+
+
+def _scalar(s: float, dtype: int = 1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
+    """A constant of its own type; the exporter would round those of float64 arithmetic to float32."""
+    return opset18.Constant(value=make_tensor("", dtype, (), [s]))
 
 
 def _with_fixed_padding(vision: nn.Module) -> nn.Module:
