@@ -66,8 +66,6 @@ def export_run(
             f"model.name={config.model.name} is served where it is, and an export holds its model; allowed: "
             "native"
         )
-    if config.language.name != "decoder":
-        raise UserError(f"language.name={config.language.name} cannot be exported yet; allowed: decoder")
     run = Run(config, {})
     for stage in (DATA, FLEX, GATE, FRONTIER):
         if not run.done(stage):
