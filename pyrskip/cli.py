@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyrskip.errors import UserError
-from pyrskip.launch import conf_directory, fail, interrupted, launch, need_training, quiet
+from pyrskip.launch import conf_directory, ended_outside, fail, launch, need_training, quiet
 
 USAGE = """usage: pyrskip <command> [key=value ...]
 
@@ -51,7 +51,14 @@ keys
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with ended_outside():
+        try:
+            _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()
+
+
+def _run(arguments: Sequence[str]) -> None:
     commands: dict[str, Callable[[Sequence[str]], None]] = {
         "train": train,
         "eval": evaluate,
@@ -185,8 +192,6 @@ def _plain(
         task(dict(a.split("=", 1) for a in arguments))
     except UserError as error:
         fail(error)
-    except KeyboardInterrupt:
-        interrupted()
 
 
 def _export(given: dict[str, str]) -> None:
@@ -252,9 +257,10 @@ def _train(cfg: Any) -> None:
 
     from pyrskip.config import read
     from pyrskip.stages import run_stages
+    from pyrskip.sweeps.rungs import Rungs
 
     config, nodes = read(cfg)
-    run_stages(config, nodes, prunes=bool(HydraConfig.get().sweeper.get("prune", False)))
+    run_stages(config, nodes, Rungs if HydraConfig.get().sweeper.get("prune", False) else None)
 
 
 def _data(cfg: Any) -> None:
@@ -271,8 +277,9 @@ def _data(cfg: Any) -> None:
 
 def _rollouts(cfg: Any) -> None:
     from pyrskip.config import read
-    from pyrskip.evaluation.report import print_rollouts
-    from pyrskip.stages import rollouts_of, run_stages
+    from pyrskip.report.rollouts import print_rollouts
+    from pyrskip.stages import run_stages
+    from pyrskip.stages.rollouts import rollouts_of
 
     config, nodes = read(cfg)
     run_stages(config, nodes)
@@ -285,7 +292,7 @@ def _evaluate(cfg: Any) -> None:
     from omegaconf import OmegaConf
 
     from pyrskip.config import read
-    from pyrskip.stages import evaluate_again
+    from pyrskip.stages.frontier import evaluate_again
 
     saved = _saved(Path(str(cfg.run)))
     given = {key: value for key, value in cfg.evaluation.items() if value is not None}

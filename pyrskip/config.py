@@ -25,6 +25,7 @@ from pyrskip.models.served import AnswererConfig, check_served
 from pyrskip.models.text import TextConfig
 from pyrskip.models.vision import VisionConfig
 from pyrskip.policies import POLICIES
+from pyrskip.registry import load_plugins
 from pyrskip.reward import RewardConfig
 from pyrskip.signals import SIGNALS
 from pyrskip.tracking.loggers import check_loggers
@@ -34,11 +35,13 @@ from pyrskip.training.rules.supervised import SupervisedConfig
 from pyrskip.training.trainer import TrainerConfig
 
 STAGES = ("data", "cache", "flex", "rollouts", "gate", "frontier")
+"""Names of the stages, in order: `pyrskip.stages` has them."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run is made from. `borrow` is the key `from`; seeds gates are trained, from `seed` on."""
+    """Everything a run is made from. `borrow` is the key `from`; seeds gates are trained, from `seed` on;
+    plugins: modules that add to registries, imported before anything else is read."""
 
     name: str = "run"
     root: str = "runs"
@@ -47,6 +50,7 @@ class Config:
     stages: tuple[str, ...] = STAGES
     borrow: str | None = None
     ablations: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
     model: AnswererConfig = field(default_factory=AnswererConfig)
     pyramid: PyramidConfig = field(default_factory=PyramidConfig)
@@ -158,14 +162,6 @@ class Config:
             )
 
     @property
-    def chain(self) -> tuple[str, ...]:
-        """The stages of a run: a served model is not trained, and maps are cached where that is asked for."""
-        left_out = {"flex"} if self.model.served else set()
-        return tuple(
-            s for s in STAGES if s not in left_out | ({"cache"} if self.data.cache != "run" else set())
-        )
-
-    @property
     def native(self) -> ModelConfig:
         return ModelConfig(self.pyramid, self.vision, self.text, self.language, self.cost)
 
@@ -182,6 +178,7 @@ def read(cfg: DictConfig) -> tuple[Config, dict[str, Any]]:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     plain.pop("experiment", None)
+    load_plugins(plain.get("plugins") or ())
     nodes = plain.pop("logger", None) or {}
     check_loggers(nodes)
     given, saved = plain.pop("from", None), plain.pop("borrow", None)  # a saved config.json has the latter

@@ -1,6 +1,7 @@
 """Things by name: one table a kind, which modules outside the package add to as its own do."""
 
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,11 +84,14 @@ def import_modules(package: str) -> None:
 
 
 def load_plugins(modules: Sequence[str] = ()) -> None:
-    """Import the named modules and, once a process, what the entry points of GROUP name.
+    """Import the named modules, which may lie in the working directory, and, once a process, what the entry
+    points of GROUP name.
 
     Raises UserError, with the name and the error, for one that raises at import; failed entry points raise it
     at every call.
     """
+    if modules and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     for name in modules:
         _load(f"plug-in module {name}", partial(importlib.import_module, name))
     _ENTRY_POINTS.load()

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pyrskip import run as runs
+from pyrskip import files
 from pyrskip.config import Config
 from pyrskip.errors import UserError
-from pyrskip.run import Run
 from pyrskip.stages import run_stages
+from pyrskip.stages.run import Run
 from tests.configs import tiny
 
 
@@ -26,7 +26,7 @@ def other(tmp_path: Path) -> Callable[[], int]:
         process = os.fork()
         if not process:
             try:
-                with Run(Config(name="run", root=str(tmp_path)), {}).held():
+                with Run(Config(name="run", root=str(tmp_path)), {}).lock():
                     (tmp_path / "held").touch()
                     time.sleep(60)
             finally:
@@ -48,7 +48,7 @@ def end(process: int) -> None:
 def test_a_run_that_another_process_is_at_is_refused(
     other: Callable[[], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "PATIENCE", 0.1)
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
     process = other()
     try:
         with pytest.raises(
@@ -79,7 +79,7 @@ def test_a_run_waits_for_what_is_left_of_a_killed_one(other: Callable[[], int], 
 
 def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"root=.*file cannot be written: .*Not a directory"):
+    with pytest.raises(UserError, match=r"file/run cannot be written: Not a directory"):
         run_stages(tiny(tmp_path / "file", "name=run"), {})
 
 

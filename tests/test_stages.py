@@ -1,6 +1,5 @@
 """Claims about runs: stages are skipped, resumed, refused and borrowed as their fingerprints say."""
 
-import errno
 import json
 import shutil
 from contextlib import AbstractContextManager
@@ -10,13 +9,14 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from pyrskip.artifacts import ROLLED
-from pyrskip.data.shards import whole_file
 from pyrskip.errors import UserError
+from pyrskip.files import whole_file
 from pyrskip.rollouts.table import RolloutTable
-from pyrskip.run import Run
 from pyrskip.scenes.config import EDITION
 from pyrskip.stages import run_stages
+from pyrskip.stages.data import DATA
+from pyrskip.stages.rollouts import ROLLED
+from pyrskip.stages.run import Run
 from pyrskip.training import checkpoint
 from pyrskip.training.flex import FlexModule
 from tests.configs import same, tiny
@@ -181,15 +181,15 @@ def test_scenes_that_another_edition_drew_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(tiny(tmp_path, "name=drawn", "data=scenes"), {})
-    run.mark("data", True)
-    assert run.done("data")
-    monkeypatch.setattr("pyrskip.run.EDITION", EDITION + 1)
+    run.mark(DATA, True)
+    assert run.done(DATA)
+    monkeypatch.setattr("pyrskip.stages.data.EDITION", EDITION + 1)
     said = (
         rf"drawn/data was made with another scenes' edition \({EDITION}, now {EDITION + 1}\); "
         r"allowed: start another run"
     )
     with pytest.raises(UserError, match=said):
-        run.done("data")
+        run.done(DATA)
 
 
 def test_a_run_that_lists_where_it_begins_to_differ_borrows_what_is_before(copied_run: Path) -> None:
@@ -311,7 +311,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_training(
 
     def fill(path: Path) -> AbstractContextManager[BinaryIO]:
         if not (left.pop(0) if left else 1):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise UserError(f"{path} cannot be written: No space left on device")
         return whole_file(path)
 
     run = ("stages=[data,flex]", "flex.optimizer.steps=4", "data.limit=12")

@@ -10,15 +10,17 @@ carry their image coordinates, so that a row's result depends neither on how man
 its batch mates.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pyrskip.cost import Transformer
 from pyrskip.errors import UserError, unknown_name
@@ -201,19 +203,47 @@ def attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor
 
 
 def weighted_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, weight: Tensor) -> Tensor:
-    """sum_j w_j exp(s_ij) v_j / sum_j w_j exp(s_ij), in float32: exact at w = 0 and w = 1 and differentiable
-    at both.
+    """sum_j w_j exp(s_ij) v_j / sum_j w_j exp(s_ij), in float32 at least: exact at w = 0 and w = 1 and
+    differentiable at both.
 
     q [B, H, Q, d], k and v [B, H, K, d], allowed broadcast to [B, H, Q, K] bool, weight broadcast alike, in
-    [0, 1].
+    [0, 1]. Queries whose allowed keys all have weight 0 return an arbitrary finite value.
     """
+    dtype = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
-        scores = (q.float() @ k.float().transpose(-1, -2)) * q.shape[-1] ** -0.5
-        scores = scores.masked_fill(~allowed, float("-inf"))
-        shift = scores.amax(-1, keepdim=True).detach().clamp(min=torch.finfo(scores.dtype).min)
-        numerator = (scores - shift).exp() * weight.float()
-        mixed: Tensor = (numerator @ v.float()) / numerator.sum(-1, keepdim=True).clamp(min=1e-30)
+        scores = (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).transpose(-1, -2)
+        shares: Tensor = WeightedSoftmax.apply(scores, weight.to(dtype).masked_fill(~allowed, 0))
+        mixed = shares @ v.to(dtype)
     return mixed.to(q.dtype)
+
+
+class WeightedSoftmax(torch.autograd.Function):
+    """w_j exp(s_j) / sum_k w_k exp(s_k) over the last axis: softmax(s + ln w), with a gradient at w = 0 too.
+
+    scores [B, H, Q, K], weight [B, 1, Q or 1, K] in [0, 1].
+
+    A weight's gradient holds exp(s_j) / sum_k w_k exp(s_k), which at w_j = 0 has no bound: it is cut at the
+    square root of the largest number, so that what is summed of it stays finite.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, weight: Tensor) -> Tensor:
+        bias = weight.log()
+        biased = scores + bias.masked_fill(bias.amax(-1, keepdim=True).isneginf(), 0)
+        shares = biased.softmax(-1)
+        largest, key = shares.max(-1, keepdim=True)
+        log_sum = biased.gather(-1, key) - largest.log()
+        ctx.save_for_backward(scores, weight, shares, log_sum)
+        return shares
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        scores, weight, shares, log_sum = ctx.saved_tensors
+        toward = grad - (grad * shares).sum(-1, keepdim=True)
+        limit = math.log(torch.finfo(scores.dtype).max) / 2
+        slope = (scores - log_sum).clamp_(max=limit).exp_().mul_(toward)
+        return toward.mul_(shares), slope.sum_to_size(weight.shape)
 
 
 class Decoder(nn.Module):
@@ -378,4 +408,5 @@ class Decoder(nn.Module):
         return embedded
 
     def _head(self, x: Tensor) -> Tensor:
-        return F.linear(self.norm(x), self.embed.weight).float()
+        logits = F.linear(self.norm(x), self.embed.weight)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))

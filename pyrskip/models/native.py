@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pyrskip.cost import Attention, Convention, Cost, Unit, answer_flops, kv_bytes
 from pyrskip.decision import realise, reference
 from pyrskip.errors import UserError
+from pyrskip.files import write_json, write_whole
 from pyrskip.metrics import score
 from pyrskip.models.cross import CrossDecoder
 from pyrskip.models.language import Decoder, LanguageConfig, Visual
@@ -123,9 +124,9 @@ class NativeModel(nn.Module):
         state = {
             name: t.contiguous() for name, t in self.state_dict().items() if not name.startswith("text.")
         }
-        safetensors.torch.save_file(state, directory / "model.safetensors")
-        (directory / "tokenizer.json").write_text(self.language.tokenizer.to_str())
-        (directory / "model.json").write_text(json.dumps(asdict(self.config), indent=1))
+        write_whole(directory / "model.safetensors", safetensors.torch.save(state))
+        write_whole(directory / "tokenizer.json", self.language.tokenizer.to_str())
+        write_json(directory / "model.json", asdict(self.config))
 
     @classmethod
     def load(cls, directory: Path, cost: CostConfig | None = None) -> "NativeModel":
@@ -277,18 +278,26 @@ class NativeModel(nn.Module):
         """The score of each question's greedy answer by its own metric, [B] in [0, 1].
 
         Where one answer alone is right, one teacher-forced pass (`forced`, if it has been run) tells whether
-        greedy decoding would write it.
+        greedy decoding would write it; the other questions' answers are written.
         """
-        if all(
+        plain = [
             q.metric == "exact" and len(q.answers) == 1 and self._plain(q.answers[0]) for q in batch.questions
-        ):
-            return (forced or self.forced(batch, features, asked)).greedy.float()
-        answers = self.write(batch, features, asked)
-        scores = [
-            score(answer, q.answers, q.metric, q.text)
-            for answer, q in zip(answers, batch.questions, strict=True)
         ]
-        return torch.tensor(scores, device=asked.device)
+        if all(plain):
+            return (forced or self.forced(batch, features, asked)).greedy.float()
+        scores = torch.zeros(len(batch), device=asked.device)
+        if any(plain):
+            rows = [i for i, tells in enumerate(plain) if tells]
+            greedy = (forced or self.forced(batch, features, asked)).greedy
+            scores[rows] = greedy[rows].float()
+        rows = [i for i, tells in enumerate(plain) if not tells]
+        questions = tuple(batch.questions[i] for i in rows)
+        # with every image, for that is what features are of
+        some = replace(batch, image_of=batch.image_of[rows], questions=questions)
+        answers = self.write(some, features, asked[rows])
+        for i, answer, q in zip(rows, answers, questions, strict=True):
+            scores[i] = score(answer, q.answers, q.metric, q.text)
+        return scores
 
     def _plain(self, answer: str) -> bool:
         """Whether the answer's tokens are the only ones that `exact` takes for it, and no longer than what is

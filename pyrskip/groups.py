@@ -1,0 +1,29 @@
+"""Hydra's config groups for what is registered and has no YAML: `rule=<name>` works for a rule of a plug-in
+too."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from pyrskip.gates.gate import GATES
+from pyrskip.training.rules import RULES, valid_pairs
+
+
+def store_groups(conf: Path) -> None:
+    """Store a config for every registered entry that has none in `conf`, and one for every rule with each of
+    its policies: pair=<rule>-<policy>."""
+    groups: dict[str, Mapping[str, Any]] = {
+        "rule": {name: asdict(rule.config_class()) for name, rule in RULES.items()},  # type: ignore[call-arg]
+        "gate": {name: {"defaults": ["_options", "_self_"], "name": name} for name in GATES},
+    }
+    store = ConfigStore.instance()
+    for group, entries in groups.items():
+        for name, node in entries.items():
+            if not (conf / group / f"{name}.yaml").exists():
+                store.store(name=name, node=node, group=group)
+    for rule, policy in valid_pairs(online=False):
+        node = {"defaults": [{"override /rule": rule}], "gate": {"policy": policy}}
+        store.store(name=f"{rule}-{policy}", node=node, group="pair", package="_global_")
