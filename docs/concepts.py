@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pyrskip.evaluation.hull import upper_hull
-from pyrskip.evaluation.styles import BLACK, BLUE, GREEN, GREY, ORANGE, RED
+from pyrskip.evaluation.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED
 from pyrskip.pyramid import Pyramid, mipmaps
 from pyrskip.sample import Question
 from pyrskip.scenes.config import SceneConfig
