@@ -14,15 +14,15 @@ from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig, Layout
 from pyrskip.inference import Request
 from pyrskip.inference.bundle import Prices
-from pyrskip.inference.geometry import Geometry
 from pyrskip.models.native import NativeModel
+from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.environments import observe
 from pyrskip.sample import Batch
 from tests.models import SIDE, tiny_model
 
 UNIT = 2e7
 GATE_FLOPS = 12_345.0
-GEOMETRY = Geometry(SIDE, 8, (2, 1, 1))
+PYRAMID = Pyramid(SIDE, 3, 8, (2, 1, 1))
 
 
 def tiny_gate(
@@ -46,7 +46,7 @@ def tiny_gate(
 def tiny_export(directory: Path) -> tuple[NativeModel, Gate]:
     """Write an export of random weights on a grid of tiles with a budget, and return what it was made
     from."""
-    model = tiny_model(grid=GEOMETRY.grid)
+    model = tiny_model(grid=PYRAMID.grid)
     gate = tiny_gate(model, budget=BudgetRule(total=40, floor=2))
     directory.mkdir(parents=True, exist_ok=True)
     write_parts(model, gate, describe(model, gate, UNIT, GATE_FLOPS, Prices(0.0, inf, 0.05)), directory)
