@@ -131,7 +131,7 @@ def answered(
 
 def gate_flops(model: GatedModel, gate: Gate, batch: Batch, unit: float) -> float:
     """Of one decision, in the cost model's unit: the gate, what encodes the query and the glance for it
-    alone, and the model's own first answer if the gate is told how sure of it that is."""
+    alone, and the model's own first answer if the gate reads how sure of it that is."""
     keep = torch.zeros(len(batch), model.pyramid.tiles, dtype=torch.bool)
     keep[:, model.pyramid.glance] = True
     with torch.no_grad():
