@@ -11,6 +11,7 @@ from pyrskip.decision import ActionSet
 from pyrskip.decision import realise as torch_realise
 from pyrskip.inference.arrays import pool
 from pyrskip.inference.policy import UNLIMITED, Budget, Rule, realise
+from pyrskip.models.projector import pool as torch_pool
 from pyrskip.observation import Observation
 from pyrskip.picture import mipmaps
 from pyrskip.pyramid import bins
