@@ -197,6 +197,7 @@ def check_inference(
     right, expected, decided, encoded, asked_for = [], [], 0, model.encoded, 0
     for start in range(0, min(images, len(test)), 25):
         batch = gather([test[i] for i in range(start, min(start + 25, len(test)))])
+        batch = batch.rows([row for row, key in enumerate(batch.keys) if key in where])
         if not len(batch):
             continue
         rows = torch.tensor([where[key] for key in batch.keys])
