@@ -257,9 +257,10 @@ def _train(cfg: Any) -> None:
 
     from pyrskip.config import read
     from pyrskip.stages import run_stages
+    from pyrskip.sweeps.rungs import Rungs
 
     config, nodes = read(cfg)
-    run_stages(config, nodes, prunes=bool(HydraConfig.get().sweeper.get("prune", False)))
+    run_stages(config, nodes, Rungs if HydraConfig.get().sweeper.get("prune", False) else None)
 
 
 def _data(cfg: Any) -> None:
@@ -276,8 +277,9 @@ def _data(cfg: Any) -> None:
 
 def _rollouts(cfg: Any) -> None:
     from pyrskip.config import read
-    from pyrskip.evaluation.report import print_rollouts
-    from pyrskip.stages import rollouts_of, run_stages
+    from pyrskip.report.rollouts import print_rollouts
+    from pyrskip.stages import run_stages
+    from pyrskip.stages.rollouts import rollouts_of
 
     config, nodes = read(cfg)
     run_stages(config, nodes)
@@ -290,7 +292,7 @@ def _evaluate(cfg: Any) -> None:
     from omegaconf import OmegaConf
 
     from pyrskip.config import read
-    from pyrskip.stages import evaluate_again
+    from pyrskip.stages.frontier import evaluate_again
 
     saved = _saved(Path(str(cfg.run)))
     given = {key: value for key, value in cfg.evaluation.items() if value is not None}

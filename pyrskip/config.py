@@ -35,6 +35,7 @@ from pyrskip.training.rules.supervised import SupervisedConfig
 from pyrskip.training.trainer import TrainerConfig
 
 STAGES = ("data", "cache", "flex", "rollouts", "gate", "frontier")
+"""Names of the stages, in order: `pyrskip.stages` has them."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +160,6 @@ class Config:
                 f"budget.total, floor, cap, weights, rungs: {name} gives a tile its own number of tokens; "
                 "allowed: budget=full"
             )
-
-    @property
-    def chain(self) -> tuple[str, ...]:
-        """The stages of a run: a served model is not trained, and maps are cached where that is asked for."""
-        left_out = {"flex"} if self.model.served else set()
-        return tuple(
-            s for s in STAGES if s not in left_out | ({"cache"} if self.data.cache != "run" else set())
-        )
 
     @property
     def native(self) -> ModelConfig:

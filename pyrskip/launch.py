@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from pyrskip.errors import UserError
+from pyrskip.files import run_lock
 
 if TYPE_CHECKING:
     from pyrskip.sweeps.jobs import Job
@@ -138,9 +139,9 @@ def _of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str]
         from hydra.core.hydra_config import HydraConfig
 
         from pyrskip.config import read
-        from pyrskip.run import first_rank
         from pyrskip.sweeps.jobs import name_of, read_job, run_job
         from pyrskip.sweeps.plan import in_sweep, refuse_replay, varied_of
+        from pyrskip.tracking.guard import first_rank
 
         sys.argv = typed
         os.chdir(here)  # a Ray cluster's workers start where the cluster was started
@@ -164,7 +165,7 @@ def _sweep(plan: "Plan", main: Callable[[], Any], quiet: bool) -> None:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what a launcher fails with, rather than print it
     try:
-        with kept.lock(plan.directory), ended_outside():
+        with run_lock(plan.directory), ended_outside():
             for job in plan.jobs:
                 kept.plan(job)
             try:

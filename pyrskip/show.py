@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def report(arguments: Sequence[str]) -> None:
     """One HTML file of a run's or a sweep's directory."""
-    from pyrskip.evaluation.page import write_report
+    from pyrskip.report.page import write_report
 
     places, given = split_arguments(arguments, ("out",))
     if len(places) != 1:
@@ -28,9 +28,9 @@ def report(arguments: Sequence[str]) -> None:
 
 def plot(arguments: Sequence[str]) -> None:
     """A picture of the frontiers of one or more runs."""
-    from pyrskip.evaluation.plots import plot_runs, run_colours
     from pyrskip.evaluation.runs import load_runs
-    from pyrskip.evaluation.styles import RULES
+    from pyrskip.report.plots import plot_runs, run_colours
+    from pyrskip.report.styles import RULES
 
     places, given = split_arguments(arguments, ("out", "method"))
     if len(places) < 2 or places[0] != "frontier":
@@ -51,7 +51,8 @@ def plot(arguments: Sequence[str]) -> None:
 
 def equal(arguments: Sequence[str]) -> None:
     """Accuracy at equal cost, of methods of one or more runs."""
-    from pyrskip.evaluation.equal import at_equal_cost, print_equal
+    from pyrskip.evaluation.equal import at_equal_cost
+    from pyrskip.report.compared import print_equal
 
     runs, given = _scored("equal", arguments, ("method", "type", "out"))
     methods = given.get("method", "gate").split(",")
@@ -64,7 +65,8 @@ def equal(arguments: Sequence[str]) -> None:
 
 def above(arguments: Sequence[str]) -> None:
     """Whether anything is significantly above the full pyramid in one or more runs."""
-    from pyrskip.evaluation.above import above_full, print_above
+    from pyrskip.evaluation.above import above_full
+    from pyrskip.report.compared import print_above
 
     runs, given = _scored("above", arguments, ("out",))
     candidates = above_full(runs)
@@ -90,7 +92,7 @@ def _scored(
 def _keep(found: Sequence[Any], given: Mapping[str, str]) -> None:
     """Write what was found where out= says, as a list in JSON."""
     if "out" in given:
-        from pyrskip.evaluation.evaluate import write_json
+        from pyrskip.files import write_json
 
         write_json(Path(given["out"]), [asdict(one) for one in found])
 

@@ -7,11 +7,14 @@ from pathlib import Path
 import torch
 
 from pyrskip.config import Config, to_plain
-from pyrskip.evaluation.gallery import PLACE, pick, write_gallery
-from pyrskip.evaluation.plays import decide
-from pyrskip.evaluation.report import Shown
+from pyrskip.evaluation.frontier import Frontier
+from pyrskip.evaluation.inference import Shown
+from pyrskip.evaluation.inputs import decide
+from pyrskip.evaluation.pick import pick
+from pyrskip.evaluation.runs import GALLERY
 from pyrskip.evaluation.scores import FILE, save_scores
 from pyrskip.evaluation.summary import summary
+from pyrskip.report.gallery import write_gallery
 from pyrskip.sweeps.jobs import Job, keep, name_of
 from tests.tables import synthetic_pyramid
 from tests.test_frontier import computed
@@ -20,11 +23,11 @@ from tests.test_frontier import computed
 NASTY = "what color is it?</script><img src=x onerror=alert(1)>"
 
 
-def write_run(directory: Path, rule: str = "supervised") -> Path:
+def write_run(directory: Path, rule: str = "supervised", frontier: Frontier | None = None) -> Path:
     """frontier.json, summary.json, config.json, versions.json, a gallery and a training's metrics, one of
     them NaN."""
     directory.mkdir(parents=True)
-    frontier, pyramid = computed(), synthetic_pyramid()
+    frontier, pyramid = frontier or computed(), synthetic_pyramid()
     inputs, table = frontier.inputs, frontier.inputs.tables["test"]
     config = to_plain(Config(name=directory.name))
     config["rule"]["name"] = rule
@@ -55,7 +58,7 @@ def write_run(directory: Path, rule: str = "supervised") -> Path:
         )
         for i, row in enumerate(rows)
     ]
-    write_gallery(answers, action, table, pyramid, 0.2, directory / PLACE)
+    write_gallery(answers, action, table, pyramid, 0.2, directory / GALLERY)
     metrics = directory / "gate/gate/seed-0/csv/metrics.csv"
     metrics.parent.mkdir(parents=True)
     metrics.write_text("step,train/loss,val/accuracy/all\n0,0.7,\n10,nan,0.8\n20,0.5,0.9\n")

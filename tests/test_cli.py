@@ -133,7 +133,7 @@ def test_levels_that_do_not_fit_are_refused_before_any_training(
 
 def test_a_root_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    assert f"root={tmp_path}/file cannot be written" in refused(
+    assert f"{tmp_path}/file/easy_vqa cannot be written: Not a directory" in refused(
         capsys, "train", "experiment=easy_vqa", f"root={tmp_path}/file", "data.limit=2"
     )
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pyrskip.evaluation.answering import gate_flops
 
-from pyrskip.artifacts import methods_of
 from pyrskip.budget import BudgetRule
 from pyrskip.config import Config
 from pyrskip.errors import UserError
-from pyrskip.evaluation.evaluate import gate_flops
-from pyrskip.evaluation.plays import Inputs, decide, plays
+from pyrskip.evaluation.inputs import Inputs, decide
+from pyrskip.evaluation.methods import METHODS
 from pyrskip.export.export import _check_gate
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
@@ -20,6 +20,7 @@ from pyrskip.observation import Layout
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.table import RolloutTable
+from pyrskip.stages.gate import methods_of
 from pyrskip.training.gate import RuleConfig
 from pyrskip.training.module import OptimizerConfig
 from pyrskip.training.rules import RULES
@@ -130,8 +131,8 @@ def test_others_questions_bring_their_own_confidence() -> None:
     table = blurred_table()
     gate, tables = trained_gate(table, True), dict.fromkeys(("gate", "val", "test"), table)
     given = Inputs(tables, PYRAMID, BudgetRule(), {"gate": [gate]}, [0], [0.3], {"gate": 0.0}, {})
-    (found,) = (play for play in plays(given, "test", {}) if play.method == "gate:shuffled_query")
-    wrong = found.weight.argmax(-1) != decided(table, gate)
+    (found,) = METHODS["gate:shuffled_query"].decisions(given, "test")
+    wrong = found.action != decided(table, gate)
     assert 0.3 < wrong.float().mean() < 0.7
 
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from pyrskip.config import Config, read, to_plain
 from pyrskip.errors import UserError
+from pyrskip.identity import unread
 from pyrskip.launch import conf_directory
 from pyrskip.models.native import NativeModel
 from pyrskip.rollouts.table import RolloutTable
-from pyrskip.run import OF_SOURCES
 from pyrskip.tracking.loggers import Job, loggers
 from pyrskip.training.trainer import TrainerConfig, check_readable, check_trainer
 from tests.models import tiny_model
@@ -44,11 +44,7 @@ def test_every_option_composes_and_is_allowed(group: str, option: str) -> None:
 def test_every_option_states_every_key_of_its_dataclass(group: str, option: str) -> None:
     stated = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
     assert isinstance(stated, dict)
-    # another source's keys
-    others = (
-        {name for name, of in OF_SOURCES.items() if stated["source"] not in of} if group == "data" else set()
-    )
-    others |= {"hf", "remote"} - {stated["name"]} if group == "model" else set()
+    others = unread(getattr(composed(f"{group}={option}"), group)) if group in ("data", "model") else set()
     assert stated.keys() - {"defaults"} == to_plain(getattr(Config(), group)).keys() - others
 
 

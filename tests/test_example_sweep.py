@@ -12,11 +12,11 @@ import pytest
 
 from pyrskip.cli import main
 from pyrskip.evaluation.frontier import Row
-from pyrskip.evaluation.plots import plot_runs
 from pyrskip.evaluation.runs import load_runs
 from pyrskip.export.export import prices_of
 from pyrskip.inference.bundle import Prices
 from pyrskip.launch import conf_directory
+from pyrskip.report.plots import plot_runs
 from pyrskip.reward import RewardConfig
 from pyrskip.stages import run_stages
 from pyrskip.sweeps.jobs import Job, keep, name_of, read_jobs

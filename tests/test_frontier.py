@@ -16,14 +16,16 @@ from torch import Tensor
 from pyrskip.budget import BudgetRule
 from pyrskip.evaluation.frontier import Frontier, Row, frontier, hull_at
 from pyrskip.evaluation.hull import upper_hull
-from pyrskip.evaluation.plays import Inputs
-from pyrskip.evaluation.plots import plot_frontier
-from pyrskip.evaluation.report import Shown, plot_selections, print_table
+from pyrskip.evaluation.inference import Shown
+from pyrskip.evaluation.inputs import Inputs
 from pyrskip.evaluation.summary import summary
 from pyrskip.evaluation.timing import Clock, Timing
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.observation import Layout, Observation
+from pyrskip.report.frontier import print_methods
+from pyrskip.report.plots import plot_frontier
+from pyrskip.report.selections import plot_selections
 from pyrskip.rollouts.health import health
 from pyrskip.rollouts.table import RolloutTable
 from tests.tables import TYPES, synthetic_pyramid, synthetic_table, synthetic_tile_flops
@@ -286,7 +288,7 @@ def test_mutual_information_is_0_for_independent_and_the_types_entropy_for_deter
 def test_the_report_is_written(tmp_path: Path) -> None:
     rows = computed().rows
     console = Console(width=120, file=StringIO())
-    print_table(rows, console)
+    print_methods(rows, console)
     text = cast(StringIO, console.file).getvalue()
     assert all(method in text for method in ("full", "gate:query_only", "oracle:type", "random:bernoulli"))
     assert max(map(len, text.splitlines())) <= 120
@@ -349,6 +351,7 @@ def test_rungs_stand_beside_proportional_budgets_and_strategies_of_the_same_tabl
         assert len(asked[asked > 0].unique()) <= 1
     # a strategy goes by the question
     assert any(len(p.action.unique()) > 1 for p in points["strategy"] if p.action is not None)
-    told = summary(found)["budget_weights"]
-    assert found.weights is not None and told == found.weights and len(told) == 3
+    weights = found.inputs.budget_weights
+    assert weights is not None and len(weights) == 3
+    assert summary(found)["budget_weights"] == weights.tolist()
     assert summary(computed())["budget_weights"] is None

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from pyrskip import files
 from pyrskip.cli import main
 from pyrskip.errors import UserError
 from pyrskip.evaluation.runs import load_runs
+from pyrskip.files import run_lock
 from pyrskip.sweeps import rungs
-from pyrskip.sweeps.jobs import LONGEST, Pruned, keep, lock, name_of, plan, read_job, read_jobs, run_job
+from pyrskip.sweeps.jobs import LONGEST, Pruned, keep, name_of, plan, read_job, read_jobs, run_job
 from pyrskip.sweeps.overview import FIGURE, TABLE, points_of, rows_of, write_overview
 from tests.configs import REPOSITORY
 from tests.runs import done, job
@@ -77,17 +79,21 @@ def test_other_ranks_of_a_job_write_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_two_sweeps_of_a_directory_are_refused_and_a_stale_lock_is_not(tmp_path: Path) -> None:
-    holder = "import sys, time; from pathlib import Path; from pyrskip.sweeps.jobs import lock\n"
-    holder += f"with lock(Path({str(tmp_path)!r})):\n    print('held', flush=True); time.sleep(60)"
+def test_two_sweeps_of_a_directory_are_refused_and_a_stale_lock_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    holder = "import time; from pathlib import Path; from pyrskip.files import run_lock\n"
+    holder += f"with run_lock(Path({str(tmp_path)!r})):\n    print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, cwd=REPOSITORY)
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
-    with pytest.raises(UserError, match="is being swept by another process"), lock(tmp_path):
+    said = rf"{tmp_path} is in use by process {process.pid} on .*; allowed: wait for its end"
+    with pytest.raises(UserError, match=said), run_lock(tmp_path):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with lock(tmp_path):
+    with run_lock(tmp_path):
         pass
 
 
@@ -95,7 +101,7 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match="file/sweep cannot be written: Not a directory"),
-        lock(tmp_path / "file/sweep"),
+        run_lock(tmp_path / "file/sweep"),
     ):
         pass
     with pytest.raises(UserError, match="cannot be written"):

@@ -12,8 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from pyrskip.artifacts import ROLLED
 from pyrskip.rollouts.table import RolloutTable
+from pyrskip.stages.rollouts import ROLLED
 from tests.configs import REPOSITORY, TWO_STEPS
 
 # nothing is drawn by rank: prices are fixed, budgets whole, and every question sees

@@ -7,7 +7,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from pyrskip.evaluation.needs import Need, lists_levels, needs_of, print_needs, verdicts
+from pyrskip.evaluation.needs import Need, lists_levels, needs_of
+from pyrskip.report.rollouts import print_needs, verdicts
 from tests.tables import TYPES, synthetic_table
 
 ANSWERS = {kind: Counter({"a": 3, "b": 7}) for kind in TYPES}

@@ -24,7 +24,13 @@ from pyrskip.reward import RewardConfig
 from pyrskip.sample import Batch
 from pyrskip.training.flex import FlexConfig, FlexModule
 from pyrskip.training.module import OptimizerConfig, StepModule
-from pyrskip.training.trainer import CHECKPOINT, TrainerConfig, build_trainer, fit, together
+from pyrskip.training.trainer import (
+    CHECKPOINT,
+    TrainerConfig,
+    build_trainer,
+    fit,
+    rank_failures_as_user_errors,
+)
 from tests.models import BACKBONE, tiny_batch, tiny_model
 from tests.ranks import on_two_ranks
 from tests.toys import PAIRS, online_module, toy_module
@@ -175,7 +181,7 @@ def test_no_rank_waits_for_one_that_dies_or_sleeps(end: str, said: str, tmp_path
 
         module.training_step = stop  # type: ignore[method-assign]
         began = time.monotonic()
-        with pytest.raises(UserError) as caught, together(config):
+        with pytest.raises(UserError) as caught, rank_failures_as_user_errors(config):
             fit(
                 build_trainer(config, tmp_path),
                 module,
@@ -202,7 +208,7 @@ def test_what_forked_ranks_refuse_is_one_sentence(tmp_path: Path) -> None:
         StepData(Broken([0] * 200), torch.tensor, 4, STEPS),
         toy_module("exact", "categorical", SAMPLED, STEPS),
     )
-    with pytest.raises(UserError, match="^too much is broken$"), together(config):
+    with pytest.raises(UserError, match="^too much is broken$"), rank_failures_as_user_errors(config):
         fit(build_trainer(config, tmp_path), module, data, tmp_path)
 
 

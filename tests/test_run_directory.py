@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pyrskip import run as runs
+from pyrskip import files
 from pyrskip.config import Config
 from pyrskip.errors import UserError
-from pyrskip.run import Run
 from pyrskip.stages import run_stages
+from pyrskip.stages.frontier import evaluate_again
+from pyrskip.stages.run import Run
 from tests.configs import tiny
 
 
@@ -26,7 +27,7 @@ def other(tmp_path: Path) -> Callable[[], int]:
         process = os.fork()
         if not process:
             try:
-                with Run(Config(name="run", root=str(tmp_path)), {}).held():
+                with Run(Config(name="run", root=str(tmp_path)), {}).lock():
                     (tmp_path / "held").touch()
                     time.sleep(60)
             finally:
@@ -48,7 +49,7 @@ def end(process: int) -> None:
 def test_a_run_that_another_process_is_at_is_refused(
     other: Callable[[], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "PATIENCE", 0.1)
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
     process = other()
     try:
         with pytest.raises(
@@ -57,6 +58,18 @@ def test_a_run_that_another_process_is_at_is_refused(
         ):
             run_stages(tiny(tmp_path, "name=run"), {})
         assert not (tmp_path / "run" / "data").exists()
+    finally:
+        end(process)
+
+
+def test_no_frontier_is_drawn_again_while_another_process_is_at_the_run(
+    other: Callable[[], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    process = other()
+    try:
+        with pytest.raises(UserError, match=rf"run is in use by process {process} on .*; allowed: wait for"):
+            evaluate_again(tiny(tmp_path, "name=run"), {})
     finally:
         end(process)
 
@@ -79,7 +92,7 @@ def test_a_run_waits_for_what_is_left_of_a_killed_one(other: Callable[[], int], 
 
 def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"root=.*file cannot be written: .*Not a directory"):
+    with pytest.raises(UserError, match=r"file/run cannot be written: Not a directory"):
         run_stages(tiny(tmp_path / "file", "name=run"), {})
 
 

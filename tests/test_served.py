@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyrskip.evaluation.answering import gate_flops
 from pyrskip.rollouts.play import play_served
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from pyrskip.config import Config
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import DataConfig, prepare
 from pyrskip.errors import UserError
-from pyrskip.evaluation.evaluate import gate_flops
 from pyrskip.gates import load_gate
 from pyrskip.models.hf import HfConfig, HfVlm
 from pyrskip.models.remote import RemoteModel, _png

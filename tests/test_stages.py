@@ -1,6 +1,5 @@
 """Claims about runs: stages are skipped, resumed, refused and borrowed as their fingerprints say."""
 
-import errno
 import json
 import shutil
 from contextlib import AbstractContextManager
@@ -10,16 +9,18 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from pyrskip.artifacts import ROLLED
-from pyrskip.data.shards import whole_file
 from pyrskip.errors import UserError
+from pyrskip.files import whole_file
+from pyrskip.gates import load_gate
 from pyrskip.rollouts.table import RolloutTable
-from pyrskip.run import Run
 from pyrskip.scenes.config import EDITION
 from pyrskip.stages import run_stages
+from pyrskip.stages.data import DATA
+from pyrskip.stages.rollouts import ROLLED
+from pyrskip.stages.run import Run
 from pyrskip.training import checkpoint
 from pyrskip.training.flex import FlexModule
-from tests.configs import same, tiny
+from tests.configs import same, tiny, weights
 
 
 def test_a_price_at_which_the_glance_is_best_is_told_before_gates_are_trained(
@@ -181,15 +182,15 @@ def test_scenes_that_another_edition_drew_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(tiny(tmp_path, "name=drawn", "data=scenes"), {})
-    run.mark("data", True)
-    assert run.done("data")
-    monkeypatch.setattr("pyrskip.run.EDITION", EDITION + 1)
+    run.mark(DATA, True)
+    assert run.done(DATA)
+    monkeypatch.setattr("pyrskip.stages.data.EDITION", EDITION + 1)
     said = (
         rf"drawn/data was made with another scenes' edition \({EDITION}, now {EDITION + 1}\); "
         r"allowed: start another run"
     )
     with pytest.raises(UserError, match=said):
-        run.done("data")
+        run.done(DATA)
 
 
 def test_a_run_that_lists_where_it_begins_to_differ_borrows_what_is_before(copied_run: Path) -> None:
@@ -294,6 +295,25 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     assert not same(resumed / file, copied_run / "done" / file.replace("seed-3", "seed-0"))
 
 
+@pytest.mark.parametrize(
+    ("torn", "start"), [("gate.json", "its checkpoint"), ("gate.safetensors", "its start")]
+)
+def test_a_gate_that_cannot_be_read_is_trained_again_and_ends_with_the_same_weights(
+    torn: str, start: str, copied_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = copied_run / "done" / "gate" / "gate" / "seed-0"
+    whole = {name: tensor.clone() for name, tensor in weights(gate / "gate.safetensors").items()}
+    (gate / torn).write_bytes((gate / torn).read_bytes()[:50])
+    if start == "its start":
+        (gate / "last.ckpt").unlink()
+    with pytest.raises(UserError, match="stage frontier needs .*/gate, which is not finished; add gate"):
+        run_stages(tiny(copied_run, "name=done", "stages=[frontier]"), {})
+    run_stages(tiny(copied_run, "name=done", "trainer.quiet=false"), {})
+    said = [line for line in capsys.readouterr().err.splitlines() if "holds no gate that can be read" in line]
+    assert said == [f"{gate} holds no gate that can be read; it is trained again from {start}"]
+    assert load_gate(gate) and all(weights(gate / "gate.safetensors")[k].equal(v) for k, v in whole.items())
+
+
 def test_a_truncated_checkpoint_is_named(copied_run: Path) -> None:
     run = copied_run / "done"
     state = json.loads((run / "flex" / "stage.json").read_text())
@@ -311,7 +331,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_training(
 
     def fill(path: Path) -> AbstractContextManager[BinaryIO]:
         if not (left.pop(0) if left else 1):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise UserError(f"{path} cannot be written: No space left on device")
         return whole_file(path)
 
     run = ("stages=[data,flex]", "flex.optimizer.steps=4", "data.limit=12")

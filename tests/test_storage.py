@@ -124,7 +124,7 @@ def test_a_transfer_that_dies_half_way_costs_its_samples_and_is_tried_again(
     assert data.__getitems__([0, 1]) == [None, None]
     assert len([name for name, _ in site.asked if name == "train-000000.tar"]) >= storage.TRIES
     assert [fault.key for fault in data.faults] == data.image_keys[:2]
-    assert not list((tmp_path / "cache").rglob("*.part"))
+    assert not list((tmp_path / "cache").rglob(".*.tmp"))
     site.dies = set()
     assert same(data, tiny_data)
 

@@ -191,7 +191,7 @@ def test_a_gate_that_is_behind_is_given_up_and_others_are_not(rolled: Path) -> N
     borrow = f"from={rolled / 'runs/easy_vqa'}"
     root = rolled / "runs/pruned"
     config = tiny(root, "name=first", borrow, "stages=[gate]", "ablations=[]", "rule.optimizer.steps=4")
-    run_stages(config, {}, prunes=True)
+    run_stages(config, {}, rungs.Rungs)
     told = json.loads((root / "first" / rungs.FILE).read_text())
     assert 0 <= told["0.25"][0] <= 1
     assert 0 < told["0.25"][1] <= 1.1
@@ -199,7 +199,7 @@ def test_a_gate_that_is_behind_is_given_up_and_others_are_not(rolled: Path) -> N
         (root / f"other{i}").mkdir()
         (root / f"other{i}" / rungs.FILE).write_text('{"0.5": [1.0, 0.0]}')
     with pytest.raises(Pruned, match=r"at 50% of the training .* behind most of 5 others"):
-        run_stages(replace(config, name="second"), {}, prunes=True)
+        run_stages(replace(config, name="second"), {}, rungs.Rungs)
     run_stages(replace(config, name="third"), {})
 
 

@@ -21,8 +21,8 @@ from pytorch_lightning.loggers.logger import DummyLogger
 
 from pyrskip.config import read
 from pyrskip.data.datamodule import StepData
-from pyrskip.evaluation.figures import heat_map
 from pyrskip.launch import conf_directory
+from pyrskip.report.figures import heat_map
 from pyrskip.reward import RewardConfig
 from pyrskip.stages import run_stages
 from pyrskip.tracking.guard import PATIENCE, Guard

@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pyrskip.data.reader import ShardDataset
-from pyrskip.data.shards import SPLITS, parse_index, whole_file
+from pyrskip.data.shards import SPLITS, parse_index
 from pyrskip.data.workers import deaf
 from pyrskip.errors import UserError
+from pyrskip.files import write_json, write_whole
 from pyrskip.models.tiles import encode_tiles
 from pyrskip.models.vision import Components, VisionConfig, VisionEncoder
 from pyrskip.pyramid import Pyramid
@@ -230,8 +231,8 @@ class CacheModule(pl.LightningModule):
     def _write(self, number: int) -> None:
         sizes, kept = zip(*(self.waiting[i] for i in sorted(self.waiting)), strict=True)
         tensors = {f"tile_{t}": torch.cat(maps) for t, maps in enumerate(zip(*kept, strict=True))}
-        with whole_file(self.directory / _name(self.split, number)) as file:
-            file.write(safetensors.torch.save({"size": torch.stack(list(sizes)), **tensors}))
+        content = safetensors.torch.save({"size": torch.stack(list(sizes)), **tensors})
+        write_whole(self.directory / _name(self.split, number), content)
         self.waiting.clear()
 
 
@@ -255,8 +256,7 @@ def write_cache(
         directory.mkdir(parents=True, exist_ok=True)
         _check_space(vision, pyramid, sum(map(len, data.values())), directory)
         if vision.components is not None:
-            with whole_file(directory / COMPONENTS) as file:
-                file.write(safetensors.torch.save(vision.components.state_dict()))
+            write_whole(directory / COMPONENTS, safetensors.torch.save(vision.components.state_dict()))
     for split, samples in data.items():
         module = CacheModule(vision, pyramid, directory, split, len(samples))
         passes = _Missing(samples, directory, split, images, pyramid.size, workers)
@@ -264,9 +264,7 @@ def write_cache(
         trainer.strategy.barrier()
     if trainer.is_global_zero:
         splits = {split: _listed(directory, split, len(samples)) for split, samples in data.items()}
-        content = {"format": FORMAT, "fingerprint": dict(made), "splits": splits}
-        with whole_file(directory / INDEX) as file:
-            file.write(json.dumps(content, indent=1).encode())
+        write_json(directory / INDEX, {"format": FORMAT, "fingerprint": dict(made), "splits": splits})
     trainer.strategy.barrier()
 
 

@@ -2,7 +2,7 @@
 at."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from pyrskip.data.sampler import ORDERS, Parts, StepSampler
 from pyrskip.data.workers import deaf
 from pyrskip.errors import UserError, unknown_name
+from pyrskip.identity import HOW, PER_RANK
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,12 @@ class LoaderConfig:
     at a time. replan: go on from a checkpoint of another batch x ranks, at the sample that it had come to.
     """
 
-    batch_images: int = 16
-    rollout_images: int = 6
-    chunk_images: int = 96
-    workers: int = 0
+    batch_images: int = field(default=16, metadata=PER_RANK)
+    rollout_images: int = field(default=6, metadata=HOW)
+    chunk_images: int = field(default=96, metadata=HOW)
+    workers: int = field(default=0, metadata=HOW)
     order: str = "samples"
-    replan: bool = False
+    replan: bool = field(default=False, metadata=HOW)
 
     def __post_init__(self) -> None:
         for name in ("batch_images", "rollout_images", "chunk_images"):

@@ -14,7 +14,6 @@ from pyrskip.data.shards import (
     ShardsConfig,
     index_from,
     write_index,
-    writing,
 )
 from pyrskip.data.storage import is_url, open_storage
 from pyrskip.errors import UserError
@@ -39,8 +38,6 @@ def gather(config: ShardsConfig, directory: Path) -> Index:
             splits[split] += [
                 Shard(**vars(shard) | {"part": first + shard.part}) for shard in index.splits[split]
             ]
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
     return write_index(directory, WRITTEN, splits, parts)
 
 

@@ -14,7 +14,7 @@ from pyrskip.data.entries import IMAGES
 from pyrskip.data.faults import Fault
 from pyrskip.data.gather import read_there
 from pyrskip.data.reader import parse_questions
-from pyrskip.data.shards import INDEX, Index, Shard, shard_name, write_index, write_shard, writing
+from pyrskip.data.shards import INDEX, Index, Shard, shard_name, write_index, write_shard
 from pyrskip.data.storage import open_file
 from pyrskip.errors import UserError
 from pyrskip.record import Record
@@ -33,8 +33,6 @@ def reshard(source: str, directory: Path, samples_per_shard: int) -> tuple[Index
     index = read_there(source)
     faults: list[Fault] = []
     splits: dict[str, list[Shard]] = {}
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
     for split, shards in index.splits.items():
         urls = [f"{(index.parts[shard.part].root or source).rstrip('/')}/{shard.shard}" for shard in shards]
         records = _records(urls, faults.append)

@@ -11,11 +11,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -26,6 +26,8 @@ from pyrskip.data.entries import list_name, scan, to_json
 from pyrskip.data.sources import SOURCES, ListedSource, Source
 from pyrskip.data.storage import is_url
 from pyrskip.errors import UserError, unknown_name
+from pyrskip.files import whole_file, write_whole, writing
+from pyrskip.identity import HOW, read_where
 from pyrskip.record import Record
 from pyrskip.sample import Question
 from pyrskip.scenes.config import SceneConfig
@@ -75,11 +77,11 @@ class DataConfig:
     seed: int = 0
     limit: int | None = None
     samples_per_shard: int = 500
-    cache: str | None = None
-    max_bad_fraction: float = 0.05
-    scenes: SceneConfig = field(default_factory=SceneConfig)
-    files: FilesConfig = field(default_factory=FilesConfig)
-    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    cache: str | None = field(default=None, metadata=HOW)
+    max_bad_fraction: float = field(default=0.05, metadata=HOW)
+    scenes: SceneConfig = field(default_factory=SceneConfig, metadata=read_where("source", ("scenes",)))
+    files: FilesConfig = field(default_factory=FilesConfig, metadata=read_where("source", FORMATS))
+    shards: ShardsConfig = field(default_factory=ShardsConfig, metadata=read_where("source", (WRITTEN,)))
 
     def __post_init__(self) -> None:
         if self.source not in (*SOURCES, *FORMATS, WRITTEN):
@@ -208,8 +210,7 @@ def write_index(
         "parts": [asdict(part) for part in parts],
         "splits": {split: [asdict(shard) for shard in splits[split]] for split in SPLITS},
     }
-    with whole_file(directory / INDEX) as file:
-        file.write(json.dumps(content, indent=2).encode())
+    write_whole(directory / INDEX, json.dumps(content, indent=2))
     return read_index(directory)
 
 
@@ -337,8 +338,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> Shard:
             text = json.dumps(content, ensure_ascii=False).encode()
             tar.write({"__key__": record.key, record.extension: record.image, "json": text})
             samples, questions = samples + 1, questions + len(record.questions)
-    with whole_file(path.with_name(list_name(path.name))) as file:
-        file.write(to_json(scan(path)[0]))
+    write_whole(path.with_name(list_name(path.name)), to_json(scan(path)[0]))
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Shard(path.name, samples, questions, path.stat().st_size, sha256)
@@ -354,26 +354,3 @@ def _plain(question: Question) -> dict[str, Any]:
     if question.metric == "exact":
         del plain["metric"]
     return plain
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its name once all of it is on the disk, and leaves nothing behind otherwise."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        try:
-            with open(temporary, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 from pyrskip.errors import UserError
+from pyrskip.files import whole_path
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory")
 """URLs that may be opened: fsspec knows more, some of which run code."""
@@ -129,20 +130,15 @@ class RemoteStorage:
         with FileLock(f"{path}.lock"):
             if path.exists():
                 return path
-            part = path.with_name(f"{path.name}.part")
-
-            def fetch(_: list[int]) -> list[Path | Exception]:
-                return [_caught(partial(self._fetch, name, part))]
-
-            (fetched,) = _again(fetch, 1)
-            if isinstance(fetched, Exception):
-                part.unlink(missing_ok=True)
-                raise (
-                    fetched
-                    if isinstance(fetched, OSError)
-                    else OSError(f"{type(fetched).__name__}: {fetched}")
-                )
-            os.replace(part, path)
+            with whole_path(path) as part:
+                fetch = partial(_caught, partial(self._fetch, name, part))
+                (fetched,) = _again(lambda _: [fetch()], 1)
+                if isinstance(fetched, Exception):
+                    raise (
+                        fetched
+                        if isinstance(fetched, OSError)
+                        else OSError(f"{type(fetched).__name__}: {fetched}")
+                    )
         return path
 
     def _fetch(self, name: str, part: Path) -> Path:

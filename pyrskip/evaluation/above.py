@@ -9,18 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from pyrskip.errors import UserError
 from pyrskip.evaluation.bootstrap import Interval
 from pyrskip.evaluation.frontier import Row
+from pyrskip.evaluation.methods import method_of
 from pyrskip.evaluation.scores import Scored
 
 # Holm's correction needs p-values far below a hundredth
 RESAMPLES = 10_000
 LEVEL = 0.05
-GATES = ("gate", "gate:joint", "gate:query_only", "gate:glance_only")
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,8 @@ def above_full(runs: Sequence[Scored]) -> list[Candidate]:
             "no fixed selection or gate is in every run; allowed: runs with one action set and the same "
             "prices"
         )
-    p = [bootstrap.chance_of_none(gain) for *_, gain, _ in found]
+    gains = torch.stack([gain for *_, gain, _ in found])
+    p, intervals = bootstrap.chances_of_none(gains), bootstrap.intervals(gains)
     return sorted(
         (
             Candidate(
@@ -70,13 +69,15 @@ def above_full(runs: Sequence[Scored]) -> list[Candidate]:
                 price=name[1],
                 relative_flops=cost,
                 gain=float(gain.mean()),
-                gain_ci95=bootstrap.interval(gain),
+                gain_ci95=interval,
                 gain_of_runs=tuple(of_runs),
                 p=one,
                 p_holm=corrected,
                 significant=corrected < LEVEL and min(of_runs) > 0,
             )
-            for (name, cost, gain, of_runs), one, corrected in zip(found, p, holm(p), strict=True)
+            for (name, cost, gain, of_runs), interval, one, corrected in zip(
+                found, intervals, p, holm(p), strict=True
+            )
         ),
         key=lambda candidate: -candidate.gain,
     )
@@ -91,40 +92,9 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def print_above(candidates: Sequence[Candidate], shown: int = 12) -> None:
-    """The candidates of the largest gains, and what came out."""
-    runs = len(candidates[0].gain_of_runs)
-    table = Table(
-        title=f"Above the full pyramid? {len(candidates)} candidates, {runs} runs, test split",
-        caption=(
-            "gain: accuracy over the full pyramid's, in points; p: one-sided, paired bootstrap over images"
-        ),
-    )
-    table.add_column("method", no_wrap=True)
-    for name in ("price", "x full", "gain", "95 % CI", "runs above", "p", "p, Holm"):
-        table.add_column(name, justify="right")
-    for c in candidates[:shown]:
-        low, high = c.gain_ci95
-        table.add_row(
-            c.method,
-            "" if c.price is None else f"{c.price:.3g}",
-            f"{c.relative_flops:.3f}",
-            f"{100 * c.gain:+.2f}",
-            f"{100 * low:+.2f} to {100 * high:+.2f}",
-            f"{sum(gain > 0 for gain in c.gain_of_runs)} of {runs}",
-            f"{c.p:.4f}",
-            f"{c.p_holm:.3f}",
-        )
-    Console(width=100).print(table)
-    told = sum(c.significant for c in candidates)
-    print(
-        f"{told or 'none'} of {len(candidates)} significantly above full (p, Holm below {LEVEL:g}, and "
-        "above in every run)"
-    )
-
-
-def _tested(method: str) -> bool:
-    return method in GATES or method.startswith("fixed:")
+def _tested(row: str) -> bool:
+    method = method_of(row)
+    return method is not None and method.candidate
 
 
 def _name(row: Row) -> tuple[str, float | None]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from pyrskip.evaluation.frontier import Row
-from pyrskip.evaluation.styles import ORDER
+from pyrskip.evaluation.methods import style_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def of_tiles(row: Row) -> bool:
     return row.method.startswith("fixed:") and "." in row.method
 
 
-def _place(method: str) -> int:
-    """In the tables' order; methods that it does not name come last."""
-    family = method.replace("fixed:", "fixed ").split()[0]
-    return ORDER.index(family) if family in ORDER else len(ORDER)
+def _place(method: str) -> tuple[int, int]:
+    """In the tables' order."""
+    style = style_of(method)
+    return style.section, style.place

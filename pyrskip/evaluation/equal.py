@@ -1,8 +1,8 @@
 """Methods and runs at equal cost: what each answers right for the same FLOPs, and by how much more than the
 first.
 
-Axes: N test questions. A method that has no point at a cost plays the mix of its two points around it, which
-costs just that on average; above its dearest point it plays that one. Seeds are averaged question by
+Axes: N test questions. A method that has no point at a cost takes the mix of its two points around it, which
+costs just that on average; above its dearest point it takes that one. Seeds are averaged question by
 question.
 """
 
@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from pyrskip.errors import UserError
@@ -93,27 +91,3 @@ def score_at(run: Scored, method: str, flops: float) -> Tensor | None:
         share = (flops - low) / (high - low)
         mixed.append((1 - share) * points[low] + share * points[high])
     return torch.stack(mixed).mean(0) if mixed else None
-
-
-def print_equal(found: Sequence[Equal], runs: Sequence[Scored], methods: Sequence[str]) -> None:
-    """A line a cost, a column a run and method; empty where it cannot be had for so little."""
-    columns = [(run.label, method) for run in runs for method in methods]
-    table = Table(
-        title="Accuracy % at equal FLOPs on the test split",
-        caption="x full: FLOPs over the first run's mean full pyramid's; in brackets what it is above the "
-        "first column, with its 95 % interval, by paired bootstrap over images",
-    )
-    table.add_column("x full", justify="right")
-    for run, method in columns:
-        table.add_column(f"{run}\n{method}", justify="right")
-    for cost in dict.fromkeys(e.relative_flops for e in found):
-        told = {(e.run, e.method): _told(e) for e in found if e.relative_flops == cost}
-        table.add_row(f"{cost:.3g}", *(told.get(column, "") for column in columns))
-    Console(width=max(100, 20 + 32 * len(columns))).print(table)
-
-
-def _told(equal: Equal) -> str:
-    if equal.gain is None or equal.gain_ci95 is None:
-        return f"{100 * equal.accuracy:.1f}"
-    low, high = equal.gain_ci95
-    return f"{100 * equal.accuracy:.1f} ({100 * equal.gain:+.1f}, {100 * low:+.1f} to {100 * high:+.1f})"

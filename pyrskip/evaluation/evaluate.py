@@ -1,34 +1,31 @@
-"""Stage frontier: play every method on the rollout tables, check the gate on real inference, write what came
-out."""
+"""Measure a frontier: every method on the rollout tables, the gate on real inference; numbers alone."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pyrskip.data.reader import ShardDataset, collate
+from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError
 from pyrskip.evaluation.frontier import Frontier, frontier
-from pyrskip.evaluation.gallery import PLACE, pick, write_gallery
-from pyrskip.evaluation.plays import Inputs, decide
-from pyrskip.evaluation.plots import plot_frontier
-from pyrskip.evaluation.report import Shown, plot_selections, print_summary, print_table
+from pyrskip.evaluation.inference import Shown, answered, check_inference, shown
+from pyrskip.evaluation.inputs import Inputs, decide
+from pyrskip.evaluation.pick import pick
 from pyrskip.evaluation.scores import FILE as SCORES
 from pyrskip.evaluation.scores import save_scores
 from pyrskip.evaluation.summary import summary
 from pyrskip.evaluation.timing import measure
+from pyrskip.files import write_json
+from pyrskip.gated import Gated
 from pyrskip.gates import load_gate
 from pyrskip.gates.gate import Gate
+from pyrskip.identity import HOW
 from pyrskip.metrics import score
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import GatedModel
-from pyrskip.rollouts.environments import TableEnvironment, observe
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch, Question, Sample
 
@@ -46,8 +43,8 @@ class EvaluationConfig:
     prices: tuple[float, ...] = (0.001, 0.0025, 0.006, 0.013, 0.03, 0.07, 0.15, 0.4)
     resamples: int = 1000
     retentions: tuple[float, ...] = (0.98, 0.99, 0.995)
-    timing_repeats: int = 15
-    images: int = 12
+    timing_repeats: int = field(default=15, metadata=HOW)
+    images: int = field(default=12, metadata=HOW)
     cross: str | None = None
 
     def __post_init__(self) -> None:
@@ -64,6 +61,20 @@ class EvaluationConfig:
             )
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What a frontier came to. summary: as summary.json. price: of what follows: of the first seed's gate,
+    the questions of selections.png and of the gallery, answered by the model, and its decisions action [N] on
+    test."""
+
+    frontier: Frontier
+    summary: dict[str, Any]
+    price: float
+    action: Tensor
+    samples: Sequence[Shown]
+    gallery: Sequence[Shown]
+
+
 def evaluate(
     config: EvaluationConfig,
     model: GatedModel,
@@ -74,10 +85,8 @@ def evaluate(
     out: Path,
     crossed: Mapping[str, RolloutTable] | None = None,
     broken: Mapping[str, Any] | None = None,
-    quiet: bool = False,
-) -> Frontier:
-    """Write `out`/frontier.json, summary.json, frontier.png, selections.png and frontier/gallery/, and print
-    the table.
+) -> Evaluation:
+    """Measure every method, and write `out`/frontier.json, summary.json and the scores.
 
     gates: method -> one directory a seed, of `seeds`. data: the data stage's directory. crossed: another flex
     seed's tables. broken: split -> what of it could not be read, for the summary.
@@ -101,30 +110,33 @@ def evaluate(
         gates=trained,
         seeds=seeds,
         prices=config.prices,
-        gate_flops={method: gate_flops(model, gate, batch, unit) for method, gate in one.items()},
+        gate_flops={method: Gated(model, gate, unit).gate_flops(batch) for method, gate in one.items()},
         tile_flops={split: tile_flops(model, table.size) for split, table in tables.items()},
         timing=timing,
         resamples=config.resamples,
         crossed=crossed,
     )
     result = frontier(inputs)
-    told = summary(result, config.retentions, lookup=lookup_accuracy(data, model.pyramid.size))
-    price = first.prices([shown_price(told, config)])[0]
-    told["real_inference"] = check_inference(model, first, tables["test"], test, unit, price)
-    told["broken"] = dict(broken or {})
-    out.mkdir(parents=True, exist_ok=True)
+    figures = summary(result, config.retentions, lookup=lookup_accuracy(data, model.pyramid.size))
+    price = first.prices([shown_price(figures, config)])[0]
+    figures["real_inference"] = check_inference(model, first, tables["test"], test, unit, price)
+    figures["broken"] = dict(broken or {})
     write_json(out / "frontier.json", [asdict(row) for row in result.rows])
-    write_json(out / "summary.json", told)
+    write_json(out / "summary.json", figures)
     save_scores(result, out / SCORES)
-    plot_frontier(result.rows, out / "frontier.png")
-    samples_shown = shown(model, first, samples[: config.images], unit, price, inputs.gate_flops["gate"])
-    plot_selections(samples_shown, model.pyramid, out / "selections.png")
-    rest = (unit, price, inputs.gate_flops["gate"], 4 * config.images)
-    show_gallery(model, first, tables["test"], test, *rest, out / PLACE)
-    if not quiet:
-        print_table(result.rows)
-        print_summary(told)
-    return result
+    action = decide(first, tables["test"], model.pyramid, budget, unit, [price])[0]
+    rest = (unit, price, inputs.gate_flops["gate"])
+    return Evaluation(
+        frontier=result,
+        summary=figures,
+        price=price,
+        action=action,
+        samples=shown(model, first, samples[: config.images], *rest),
+        gallery=[
+            answered(model, first, sample, question, *rest)
+            for sample, question in _picked(test, tables["test"], action, 4 * config.images)
+        ],
+    )
 
 
 def _load_gate(path: Path, table: RolloutTable) -> Gate:
@@ -136,23 +148,6 @@ def _load_gate(path: Path, table: RolloutTable) -> Gate:
             f"{path} holds a gate for another action set than the rollouts'; run the gate stage again"
         )
     return gate
-
-
-def gate_flops(model: GatedModel, gate: Gate, batch: Batch, unit: float) -> float:
-    """Of one decision, in the cost model's unit: the gate, what encodes the query and the glance for it
-    alone, and the model's own first answer if the gate is told how sure of it that is."""
-    keep = torch.zeros(len(batch), model.pyramid.tiles, dtype=torch.bool)
-    keep[:, model.pyramid.glance] = True
-    with torch.no_grad():
-        features, price = model.encode(batch, keep), torch.zeros(len(batch))
-        seen = observe(model, gate.layout, batch, features, price, unit, gate.config.confidence)
-        words = model.text.encode(batch.texts)[1].sum(-1)
-    query = float(model.text.flops(words).mean()) if gate.reads_query else 0.0
-    glance = float(model.glance_flops(batch.size[batch.image_of]).mean()) if gate.reads_glance else 0.0
-    own = (gate.flops(seen) + query + glance) * model.convention.per_mac / 2
-    if gate.config.confidence and isinstance(model, NativeModel):
-        own += float(model.confidence_flops(batch.texts, batch.size[batch.image_of]).mean())
-    return own
 
 
 def tile_flops(model: GatedModel, size: Tensor) -> Tensor | None:
@@ -177,143 +172,25 @@ def lookup_accuracy(data: Path, side: int) -> float:
     return sum(score(guesses.get(q.text, overall), q.answers, q.metric, q.text) for q in test) / len(test)
 
 
-def check_inference(
-    model: GatedModel,
-    gate: Gate,
-    table: RolloutTable,
-    test: ShardDataset,
-    unit: float,
-    price: float,
-    images: int = 250,
-) -> dict[str, Any]:
-    """Answer test questions as a server would, only kept tiles encoded, and hold it against the rollout
-    table.
-
-    Returns the accuracy of both on the same questions and how many decisions and scores differ.
-    """
-    environment = TableEnvironment(table, model.pyramid, gate.layout.budget, unit)
-    where = {key: row for row, key in enumerate(table.keys)}
-    gather = partial(collate, side=model.pyramid.size)
-    right, expected, decided, encoded, asked_for = [], [], 0, model.encoded, 0
-    for start in range(0, min(images, len(test)), 25):
-        batch = gather([test[i] for i in range(start, min(start + 25, len(test)))])
-        batch = batch.rows([row for row, key in enumerate(batch.keys) if key in where])
-        if not len(batch):
-            continue
-        rows = torch.tensor([where[key] for key in batch.keys])
-        keep = torch.zeros(len(batch), model.pyramid.tiles, dtype=torch.bool)
-        keep[:, model.pyramid.glance] = True
-        prices = torch.full((len(batch),), price)
-        with torch.no_grad():
-            seen = observe(
-                model, gate.layout, batch, model.encode(batch, keep), prices, unit, gate.config.confidence
-            )
-            asked = gate.policy(seen).mode()
-            played = gate.policy(environment.observe(rows, prices)).mode()
-        answers = model.answer(batch, asked)
-        asked_for += int(batch.of_images(keep).sum()) + int(batch.of_images(asked > 0).sum())
-        decided += int((asked != played).any(-1).sum())
-        right += [
-            score(a, q.answers, q.metric, q.text) for a, q in zip(answers, batch.questions, strict=True)
-        ]
-        expected += environment.score(rows, played).tolist()
-    return {
-        "price": price,
-        "questions": len(right),
-        "accuracy": sum(right) / len(right),
-        "accuracy_from_table": sum(expected) / len(expected),
-        "decisions_that_differ": decided,
-        "scores_that_differ": sum(a != b for a, b in zip(right, expected, strict=True)),
-        "tiles_encoded": model.encoded - encoded,
-        "tiles_asked_for": asked_for,
-    }
-
-
-def shown_price(told: Mapping[str, Any], config: EvaluationConfig) -> float:
+def shown_price(summary: Mapping[str, Any], config: EvaluationConfig) -> float:
     """The first seed's price at the highest target that it meets, else the middle one."""
     for target in sorted(config.retentions, reverse=True):
-        price = told["targets"][str(target)]["gate"]["seeds"][0]["price"]
+        price = summary["targets"][str(target)]["gate"]["seeds"][0]["price"]
         if price is not None:
             return float(price)
     return sorted(config.prices)[len(config.prices) // 2]
 
 
-def shown(
-    model: GatedModel, gate: Gate, samples: Sequence[Sample], unit: float, price: float, gate_flops: float
-) -> list[Shown]:
-    """One question of each sample, types in turn, answered as a server would."""
-    result = []
-    for i, sample in enumerate(samples):
-        types = [q.type for q in sample.questions]
-        kinds = sorted(set(types))
-        row = types.index(kinds[i % len(kinds)])
-        result.append(answered(model, gate, sample, row, unit, price, gate_flops))
-    return result
-
-
-def answered(
-    model: GatedModel, gate: Gate, sample: Sample, row: int, unit: float, price: float, gate_flops: float
-) -> Shown:
-    """A sample's question, answered as a server would."""
-    batch = Batch.collate([sample], model.pyramid.size).rows([row])
-    keep = torch.zeros(1, model.pyramid.tiles, dtype=torch.bool)
-    keep[:, model.pyramid.glance] = True
-    with torch.no_grad():
-        features = model.encode(batch, keep)
-        seen = observe(
-            model, gate.layout, batch, features, torch.tensor([price]), unit, gate.config.confidence
-        )
-        asked = gate.policy(seen).mode()
-    cost = model.cost(model.realise(asked, batch.size), batch.size, model.prompt_tokens(batch))
-    question, answer = batch.questions[0], model.answer(batch, asked)[0]
-    return Shown(
-        image=sample.image,
-        question=question.text,
-        answer=answer,
-        truth=question.answers[0],
-        right=score(answer, question.answers, question.metric, question.text) > 0,
-        kept=asked[0] > 0,
-        tokens=int(cost.tokens),
-        relative_cost=(float(cost.flops) + gate_flops) / unit,
-        type=question.type,
-    )
-
-
-def show_gallery(
-    model: GatedModel,
-    gate: Gate,
-    table: RolloutTable,
-    test: ShardDataset,
-    unit: float,
-    price: float,
-    gate_flops: float,
-    count: int,
-    directory: Path,
-) -> None:
-    """Answer `count` test questions for people to look at, and write them to `directory`."""
-    action = decide(gate, table, model.pyramid, gate.layout.budget, unit, [price])[0]
+def _picked(
+    test: ShardDataset, table: RolloutTable, action: Tensor, count: int
+) -> Iterator[tuple[Sample, int]]:
+    """Up to `count` questions of the test split to look at: a sample, and the number of its question."""
     where = {key: i for i, key in enumerate(test.image_keys)}
-
-    def answers() -> Iterator[Shown]:
-        for row in pick(action, table, count):
-            image, _, number = table.keys[row].rpartition("/")
-            sample = test[where[image]]
-            if sample is not None:
-                yield answered(model, gate, sample, int(number), unit, price, gate_flops)
-
-    try:
-        write_gallery(answers(), action, table, model.pyramid, price, directory)
-    except OSError as error:
-        raise UserError(f"{directory} cannot be written: {error}") from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    part = path.with_suffix(".part")
-    try:
-        part.write_text(json.dumps(content, indent=1))
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
+    for row in pick(action, table, count):
+        image, _, number = table.keys[row].rpartition("/")
+        sample = test[where[image]]
+        if sample is not None:
+            yield sample, int(number)
 
 
 def _questions(data: ShardDataset) -> Iterator[Question]:

@@ -4,20 +4,20 @@ Axes: N questions, M images, S listed actions, T tiles, P prices. What is chosen
 by type) is chosen on validation or the gate's training rollouts and only played on test.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyrskip.evaluation.bootstrap import Bootstrap, Interval
-from pyrskip.evaluation.hull import upper_hull, value_at
-from pyrskip.evaluation.plays import Inputs, Play, plays, product_of_rungs
+from pyrskip.evaluation.hull import value_at
+from pyrskip.evaluation.inputs import Inputs
+from pyrskip.evaluation.methods import METHODS, Decisions
 from pyrskip.evaluation.timing import GATED, Clock
-from pyrskip.gates.heuristics import proportional_actions, whole
-from pyrskip.rollouts.table import OUTSIDE, RolloutTable
-from pyrskip.rollouts.weights import learned_weights
+from pyrskip.rollouts.table import OUTSIDE
 
 SPLITS = ("val", "test")
 
@@ -57,21 +57,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Point:
-    """A row with what it is the mean of: score [N] float64, and action [N] where the method decides for
-    sure."""
+    """A row with what it is the mean of: action [N] where the method decides for sure, else score [N]
+    float64."""
 
     row: Row
-    score: Tensor
     action: Tensor | None
+    score: Tensor | None
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """weights [T]: the budget weights that were learned where the tables list every combination of rungs."""
+    """Every method's points on validation and on test, in the order of frontier.json."""
 
     points: tuple[Point, ...]
     inputs: Inputs
-    weights: tuple[float, ...] | None
     bootstrap: Mapping[str, Bootstrap] = field(repr=False)
 
     @property
@@ -91,22 +90,45 @@ class Frontier:
             and (seed is None or p.row.seed == seed)
         ]
 
+    def score(self, point: Point) -> Tensor:
+        """What a point scores on every question, [N] float64."""
+        if point.score is not None:
+            return point.score
+        assert point.action is not None
+        return Decisions(point.action).mean(self.inputs.tables[point.row.split].score)
+
 
 def frontier(inputs: Inputs) -> Frontier:
     """Every method on validation and test."""
-    val = inputs.tables["val"]
-    hulls, learned = {"hull": _hull(val, range(len(val.actions)))}, None
-    if product_of_rungs(val.actions):
-        learned = learned_weights(inputs.tables["gate"], inputs.pyramid)
-        for name, weights in (("capacity", whole(inputs.pyramid).double()), ("learned", learned)):
-            hulls[f"budget:{name}"] = _hull(val, proportional_actions(weights, inputs.pyramid, val.actions))
     points: list[Point] = []
-    bootstraps = {}
+    bootstraps, key = {}, _order(inputs)
     for split in SPLITS:
         bootstraps[split] = Bootstrap(inputs.tables[split].image_of, inputs.resamples)
         ruler = _Ruler(inputs, split, bootstraps[split])
-        points += [ruler.point(play) for play in plays(inputs, split, hulls)]
-    return Frontier(tuple(points), inputs, None if learned is None else tuple(learned.tolist()), bootstraps)
+        found = [
+            (key(name, decisions), ruler.point(name, decisions))
+            for name, method in METHODS.items()
+            for decisions in method.decisions(inputs, split)
+        ]
+        points += [point for _, point in sorted(found, key=lambda pair: pair[0])]
+    return Frontier(tuple(points), inputs, bootstraps)
+
+
+def _order(inputs: Inputs) -> Callable[[str, Decisions], tuple[float, ...]]:
+    """Methods stand as they are registered, but those that run a gate stand behind 'gate', seed by seed, and
+    those that have a price and run none behind the oracles, price by price."""
+    place = {name: number for number, name in enumerate(METHODS)}
+    gates, seeds = list(inputs.gates), list(inputs.seeds)
+
+    def key(name: str, of: Decisions) -> tuple[float, ...]:
+        if of.gate is not None:
+            seed = -1 if of.seed is None else seeds.index(of.seed)
+            return place["gate"], gates.index(of.gate), seed, place[name]
+        if of.price is not None:
+            return place["oracle:type"], of.price, place[name]
+        return (place[name],)
+
+    return key
 
 
 def hull_at(rows: Sequence[Row], split: str, relative_flops: float) -> float | None:
@@ -118,14 +140,8 @@ def hull_at(rows: Sequence[Row], split: str, relative_flops: float) -> float | N
     return value_at(hull, relative_flops)
 
 
-def _hull(val: RolloutTable, candidates: Sequence[int]) -> list[int]:
-    """Those of the listed actions that are vertices of their upper hull on validation."""
-    cost, score = val.cost.flops.mean(0).tolist(), _means(val.score)
-    return [candidates[i] for i in upper_hull([cost[c] for c in candidates], [score[c] for c in candidates])]
-
-
 class _Ruler:
-    """Measures plays on one split."""
+    """Measures decisions on one split."""
 
     def __init__(self, inputs: Inputs, split: str, bootstrap: Bootstrap) -> None:
         self.inputs, self.split, self.bootstrap = inputs, split, bootstrap
@@ -133,35 +149,34 @@ class _Ruler:
         gate = inputs.tables["gate"]
         self.full_tokens = float(gate.cost.tokens[:, gate.actions.full].double().mean())
         self.full, self.reference = (
-            _means(table.score)[c] for c in (table.actions.full, table.column("reference"))
+            float(table.score[:, column].double().mean())
+            for column in (table.actions.full, table.column("reference"))
         )
         self.reference_flops = float(table.cost.flops[:, table.column("reference")].mean())
-        tile_flops = inputs.tile_flops[split]
-        # [N, S]: what the encoder would still spend on the tiles that an action skips
-        if tile_flops is not None:
-            self.unencoded = tile_flops[table.image_of].double() @ (~table.actions.selection).double().T
-        self.masks = {k: torch.tensor([t == k for t in table.types]) for k in sorted(set(table.types))}
+        self.types = sorted(set(table.types))
+        # [1 + types, N]: all questions, and those of each type
+        self.masks = torch.tensor([[True] * len(table)] + [[t == k for t in table.types] for k in self.types])
 
-    def point(self, play: Play) -> Point:
+    def point(self, name: str, decisions: Decisions) -> Point:
         cost, unit = self.table.cost, self.inputs.unit
-        score = (play.weight * self.table.score).sum(-1)
-        flops = (play.weight * cost.flops).sum(-1)
-        if play.gate is not None:
-            flops = flops + self.inputs.gate_flops[play.gate]
-        if play.encodes_all:
-            flops = flops + (play.weight[:, : self.unencoded.shape[1]] * self.unencoded).sum(-1)
+        score, flops = decisions.mean(self.table.score), decisions.mean(cost.flops)
+        if decisions.gate is not None:
+            flops = flops + self.inputs.gate_flops[decisions.gate]
+        if decisions.encodes_all:
+            flops = flops + self._unencoded(decisions)
         accuracy, mean_flops = float(score.mean()), float(flops.mean())
-        tokens, kv_bytes = (float((play.weight * of).sum(-1).mean()) for of in (cost.tokens, cost.kv_bytes))
+        tokens, kv_bytes = (float(decisions.mean(of).mean()) for of in (cost.tokens, cost.kv_bytes))
+        interval, *intervals = self.bootstrap.intervals_of_ratios(score * self.masks, self.masks)
         timing = self.inputs.timing
-        encode, gate, total = self._times(play, timing.single if timing else None)
-        encode_b32, gate_b32, total_b32 = self._times(play, timing.batched if timing else None)
+        encode, gate, total = self._times(decisions, timing.single if timing else None)
+        encode_b32, gate_b32, total_b32 = self._times(decisions, timing.batched if timing else None)
         row = Row(
-            method=play.method,
-            price=play.price,
-            seed=play.seed,
+            method=f"{name}:{decisions.variant}" if decisions.variant else name,
+            price=decisions.price,
+            seed=decisions.seed,
             split=self.split,
             accuracy=accuracy,
-            accuracy_ci95=self.bootstrap.interval(score),
+            accuracy_ci95=interval,
             retention=_ratio(accuracy, self.full),
             retention_of_reference=_ratio(accuracy, self.reference),
             tokens=tokens,
@@ -179,34 +194,42 @@ class _Ruler:
             by_type={
                 kind: {
                     "accuracy": float(score[mask].mean()),
-                    "accuracy_ci95": self.bootstrap.interval_of_ratio(score * mask, mask),
+                    "accuracy_ci95": interval,
                     "relative_flops": float(flops[mask].mean()) / unit,
                     "n": int(mask.sum()),
                 }
-                for kind, mask in self.masks.items()
+                for kind, mask, interval in zip(self.types, self.masks[1:], intervals, strict=True)
             },
         )
-        certain = bool((play.weight.amax(-1) == 1).all())
-        return Point(row, score, play.weight.argmax(-1) if certain else None)
+        return Point(row, decisions.certain, score if decisions.certain is None else None)
 
-    def _times(self, play: Play, clock: Clock | None) -> tuple[float | None, float | None, float | None]:
+    def _unencoded(self, decisions: Decisions) -> Tensor:
+        """FLOPs of encoding the tiles that are skipped, [N] float64."""
+        of_image = self.inputs.tile_flops[self.split]
+        assert of_image is not None
+        flops = of_image[self.table.image_of].double()
+        # nothing is skipped by the decisions outside of the set
+        skipped = F.pad(~self.table.actions.selection, (0, 0, 0, len(OUTSIDE)))
+        shares = [1.0] if decisions.share is None else decisions.share.tolist()
+        actions = zip(decisions.action.view(len(shares), -1), shares, strict=True)
+        return torch.stack([share * (flops * skipped[action]).sum(-1) for action, share in actions]).sum(0)
+
+    def _times(
+        self, decisions: Decisions, clock: Clock | None
+    ) -> tuple[float | None, float | None, float | None]:
         """Encode, gate and total milliseconds, the decisions' own averaged."""
         if clock is None:
             return None, None, None
-        names = [GATED * (play.gate is not None) + name for name in self.table.actions.names] + list(OUTSIDE)
-        share = play.weight.mean(0).tolist()
+        actions = self.table.actions.names
+        names = [GATED * (decisions.gate is not None) + name for name in actions] + list(OUTSIDE)
+        share = decisions.columns(len(names)).tolist()
         both = (clock.encode, clock.total)
         encode, total = (sum(p * of[name] for p, name in zip(share, names, strict=True)) for of in both)
-        if play.encodes_all:
-            every = clock.encode[self.table.actions.names[self.table.actions.full]]
+        if decisions.encodes_all:
+            every = clock.encode[actions[self.table.actions.full]]
             encode, total = every, total - encode + every
-        gate = clock.gate[play.gate] if play.gate is not None else 0.0
+        gate = clock.gate[decisions.gate] if decisions.gate is not None else 0.0
         return encode, gate, total + gate
-
-
-def _means(score: Tensor) -> list[float]:
-    means: list[float] = score.double().mean(0).tolist()
-    return means
 
 
 def _ratio(a: float, b: float) -> float | None:

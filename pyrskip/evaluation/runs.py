@@ -9,9 +9,10 @@ from typing import Any
 
 from pyrskip.errors import UserError
 from pyrskip.evaluation.frontier import Row
-from pyrskip.evaluation.gallery import FILE, PLACE
 
 METRICS = "csv/metrics.csv"
+GALLERY, GALLERY_FILE = "frontier/gallery", "gallery.json"
+"""In a run's directory, and in there."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _load(directory: Path) -> Finished:
         summary=summary,
         config=config,
         versions=_optional(directory / "versions.json"),
-        gallery=_gallery(directory / PLACE),
+        gallery=_gallery(directory / GALLERY),
     )
 
 
@@ -95,9 +96,9 @@ def _row(plain: dict[str, Any]) -> Row:
 
 def _gallery(directory: Path) -> dict[str, Any]:
     """What write_gallery wrote, nothing where a picture of it is missing."""
-    told = _optional(directory / FILE)
-    whole = all((directory / str(s.get("picture"))).is_file() for s in told.get("samples", ()))
-    return told if whole else {}
+    content = _optional(directory / GALLERY_FILE)
+    whole = all((directory / str(s.get("picture"))).is_file() for s in content.get("samples", ()))
+    return content if whole else {}
 
 
 def _optional(path: Path) -> dict[str, Any]:

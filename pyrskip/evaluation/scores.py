@@ -19,6 +19,7 @@ from pyrskip.evaluation.bootstrap import Bootstrap
 from pyrskip.evaluation.curves import of_tiles
 from pyrskip.evaluation.frontier import Frontier, Row
 from pyrskip.evaluation.runs import Finished
+from pyrskip.files import write_whole
 
 FILE = "frontier/scores.safetensors"
 
@@ -60,12 +61,9 @@ def save_scores(frontier: Frontier, path: Path) -> None:
     """In half precision, without selections of single tiles, of which there may be thousands."""
     points = [p for p in frontier.points if p.row.split == "test" and not of_tiles(p.row)]
     table = frontier.inputs.tables["test"]
-    told = {"keys": json.dumps(table.keys), "types": json.dumps(table.types)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file({"score": torch.stack([p.score for p in points]).half()}, path, told)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
+    score = torch.stack([frontier.score(point).half() for point in points])
+    named = {"keys": json.dumps(table.keys), "types": json.dumps(table.types)}
+    write_whole(path, safetensors.torch.save({"score": score}, named))
 
 
 def load_scores(runs: Sequence[Finished]) -> list[Scored]:

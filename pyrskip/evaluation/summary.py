@@ -24,7 +24,8 @@ def summary(
         "unit_flops": frontier.inputs.unit,
         "lookup_accuracy": lookup,
     }
-    result["budget_weights"] = frontier.weights
+    weights = frontier.inputs.budget_weights
+    result["budget_weights"] = None if weights is None else weights.tolist()
     for method in ("full", "reference", "question_only"):
         result[method] = _figures(frontier, frontier.select(method, "test")[0])
     result["targets"] = {
@@ -43,7 +44,9 @@ def _figures(frontier: Frontier, point: Point) -> dict[str, Any]:
         "accuracy": row.accuracy,
         "accuracy_ci95": row.accuracy_ci95,
         "retention": row.retention,
-        "retention_ci95": frontier.bootstrap[row.split].interval_of_ratio(point.score, full.score),
+        "retention_ci95": frontier.bootstrap[row.split].interval_of_ratio(
+            frontier.score(point), frontier.score(full)
+        ),
         "relative_flops": row.relative_flops,
         "flops_of_reference": row.flops_of_reference,
     }
@@ -101,7 +104,7 @@ def _seed_at(
         random = frontier.select("random", "test", price, seed)[0]
         result["gain_over_random"] = row.accuracy - random.row.accuracy
         result["gain_over_random_ci95"] = frontier.bootstrap["test"].interval_of_difference(
-            point.score, random.score
+            frontier.score(point), frontier.score(random)
         )
         result["random_relative_flops"] = random.row.relative_flops
     return result

@@ -13,12 +13,13 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from pyrskip.answering import answer
 from pyrskip.budget import BudgetRule
-from pyrskip.decision import ActionSet, blind, reference
+from pyrskip.decision import ActionSet, Decision, blind, reference
+from pyrskip.gated import Gated, encode_glance
 from pyrskip.gates.gate import Gate
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import Features
-from pyrskip.rollouts.environments import observe
 from pyrskip.rollouts.table import OUTSIDE
 from pyrskip.sample import Batch
 
@@ -79,28 +80,28 @@ def _clock(
     unit: float,
     repeats: int,
 ) -> Clock:
-    glance = torch.zeros(model.pyramid.tiles, dtype=torch.bool, device=model.device)
-    glance[model.pyramid.glance] = True
-    fixed = dict(zip(actions.names, actions.selection, strict=True))
-    fixed |= dict(zip(OUTSIDE, (reference(model.pyramid), blind(model.pyramid)), strict=True))
-    fixed = {name: kept.to(model.device) for name, kept in fixed.items()}
-    passes = {name: [kept] for name, kept in fixed.items()}
-    for name in actions.names:
-        rest = fixed[name] & ~glance
-        passes[GATED + name] = [glance, rest] if bool(rest.any()) else [glance]
+    kept = dict(zip(actions.names, actions.selection, strict=True))
+    kept |= dict(zip(OUTSIDE, (reference(model.pyramid), blind(model.pyramid)), strict=True))
+    scripted = {name: _Scripted(model, selection, budget, False) for name, selection in kept.items()}
+    scripted |= {GATED + name: _Scripted(model, kept[name], budget, True) for name in actions.names}
+    gated = {name: Gated(model, gate, unit, 0.1) for name, gate in gates.items()}  # any price takes as long
 
-    encode: dict[str, list[float]] = {name: [] for name in passes}
-    total: dict[str, list[float]] = {name: [] for name in passes}
+    encode: dict[str, list[float]] = {name: [] for name in scripted}
+    total: dict[str, list[float]] = {name: [] for name in scripted}
     decide: dict[str, list[float]] = {name: [] for name in gates}
     for turn in range(WARM_UP + repeats):
         rows = pool[turn % len(pool)]
-        for name, parts in passes.items():
-            encoded, answered = _answer(model, rows, parts, fixed[name.removeprefix(GATED)], budget)
-            encode[name].append(encoded)
-            total[name].append(answered)
-        features = model.encode(rows, glance.expand(len(rows), -1))
-        for name, gate in gates.items():
-            decide[name].append(_decide(model, gate, rows, features, unit))
+        for name, decided in scripted.items():
+            marks = _Marks(model)
+            answer(decided, rows, marks)
+            encode[name].append(marks.seconds["glance"] + marks.seconds["encode"])
+            total[name].append(encode[name][-1] + marks.seconds["answer"])
+        features = encode_glance(model, rows)
+        for name, deciding in gated.items():
+            marks = _Marks(model)
+            deciding.decide(rows, features)
+            marks("gate")
+            decide[name].append(marks.seconds["gate"])
 
     def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
         return {name: 1000 * median(times[WARM_UP:]) / len(pool[0]) for name, times in seconds.items()}
@@ -108,30 +109,41 @@ def _clock(
     return Clock(medians(encode), medians(total), medians(decide))
 
 
-def _answer(
-    model: NativeModel, rows: Batch, passes: Sequence[Tensor], selection: Tensor, budget: BudgetRule
-) -> tuple[float, float]:
-    """Seconds until the tiles are encoded and until the answers are written."""
-    asked = budget.tokens(selection[None], model.pyramid.capacity(rows.size)[rows.image_of])
-    now = _timer(model)
-    start = now()
-    features = model.encode(rows, passes[0].expand(len(rows), -1))
-    for kept in passes[1:]:
-        rest = model.encode(rows, kept.expand(len(rows), -1))
-        features = Features((*rest.maps[:-1], features.maps[-1]), rest.encoded | features.encoded)
-    encoded = now()
-    model.write(rows, features, asked)
-    return encoded - start, now() - start
+class _Scripted:
+    """A decision that is made before it begins. gated: the glance is encoded first, and what is kept beside
+    it in a second pass, as under a gate."""
+
+    def __init__(self, model: NativeModel, selection: Tensor, budget: BudgetRule, gated: bool) -> None:
+        self.model, self.selection, self.budget = model, selection.to(model.device), budget
+        self.gated = gated
+
+    def glance(self, rows: Batch) -> Features:
+        if self.gated:
+            return encode_glance(self.model, rows)
+        return self.model.encode(rows, self.selection.expand(len(rows), -1))
+
+    def decide(self, rows: Batch, seen: Features) -> Decision:
+        capacity = self.model.pyramid.capacity(rows.size)[rows.image_of]
+        return Decision(self.budget.tokens(self.selection[None], capacity))
+
+    def look(self, rows: Batch, seen: Features, decided: Decision) -> Features:
+        return self.model.look(rows, seen, decided.tokens)
+
+    def write(self, rows: Batch, seen: Features, decided: Decision) -> list[str]:
+        return self.model.write(rows, seen, decided.tokens)
 
 
-def _decide(model: NativeModel, gate: Gate, rows: Batch, features: Features, unit: float) -> float:
-    """Seconds from an encoded glance to a decision. Any price takes as long."""
-    now = _timer(model)
-    start = now()
-    price = torch.full((len(rows),), 0.1, device=model.device)
-    seen = observe(model, gate.layout, rows, features, price, unit, gate.config.confidence)
-    gate.policy(seen).mode()
-    return now() - start
+class _Marks:
+    """seconds: of each phase that was marked, from the end of the one before."""
+
+    def __init__(self, model: NativeModel) -> None:
+        self.now = _timer(model)
+        self.seconds: dict[str, float] = {}
+        self.before = self.now()
+
+    def __call__(self, phase: str) -> None:
+        now = self.now()
+        self.seconds[phase], self.before = now - self.before, now
 
 
 def _timer(model: NativeModel) -> Callable[[], float]:

@@ -19,14 +19,13 @@ import numpy as np
 import safetensors.torch
 
 import pyrskip
-from pyrskip.artifacts import gate_directory
 from pyrskip.config import Config
 from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.errors import UserError
-from pyrskip.evaluation.evaluate import gate_flops
 from pyrskip.export.card import card
 from pyrskip.export.graphs import trace, write_native, write_onnx
 from pyrskip.export.parity import as_plain, check
+from pyrskip.gated import Gated
 from pyrskip.gates import load_gate
 from pyrskip.gates.gate import Gate
 from pyrskip.inference.bundle import FORMAT, NATIVE, VERSION, Prices, write_checksums
@@ -35,7 +34,11 @@ from pyrskip.models.language import END
 from pyrskip.models.native import NativeModel
 from pyrskip.models.text import MiniLmText
 from pyrskip.reward import RewardConfig
-from pyrskip.run import Run
+from pyrskip.stages.data import DATA
+from pyrskip.stages.flex import FLEX
+from pyrskip.stages.frontier import FRONTIER
+from pyrskip.stages.gate import GATE, gate_directory
+from pyrskip.stages.run import Run
 
 SAMPLES = 25
 """Images that the gate's FLOPs are measured on, as the frontier's are."""
@@ -63,24 +66,24 @@ def export_run(
             f"model.name={config.model.name} is served where it is, and an export holds its model; allowed: "
             "native"
         )
-    if config.language.name != "decoder":
-        raise UserError(f"language.name={config.language.name} cannot be exported yet; allowed: decoder")
     run = Run(config, {})
-    for stage in ("data", "flex", "gate", "frontier"):
+    for stage in (DATA, FLEX, GATE, FRONTIER):
         if not run.done(stage):
-            raise UserError(f"run={run.root} has no finished {stage} stage; finish it with pyrskip train")
+            raise UserError(
+                f"run={run.root} has no finished {stage.name} stage; finish it with pyrskip train"
+            )
     seed = config.seed if seed is None else seed
     allowed = range(config.seed, config.seed + config.seeds)
     if seed not in allowed:
         raise UserError(f"seed={seed} was not trained; allowed: {', '.join(map(str, allowed))}")
-    model = NativeModel.load(run.directory("flex"), config.cost)
+    model = NativeModel.load(run.directory(FLEX), config.cost)
     gate = load_gate(gate_directory(run.root, "gate", seed))
     _check_gate(gate)
     told = _read(run.root / "summary.json")
     rows = [row for row in _read(run.root / "frontier.json") if row["seed"] in (None, seed)]
     prices = sorted({row["price"] for row in rows if row["method"] == "gate"})
     price = _default_price(told, prices, seed)
-    test = ShardDataset(run.directory("data"), "test", config.pyramid.size)
+    test = ShardDataset(run.directory(DATA), "test", config.pyramid.size)
 
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -88,7 +91,7 @@ def export_run(
     try:
         batch = collate([test[i] for i in range(min(SAMPLES, len(test)))], config.pyramid.size)
         unit = float(told["unit_flops"])
-        own_flops = gate_flops(model, gate, batch, unit)
+        own_flops = Gated(model, gate, unit).gate_flops(batch)
         plain = describe(model, gate, unit, own_flops, prices_of(gate, config.reward, price))
         say("tracing the graphs")
         write_parts(model, gate, plain, part, native)

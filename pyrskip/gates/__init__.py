@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
+from pyrskip.files import write_json, write_whole
 from pyrskip.gates.gate import GATES, Gate, GateConfig
 from pyrskip.observation import Layout
 from pyrskip.registry import import_modules
@@ -38,11 +39,9 @@ def save_gate(gate: Gate, directory: Path) -> None:
         },
         "budget": asdict(layout.budget),
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(
-        {k: v.contiguous() for k, v in gate.state_dict().items()}, directory / "gate.safetensors"
-    )
-    (directory / "gate.json").write_text(json.dumps(described, indent=1))
+    state = {k: v.contiguous() for k, v in gate.state_dict().items()}
+    write_whole(directory / "gate.safetensors", safetensors.torch.save(state))
+    write_json(directory / "gate.json", described)
 
 
 def load_gate(directory: Path) -> Gate:

@@ -28,6 +28,10 @@ from pyrskip.inference.policy import POLICIES, Budget, Rule
 FORMAT = "pyrskip-export"
 VERSION = 1
 GRAPHS = ("query", "gate", "vision", "projector", "prefill", "decode")
+STATE = ("real", "keys", "values", "memory_keys", "memory_values")
+"""What prefill leaves for decode, after its logits: which keys are real [B, K] bool, keys and values [L, B,
+H, K, d] and, where layers read visual tokens that are no part of the sequence, theirs [L, B, H, M, d]. The
+decode graph returns the first three, one key longer."""
 NATIVE = "native"
 CHECKSUMS = "checksums.json"
 

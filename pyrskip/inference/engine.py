@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
-from pyrskip.cost import decode_flops, prefill_flops
+from pyrskip.cost import answer_flops
 from pyrskip.errors import UserError
-from pyrskip.inference.bundle import Spec
+from pyrskip.inference.bundle import STATE, Spec
 from pyrskip.inference.geometry import Floats, Ints, mipmaps, pad_ids, pool, realise
 from pyrskip.inference.images import Source, open_image
 from pyrskip.inference.policy import UNLIMITED, Decided
@@ -273,11 +273,16 @@ class Engine:
     def _flops(self, tokens: Ints, encode: NDArray[np.float64], words: Ints) -> NDArray[np.float64]:
         """Without the gate. tokens, encode [..., T], words [...] of the prompt -> [...]."""
         costs = self.spec.costs
-        context = (tokens.sum(-1) + words).astype(np.float64)
-        prefill = prefill_flops(costs.transformer, context, convention=costs.convention)
-        decode = decode_flops(costs.transformer, context, costs.answer_tokens, convention=costs.convention)
-        looked = costs.projector * tokens.sum(-1) + ((tokens > 0) * encode).sum(-1)
-        total: NDArray[np.float64] = prefill + decode + looked
+        visual = tokens.sum(-1).astype(np.float64)
+        read = answer_flops(
+            costs.transformer,
+            visual,
+            words.astype(np.float64),
+            costs.answer_tokens,
+            convention=costs.convention,
+        )
+        looked = costs.projector * visual + ((tokens > 0) * encode).sum(-1)
+        total: NDArray[np.float64] = read + looked
         return total
 
     def _encode(self, wanted: Sequence[tuple[Picture, int]]) -> None:
@@ -328,11 +333,8 @@ class Engine:
         inputs = {"features": features, "centre": centre, "extent": extent, "level": level}
         ids, mask = pad_ids(words)
         visual = self.backend.run("projector", inputs)[0]
-        logits, keys, values = self.backend.run("prefill", {"visual": visual, "ids": ids, "mask": mask})
+        logits, *state = self.backend.run("prefill", {"visual": visual, "ids": ids, "mask": mask})
         first = logits
-        real = np.concatenate(
-            [np.ones(visual.shape[:2], dtype=bool), mask, np.ones((len(ids), 1), dtype=bool)], axis=1
-        )
         written: list[NDArray[np.int64]] = []
         done = np.zeros(len(ids), dtype=bool)
         for step in range(self.spec.max_answer):
@@ -341,15 +343,9 @@ class Engine:
             done |= token == self.spec.end
             if done.all() or step + 1 == self.spec.max_answer:
                 break
-            real = np.concatenate([real, np.ones((len(ids), 1), dtype=bool)], axis=1)
-            inputs = {
-                "token": token,
-                "step": np.array([step + 1]),
-                "real": real,
-                "keys": keys,
-                "values": values,
-            }
-            logits, keys, values = self.backend.run("decode", inputs)
+            inputs = {"token": token, "step": np.array([step + 1]), **dict(zip(STATE, state, strict=False))}
+            logits, *longer = self.backend.run("decode", inputs)
+            state[: len(longer)] = longer
         rows = np.stack(written, axis=1).tolist()
         rows = [row[: row.index(self.spec.end)] if self.spec.end in row else row for row in rows]
         return first.astype(np.float32), [self.tokenizer.decode(row).strip() for row in rows]

@@ -26,7 +26,7 @@ How it carries out a decision:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pyrskip.cost import Cost, Transformer, decode_flops, kv_bytes, measured_flops, prefill_flops
 from pyrskip.decision import one_picture
 from pyrskip.errors import UserError, unknown_name
+from pyrskip.identity import HOW
 from pyrskip.models.native import CostConfig
 from pyrskip.models.tiles import crops
 from pyrskip.pyramid import Pyramid
@@ -62,7 +63,7 @@ class HfConfig:
     max_answer: int = 16
     instruction: str = ""
     dtype: str = "auto"
-    at_once: int = 16
+    at_once: int = field(default=16, metadata=HOW)
 
     def __post_init__(self) -> None:
         if self.max_answer < 2 or self.at_once < 1:

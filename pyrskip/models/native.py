@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pyrskip.cost import Attention, Convention, Cost, Unit, answer_flops, kv_bytes
 from pyrskip.decision import realise, reference
 from pyrskip.errors import UserError
+from pyrskip.files import write_json, write_whole
 from pyrskip.metrics import score
 from pyrskip.models.cross import CrossDecoder
 from pyrskip.models.language import Decoder, LanguageConfig, Visual
@@ -123,9 +124,9 @@ class NativeModel(nn.Module):
         state = {
             name: t.contiguous() for name, t in self.state_dict().items() if not name.startswith("text.")
         }
-        safetensors.torch.save_file(state, directory / "model.safetensors")
-        (directory / "tokenizer.json").write_text(self.language.tokenizer.to_str())
-        (directory / "model.json").write_text(json.dumps(asdict(self.config), indent=1))
+        write_whole(directory / "model.safetensors", safetensors.torch.save(state))
+        write_whole(directory / "tokenizer.json", self.language.tokenizer.to_str())
+        write_json(directory / "model.json", asdict(self.config))
 
     @classmethod
     def load(cls, directory: Path, cost: CostConfig | None = None) -> "NativeModel":

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from pyrskip.cost import Cost, Transformer, decode_flops, kv_bytes, prefill_flops
 from pyrskip.decision import one_picture
 from pyrskip.errors import UserError
+from pyrskip.identity import HOW
 from pyrskip.models.native import CostConfig
 from pyrskip.models.tiers import RefusedError
 from pyrskip.models.tiles import crops
@@ -58,14 +59,14 @@ class RemoteConfig:
     language model; template_tokens, of a prompt beside the pictures and the question.
     """
 
-    url: str = ""
+    url: str = field(default="", metadata=HOW)
     model: str = ""
-    key: str = ""
+    key: str = field(default="", metadata=HOW)
     max_answer: int = 16
     instruction: str = ""
-    parallel: int = 8
-    timeout: float = 120.0
-    retries: int = 5
+    parallel: int = field(default=8, metadata=HOW)
+    timeout: float = field(default=120.0, metadata=HOW)
+    retries: int = field(default=5, metadata=HOW)
     image_tokens: int | None = None
     token_pixels: int | None = None
     encoder_flops: float | None = None

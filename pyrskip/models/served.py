@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyrskip.cost import Cost
 from pyrskip.errors import UserError, unknown_name
+from pyrskip.identity import read_where
 from pyrskip.models.hf import HfConfig, HfVlm
 from pyrskip.models.native import CostConfig, NativeModel, PyramidConfig
 from pyrskip.models.remote import RemoteConfig, RemoteModel
@@ -39,8 +40,8 @@ class AnswererConfig:
     """
 
     name: str = "native"
-    hf: HfConfig = field(default_factory=HfConfig)
-    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    hf: HfConfig = field(default_factory=HfConfig, metadata=read_where("name", ("hf",)))
+    remote: RemoteConfig = field(default_factory=RemoteConfig, metadata=read_where("name", ("remote",)))
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:

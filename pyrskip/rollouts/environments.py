@@ -114,10 +114,10 @@ class TableEnvironment:
         return lambda tile, keep: features[image, tile] * keep[:, None]
 
     def score(self, rows: Tensor, decision: Decision) -> Tensor:
-        return self.table.score[rows, self._action(decision)]
+        return self.table.score[rows, self.action(decision)]
 
     def probability(self, rows: Tensor, decision: Decision) -> Tensor:
-        return self.probabilities(rows).gather(1, self._action(decision)[:, None]).squeeze(1)
+        return self.probabilities(rows).gather(1, self.action(decision)[:, None]).squeeze(1)
 
     def scores(self, rows: Tensor) -> Tensor:
         return self.table.score[rows, : len(self.table.actions)]
@@ -130,10 +130,10 @@ class TableEnvironment:
         return self.table.probability[rows, : len(self.table.actions)]
 
     def cost(self, rows: Tensor, decision: Decision) -> Tensor:
-        return self.relative[rows, self._action(decision)]
+        return self.relative[rows, self.action(decision)]
 
     def tokens(self, rows: Tensor, decision: Decision) -> Tensor:
-        return self.table.cost.tokens[rows, self._action(decision)].float()
+        return self.table.cost.tokens[rows, self.action(decision)].float()
 
     def types(self, rows: Tensor) -> Sequence[str]:
         return [self.table.types[row] for row in rows.tolist()]
@@ -151,7 +151,8 @@ class TableEnvironment:
         scores = self.probabilities(rows) if soft else self.scores(rows)
         return (sample.weight * reward(scores, self.relative[rows])).sum(-1)
 
-    def _action(self, decision: Decision) -> Tensor:
+    def action(self, decision: Decision) -> Tensor:
+        """The listed action that a decision is, [B]. Raises UserError where the table does not list it."""
         if decision.action is None:
             raise UserError(
                 "a decision is none of the rollout table's actions; roll out an action set that holds it"

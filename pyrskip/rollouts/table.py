@@ -8,7 +8,6 @@ knows its origin: what it was rolled out with, and what would give other numbers
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from pyrskip.cost import Cost
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
+from pyrskip.files import write_whole
 from pyrskip.signals import PER, Per
 
 OUTSIDE = ("reference", "question_only")
@@ -95,12 +95,9 @@ class RolloutTable:
             name: getattr(self, name) for name in ("types", "keys", "texts", "image_keys", "split", "origin")
         }
         lists["actions"], lists["ladder"] = self.actions.names, self.actions.ladder
-        directory.mkdir(parents=True, exist_ok=True)
-        _replace(
-            directory / "table.safetensors",
-            safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}),
-        )
-        _replace(directory / "table.json", json.dumps(lists).encode())
+        content = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
+        write_whole(directory / "table.safetensors", content)
+        write_whole(directory / "table.json", json.dumps(lists))
 
     @classmethod
     def load(cls, directory: Path) -> "RolloutTable":
@@ -230,17 +227,3 @@ def check_origin(table: RolloutTable, wanted: Mapping[str, str], where: Path) ->
                 "out anew, or start "
                 "another run with name=<other>"
             )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write whole or not at all."""
-    part = path.with_suffix(path.suffix + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error}") from error

@@ -1,8 +1,9 @@
 """Which scenes to make."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyrskip.errors import UserError
+from pyrskip.identity import HOW
 from pyrskip.scenes.questions import MIX, check_types
 
 SMALLEST, LARGEST, UNIT = 256, 2048, 64
@@ -28,7 +29,7 @@ class SceneConfig:
     further: int = 0
     closeups: int = 0
     seed: int = 0
-    workers: int = 0
+    workers: int = field(default=0, metadata=HOW)
 
     def check(self) -> None:
         """Raises UserError where a value is not allowed: called where the source is scenes, as other sources

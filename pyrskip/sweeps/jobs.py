@@ -9,17 +9,15 @@ import hashlib
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import time
 
-from filelock import FileLock, Timeout
-
 from pyrskip.errors import UserError
+from pyrskip.files import write_json, write_whole
 
-FILE, TRACE, LOCK = "job.json", "error.txt", "sweep.lock"
+FILE, TRACE = "job.json", "error.txt"
 STATES = ("waiting", "running", "done", "pruned", "stopped", "failed")
 """stopped: interrupted or preempted, to go on from its checkpoint. pruned: given up for being worse than
 others."""
@@ -63,14 +61,7 @@ def name_of(varied: Sequence[str]) -> str:
 
 def keep(job: Job) -> None:
     """Write job.json, whole or not at all. Raises UserError where that cannot be."""
-    told = {key: value for key, value in asdict(job).items() if key != "directory"}
-    part = job.directory / f"{FILE}.part"
-    try:
-        job.directory.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(told, indent=1))
-        part.replace(job.directory / FILE)
-    except OSError as error:
-        raise UserError(f"{job.directory} cannot be written: {error.strerror or error}") from error
+    write_json(job.directory / FILE, {k: v for k, v in asdict(job).items() if k != "directory"})
 
 
 def plan(job: Job) -> None:
@@ -104,29 +95,6 @@ def read_jobs(sweep: Path) -> list[Job]:
     return jobs
 
 
-@contextmanager
-def lock(sweep: Path) -> Iterator[None]:
-    """Hold a sweep's directory: two would train the same jobs. The system lets go of it when its process
-    ends, however it does.
-
-    Raises UserError where another process holds it, or it cannot be written.
-    """
-    try:
-        sweep.mkdir(parents=True, exist_ok=True)
-        held = FileLock(sweep / LOCK)
-        held.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f"{sweep} is being swept by another process; allowed: another name=, or to wait for it"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{sweep} cannot be written: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        held.release()
-
-
 def run_job(job: Job, task: Callable[[], None], tell: Callable[[Exception], str], first: bool) -> str:
     """Run a job and keep its state, which is returned. What it fails with is kept and not raised, so that
     others go on.
@@ -146,7 +114,7 @@ def run_job(job: Job, task: Callable[[], None], tell: Callable[[Exception], str]
         return kept("pruned", str(error))
     except Exception as error:
         if first:
-            (job.directory / TRACE).write_text(traceback.format_exc())
+            write_whole(job.directory / TRACE, traceback.format_exc())
             print(f"error: {job.name}: {tell(error)}", file=sys.stderr)
         return kept("failed", tell(error))
     except BaseException:

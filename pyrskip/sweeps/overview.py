@@ -7,17 +7,18 @@ on a dial.
 import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from io import StringIO
 from pathlib import Path
 from statistics import mean
 
 from rich.console import Console
 from rich.table import Table
 
-from pyrskip.errors import UserError
 from pyrskip.evaluation.frontier import Row
-from pyrskip.evaluation.plots import plot_runs
 from pyrskip.evaluation.runs import load_runs
-from pyrskip.evaluation.styles import CYCLE
+from pyrskip.files import write_whole
+from pyrskip.report.plots import plot_runs
+from pyrskip.report.styles import CYCLE
 from pyrskip.sweeps.jobs import STATES, Job
 
 TABLE, FIGURE = "sweep.csv", "sweep.png"
@@ -138,13 +139,11 @@ def write_overview(sweep: Path, jobs: Sequence[Job]) -> list[Point]:
     points = points_of(lines)
     if not points:
         return []
-    try:
-        with (sweep / TABLE).open("w", newline="") as file:
-            writer = csv.DictWriter(file, [f.name for f in fields(Point)])
-            writer.writeheader()
-            writer.writerows(asdict(p) for p in points)
-    except OSError as error:
-        raise UserError(f"{sweep} cannot be written: {error.strerror or error}") from error
+    table = StringIO(newline="")
+    writer = csv.DictWriter(table, [f.name for f in fields(Point)])
+    writer.writeheader()
+    writer.writerows(asdict(p) for p in points)
+    write_whole(sweep / TABLE, table.getvalue())
     # those with most points on the front, of more than can be told apart
     best = sorted(lines, key=lambda line: -sum(p.front for p in points if p.line == line))[:DRAWN]
     colours = {line: CYCLE[i] for i, line in enumerate(best)}

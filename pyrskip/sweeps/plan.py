@@ -15,9 +15,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from pyrskip.config import Config, read
+from pyrskip.config import read
 from pyrskip.errors import UserError
-from pyrskip.run import Run, digest
+from pyrskip.stages import STAGES
+from pyrskip.stages.run import Run, digest
 from pyrskip.sweeps.jobs import Job, name_of
 from pyrskip.training.trainer import TrainerConfig
 
@@ -31,8 +32,6 @@ PLUGINS = {
     "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
     "ray_cluster": ("hydra_plugins.hydra_ray_launcher", "ray"),
 }
-# stages that a sweep over what follows them takes over from another run
-SHARED = ("flex", "rollouts")
 
 
 @dataclass(frozen=True)
@@ -200,10 +199,6 @@ def _values(override: Override, sampled: bool) -> list[str]:
 
 
 def _own_stages(run: Run) -> list[tuple[str, str]]:
-    """Shared stages that the job would run itself, with their fingerprints."""
-    config: Config = run.config
-    return [
-        (stage, digest(run.fingerprint(stage)))
-        for stage in SHARED
-        if stage in config.chain and stage in config.stages and not run.done(stage)
-    ]
+    """Stages to be made once that the job would make itself, with their fingerprints."""
+    wanted = [s for s in STAGES if s.once and s.applies(run.config) and s.name in run.config.stages]
+    return [(s.name, digest(run.fingerprint(s))) for s in wanted if not run.done(s)]

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from pyrskip.files import write_json
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.sweeps.jobs import Pruned
 from pyrskip.tracking.watch import watched_price
@@ -44,9 +45,7 @@ class Rungs(Callback):
         own = reached(module, self.environment)
         path, name = self.directory / FILE, f"{rung:g}"
         kept = json.loads(path.read_text()) if path.exists() else {}
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(kept | {name: own}))
-        part.replace(path)
+        write_json(path, kept | {name: own})
         found = [json.loads(p.read_text()) for p in self.directory.parent.glob(f"*/{FILE}") if p != path]
         others = [(point[0], point[1]) for told in found if (point := told.get(name)) is not None]
         if not is_behind(own, others):

@@ -4,9 +4,8 @@ from typing import Any
 
 from PIL import Image
 
-from pyrskip.evaluation.figures import frontier_figure, heat_map
-from pyrskip.evaluation.gallery import PLACE
-from pyrskip.evaluation.runs import Finished
+from pyrskip.evaluation.runs import GALLERY, Finished
+from pyrskip.report.figures import frontier_figure, heat_map
 from pyrskip.tracking.media import Chart, Media, Pictures, Table
 
 COLUMNS = ("kept", "question", "type", "answer", "truth", "right", "relative_flops", "tokens", "levels")
@@ -27,7 +26,7 @@ def frontier_media(run: Finished) -> dict[str, Media]:
     media: dict[str, Media] = {"media/frontier": Chart(frontier_figure(run.rows))}
     if run.gallery:
         samples = run.gallery["samples"]
-        pictures = [Image.open(run.directory / PLACE / s["picture"]).convert("RGB") for s in samples]
+        pictures = [Image.open(run.directory / GALLERY / s["picture"]).convert("RGB") for s in samples]
         captions = [
             f"{s['question']} {s['answer']} ({'right' if s['right'] else 'wrong: ' + s['truth']}), "
             f"cost {s['relative_flops']:.0%} of full"

@@ -19,6 +19,7 @@ import pytorch_lightning.loggers as pl_loggers
 from pytorch_lightning.loggers import Logger
 
 from pyrskip.errors import UserError
+from pyrskip.files import write_json
 from pyrskip.tracking.guard import Guard, first_rank, reason, tell
 from pyrskip.tracking.rows import Rows
 
@@ -236,7 +237,4 @@ class _Ids:
 
     def put(self, key: str, value: str) -> None:
         if first_rank() and self.get(key) != value:
-            part = self.path.with_suffix(".part")
-            part.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(self._all() | {key: value}))
-            part.replace(self.path)
+            write_json(self.path, self._all() | {key: value})

@@ -10,6 +10,8 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment  # type: ignore[attr-defined]
 
+from pyrskip.files import write_whole
+
 
 class Rows(CSVLogger):
     """Lightning's, but it goes on with an earlier process's file instead of deleting it, and is written at
@@ -46,9 +48,7 @@ class _Writer(ExperimentWriter):
                     row for row in old if row["step"].isdigit() and int(row["step"]) < self.metrics[0]["step"]
                 ]
                 keys = sorted({*keys, *(key for row in old[:1] for key in row)})
-            part = path.with_suffix(".part")
-            part.write_text(_lines(keys, [*old, *self.metrics], header=True), newline="")
-            part.replace(path)
+            write_whole(path, _lines(keys, [*old, *self.metrics], header=True))
         else:
             end = path.stat().st_size
             try:

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from pyrskip.evaluation.figures import selections_by_type
+from pyrskip.report.figures import selections_by_type
 from pyrskip.reward import Price
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.health import health
@@ -68,8 +68,7 @@ class Watch(Callback):
         module.gate.eval()
         decision = module.gate.policy(environment.observe(rows, price)).mode()
         module.gate.train(training)
-        assert decision.action is not None, "validation rollouts list every decision"
-        action, score = decision.action, environment.score(rows, decision)
+        action, score = environment.action(decision), environment.score(rows, decision)
         cost, tokens = environment.cost(rows, decision), environment.tokens(rows, decision)
         types = [table.types[i] for i in rows.tolist()]
         told = health(action.cpu(), types, table.actions, environment.tile_level)

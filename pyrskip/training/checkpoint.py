@@ -11,8 +11,8 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from pyrskip.data.shards import whole_file
 from pyrskip.errors import UserError
+from pyrskip.files import whole_file
 
 
 class BetweenSteps(ModelCheckpoint):
@@ -35,7 +35,7 @@ class PatientIO(TorchCheckpointIO):
 
     def __init__(self) -> None:
         super().__init__()
-        self.told = False
+        self.reported = False
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None
@@ -43,12 +43,11 @@ class PatientIO(TorchCheckpointIO):
         content = BytesIO()
         torch.save(checkpoint, content)
         try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
             with whole_file(Path(path)) as file:
                 file.write(content.getbuffer())
-        except (OSError, UserError) as error:
-            if not self.told:
+        except UserError as error:
+            if not self.reported:
                 print(f"{error}; training goes on, and tries again", file=sys.stderr, flush=True)
-            self.told = True
+            self.reported = True
         else:
-            self.told = False
+            self.reported = False

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyrskip.decision import Decision
 from pyrskip.errors import UserError, unknown_name
 from pyrskip.gates.gate import Gate, GateConfig
+from pyrskip.identity import PER_RANK, read_where
 from pyrskip.observation import Observation
 from pyrskip.policies import Policy
 from pyrskip.registry import Registry
@@ -36,7 +37,7 @@ class RuleConfig:
 
     name: str
     online: bool = False
-    batch: int = 256
+    batch: int = field(default=256, metadata=PER_RANK | read_where("online", (False,)))
     target: str = "probability"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 

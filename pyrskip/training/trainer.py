@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from pyrskip.data.datamodule import StepData
 from pyrskip.errors import UserError, unknown_name
+from pyrskip.identity import HOW
 from pyrskip.training.checkpoint import BetweenSteps, PatientIO
 from pyrskip.training.clock import Clock
 from pyrskip.training.preemption import Stop, after_the_step, answer_signals
@@ -42,17 +43,17 @@ class TrainerConfig:
     rank waits for another.
     """
 
-    accelerator: str = "cpu"
-    devices: int = 1
-    nodes: int = 1
-    strategy: str = "auto"
+    accelerator: str = field(default="cpu", metadata=HOW)
+    devices: int = field(default=1, metadata=HOW)
+    nodes: int = field(default=1, metadata=HOW)
+    strategy: str = field(default="auto", metadata=HOW)
     precision: str = "32-true"
     accumulate: int = 1
     gradient_clip: float | None = 1.0
-    checkpoint_every: int = 200
-    log_every: int = 20
-    timeout: int = 1800
-    quiet: bool = False
+    checkpoint_every: int = field(default=200, metadata=HOW)
+    log_every: int = field(default=20, metadata=HOW)
+    timeout: int = field(default=1800, metadata=HOW)
+    quiet: bool = field(default=False, metadata=HOW)
 
     def __post_init__(self) -> None:
         for name in ("devices", "nodes", "accumulate", "checkpoint_every", "log_every", "timeout"):
@@ -187,7 +188,7 @@ def fit(
 
 
 @contextmanager
-def together(config: TrainerConfig) -> Iterator[None]:
+def rank_failures_as_user_errors(config: TrainerConfig) -> Iterator[None]:
     """Within, a rank that is gone, or refuses what it was given, is one sentence. Raises UserError."""
     gone = (
         f"another rank is gone, or was silent for trainer.timeout={config.timeout} s; the same command "

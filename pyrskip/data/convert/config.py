@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from pyrskip.errors import UserError, unknown_name
+from pyrskip.identity import HOW
 from pyrskip.metrics import METRICS
 
 FORMATS = ("llava", "parquet", "tsv")
@@ -26,7 +27,7 @@ class FilesConfig:
     test_fraction: float = 0.1
     metric: str = "exact"
     columns: dict[str, str] = field(default_factory=dict)
-    workers: int | None = None
+    workers: int | None = field(default=None, metadata=HOW)
 
     def check(self) -> None:
         """Raises UserError where a value is not allowed: called where the source reads files."""

@@ -25,20 +25,10 @@ from pyrskip.data.convert.rows import Format, Row, image_extension
 from pyrskip.data.convert.tsv import Tsv
 from pyrskip.data.entries import list_name
 from pyrskip.data.faults import Fault, too_many
-from pyrskip.data.shards import (
-    INDEX,
-    DataConfig,
-    Index,
-    Shard,
-    counted,
-    shard_name,
-    whole_file,
-    write_index,
-    write_shard,
-    writing,
-)
+from pyrskip.data.shards import INDEX, DataConfig, Index, Shard, counted, shard_name, write_index, write_shard
 from pyrskip.data.storage import expand, is_url
 from pyrskip.errors import UserError
+from pyrskip.files import write_json, writing
 from pyrskip.record import Record
 
 PLAN, REPORT = "plan.sqlite", "conversion.json"
@@ -94,8 +84,7 @@ def convert(config: DataConfig, directory: Path) -> Index:
         raise UserError(
             f"data.files.path={config.files.path} gives no image to train on; {json.dumps(report)}"
         )
-    with whole_file(directory / REPORT) as file:
-        file.write(json.dumps(report, indent=1).encode())
+    write_json(directory / REPORT, report)
     index = write_index(directory, config.source, splits)
     (directory / PLAN).unlink()
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -213,8 +202,7 @@ def _check(plan: Plan, config: DataConfig, directory: Path) -> None:
     faults = plan.faults()
     lost, whole = sum(fault.lost for fault in faults), plan.questions() + len(faults)
     if lost > config.max_bad_fraction * whole:
-        with whole_file(directory / REPORT) as file:
-            file.write(json.dumps(_report(plan), indent=1).encode())
+        write_json(directory / REPORT, _report(plan))
         raise too_many(faults, f"{lost} of {whole} questions", config.max_bad_fraction, str(directory))
 
 

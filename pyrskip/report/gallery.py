@@ -1,45 +1,24 @@
-"""Answers to look at: test questions under the gate's decisions, with what was kept drawn over the image.
+"""Answers to look at: test questions under the gate's decisions, with what was kept drawn over the image."""
 
-Wrong answers are shown more often than they occur, up to a third, or a good gate would have none to look at.
-"""
-
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from pyrskip.evaluation.figures import shares_by_type
-from pyrskip.evaluation.report import Shown, levels_of
+from pyrskip.errors import UserError
+from pyrskip.evaluation.inference import Shown
+from pyrskip.evaluation.runs import GALLERY_FILE
+from pyrskip.files import write_json
 from pyrskip.pyramid import Pyramid
+from pyrskip.report.figures import shares_by_type
+from pyrskip.report.selections import levels_of
 from pyrskip.rollouts.table import RolloutTable
 
 SIDE, GAP = 128, 6
 FRAME, FADED = (0, 114, 178), (128, 128, 128)
-PLACE, FILE = "frontier/gallery", "gallery.json"
-"""In a run's directory, and in there."""
-
-
-def pick(action: Tensor, table: RolloutTable, count: int) -> list[int]:
-    """Rows of a table to show, wrong answers first. action [N]: the gate's decisions."""
-    wrong = table.score[torch.arange(len(table)), action] < 0.5
-    order = torch.randperm(len(table), generator=torch.Generator().manual_seed(0))
-    first = _in_turn(order[wrong[order]].tolist(), table.types)[: count // 3]
-    return first + _in_turn(order[~wrong[order]].tolist(), table.types)[: count - len(first)]
-
-
-def _in_turn(rows: Sequence[int], types: Sequence[str]) -> list[int]:
-    """The rows, question types in turn."""
-    seen: dict[str, int] = {}
-    ranked = []
-    for row in rows:
-        seen[types[row]] = seen.get(types[row], 0) + 1
-        ranked.append((seen[types[row]], types[row], row))
-    return [row for _, _, row in sorted(ranked)]
 
 
 def write_gallery(
@@ -51,12 +30,15 @@ def write_gallery(
     directory: Path,
 ) -> None:
     """Write `directory`/gallery.json and a PNG a question, and how often each selection is taken by question
-    type."""
-    directory.mkdir(parents=True, exist_ok=True)
+    type. Raises UserError where they cannot be written."""
     samples = []
     for number, one in enumerate(shown):
         picture = f"{number:03}.png"
-        draw(one, pyramid).save(directory / picture)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            draw(one, pyramid).save(directory / picture)
+        except OSError as error:
+            raise UserError(f"{directory} cannot be written: {error}") from error
         kept = sorted({int(level) for level, on in zip(pyramid.tile_level, one.kept, strict=True) if on})
         samples.append(
             {
@@ -70,7 +52,7 @@ def write_gallery(
             }
         )
     rows = torch.arange(len(table))
-    told: dict[str, Any] = {
+    content = {
         "price": price,
         "wrong_share": float((table.score[rows, action] < 0.5).double().mean()),
         "selections": {
@@ -79,9 +61,7 @@ def write_gallery(
         },
         "samples": samples,
     }
-    part = directory / f"{FILE}.part"
-    part.write_text(json.dumps(told, indent=1))
-    part.replace(directory / FILE)
+    write_json(directory / GALLERY_FILE, content)
 
 
 def draw(shown: Shown, pyramid: Pyramid) -> Image.Image:

@@ -11,52 +11,41 @@ from torch import Tensor
 
 from pyrskip.evaluation.curves import average, cost, groups, high, low, of_tiles
 from pyrskip.evaluation.frontier import Row
-from pyrskip.evaluation.styles import BLUE, DASHES, POINTS, SYMBOLS, line_of
+from pyrskip.evaluation.methods import style_of
+from pyrskip.evaluation.style import BLUE
+from pyrskip.report.styles import DASHES, SYMBOLS
 
 AXES = ("FLOPs over the mean full pyramid's", "accuracy, %")
-# shown from the start; the others are a click on the legend away
-FIRST = (
-    "gate",
-    "hull",
-    "full",
-    "reference",
-    "gate:joint",
-    "gate:query_only",
-    "gate:glance_only",
-    "random",
-    "oracle:type",
-)
+FIXED = "fixed selections"
 
 
 def frontier_figure(rows: Sequence[Row]) -> go.Figure:
     """Accuracy against relative FLOPs on the test split, a trace a method; hovering tells a point's method,
     price, accuracy and cost."""
-    rows = [r for r in rows if r.split == "test" and r.method != "question_only"]
     figure = go.Figure()
-    fixed = [r for r in rows if r.method.startswith("fixed:") and not of_tiles(r)]
-    for method in dict.fromkeys(r.method for group in groups(rows) for r in group if r not in fixed):
-        _add(figure, method, [r for r in rows if r.method == method])
-    if fixed:
-        _add(figure, "fixed selections", fixed)
+    traces: dict[str, list[Row]] = {}
+    for row in (row for group in groups([r for r in rows if r.split == "test"]) for row in group):
+        kind = style_of(row.method).kind
+        if kind != "floor" and not of_tiles(row):
+            traces.setdefault(FIXED if kind == "selections" else row.method, []).append(row)
+    selections = traces.pop(FIXED, [])
+    for name, own in (*traces.items(), (FIXED, selections)):
+        _add(figure, name, own)
     return _finish(figure, *AXES)
 
 
 def runs_figure(
     runs: Mapping[str, Sequence[Row]], colours: Mapping[str, str], method: str = "gate"
 ) -> go.Figure:
-    """One method's test curve of several runs, and the first run's full pyramid and hull."""
+    """One method's test curve of several runs, and behind them the first run's full pyramid and hull."""
     figure = go.Figure()
     base = [r for r in next(iter(runs.values())) if r.split == "test"]
-    for name in ("hull", "full", "reference"):
-        _add(figure, name, [r for r in base if r.method == name])
+    for name in dict.fromkeys(r.method for group in groups(base) for r in group):
+        if "runs" in style_of(name).panels:
+            _add(figure, name, [r for r in base if r.method == name])
     for label, rows in runs.items():
-        _add(
-            figure,
-            method,
-            [r for r in rows if r.split == "test" and r.method == method],
-            label,
-            colours[label],
-        )
+        own = [r for r in rows if r.split == "test" and r.method == method]
+        _add(figure, label, own, colours[label])
     return _finish(figure, *AXES)
 
 
@@ -68,7 +57,7 @@ def lines_figure(
     figure = go.Figure()
     for label, points in series.items():
         method, _, seed = label.partition("/seed-")
-        colour = line_of(method.replace("-", ":"))[0]
+        colour = style_of(method.replace("-", ":")).colour
         dash = list(DASHES.values())[int(seed) % len(DASHES)] if seed.isdigit() else "solid"
         line = {"color": colour, "dash": dash, "width": 1.6}
         figure.add_scatter(
@@ -117,42 +106,37 @@ def heat_map(shares: Mapping[str, Sequence[float]], names: Sequence[str]) -> go.
     return _finish(figure)
 
 
-def _add(
-    figure: go.Figure, method: str, rows: Sequence[Row], label: str | None = None, colour: str | None = None
-) -> None:
-    """A trace; label and colour where the method's own would not tell runs apart."""
+def _add(figure: go.Figure, name: str, rows: Sequence[Row], colour: str | None = None) -> None:
+    """A trace of one method's rows. colour: where the method's own would not tell runs apart."""
     if not rows:
         return
+    style = style_of(rows[0].method)
     points = sorted(groups(rows), key=lambda g: (g[0].price or 0.0, average(g, cost)))
     y = [100 * average(g, lambda r: r.accuracy) for g in points]
     above = [100 * average(g, high) - v for g, v in zip(points, y, strict=True)]
     below = [v - 100 * average(g, low) for g, v in zip(points, y, strict=True)]
-    alone = method in POINTS or method == "fixed selections"
-    if method in POINTS:
-        own, marker, _ = POINTS[method]
-        line = "-"
-    else:
-        own, line, marker = ("#000000", "-", ".") if alone else line_of(method)
+    drawn = colour or style.colour
+    mode = "lines+markers" if style.marker else "lines"
     figure.add_scatter(
         x=[average(g, cost) for g in points],
         y=y,
-        name=label or method,
-        mode="markers" if alone else "lines+markers" if marker else "lines",
-        visible=True if method in (*FIRST, "fixed selections") or label else "legendonly",
-        line={"color": colour or own, "dash": DASHES[line], "width": 3 if method == "gate" else 1.5},
+        name=name,
+        mode=mode if style.kind == "curve" else "markers",
+        visible=True if style.first or colour else "legendonly",
+        line={"color": drawn, "dash": DASHES.get(style.line, "solid"), "width": 3 if style.band else 1.5},
         marker={
-            "color": colour or own,
-            "symbol": SYMBOLS.get(marker, "circle"),
-            "size": 12 if alone and method in POINTS else 7,
+            "color": drawn,
+            "symbol": SYMBOLS.get(style.marker, "circle"),
+            "size": 12 if style.kind == "point" else 7,
         },
-        error_y={"array": above, "arrayminus": below, "thickness": 0.8, "width": 2, "color": colour or own},
-        customdata=[_told(g, low_, high_) for g, low_, high_ in zip(points, below, above, strict=True)],
+        error_y={"array": above, "arrayminus": below, "thickness": 0.8, "width": 2, "color": drawn},
+        customdata=[_hover(g, low_, high_) for g, low_, high_ in zip(points, below, above, strict=True)],
         hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]}accuracy %{y:.2f} % (%{customdata[2]})<br>"
         "cost %{x:.3f} of full, %{customdata[3]} tokens<extra></extra>",
     )
 
 
-def _told(group: Sequence[Row], below: float, above: float) -> list[str]:
+def _hover(group: Sequence[Row], below: float, above: float) -> list[str]:
     first = group[0]
     seeds = f", {len(group)} seeds" if len(group) > 1 else ""
     price = f"price {first.price:.3g}{seeds}<br>" if first.price is not None else ""

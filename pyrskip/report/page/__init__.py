@@ -15,13 +15,15 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from pyrskip.errors import UserError
-from pyrskip.evaluation.curves import average, groups, high, low
-from pyrskip.evaluation.figures import frontier_figure, heat_map, lines_figure, runs_figure
-from pyrskip.evaluation.gallery import PLACE
-from pyrskip.evaluation.plots import run_colours
-from pyrskip.evaluation.runs import Finished, load_runs
-from pyrskip.evaluation.styles import RULES
+from pyrskip.evaluation.curves import groups
+from pyrskip.evaluation.methods import style_of
+from pyrskip.evaluation.runs import GALLERY, Finished, load_runs
+from pyrskip.files import write_whole
+from pyrskip.report.figures import frontier_figure, heat_map, lines_figure, runs_figure
+from pyrskip.report.frontier import method_table
+from pyrskip.report.plots import run_colours
+from pyrskip.report.styles import RULES
+from pyrskip.report.tables import Column, Table
 
 # training curves of a report: title -> logged names, of which the first that a training has is drawn
 CURVES = {
@@ -39,13 +41,7 @@ def write_report(directory: Path, out: Path) -> None:
     report, or out cannot be written."""
     runs = load_runs(directory)
     content = page(runs, directory.resolve().name)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part = out.with_suffix(".part")
-        part.write_text(content, encoding="utf-8")
-        part.replace(out)
-    except OSError as error:
-        raise UserError(f"out={out} cannot be written: {error}") from error
+    write_whole(out, content)
 
 
 def page(runs: Sequence[Finished], title: str) -> str:
@@ -67,15 +63,10 @@ def _run_sections(run: Finished) -> list[dict[str, Any]]:
     return [
         {"kind": "cards", "cards": _cards(run)},
         _plot("Frontier", frontier_figure(run.rows), FRONTIER_NOTE, tall=True),
-        _table(
-            "Every method",
-            ROW_COLUMNS,
-            _method_rows(run),
-            "Test split; seeds averaged. A click on a heading sorts.",
-        ),
-        _table("By question type", TYPE_COLUMNS, _type_rows(run), "Test split, means over seeds."),
+        _table(method_table(run.rows, "Every method", METHODS_NOTE)),
+        _table(Table("By question type", TYPE_COLUMNS, _type_rows(run), "Test split, means over seeds.")),
         *_selections(run),
-        _table("Health of the gates", *_health(run), HEALTH_NOTE),
+        _table(Table("Health of the gates", *_health(run), HEALTH_NOTE)),
         *_curves(run),
         *_gallery(run),
         {
@@ -84,28 +75,20 @@ def _run_sections(run: Finished) -> list[dict[str, Any]]:
             "text": json.dumps(run.config, indent=1),
             "note": f"{run.directory}",
         },
-        _table("Versions", ("what", "version"), [list(item) for item in run.versions.items()], ""),
+        _table(Table("Versions", _columns("what", "version"), list(run.versions.items()))),
     ]
 
 
 def _sweep_sections(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     rules = {run.label: run.rule for run in runs}
     rows = {run.label: run.rows for run in runs}
+    targets = [row for run in runs for row in _target_rows(run)]
+    types = [[run.label, *row] for run in runs for row in _type_rows(run)]
     return [
         _plot("Frontier", runs_figure(rows, run_colours(rules, RULES)), SWEEP_NOTE, tall=True),
-        _table(
-            "Runs",
-            SWEEP_COLUMNS,
-            [row for run in runs for row in _target_rows(run)],
-            "A line a target; means over seeds.",
-        ),
-        _table("Health of the gates", *_health_of_all(runs), HEALTH_NOTE),
-        _table(
-            "By question type",
-            ("run", *TYPE_COLUMNS),
-            [[r.label, *row] for r in runs for row in _type_rows(r)],
-            "",
-        ),
+        _table(Table("Runs", SWEEP_COLUMNS, targets, "A line a target; means over seeds.")),
+        _table(Table("Health of the gates", *_health_of_all(runs), HEALTH_NOTE)),
+        _table(Table("By question type", (Column("run"), *TYPE_COLUMNS), types)),
         {
             "kind": "text",
             "title": "Configs, where they differ",
@@ -129,36 +112,25 @@ HEALTH_NOTE = (
     "question type, "
     "is a gate that stopped to decide."
 )
-ROW_COLUMNS = (
-    "method",
-    "price",
-    "seeds",
-    "accuracy %",
-    "95 % low",
-    "95 % high",
-    "retention %",
-    "x full",
-    "x ref",
-    "tokens",
-    "ms",
+METHODS_NOTE = (
+    "Test split; seeds averaged, ±: their standard deviation; low, high: 95 %. A click on a heading sorts."
 )
-TYPE_COLUMNS = ("method", "price", "type", "accuracy %", "x full", "questions")
-SWEEP_COLUMNS = (
-    "run",
-    "rule",
-    "gate",
-    "target %",
-    "retention %",
-    "x full",
-    "over fixed",
-    "regret to oracle:type",
+
+
+def _columns(*names: str) -> tuple[Column, ...]:
+    return tuple(Column(name) for name in names)
+
+
+TYPE_COLUMNS = _columns("method", "price", "type", "accuracy %", "x full", "questions")
+SWEEP_COLUMNS = _columns(
+    *("run", "rule", "gate", "target %", "retention %", "x full", "over fixed", "regret to oracle:type")
 )
 
 
 def _cards(run: Finished) -> list[dict[str, str]]:
-    told = run.summary
-    cards = [{"value": f"{told['full']['accuracy']:.2%}", "label": "accuracy of the full pyramid"}]
-    for target, at in told["targets"].items():
+    summary = run.summary
+    cards = [{"value": f"{summary['full']['accuracy']:.2%}", "label": "accuracy of the full pyramid"}]
+    for target, at in summary["targets"].items():
         gate = at["gate"]
         if "relative_flops" in gate:
             label = (
@@ -170,52 +142,22 @@ def _cards(run: Finished) -> list[dict[str, str]]:
             cards.append(
                 {"value": "not met", "label": f"{float(target):.1%} of full's accuracy, on validation"}
             )
-    if told.get("lookup_accuracy") is not None:
+    if summary.get("lookup_accuracy") is not None:
         cards.append(
-            {"value": f"{told['lookup_accuracy']:.1%}", "label": "floor: looking up the question alone"}
+            {"value": f"{summary['lookup_accuracy']:.1%}", "label": "floor: looking up the question alone"}
         )
     return cards
-
-
-def _method_rows(run: Finished) -> list[list[Any]]:
-    rows = []
-    # the hull is some of the fixed selections again
-    for group in groups([r for r in run.rows if r.split == "test" and r.method != "hull"]):
-        first = group[0]
-        times = [r.total_ms for r in group if r.total_ms is not None]
-        rows.append(
-            [
-                first.method,
-                first.price,
-                len(group) if first.seed is not None else None,
-                100 * average(group, lambda r: r.accuracy),
-                100 * average(group, low),
-                100 * average(group, high),
-                None if first.retention is None else 100 * average(group, lambda r: r.retention or 0.0),
-                average(group, lambda r: r.relative_flops),
-                average(group, lambda r: r.flops_of_reference),
-                average(group, lambda r: r.tokens),
-                sum(times) / len(times) if times else None,
-            ]
-        )
-    return rows
 
 
 def _type_rows(run: Finished) -> list[list[Any]]:
     """The gate at each price, and what it is held against."""
     rows = []
-    for group in groups(
-        [
-            r
-            for r in run.rows
-            if r.split == "test" and r.method in ("full", "reference", "question_only", "gate")
-        ]
-    ):
-        for kind, told in group[0].by_type.items():
+    for group in groups([r for r in run.rows if r.split == "test" and style_of(r.method).by_type]):
+        for kind, figures in group[0].by_type.items():
             accuracy, flops = (
                 sum(r.by_type[kind][k] for r in group) / len(group) for k in ("accuracy", "relative_flops")
             )
-            rows.append([group[0].method, group[0].price, kind, 100 * accuracy, flops, told["n"]])
+            rows.append([group[0].method, group[0].price, kind, 100 * accuracy, flops, figures["n"]])
     return rows
 
 
@@ -239,11 +181,11 @@ def _target_rows(run: Finished) -> list[list[Any]]:
     return rows
 
 
-def _health(run: Finished) -> tuple[tuple[str, ...], list[list[Any]]]:
+def _health(run: Finished) -> tuple[tuple[Column, ...], list[list[Any]]]:
     rows, levels = [], set()
     for target, at in run.summary["targets"].items():
-        for method, told in at.items():
-            for seed in (told or {}).get("seeds", ()) if method != "fixed" else ():
+        for method, found in at.items():
+            for seed in (found or {}).get("seeds", ()) if method != "fixed" else ():
                 if "health" in seed:
                     kept = seed["health"]["keep_rate"]
                     levels |= kept.keys()
@@ -252,14 +194,15 @@ def _health(run: Finished) -> tuple[tuple[str, ...], list[list[Any]]]:
                         [100 * float(target), method, seed["seed"], seed["price"], *kept.values(), *figures]
                     )
     names = [f"keeps level {level}" for level in sorted(levels, key=int)]
-    return ("target %", "method", "seed", "price", *names, "distinct", "entropy", "information"), rows
+    headings = ("target %", "method", "seed", "price", *names, "distinct", "entropy", "information")
+    return _columns(*headings), rows
 
 
-def _health_of_all(runs: Sequence[Finished]) -> tuple[tuple[str, ...], list[list[Any]]]:
+def _health_of_all(runs: Sequence[Finished]) -> tuple[tuple[Column, ...], list[list[Any]]]:
     """Of runs with as many levels as the first; columns would not fit others."""
     found = {run.label: _health(run) for run in runs}
     columns = found[runs[0].label][0]
-    return ("run", *columns), [
+    return (Column("run"), *columns), [
         [label, *row] for label, (own, rows) in found.items() if own == columns for row in rows
     ]
 
@@ -267,12 +210,12 @@ def _health_of_all(runs: Sequence[Finished]) -> tuple[tuple[str, ...], list[list
 def _selections(run: Finished) -> list[dict[str, Any]]:
     if not run.gallery:
         return []
-    told = run.gallery["selections"]
+    selections = run.gallery["selections"]
     note = (
         "How often the first seed's gate takes each selection on the test split, at price "
         f"{run.gallery['price']:.3g}."
     )
-    return [_plot("Selections by question type", heat_map(told["shares"], told["names"]), note)]
+    return [_plot("Selections by question type", heat_map(selections["shares"], selections["names"]), note)]
 
 
 def _curves(run: Finished) -> list[dict[str, Any]]:
@@ -294,7 +237,7 @@ def _gallery(run: Finished) -> list[dict[str, Any]]:
         return []
     samples = []
     for sample in run.gallery["samples"]:
-        picture = base64.b64encode((run.directory / PLACE / sample["picture"]).read_bytes()).decode()
+        picture = base64.b64encode((run.directory / GALLERY / sample["picture"]).read_bytes()).decode()
         samples.append({**sample, "picture": f"data:image/png;base64,{picture}"})
     note = (
         "Levels from fine to coarse. Framed in blue: encoded; grey and crossed out: skipped, never encoded. "
@@ -309,8 +252,8 @@ def _differences(runs: Sequence[Finished]) -> dict[str, dict[str, Any]]:
     """Config key -> run -> value, of the keys that are not the same in every run."""
     flat = {run.label: dict(_flatten(run.config, "")) for run in runs}
     keys = sorted({key for config in flat.values() for key in config} - {"name", "root", "borrow"})
-    told = {key: {label: config.get(key) for label, config in flat.items()} for key in keys}
-    return {key: values for key, values in told.items() if len({json.dumps(v) for v in values.values()}) > 1}
+    values = {key: {label: config.get(key) for label, config in flat.items()} for key in keys}
+    return {key: of for key, of in values.items() if len({json.dumps(v) for v in of.values()}) > 1}
 
 
 def _flatten(value: Any, key: str) -> list[tuple[str, Any]]:
@@ -329,8 +272,9 @@ def _figure(figure: go.Figure) -> Any:
     return json.loads(figure.to_json())
 
 
-def _table(title: str, columns: Sequence[str], rows: list[list[Any]], note: str) -> dict[str, Any]:
-    return {"kind": "table", "title": title, "columns": list(columns), "rows": rows, "note": note}
+def _table(table: Table) -> dict[str, Any]:
+    columns = [column.name for column in table.columns]
+    return {"kind": "table", "title": table.title, "columns": columns, "rows": table.rows, "note": table.note}
 
 
 def _finite(value: Any) -> Any:

@@ -13,26 +13,32 @@ from matplotlib.figure import Figure
 
 from pyrskip.errors import UserError
 from pyrskip.evaluation.curves import curve as curve_of
-from pyrskip.evaluation.curves import of_tiles
+from pyrskip.evaluation.curves import groups, of_tiles
 from pyrskip.evaluation.frontier import Row
-from pyrskip.evaluation.styles import BLACK, CYCLE, GREY, PANELS, POINTS, line_of
+from pyrskip.evaluation.methods import style_of
+from pyrskip.evaluation.style import BLACK
+from pyrskip.report.styles import CYCLE
 
 DPI = 150
 FORMATS = (".svg", ".pdf", ".png")
 MARKERS = ("o", "s", "^", "v", "D", "P")
+PANELS = {"gate": "The gate and the fixed selections", "explained": "What the decision is worth"}
+"""Of plot_frontier, by what styles call them: titles."""
 
 
 def plot_frontier(rows: Sequence[Row], path: Path) -> None:
     """Accuracy against relative FLOPs on the test split, as a PNG: the gate beside what it competes with, and
     beside what tells why it works."""
     rows = [r for r in rows if r.split == "test"]
+    floor = [r for r in rows if style_of(r.method).kind == "floor"]
+    others = [r for r in rows if style_of(r.method).kind != "floor"]
     figure = Figure(figsize=(13, 6.4), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    low, high = _range([r.accuracy for r in rows if r.method != "question_only"])
-    for axes, (title, methods) in zip(panels, PANELS.items(), strict=True):
-        for method in methods:
-            _draw(axes, method, [r for r in rows if r.method == method])
+    low, high = _range([r.accuracy for r in others])
+    for axes, (panel, title) in zip(panels, PANELS.items(), strict=True):
+        for method, own in _of_panel(rows, panel).items():
+            _draw(axes, method, own)
         axes.set_title(title, fontsize=12)
         axes.set_xlabel("FLOPs over the mean full pyramid's", fontsize=11)
         axes.grid(color="0.92")
@@ -42,7 +48,7 @@ def plot_frontier(rows: Sequence[Row], path: Path) -> None:
     panels[0].set_xlim(0, 1.06 * max(r.relative_flops for r in rows))
     panels[0].set_ylabel("accuracy, %", fontsize=11)
     for axes in panels:
-        _floor(axes, [r for r in rows if r.method == "question_only"], low)
+        _floor(axes, floor, low)
     handles = {
         label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -51,10 +57,9 @@ def plot_frontier(rows: Sequence[Row], path: Path) -> None:
     )
     figure.canvas.draw()
     full = {r.flops for r in rows if r.method == "full"}
-    _label_fixed(
-        panels[0],
-        [r for r in rows if r.method.startswith("fixed:") and not of_tiles(r) and r.flops not in full],
-    )
+    for axes, panel in zip(panels, PANELS, strict=True):
+        ringed = [r for r in rows if _drawn(r, panel, "selections") and not of_tiles(r)]
+        _label_fixed(axes, [r for r in ringed if r.flops not in full])
     figure.savefig(path, dpi=DPI)
 
 
@@ -63,9 +68,9 @@ def plot_runs(
 ) -> None:
     """One method's test curve of several runs with 95 % intervals, one column of a paper wide.
 
-    runs: label -> rows; colours: label -> colour. The full pyramid, the reference and the hull of fixed
-    selections are the first run's. Raises UserError where a run has no such method, or the file's ending is
-    none of FORMATS.
+    runs: label -> rows; colours: label -> colour. What is drawn behind them, the full pyramid, the reference
+    and the hull of fixed selections, is the first run's. Raises UserError where a run has no such method, or
+    the file's ending is none of FORMATS.
     """
     if path.suffix not in FORMATS:
         raise UserError(
@@ -88,8 +93,9 @@ def plot_runs(
         figure = Figure(figsize=(3.5, 2.7), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        for name in ("hull", "full", "reference"):
-            _draw(axes, name, [r for r in base if r.method == name], small=True)
+        behind = _of_panel(base, "runs")
+        for name, own in behind.items():
+            _draw(axes, name, own, small=True)
         for marker, (label, rows) in zip(MARKERS * len(drawn), drawn.items(), strict=False):
             curve = curve_of(rows)
             style: dict[str, Any] = {
@@ -103,9 +109,7 @@ def plot_runs(
             axes.fill_between(curve.x, curve.low, curve.high, color=colours[label], alpha=0.15, linewidth=0)
             if len(curve.x) == 1:  # a band needs two
                 axes.vlines(curve.x, curve.low, curve.high, color=colours[label], linewidth=1)
-        shown = [r for rows in drawn.values() for r in rows] + [
-            r for r in base if r.method in ("full", "reference", "hull")
-        ]
+        shown = [r for rows in (*drawn.values(), *behind.values()) for r in rows]
         axes.set_ylim(*_range([r.accuracy for r in shown]))
         axes.set_xlim(0, 1.06 * max(r.relative_flops for r in shown))
         axes.set_xlabel("FLOPs over the mean full pyramid's")
@@ -133,38 +137,47 @@ def run_colours(rules: Mapping[str, str], of_rule: Mapping[str, str]) -> dict[st
     return {label: CYCLE[i % len(CYCLE)] for i, label in enumerate(rules)}
 
 
+def _of_panel(rows: Sequence[Row], panel: str) -> dict[str, list[Row]]:
+    """The rows of each method that is a curve or a point there, in the order of the tables."""
+    found: dict[str, list[Row]] = {}
+    for row in (row for group in groups(rows) for row in group):
+        if _drawn(row, panel, "curve", "point"):
+            found.setdefault(row.method, []).append(row)
+    return found
+
+
+def _drawn(row: Row, panel: str, *kinds: str) -> bool:
+    style = style_of(row.method)
+    return panel in style.panels and style.kind in kinds
+
+
 def _draw(axes: Axes, method: str, rows: Sequence[Row], small: bool = False) -> None:
-    if not rows:
-        return
-    curve = curve_of(rows)
-    if method in POINTS:
-        colour, marker, area = POINTS[method]
+    curve, style = curve_of(rows), style_of(method)
+    if style.kind == "point":
         axes.scatter(
             curve.x,
             curve.y,
-            s=area / 4 if small else area,
-            c=colour,
-            marker=marker,
+            s=style.area / 4 if small else style.area,
+            c=style.colour,
+            marker=style.marker,
             zorder=6,
             label=method,
             edgecolors="white",
         )
         return
-    colour, line, marker = line_of(method)
-    main = method == "gate"
     axes.plot(
         curve.x,
         curve.y,
-        color=colour,
-        linestyle=line,
-        marker=marker,
-        markersize=6 if main else 5,
-        linewidth=2.4 if main else 1.0 if small else 1.5,
-        zorder=5 if main else 3,
-        label="gate (95 % band)" if main else method,
+        color=style.colour,
+        linestyle=style.line,
+        marker=style.marker,
+        markersize=6 if style.band else 5,
+        linewidth=2.4 if style.band else 1.0 if small else 1.5,
+        zorder=5 if style.band else 3,
+        label=f"{method} (95 % band)" if style.band else method,
     )
-    if main:
-        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
+    if style.band:
+        axes.fill_between(curve.x, curve.low, curve.high, color=style.colour, alpha=0.15, linewidth=0)
 
 
 def _range(accuracy: Sequence[float]) -> tuple[float, float]:
@@ -175,15 +188,22 @@ def _range(accuracy: Sequence[float]) -> tuple[float, float]:
 
 
 def _floor(axes: Axes, rows: Sequence[Row], low: float) -> None:
-    """The accuracy without an image: a line, or a note where it lies below the axis."""
-    if not rows:
-        return
-    value = 100 * rows[0].accuracy
-    if value > low:
-        axes.axhline(value, color=GREY, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
-    text = f"question only: {value:.1f} %" + ("" if value > low else ", below this axis")
-    place = axes.get_yaxis_transform()
-    axes.text(0.99, max(value, low), text, transform=place, ha="right", va="bottom", fontsize=9, color="0.35")
+    """Accuracies that no axis needs to reach: a line each, or a note where it lies below the axis."""
+    for row in rows:
+        value = 100 * row.accuracy
+        if value > low:
+            axes.axhline(
+                value, color=style_of(row.method).colour, linewidth=1, linestyle=(0, (1, 2)), zorder=1
+            )
+        text = f"{row.method.replace('_', ' ')}: {value:.1f} %" + ("" if value > low else ", below this axis")
+        axes.text(
+            *(0.99, max(value, low), text),
+            transform=axes.get_yaxis_transform(),
+            ha="right",
+            va="bottom",
+            fontsize=9,
+            color="0.35",
+        )
 
 
 def _label_fixed(axes: Axes, fixed: Sequence[Row]) -> None:

@@ -1,0 +1,116 @@
+"""What the frontier has the model itself do: questions answered as a server would answer them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrskip.answering import answer
+from pyrskip.data.reader import ShardDataset, collate
+from pyrskip.gated import Gated
+from pyrskip.gates.gate import Gate
+from pyrskip.metrics import score
+from pyrskip.models.native import NativeModel
+from pyrskip.models.tiers import GatedModel
+from pyrskip.rollouts.environments import TableEnvironment
+from pyrskip.rollouts.table import RolloutTable
+from pyrskip.sample import Batch, Sample
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A question as answered under a decision. image uint8 [3, h, w]; kept [T] bool; tokens: realised, all
+    tiles together; relative_cost: 1 = mean full."""
+
+    image: Tensor
+    question: str
+    answer: str
+    truth: str
+    right: bool
+    kept: Tensor
+    tokens: int
+    relative_cost: float
+    type: str
+
+
+def check_inference(
+    model: GatedModel,
+    gate: Gate,
+    table: RolloutTable,
+    test: ShardDataset,
+    unit: float,
+    price: float,
+    images: int = 250,
+) -> dict[str, Any]:
+    """Answer test questions as a server would, only kept tiles encoded, and hold it against the rollout
+    table.
+
+    Returns the accuracy of both on the same questions and how many decisions and scores differ.
+    """
+    environment = TableEnvironment(table, model.pyramid, gate.layout.budget, unit)
+    gated = Gated(model, gate, unit, price)
+    where = {key: row for row, key in enumerate(table.keys)}
+    right, expected, differ, encoded, wanted = [], [], 0, model.encoded, 0
+    for start in range(0, min(images, len(test)), 25):
+        samples = [test[i] for i in range(start, min(start + 25, len(test)))]
+        batch = collate(samples, model.pyramid.size)
+        batch = batch.rows([row for row, key in enumerate(batch.keys) if key in where])
+        if not len(batch):
+            continue
+        rows = torch.tensor([where[key] for key in batch.keys])
+        answers = answer(gated, batch)
+        with torch.no_grad():
+            from_table = gate.policy(environment.observe(rows, torch.full((len(rows),), price))).mode()
+        wanted += int(batch.of_images(answers.decided.selection).sum())
+        if not isinstance(model, NativeModel):  # the gate has an encoder of its own for the glance
+            wanted += len(batch.image)
+        differ += int((answers.decided.tokens != from_table.tokens).any(-1).sum())
+        pairs = zip(answers.texts, batch.questions, strict=True)
+        right += [score(text, q.answers, q.metric, q.text) for text, q in pairs]
+        expected += environment.score(rows, from_table).tolist()
+    return {
+        "price": price,
+        "questions": len(right),
+        "accuracy": sum(right) / len(right),
+        "accuracy_from_table": sum(expected) / len(expected),
+        "decisions_that_differ": differ,
+        "scores_that_differ": sum(a != b for a, b in zip(right, expected, strict=True)),
+        "tiles_encoded": model.encoded - encoded,
+        "tiles_asked_for": wanted,
+    }
+
+
+def shown(
+    model: GatedModel, gate: Gate, samples: Sequence[Sample], unit: float, price: float, gate_flops: float
+) -> list[Shown]:
+    """One question of each sample, types in turn, answered as a server would."""
+    result = []
+    for i, sample in enumerate(samples):
+        types = [q.type for q in sample.questions]
+        kinds = sorted(set(types))
+        row = types.index(kinds[i % len(kinds)])
+        result.append(answered(model, gate, sample, row, unit, price, gate_flops))
+    return result
+
+
+def answered(
+    model: GatedModel, gate: Gate, sample: Sample, row: int, unit: float, price: float, gate_flops: float
+) -> Shown:
+    """A sample's question, answered as a server would."""
+    batch = Batch.collate([sample], model.pyramid.size).rows([row])
+    answers = answer(Gated(model, gate, unit, price), batch)
+    tokens, question, text = answers.decided.tokens, batch.questions[0], answers.texts[0]
+    cost = model.cost(model.realise(tokens, batch.size), batch.size, model.prompt_tokens(batch))
+    return Shown(
+        image=sample.image,
+        question=question.text,
+        answer=text,
+        truth=question.answers[0],
+        right=score(text, question.answers, question.metric, question.text) > 0,
+        kept=tokens[0] > 0,
+        tokens=int(cost.tokens),
+        relative_cost=(float(cost.flops) + gate_flops) / unit,
+        type=question.type,
+    )

@@ -1,0 +1,107 @@
+"""What a frontier is computed from: rollout tables, gates, and what both cost.
+
+Axes: N questions, M images, S listed actions, T tiles, P prices.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pyrskip.budget import BudgetRule
+from pyrskip.decision import ActionSet
+from pyrskip.evaluation.timing import Timing
+from pyrskip.gates.gate import Gate
+from pyrskip.pyramid import Pyramid
+from pyrskip.rollouts.environments import TableEnvironment
+from pyrskip.rollouts.table import RolloutTable
+from pyrskip.rollouts.weights import learned_weights
+
+CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a frontier is computed from.
+
+    tables: 'gate' (the gate's training rollouts), 'val' and 'test'. gates: 'gate' and, if they
+    were trained, 'gate:joint', 'gate:query_only' and 'gate:glance_only' -> one gate a seed, in the order of
+    `seeds`. gate_flops: of one decision, by the same names. tile_flops: split -> [M, T], FLOPs of encoding
+    each tile of each image, counted as the table's are; None where tables have no similarity. crossed:
+    'gate', 'val' and 'test' of the same questions under another flex seed, for oracle:cross.
+    """
+
+    tables: Mapping[str, RolloutTable]
+    pyramid: Pyramid
+    budget: BudgetRule
+    gates: Mapping[str, Sequence[Gate]]
+    seeds: Sequence[int]
+    prices: Sequence[float]
+    gate_flops: Mapping[str, float]
+    tile_flops: Mapping[str, Tensor | None]
+    timing: Timing | None = None
+    resamples: int = 1000
+    crossed: Mapping[str, RolloutTable] | None = None
+    _decided: dict[tuple[str, int, str], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @property
+    def unit(self) -> float:
+        """FLOPs of relative cost 1."""
+        return self.tables["gate"].mean_full_flops
+
+    @cached_property
+    def budget_weights(self) -> Tensor | None:
+        """Budget weights [T] learned from the gate's rollouts; None where they do not list every combination
+        of rungs."""
+        gate = self.tables["gate"]
+        return learned_weights(gate, self.pyramid) if product_of_rungs(gate.actions) else None
+
+    def prices_of(self, method: str, seed: int) -> list[float]:
+        """The prices of the frontier that a gate serves."""
+        return list(self._gate(method, seed).prices(self.prices))
+
+    def decided(self, method: str, seed: int, split: str) -> Tensor:
+        """What a gate decides for every question of a split, [P, N] by `prices_of`. Computed once."""
+        key = (method, seed, split)
+        if key not in self._decided:
+            self._decided[key] = self.decide(method, seed, self.tables[split])
+        return self._decided[key]
+
+    def decide(self, method: str, seed: int, table: RolloutTable) -> Tensor:
+        """What a gate decides for every question of a table, [P, N] by `prices_of`."""
+        gate, prices = self._gate(method, seed), self.prices_of(method, seed)
+        return decide(gate, table, self.pyramid, self.budget, self.unit, prices)
+
+    def _gate(self, method: str, seed: int) -> Gate:
+        return self.gates[method][list(self.seeds).index(seed)]
+
+
+@torch.no_grad()
+def decide(
+    gate: Gate,
+    table: RolloutTable,
+    pyramid: Pyramid,
+    budget: BudgetRule,
+    unit: float,
+    prices: Sequence[float],
+) -> Tensor:
+    """What inference runs, the mode, for every question of a table: listed actions [P, N]."""
+    gate.eval()
+    environment = TableEnvironment(table, pyramid, budget, unit)
+    chunks = []
+    for rows in torch.arange(len(table)).split(CHUNK):
+        seen = environment.observe(rows, torch.zeros(len(rows)))
+        # a utility gate predicts scores, which no price changes: one pass serves all
+        outputs = None if gate.dial else gate(seen)
+        priced = [replace(seen, price=torch.full((len(rows),), float(price))) for price in prices]
+        modes = [gate.policy(s, outputs).mode() for s in priced]
+        chunks.append(torch.stack([environment.action(mode) for mode in modes]))
+    return torch.cat(chunks, dim=1)
+
+
+def product_of_rungs(actions: ActionSet) -> bool:
+    return bool(actions.ladder) and actions.complete

@@ -1,0 +1,88 @@
+"""The trained gates, and what tells whether they decide by the question: their own decisions dealt out to
+other questions, and decisions for other questions."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from pyrskip.evaluation.inputs import Inputs
+from pyrskip.evaluation.methods.method import METHODS, Decisions, Method
+from pyrskip.evaluation.style import BLUE, GREEN, GREY, ORANGE, PURPLE, Section, Style
+
+PERMUTATIONS = 20
+
+
+def gate(name: str, inputs: Inputs, split: str) -> Iterator[Decisions]:
+    """What the gates of this name decide, a point a seed and price; none where none was trained."""
+    for seed in inputs.seeds if name in inputs.gates else ():
+        for price, action in zip(
+            inputs.prices_of(name, seed), inputs.decided(name, seed, split), strict=True
+        ):
+            yield Decisions(action, price=price, seed=seed, gate=name)
+
+
+def random(inputs: Inputs, split: str) -> Iterator[Decisions]:
+    """The mean over permutations of the gate's own decisions dealt out to other questions: of equal cost by
+    construction."""
+    share = torch.full((PERMUTATIONS,), 1 / PERMUTATIONS, dtype=torch.float64)
+    for seed in inputs.seeds if "gate" in inputs.gates else ():
+        orders = _orders(seed, len(inputs.tables[split]))
+        for price, action in zip(
+            inputs.prices_of("gate", seed), inputs.decided("gate", seed, split), strict=True
+        ):
+            dealt = torch.stack([action[order] for order in islice(orders, PERMUTATIONS)])
+            yield Decisions(dealt, share, price, seed, "gate")
+
+
+def shuffled_query(inputs: Inputs, split: str) -> Iterator[Decisions]:
+    """The gate is asked others' questions, of which the model is as sure; what is paid and answered stays the
+    sample's own."""
+    table = inputs.tables[split]
+    for seed in inputs.seeds if "gate" in inputs.gates else ():
+        prices = inputs.prices_of("gate", seed)
+        order = next(islice(_orders(seed, len(table)), PERMUTATIONS * len(prices), None))
+        own = {name: value[order] for name, value in table.signals["question"].items()}
+        signals = {**table.signals, "question": own}
+        others = replace(table, query_of=table.query_of[order], signals=signals)
+        for price, action in zip(prices, inputs.decide("gate", seed, others), strict=True):
+            yield Decisions(action, price=price, seed=seed, gate="gate")
+
+
+def _orders(seed: int, questions: int) -> Iterator[Tensor]:
+    """A seed's permutations of the questions, one after another: `random` takes PERMUTATIONS a price,
+    `gate:shuffled_query` the one behind those."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randperm(questions, generator=generator)
+
+
+METHODS.register(
+    "gate",
+    Method(
+        partial(gate, "gate"),
+        Style(
+            *(BLUE, "-", "o"),
+            panels=("gate", "explained"),
+            section=Section.GATES,
+            place=4,
+            first=True,
+            band=True,
+            by_type=True,
+        ),
+        candidate=True,
+    ),
+)
+for _name, _style in {
+    "gate:joint": Style(BLUE, "--", "x", section=Section.GATES, place=3, first=True),
+    "gate:query_only": Style(ORANGE, "-", "s", section=Section.GATES, place=2, first=True),
+    "gate:glance_only": Style(GREEN, "-", "^", section=Section.GATES, place=1, first=True),
+}.items():
+    METHODS.register(_name, Method(partial(gate, _name), _style, candidate=True))
+METHODS.register("random", Method(random, Style(GREY, "-", ".", section=Section.RANDOM, place=1, first=True)))
+METHODS.register(
+    "gate:shuffled_query", Method(shuffled_query, Style(PURPLE, ":", "v", section=Section.GATES))
+)

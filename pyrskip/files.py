@@ -1,0 +1,93 @@
+"""Files that are whole or not there, and the lock of a directory that one process at a time may write."""
+
+import errno
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pyrskip.errors import UserError
+
+PATIENCE = 20
+"""Seconds that a process waits for what is left of a killed one to release a directory."""
+# what the system says where a disk takes no more
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextmanager
+def whole_path(path: Path) -> Iterator[Path]:
+    """Where to write a file that then takes the name `path`: once all of it is on the disk, or never."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes its name once all of it is on the disk, and leaves nothing behind otherwise.
+
+    Raises UserError where it cannot be written.
+    """
+    with writing(path), whole_path(path) as temporary, open(temporary, "wb") as file:
+        yield file
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file, text in UTF-8, whole or not at all. Raises UserError where it cannot be written."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """As `write_whole`."""
+    write_whole(path, json.dumps(content, indent=1))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within, an OSError is one sentence that names `path`. Raises UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def run_lock(directory: Path) -> Iterator[None]:
+    """Keep other processes from writing to a run's or a sweep's directory meanwhile.
+
+    The system releases the lock when its process ends, however it does. Raises UserError where another
+    process holds it, or where the disk takes no more.
+    """
+    from filelock import FileLock, Timeout  # of the training extra, and files are written without it
+
+    lock, holder = FileLock(directory / ".lock"), directory / ".holder"
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout as error:
+            by = holder.read_text() if holder.exists() else "another process"
+            raise UserError(
+                f"{directory} is in use by {by}; allowed: wait for its end, or another name="
+            ) from error
+    try:
+        write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"{directory} cannot be written: {error}; make room and run the same command again"
+        ) from error
+    finally:
+        lock.release()
