@@ -15,7 +15,7 @@ from pyrskip.evaluation.methods import METHODS
 from pyrskip.export.export import _check_gate
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
-from pyrskip.models.served import AnswererConfig
+from pyrskip.models.vlm.served import AnswererConfig
 from pyrskip.observation import Layout
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment

@@ -15,11 +15,11 @@ from pyrskip.data.faults import FaultLog
 from pyrskip.data.reader import ShardDataset
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
-from pyrskip.models.remote import RemoteConfig, RemoteModel
-from pyrskip.models.served import ServedModel
 from pyrskip.models.text import MiniLmText
 from pyrskip.models.tiers import RefusedError
 from pyrskip.models.vision import VisionEncoder
+from pyrskip.models.vlm.remote import RemoteConfig, RemoteModel
+from pyrskip.models.vlm.served import ServedModel
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
 from pyrskip.rollouts.table import RolloutTable

@@ -25,8 +25,8 @@ from pyrskip.decision import ActionSet, blind
 from pyrskip.errors import UserError
 from pyrskip.gated import encode_glance
 from pyrskip.models.native import NativeModel
-from pyrskip.models.served import ServedModel
 from pyrskip.models.tiers import Features
+from pyrskip.models.vlm.served import ServedModel
 from pyrskip.rollouts.scoring import score_native, score_served
 from pyrskip.rollouts.table import RolloutTable, check_origin
 from pyrskip.sample import Batch, Sample

@@ -13,8 +13,8 @@ from torch import Tensor
 from pyrskip.errors import UserError
 from pyrskip.metrics import score as score_of
 from pyrskip.models.native import NativeModel
-from pyrskip.models.served import ServedModel
 from pyrskip.models.tiers import Features, RefusedError
+from pyrskip.models.vlm.served import ServedModel
 from pyrskip.sample import Batch
 
 
