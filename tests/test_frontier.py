@@ -26,6 +26,7 @@ from pyrskip.observation import Layout, Observation
 from pyrskip.report.frontier import print_methods
 from pyrskip.report.plots import plot_frontier
 from pyrskip.report.selections import plot_selections
+from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.health import health
 from pyrskip.rollouts.table import RolloutTable
 from tests.tables import TYPES, synthetic_pyramid, synthetic_table, synthetic_tile_flops
@@ -52,7 +53,7 @@ class ByText(Gate):
         raise NotImplementedError
 
     def forward(self, seen: Observation) -> Tensor:
-        return self.utility[torch.cdist(seen.query.flatten(1), self.query.flatten(1)).argmin(-1)]
+        return self.utility[torch.cdist(seen["query"].flatten(1), self.query.flatten(1)).argmin(-1)]
 
 
 def tables(varied_cost: bool) -> dict[str, RolloutTable]:
@@ -64,7 +65,7 @@ def tables(varied_cost: bool) -> dict[str, RolloutTable]:
 
 def inputs_of(splits: dict[str, RolloutTable], timing: Timing | None = None) -> Inputs:
     table = splits["gate"]
-    layout = Layout(8, 6, 3, table.actions, BudgetRule())
+    layout = TableEnvironment(table, synthetic_pyramid(), BudgetRule(), table.mean_full_flops).layout
     utility = torch.stack([table.probability[i, :4] for i in range(3)])
     torch.manual_seed(0)
     ablations = (
@@ -74,7 +75,7 @@ def inputs_of(splits: dict[str, RolloutTable], timing: Timing | None = None) -> 
     )
     query_only, glance_only, joint = ([build_gate(config, layout) for _ in range(3)] for config in ablations)
     gates: dict[str, list[Gate]] = {
-        "gate": [ByText(layout, table.query, utility) for _ in range(3)],
+        "gate": [ByText(layout, table.signals["text"]["query"], utility) for _ in range(3)],
         "gate:query_only": query_only,
         "gate:glance_only": glance_only,
         "gate:joint": joint,
@@ -325,7 +326,7 @@ def of_rungs() -> Frontier:
     ladder = (0, 64, 144, 256)
     splits = {s: synthetic_table(s, 60, seed=i, rungs=ladder) for i, s in enumerate(("gate", "val", "test"))}
     budget = BudgetRule(rungs=ladder)
-    layout = Layout(8, 6, 3, splits["gate"].actions, budget)
+    layout = TableEnvironment(splits["gate"], synthetic_pyramid(), budget, 1.0).layout
     gates: dict[str, list[Gate]] = {
         "gate": [build_gate(GateConfig(name="joint", policy="categorical", width=8), layout)]
     }
