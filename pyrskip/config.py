@@ -16,7 +16,7 @@ from pyrskip.budget import BudgetRule
 from pyrskip.data.datamodule import LoaderConfig
 from pyrskip.data.shards import DataConfig
 from pyrskip.decision import ActionConfig
-from pyrskip.errors import UserError, unknown_name
+from pyrskip.errors import UserError, unknown_key, unknown_name
 from pyrskip.evaluation.evaluate import EvaluationConfig
 from pyrskip.gates.gate import GATES, GateConfig
 from pyrskip.models.language import LanguageConfig
@@ -217,8 +217,8 @@ def _build(cls: Any, values: Any, path: str) -> Any:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
-            shown = sorted({"borrow": "from"}.get(name, name) for name in known)
-            raise UserError(f"config key {path}{key} is unknown; allowed here: {', '.join(shown)}")
+            shown = ({"borrow": "from"}.get(name, name) for name in known)
+            raise unknown_key(f"{path}{key}", shown, values.get("name"))
         factory = nested.get(key)
         if factory is not None and hasattr(factory, "__dataclass_fields__"):
             arguments[key] = _build(factory, value, f"{path}{key}.")
