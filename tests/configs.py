@@ -28,10 +28,6 @@ TWO_STEPS = [
     "evaluation.prices=[0.05,0.5]",
     "evaluation.images=4",
     "trainer.checkpoint_every=1",
-    "compare.optimizer.steps=2",
-    "compare.seeds=1",
-    "compare.checks=1",
-    "compare.workers=0",
     "trainer.quiet=true",
 ]
 
