@@ -11,9 +11,10 @@ from hydra.core.config_store import ConfigStore
 from pyrskip.data.convert import FORMATS
 from pyrskip.data.sources import SOURCES
 from pyrskip.gates.gate import GATES
+from pyrskip.pruners import PRUNERS
 from pyrskip.training.rules import RULES, valid_pairs
 
-GROUPS = ("data", "gate", "rule")
+GROUPS = ("data", "gate", "pruner", "rule")
 """Groups whose options are registered."""
 
 
@@ -26,6 +27,7 @@ def store_groups(conf: Path) -> None:
         "data": sources | formats,
         "rule": {name: asdict(rule.config_class()) for name, rule in RULES.items()},  # type: ignore[call-arg]
         "gate": {name: {"defaults": ["_options", "_self_"], "name": name} for name in GATES},
+        "pruner": {name: {"name": name, "ratio": 0.5} for name in PRUNERS},
     }
     store = ConfigStore.instance()
     for group, entries in groups.items():
