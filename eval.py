@@ -2,7 +2,7 @@
 
 import sys
 
-from pyrskip.cli import evaluate
+from pyrskip.cli import main
 
 if __name__ == "__main__":
-    evaluate(sys.argv[1:])
+    main(["eval", *sys.argv[1:]])

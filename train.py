@@ -2,7 +2,7 @@
 
 import sys
 
-from pyrskip.cli import train
+from pyrskip.cli import main
 
 if __name__ == "__main__":
-    train(sys.argv[1:])
+    main(["train", *sys.argv[1:]])

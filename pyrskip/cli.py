@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyrskip.errors import UserError
-from pyrskip.launch import conf_directory, fail, interrupted, launch, need_training, quiet
+from pyrskip.launch import conf_directory, ended_outside, fail, launch, need_training, quiet
 
 USAGE = """usage: pyrskip <command> [key=value ...]
 
@@ -51,7 +51,14 @@ keys
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with ended_outside():
+        try:
+            _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()
+
+
+def _run(arguments: Sequence[str]) -> None:
     commands: dict[str, Callable[[Sequence[str]], None]] = {
         "train": train,
         "eval": evaluate,
@@ -185,8 +192,6 @@ def _plain(
         task(dict(a.split("=", 1) for a in arguments))
     except UserError as error:
         fail(error)
-    except KeyboardInterrupt:
-        interrupted()
 
 
 def _export(given: dict[str, str]) -> None:

@@ -21,9 +21,9 @@ from pyrskip.evaluation.evaluate import EvaluationConfig
 from pyrskip.gates.gate import GATES, GateConfig
 from pyrskip.models.language import LanguageConfig
 from pyrskip.models.native import CostConfig, ModelConfig, PyramidConfig
-from pyrskip.models.served import AnswererConfig, check_served
 from pyrskip.models.text import TextConfig
 from pyrskip.models.vision import VisionConfig
+from pyrskip.models.vlm.served import AnswererConfig, check_served
 from pyrskip.policies import POLICIES
 from pyrskip.pruners import PrunerConfig, check_pruner
 from pyrskip.registry import load_plugins

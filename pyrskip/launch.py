@@ -3,13 +3,14 @@ one sentence."""
 
 import logging
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from pyrskip.errors import UserError
 from pyrskip.files import run_lock
@@ -72,6 +73,7 @@ def launch(
     import hydra
 
     quiet()
+    from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     _plug_in(arguments)
@@ -81,7 +83,7 @@ def launch(
     def guarded(cfg: Any) -> None:
         sys.argv = typed  # what Lightning starts other ranks with
         try:
-            with interruptible():
+            with ended_outside():
                 task(cfg)
         except UserError as error:
             fail(error)
@@ -97,12 +99,17 @@ def launch(
                 )
             )
     plan = None
-    if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
+    if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what it cannot print, rather than trace it
+    else:
         plan = _check(name, [a for a in arguments if not a.startswith("-")], bool(flags), fixed)
     sys.argv = [typed[0], *flags, *(a for a in arguments if a not in flags)]
     main = hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name=name)
     if plan is None:
-        main(guarded)()
+        try:
+            main(guarded)()
+        except (HydraException, OmegaConfBaseException) as error:
+            fail(UserError(_sentence(error)))
     else:
         _sweep(plan, main(_of_job(task, plan.fixed, typed)), quiet="trainer.quiet=true" in arguments)
 
@@ -144,7 +151,8 @@ def _of_job(task: Callable[[Any], None], fixed: frozenset[str], typed: list[str]
         def run() -> None:
             own = in_sweep(cfg, sweep, overrides, fixed)
             refuse_replay(read(own)[0].trainer, HydraConfig.get().launcher)
-            task(own)
+            with ended_outside():
+                task(own)
 
         return run_job(read_job(sweep / name_of(varied_of(overrides, fixed))), run, _line, first_rank())
 
@@ -157,7 +165,7 @@ def _sweep(plan: "Plan", main: Callable[[], Any], quiet: bool) -> None:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what a launcher fails with, rather than print it
     try:
-        with run_lock(plan.directory), interruptible():
+        with run_lock(plan.directory), ended_outside():
             for job in plan.jobs:
                 kept.plan(job)
             try:
@@ -261,15 +269,32 @@ def fail(error: UserError) -> NoReturn:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def ended_outside() -> Iterator[None]:
+    """What is ended from outside ends without a traceback, with a shell's exit codes: 130 after Ctrl-C, 141
+    where nobody reads what is printed any more, as behind `| head`."""
     try:
         yield
     except KeyboardInterrupt:
         interrupted()
+    except BrokenPipeError:
+        unread = [stream for stream in (sys.stdout, sys.stderr) if _unread(stream)]
+        if not unread:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in unread:  # Python flushes them once more as it exits
+            os.dup2(nowhere, stream.fileno())
+        sys.exit(141)
     except SystemExit as error:  # Lightning's, of a training that was interrupted
-        if isinstance(error.__context__, KeyboardInterrupt):
+        if isinstance(error.__context__, KeyboardInterrupt) and error.code != 130:
             interrupted()
         raise
+
+
+def _unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)  # an error or a hang-up, which are always told
+    return bool(poll.poll(0))
 
 
 def interrupted() -> NoReturn:

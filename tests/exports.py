@@ -7,23 +7,26 @@ from typing import Any
 import torch
 from PIL import Image
 
+from pyrskip.answering import answer
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet
 from pyrskip.export.export import describe, write_parts
+from pyrskip.gated import Gated
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.inference import Request
 from pyrskip.inference.bundle import Prices
-from pyrskip.inference.geometry import Geometry
 from pyrskip.models.native import NativeModel
 from pyrskip.observation import Layout
-from pyrskip.rollouts.environments import observe
+from pyrskip.policies import POLICIES
+from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
+from pyrskip.signals import shapes_of, signals_of
 from tests.models import SIDE, tiny_model
 
 UNIT = 2e7
 GATE_FLOPS = 12_345.0
-GEOMETRY = Geometry(SIDE, 8, (2, 1, 1))
+PYRAMID = Pyramid(SIDE, 3, 8, (2, 1, 1))
 
 
 def tiny_gate(
@@ -35,11 +38,12 @@ def tiny_gate(
 ) -> Gate:
     """A gate with random weights in its head as well, so that it decides this and that."""
     torch.manual_seed(seed)
+    opening = {"open_bias": 0.0} if "open_bias" in POLICIES[policy].options else {}
+    config = GateConfig(name=name, policy=policy, width=8, **opening)
+    signals = shapes_of(signals_of(model, config.needs))
     actions = ActionSet.by_level(model.pyramid)
-    layout = Layout(
-        model.text.width, model.vision.channels, model.pyramid.tiles, actions, budget or BudgetRule()
-    )
-    gate = build_gate(GateConfig(name=name, policy=policy, width=8, open_bias=0.0), layout).eval()
+    layout = Layout(signals, model.pyramid.tiles, actions, budget or BudgetRule())
+    gate = build_gate(config, layout).eval()
     torch.nn.init.normal_(gate.head.weight, std=2.0)
     return gate
 
@@ -47,7 +51,7 @@ def tiny_gate(
 def tiny_export(directory: Path) -> tuple[NativeModel, Gate]:
     """Write an export of random weights on a grid of tiles with a budget, and return what it was made
     from."""
-    model = tiny_model(grid=GEOMETRY.grid)
+    model = tiny_model(grid=PYRAMID.grid)
     gate = tiny_gate(model, budget=BudgetRule(total=40, floor=2))
     directory.mkdir(parents=True, exist_ok=True)
     write_parts(model, gate, describe(model, gate, UNIT, GATE_FLOPS, Prices(0.0, inf, 0.05)), directory)
@@ -67,15 +71,9 @@ def requests(batch: Batch, **dial: Any) -> list[Request]:
     ]
 
 
-@torch.no_grad()
 def expected(
     model: NativeModel, gate: Gate, batch: Batch, price: float, most: int | None
 ) -> tuple[torch.Tensor, list[str]]:
-    """The trained model's decisions and answers."""
-    keep = torch.zeros(len(batch), model.pyramid.tiles, dtype=torch.bool)
-    keep[:, -1] = True
-    seen = observe(
-        model, gate.layout, batch, model.encode(batch, keep), torch.full((len(batch),), price), UNIT
-    )
-    asked = gate.policy(seen).mode(most)
-    return asked, model.answer(batch, asked)
+    """The trained model's decisions, tokens [B, T], and answers."""
+    answers = answer(Gated(model, gate, UNIT, price, most), batch)
+    return answers.decided.tokens, answers.texts

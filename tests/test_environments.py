@@ -7,23 +7,29 @@ from typing import Any
 
 import pytest
 import torch
-from pyrskip.gates.policies import Relaxed, multilinear
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
 from pyrskip.cost import Cost
-from pyrskip.decision import ActionSet, blind, reference
+from pyrskip.decision import ActionSet, Decision, blind, reference
 from pyrskip.errors import UserError
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import GateConfig
 from pyrskip.models.native import NativeModel
+from pyrskip.observation import Observation
+from pyrskip.policies import Relaxed
+from pyrskip.policies.bernoulli import BernoulliPolicy
+from pyrskip.policies.sampling import multilinear
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.rollout import RolloutModule
 from pyrskip.rollouts.table import OUTSIDE, RolloutTable
 from pyrskip.sample import Batch
+from pyrskip.signals import SIGNALS
+from tests.decisions import of_every_action
 from tests.models import mixed_decisions, taught_model, tiny_batch, tiny_model
 
 WHOLE = BudgetRule()
+NEEDS = ("query", "glance")
 
 
 def roll_out(model: NativeModel, batches: list[Batch], budget: BudgetRule = WHOLE) -> RolloutTable:
@@ -45,13 +51,13 @@ class World:
         self.table = roll_out(self.model, [self.batch], budget)
         self.unit = self.table.mean_full_flops
         self.offline = TableEnvironment(self.table, self.model.pyramid, budget, self.unit)
-        self.online = ModelEnvironment(self.model, self.table.actions, budget, self.unit, confidence=True)
+        self.online = ModelEnvironment(self.model, self.table.actions, budget, self.unit, SIGNALS)
         self.rows = torch.arange(len(self.batch))
         self.capacity = self.model.pyramid.capacity(self.batch.size)[self.batch.image_of]
 
-    def actions(self, budget: BudgetRule = WHOLE) -> list[Tensor]:
-        """The decision [B, T] of every action."""
-        return list(self.table.actions.tokens(self.capacity, budget).unbind(1))
+    def decisions(self, budget: BudgetRule = WHOLE) -> list[Decision]:
+        """Of every action."""
+        return of_every_action(self.table.actions, self.capacity, budget)
 
 
 @pytest.fixture(scope="module")
@@ -69,42 +75,49 @@ def hard(keep: Tensor, actions: ActionSet) -> Relaxed:
 
 
 def test_scores_and_costs_are_the_same_online_and_offline(world: World) -> None:
-    for asked in world.actions():
-        assert world.online.score(world.batch, asked).equal(world.offline.score(world.rows, asked))
-        assert torch.allclose(
-            world.online.cost(world.batch, asked), world.offline.cost(world.rows, asked), rtol=1e-6
-        )
-        assert world.online.tokens(world.batch, asked).equal(world.offline.tokens(world.rows, asked))
-    assert world.online.scores(world.batch).equal(world.offline.scores(world.rows))
-    full = world.actions()[world.table.actions.full]
+    online, offline, batch, rows = world.online, world.offline, world.batch, world.rows
+    for decision in world.decisions():
+        assert online.score(batch, decision).equal(offline.score(rows, decision))
+        one, other = online.probability(batch, decision), offline.probability(rows, decision)
+        assert torch.allclose(one, other, atol=1e-5)
+        assert torch.allclose(online.cost(batch, decision), offline.cost(rows, decision), rtol=1e-6)
+        assert online.tokens(batch, decision).equal(offline.tokens(rows, decision))
+    assert online.scores(batch).equal(offline.scores(rows))
+    assert torch.allclose(online.probabilities(batch), offline.probabilities(rows), atol=1e-5)
+    full = world.decisions()[world.table.actions.full]
     assert float(world.offline.cost(world.rows, full).mean()) == pytest.approx(1, rel=1e-6)
 
 
 def test_a_row_has_its_own_decision_and_rows_come_in_any_order(world: World) -> None:
     order = [5, 0, 7, 2]
-    asked = torch.stack(world.actions())[[0, 3, 1, 2], order]
-    some = world.batch.rows(order)
-    assert world.online.score(some, asked).equal(world.offline.score(torch.tensor(order), asked))
-    assert torch.allclose(
-        world.online.cost(some, asked), world.offline.cost(torch.tensor(order), asked), rtol=1e-6
-    )
+    action = torch.tensor([0, 3, 1, 2])
+    decision = Decision(torch.stack([d.tokens for d in world.decisions()])[action, order], action)
+    some, rows = world.batch.rows(order), torch.tensor(order)
+    assert world.online.score(some, decision).equal(world.offline.score(rows, decision))
+    assert torch.allclose(world.online.cost(some, decision), world.offline.cost(rows, decision), rtol=1e-6)
+
+
+def flat(seen: Observation) -> dict[str, Tensor]:
+    """Every tensor of an observation by name."""
+    return {**seen.signals, "capacity": seen.capacity, "cost": seen.cost, "price": seen.price}
 
 
 def test_the_gate_sees_the_same_online_and_offline(world: World) -> None:
     price = torch.rand(len(world.batch))
     online, offline = world.online.observe(world.batch, price), world.offline.observe(world.rows, price)
-    tensors = {name: value for name, value in vars(online).items() if name != "reveal"}
-    for name, value in tensors.items():
-        assert getattr(offline, name).dtype == value.dtype
-        assert torch.allclose(getattr(offline, name).float(), value.float(), atol=1e-5), name
+    assert online.signals.keys() == offline.signals.keys()
+    for name, value in flat(online).items():
+        assert flat(offline)[name].dtype == value.dtype
+        assert torch.allclose(flat(offline)[name].float(), value.float(), atol=1e-5), name
 
 
 def test_the_gate_sees_the_glance_where_the_image_is(world: World) -> None:
     seen = world.online.observe(world.batch, torch.zeros(len(world.batch)))
-    assert seen.glance_mask.sum((1, 2)).equal(world.capacity[:, -1]) and seen.glance_mask[:, 0, 0].all()
-    assert seen.glance.masked_fill(seen.glance_mask[:, None], 0.0).eq(0).all()
+    glance, mask = seen["glance"], seen["glance_mask"]
+    assert mask.sum((1, 2)).equal(world.capacity[:, -1]) and mask[:, 0, 0].all()
+    assert glance.masked_fill(mask[:, None], 0.0).eq(0).all()
     features = world.model.encode(world.batch, world.capacity > 0)
-    assert torch.allclose(seen.glance, features.maps[-1][world.batch.image_of], atol=1e-5)
+    assert torch.allclose(glance, features.maps[-1][world.batch.image_of], atol=1e-5)
     assert seen.capacity.equal(world.capacity)
 
 
@@ -119,13 +132,13 @@ def test_to_observe_encodes_the_glance_alone(world: World) -> None:
 def test_what_is_encoded_of_a_batch_piece_by_piece_is_what_would_be_at_once() -> None:
     model, batch = tiny_model((2, 1, 1)), tiny_batch()
     actions = ActionSet.by_level(model.pyramid)
-    online = ModelEnvironment(model, actions, WHOLE, 1.0)
+    online = ModelEnvironment(model, actions, WHOLE, 1.0, NEEDS)
     asked = mixed_decisions(model, batch)
     online.observe(batch, torch.zeros(len(batch)))
-    for decision in (asked, asked.roll(1, 0), asked):
-        online.score(batch, decision)
+    for tokens in (asked, asked.roll(1, 0), asked):
+        online.score(batch, Decision(tokens))
     every = torch.ones(len(batch), model.pyramid.tiles, dtype=torch.bool)
-    pieces = online.encode(batch, every)
+    pieces = online.encode(batch, every.long())
     assert model.encoded == int((model.pyramid.capacity(batch.size) > 0).sum())
     at_once = model.encode(batch, every)
     assert pieces.encoded.equal(at_once.encoded)
@@ -133,7 +146,7 @@ def test_what_is_encoded_of_a_batch_piece_by_piece_is_what_would_be_at_once() ->
         assert torch.allclose(a, b, atol=1e-5)
     # another batch has features of its own
     other = tiny_batch(seed=1)
-    assert not torch.allclose(online.encode(other, every).maps[0], at_once.maps[0], atol=1e-2)
+    assert not torch.allclose(online.encode(other, every.long()).maps[0], at_once.maps[0], atol=1e-2)
 
 
 def test_a_roll_out_encodes_every_tile_once_for_all_actions() -> None:
@@ -151,7 +164,7 @@ def test_the_columns_after_the_actions_are_the_reference_and_no_image(world: Wor
         cost = world.model.cost(world.model.realise(asked, size), size, words)
         assert world.table.cost.flops[:, column].equal(cost.flops)
         assert world.table.cost.tokens[:, column].equal(cost.tokens)
-        assert world.table.score[:, column].equal(world.online.score(world.batch, asked))
+        assert world.table.score[:, column].equal(world.online.score(world.batch, Decision(asked)))
         loglik = world.model.loglik(world.batch, asked)
         assert torch.allclose(world.table.probability[:, column], loglik.exp(), atol=1e-5)
 
@@ -164,11 +177,11 @@ def relaxed(environment: Any, rows: Any, sample: Relaxed) -> tuple[Tensor, Tenso
 
 
 def test_relaxed_at_a_selection_is_its_score_and_cost_offline(world: World) -> None:
-    for selection, asked in zip(world.table.actions.selection, world.actions(), strict=True):
+    for selection, decision in zip(world.table.actions.selection, world.decisions(), strict=True):
         sample = hard(selection.expand(len(world.batch), -1), world.table.actions)
         score, cost = relaxed(world.offline, world.rows, sample)
-        assert score.equal(world.offline.score(world.rows, asked))
-        assert cost.equal(world.offline.cost(world.rows, asked))
+        assert score.equal(world.offline.score(world.rows, decision))
+        assert cost.equal(world.offline.cost(world.rows, decision))
 
 
 def test_relaxed_at_a_selection_is_its_answers_probability_and_cost_online(world: World) -> None:
@@ -177,12 +190,12 @@ def test_relaxed_at_a_selection_is_its_answers_probability_and_cost_online(world
     score, cost = relaxed(world.online, world.batch, hard(keep, world.table.actions))
     asked = world.capacity * keep
     assert torch.allclose(score, world.model.loglik(world.batch, asked).exp(), atol=1e-5)
-    assert cost.equal(world.online.cost(world.batch, asked))
+    assert cost.equal(world.online.cost(world.batch, Decision(asked)))
 
 
 def test_relaxed_at_a_selection_is_its_answers_probability_under_a_total_as_well(world: World) -> None:
     budget = BudgetRule(total=24, floor=1)
-    online = ModelEnvironment(world.model, world.table.actions, budget, world.unit)
+    online = ModelEnvironment(world.model, world.table.actions, budget, world.unit, NEEDS)
     keep = world.table.actions.selection[1].expand(len(world.batch), -1)
     score, _ = relaxed(online, world.batch, hard(keep, world.table.actions))
     asked = budget.tokens(keep, world.capacity)
@@ -215,9 +228,9 @@ def test_the_gradient_of_relaxed_online_is_that_of_the_answer_and_of_what_a_tile
     toward_cost = torch.autograd.grad(relaxed(world.online, world.batch, Relaxed(keep, None))[1].sum(), keep)[
         0
     ]
-    glance = world.online.cost(world.batch, world.actions()[0])
+    glance = world.online.cost(world.batch, world.decisions()[0])
     for tile, name in ((0, "0"), (1, "1")):
-        alone = world.online.cost(world.batch, world.actions()[world.table.actions.index(name)])
+        alone = world.online.cost(world.batch, world.decisions()[world.table.actions.index(name)])
         assert torch.allclose(toward_cost[:, tile], alone - glance, rtol=1e-5)
         assert toward_cost[:, tile].gt(0).all()
     # at a gate of 0 this model is too curved for finite differences: many tokens open at once
@@ -241,7 +254,7 @@ def test_the_gradient_of_relaxed_online_is_that_of_the_answer_and_of_what_a_tile
 def test_tiles_of_a_level_can_be_gated_online_and_not_by_a_table() -> None:
     model, batch = tiny_model((2, 1, 1)), tiny_batch()
     table = roll_out(model, [batch])
-    online = ModelEnvironment(model, table.actions, WHOLE, table.mean_full_flops)
+    online = ModelEnvironment(model, table.actions, WHOLE, table.mean_full_flops, NEEDS)
     offline = TableEnvironment(table, model.pyramid, WHOLE, table.mean_full_flops)
     gate = build_gate(GateConfig(name="joint", policy="bernoulli"), online.layout)
     sample = gate.policy(online.observe(batch, torch.zeros(len(batch)))).rsample(1.0)
@@ -249,28 +262,17 @@ def test_tiles_of_a_level_can_be_gated_online_and_not_by_a_table() -> None:
     assert score.isfinite().all() and cost.gt(0).all()
     with pytest.raises(UserError, match=r"gate\.policy=bernoulli.*allowed: rule\.online=true"):
         relaxed(offline, torch.arange(len(batch)), sample)
-    part = model.pyramid.capacity(batch.size)[batch.image_of]
-    part[:, 1:5] = 0
-    with pytest.raises(UserError, match="none of the rollout table's actions"):
-        offline.score(torch.arange(len(batch)), part)
-
-
-def test_a_tile_of_padding_does_not_tell_actions_apart() -> None:
-    model, batch = tiny_model((2, 1, 1)), tiny_batch()
-    table = roll_out(model, [batch])
-    offline = TableEnvironment(table, model.pyramid, WHOLE, table.mean_full_flops)
     capacity = model.pyramid.capacity(batch.size)[batch.image_of]
-    assert (capacity[:, :4] == 0).any()
-    assert offline.action(torch.arange(len(batch)), capacity).eq(table.actions.full).all()
+    tile_by_tile = BernoulliPolicy(torch.zeros(capacity.shape), capacity, table.actions, WHOLE).sample()
+    with pytest.raises(UserError, match="none of the rollout table's actions"):
+        offline.score(torch.arange(len(batch)), tile_by_tile)
 
 
-def test_what_a_budget_asks_for_an_action_is_that_action(world: World) -> None:
+def test_what_a_budget_asks_for_an_action_keeps_its_tiles(world: World) -> None:
     """However small the total, a kept tile, the glance too, gets a token."""
-    budget = BudgetRule(total=4, floor=1)
-    offline = TableEnvironment(world.table, world.model.pyramid, budget, world.unit)
-    for action, asked in enumerate(world.actions(budget)):
-        assert offline.action(world.rows, asked).eq(action).all()
-        assert (asked[:, -1] > 0).all()
+    for action, decision in enumerate(world.decisions(BudgetRule(total=4, floor=1))):
+        kept = world.table.actions.selection[action]
+        assert decision.selection.equal(kept & (world.capacity > 0)) and (decision.tokens[:, -1] > 0).all()
 
 
 def same(a: RolloutTable, b: RolloutTable) -> bool:
@@ -282,6 +284,11 @@ def same(a: RolloutTable, b: RolloutTable) -> bool:
             equal = all(getattr(one, n).equal(getattr(other, n)) for n in ("tokens", "flops", "kv_bytes"))
         elif isinstance(one, ActionSet):
             equal = one.names == other.names and one.selection.equal(other.selection)
+        elif field.name == "signals":
+            equal = {per: of.keys() for per, of in one.items()} == {
+                per: of.keys() for per, of in other.items()
+            }
+            equal = equal and all(one[per][name].equal(other[per][name]) for per in one for name in one[per])
         else:
             equal = one == other
         if not equal:
@@ -310,9 +317,9 @@ def test_a_table_of_parts_is_the_table_of_the_whole(world: World) -> None:
     )
     theirs = world.offline.observe(world.rows, torch.ones(len(world.rows)))
     # what stands in the place of padding words is nobody's
-    ours, theirs = (replace(seen, query=seen.query * seen.query_mask[..., None]) for seen in (ours, theirs))
-    for name in vars(ours).keys() - {"reveal"}:
-        assert torch.allclose(getattr(ours, name).float(), getattr(theirs, name).float(), atol=1e-5), name
+    for name, value in flat(theirs).items():
+        words = theirs["query_mask"][..., None] if name == "query" else torch.tensor(True)
+        assert torch.allclose((flat(ours)[name] * words).float(), (value * words).float(), atol=1e-5), name
 
 
 def test_similarity_is_a_cosine_and_lowest_where_a_tile_has_no_token() -> None:

@@ -14,34 +14,21 @@ import torch
 from torch import Tensor
 
 from pyrskip.training import estimators
+from pyrskip.training.estimators import BASELINES
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 FREE = (1, 2)
 free = pytest.mark.parametrize("tiles", FREE, ids=["T=2", "T=3"])
 
 
-def plain(log_prob: Tensor, reward: Tensor, greedy: Tensor) -> Tensor:
-    return estimators.score_function(log_prob, estimators.no_baseline(reward))
+def by(baseline: str) -> Loss:
+    """The score function with a registered baseline; its running mean is .37."""
 
+    def loss(log_prob: Tensor, reward: Tensor, greedy: Tensor) -> Tensor:
+        sampled = estimators.Sampled(reward, lambda: greedy, torch.tensor(0.37, dtype=reward.dtype))
+        return estimators.score_function(log_prob, BASELINES[baseline].advantage(sampled))
 
-def running(log_prob: Tensor, reward: Tensor, greedy: Tensor) -> Tensor:
-    return estimators.score_function(log_prob, estimators.constant(reward, torch.tensor(0.37)))
-
-
-def critical(log_prob: Tensor, reward: Tensor, greedy: Tensor) -> Tensor:
-    return estimators.score_function(log_prob, estimators.self_critical(reward, greedy))
-
-
-def others(log_prob: Tensor, reward: Tensor, greedy: Tensor) -> Tensor:
-    return estimators.score_function(log_prob, estimators.leave_one_out(reward))
-
-
-def grouped(log_prob: Tensor, reward: Tensor, greedy: Tensor) -> Tensor:
-    return estimators.score_function(log_prob, estimators.group(reward))
-
-
-def normalised(log_prob: Tensor, reward: Tensor, greedy: Tensor) -> Tensor:
-    return estimators.score_function(log_prob, estimators.group(reward, deviation=True))
+    return loss
 
 
 def clipped(log_prob: Tensor, reward: Tensor, greedy: Tensor) -> Tensor:
@@ -49,13 +36,8 @@ def clipped(log_prob: Tensor, reward: Tensor, greedy: Tensor) -> Tensor:
     return estimators.clipped(log_prob, log_prob.detach() + 0.15, reward - 0.4, clip=0.1)
 
 
-UNBIASED: dict[str, Loss] = {
-    "none": plain,
-    "running_mean": running,
-    "self_critical": critical,
-    "leave_one_out": others,
-}
-BIASED: dict[str, Loss] = {"group": grouped, "group_deviation": normalised, "clip": clipped}
+BIASED: dict[str, Loss] = {"clip": clipped, "group": by("group"), "group_deviation": by("group_deviation")}
+UNBIASED: dict[str, Loss] = {name: by(name) for name in BASELINES if name not in BIASED}
 
 
 def log_probs(logit: Tensor) -> Tensor:
@@ -111,7 +93,7 @@ def test_an_unbiased_estimator_equals_the_exact_gradient(name: str, samples: int
 
 
 def flipped(log_prob: Tensor, reward: Tensor, greedy: Tensor) -> Tensor:
-    return -plain(log_prob, reward, greedy)
+    return -by("none")(log_prob, reward, greedy)
 
 
 def with_itself(log_prob: Tensor, reward: Tensor, greedy: Tensor) -> Tensor:
@@ -160,7 +142,7 @@ def test_samples_give_what_the_enumeration_says(name: str, tiles: int) -> None:
 @free
 def test_the_group_mean_is_leave_one_out_on_a_smaller_scale(tiles: int) -> None:
     for samples in (2, 3):
-        shrunk = enumerated(grouped, tiles, samples)[0]
+        shrunk = enumerated(by("group"), tiles, samples)[0]
         assert torch.allclose(shrunk * samples / (samples - 1), exact(tiles), atol=1e-9)
 
 

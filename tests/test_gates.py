@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from pyrskip.gates.policies import POLICIES
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
@@ -17,10 +16,20 @@ from pyrskip.errors import UserError
 from pyrskip.gates import GATES, build_gate, load_gate, save_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.observation import Layout, Observation
+from pyrskip.policies import POLICIES
+from pyrskip.policies.sequential import SequentialPolicy
 from pyrskip.pyramid import Pyramid
+from tests.decisions import same
 
 PYRAMID = Pyramid(64, 3, 8)
-LAYOUT = Layout(12, 6, PYRAMID.tiles, ActionSet.by_level(PYRAMID), BudgetRule())
+SIGNALS = {
+    "query": (None, 12),
+    "query_mask": (None,),
+    "glance": (6, 2, 2),
+    "glance_mask": (2, 2),
+    "answer_stats": (3,),
+}
+LAYOUT = Layout(SIGNALS, PYRAMID.tiles, ActionSet.by_level(PYRAMID), BudgetRule())
 EVERY = [(name, policy) for name in GATES for policy in POLICIES]
 every = pytest.mark.parametrize(("name", "policy"), EVERY)
 
@@ -30,8 +39,8 @@ def gate_of(name: str = "joint", policy: str = "utility", layout: Layout = LAYOU
     torch.manual_seed(0)
     gate = build_gate(GateConfig(name=name, policy=policy, width=16, **config), layout).eval()
     torch.nn.init.normal_(gate.head.weight)
-    if policy == "sequential":
-        torch.nn.init.normal_(gate.steps.out.weight)
+    if gate.kind.episodic:
+        torch.nn.init.normal_(gate.head.get_submodule("steps.out").weight)
     return gate
 
 
@@ -44,10 +53,13 @@ def observation(rows: int = 5, words: int = 7, seed: int = 0) -> Observation:
     lengths = torch.randint(1, words + 1, (rows, 1), generator=generator)
     kept = LAYOUT.actions.selection.double()
     return Observation(
-        query=torch.randn(rows, words, 12, generator=generator),
-        query_mask=torch.arange(words) < lengths,
-        glance=torch.randn(rows, 6, 2, 2, generator=generator),
-        glance_mask=inside,
+        signals={
+            "query": torch.randn(rows, words, 12, generator=generator),
+            "query_mask": torch.arange(words) < lengths,
+            "glance": torch.randn(rows, 6, 2, 2, generator=generator),
+            "glance_mask": inside,
+            "answer_stats": torch.rand(rows, 3, generator=generator),
+        },
         capacity=PYRAMID.capacity(size),
         cost=(PYRAMID.capacity(size).double() @ kept.T / 84).float(),
         price=torch.rand(rows, generator=generator) + 0.01,
@@ -55,11 +67,14 @@ def observation(rows: int = 5, words: int = 7, seed: int = 0) -> Observation:
 
 
 def pick(seen: Observation, rows: list[int]) -> Observation:
-    return replace(seen, **{name: value[rows] for name, value in vars(seen).items() if value is not None})
+    signals = {name: value[rows] for name, value in seen.signals.items()}
+    rest = {name: getattr(seen, name)[rows] for name in ("capacity", "cost", "price")}
+    return replace(seen, signals=signals, **rest)
 
 
-def with_cell(glance: Tensor, mask: Tensor, value: float) -> Tensor:
-    return glance.where(mask[:, None], value)
+def other(seen: Observation, **signals: Tensor) -> Observation:
+    """The observation with other values of some signals."""
+    return replace(seen, signals={**seen.signals, **signals})
 
 
 @every
@@ -79,32 +94,47 @@ def test_a_gate_does_not_see_its_batch_mates(name: str, policy: str) -> None:
 def test_a_gate_does_not_see_padding_words_or_cells(name: str, policy: str) -> None:
     gate, seen = gate_of(name, policy), observation()
     plain = gate(seen)
-    assert not seen.query_mask.all() and not seen.glance_mask.all()
-    dirty = replace(
+    words, cells = seen["query_mask"], seen["glance_mask"]
+    assert not words.all() and not cells.all()
+    dirty = other(
         seen,
-        query=seen.query.where(seen.query_mask[..., None], 50.0),
-        glance=with_cell(seen.glance, seen.glance_mask, -50.0),
+        query=seen["query"].where(words[..., None], 50.0),
+        glance=seen["glance"].where(cells[:, None], -50.0),
     )
     assert torch.allclose(gate(dirty), plain, atol=1e-5)
-    longer = replace(
+    longer = other(
         seen,
-        query=torch.cat([seen.query, torch.full((5, 4, 12), 9.0)], dim=1),
-        query_mask=torch.cat([seen.query_mask, torch.zeros(5, 4, dtype=torch.bool)], dim=1),
+        query=torch.cat([seen["query"], torch.full((5, 4, 12), 9.0)], dim=1),
+        query_mask=torch.cat([words, torch.zeros(5, 4, dtype=torch.bool)], dim=1),
     )
     assert torch.allclose(gate(longer), plain, atol=1e-5)
 
 
+CHANGED = {
+    "query": lambda seen: other(
+        seen, query=seen["query"].roll(1, 0), query_mask=seen["query_mask"].roll(1, 0)
+    ),
+    "glance": lambda seen: other(seen, glance=-seen["glance"]),
+    "answer_stats": lambda seen: other(seen, answer_stats=seen["answer_stats"].flip(0)),
+}
+
+
 @every
-def test_a_gate_sees_what_it_is_named_after_and_nothing_else(name: str, policy: str) -> None:
-    gate, seen = gate_of(name, policy), observation()
+@pytest.mark.parametrize("more", [(), ("answer_stats",)], ids=["", "answer_stats"])
+def test_a_gate_sees_the_signals_that_it_needs_and_nothing_else(
+    name: str, policy: str, more: tuple[str, ...]
+) -> None:
+    needs = {"predictor": ("query",), "glance": ("glance",), "joint": ("query", "glance")}[name] + more
+    gate, seen = gate_of(name, policy, signals=more), observation()
+    assert gate.config.needs == needs
     plain = gate(seen)
-    query = gate(replace(seen, query=seen.query.roll(1, 0), query_mask=seen.query_mask.roll(1, 0)))
-    glance = gate(replace(seen, glance=-seen.glance))
-    reads_query, reads_glance = {"predictor": (True, False), "glance": (False, True), "joint": (True, True)}[
-        name
-    ]
-    assert query.equal(plain) is not reads_query
-    assert glance.equal(plain) is not reads_glance
+    for signal, change in CHANGED.items():
+        assert gate(change(seen)).equal(plain) is (signal not in needs)
+    without = {key: value for key, value in seen.signals.items() if not key.startswith(needs[-1])}
+    with pytest.raises(
+        UserError, match=rf"the gate reads the signal '{needs[-1]}', and .* has none; allowed"
+    ):
+        gate(replace(seen, signals=without))
 
 
 @every
@@ -122,9 +152,8 @@ def test_a_higher_price_never_buys_a_dearer_decision(name: str) -> None:
     rows = torch.arange(40)
     paid = []
     for price in (0.0, 0.01, 0.1, 0.3, 1.0, 3.0, 100.0):
-        asked = gate.policy(replace(seen, price=torch.full((40,), price))).mode()
-        action = ((asked > 0)[:, None] == LAYOUT.actions.selection).all(-1).int().argmax(-1)
-        paid.append(seen.cost[rows, action])
+        mode = gate.policy(replace(seen, price=torch.full((40,), price))).mode()
+        paid.append(seen.cost[rows, mode.action])
     assert all((dearer <= cheaper).all() for cheaper, dearer in pairwise(paid))
     assert paid[0].mean() > paid[-1].mean() and paid[-1].equal(seen.cost.amin(-1))
 
@@ -135,7 +164,7 @@ def test_a_tilt_never_buys_a_dearer_decision(name: str, policy: str) -> None:
     paid = []
     for tilt in (-1e4, -1.0, 0.0, 1.0, 1e4):
         gate.tilt.fill_(tilt)
-        paid.append(gate.policy(seen).mode().sum(-1))
+        paid.append(gate.policy(seen).mode().tokens.sum(-1))
     assert all((less <= more).all() for more, less in pairwise(paid))
     assert paid[0].equal(seen.capacity.sum(-1)) and paid[-1].equal(seen.capacity[:, -1])
 
@@ -163,7 +192,7 @@ def test_a_gate_is_in_float32_under_autocast(name: str, policy: str) -> None:
     plain = gate(seen)
     with torch.autocast("cpu", torch.bfloat16):
         assert gate(seen).dtype == torch.float32 and gate(seen).equal(plain)
-        half = replace(seen, query=seen.query.bfloat16(), glance=seen.glance.bfloat16())
+        half = other(seen, query=seen["query"].bfloat16(), glance=seen["glance"].bfloat16())
         assert gate(half).dtype == torch.float32
 
 
@@ -172,8 +201,9 @@ def test_every_parameter_of_a_gate_learns(name: str, policy: str) -> None:
     gate = gate_of(name, policy).train()
     seen = observation()
     learned = gate(seen).square().sum()
-    if policy == "sequential":
-        episode = gate.policy(seen).steps(gate.policy(seen).mode())
+    decided = gate.policy(seen)
+    if isinstance(decided, SequentialPolicy):
+        episode = decided.steps(decided.mode())
         learned = episode.log_prob.square().sum() + episode.value.square().sum()
     learned.backward()
     assert all(
@@ -184,15 +214,20 @@ def test_every_parameter_of_a_gate_learns(name: str, policy: str) -> None:
 @every
 def test_a_saved_gate_decides_the_same(name: str, policy: str, tmp_path: Path) -> None:
     layout = replace(LAYOUT, budget=BudgetRule(total=20, floor=1, weights=(1.0, 2.0, 3.0)))
-    gate, seen = gate_of(name, policy, layout, dropout=0.5, temperature=0.2), observation()
+    options = {option: 0.2 for option in POLICIES[policy].options if option != "looks"}
+    gate, seen = (
+        gate_of(name, policy, layout, dropout=0.5, signals=("answer_stats",), **options),
+        observation(),
+    )
     gate.tilt.fill_(0.25)
     save_gate(gate, tmp_path / "gate")
     assert {path.name for path in (tmp_path / "gate").iterdir()} == {"gate.json", "gate.safetensors"}
     again = load_gate(tmp_path / "gate")
     assert type(again) is type(gate) and again.config == gate.config and not again.training
     assert again.layout.budget == layout.budget and again.layout.actions.names == layout.actions.names
+    assert again.layout.signals == SIGNALS
     assert again(seen).equal(gate(seen))
-    assert again.policy(seen).mode().equal(gate.policy(seen).mode())
+    assert same(again.policy(seen).mode(), gate.policy(seen).mode())
     assert again.policy(seen).marginals().equal(gate.policy(seen).marginals())
 
 
@@ -219,7 +254,8 @@ def tamper(directory: Path, *keys: str, value: Any) -> None:
         (("gate", "width"), 17, "holds no gate that can be read"),
         (("gate", "nonsense"), 1, "holds no gate that can be read"),
         (("budget", "floor"), -1, r"budget\.floor=-1"),
-        (("query_width",), 99, "holds no gate that can be read"),
+        (("signals", "query"), [None, 99], "holds no gate that can be read"),
+        (("signals",), {}, "the model has no signal 'query'"),
         (("actions",), None, "holds no gate that can be read"),
         pytest.param(("actions", "selection"), [[1, 0], [1]], "holds no gate"),
         pytest.param(("actions", "selection"), [[0, 1], [1, 1], [0, 1], [1, 1]], "holds no gate"),

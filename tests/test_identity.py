@@ -1,5 +1,6 @@
 """Claims about what identifies a stage: the keys that its result depends on, and no others."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ def run_of(root: Path, *overrides: str) -> Run:
     return Run(read(given)[0], {})
 
 
+@cache
 def made(*overrides: str) -> dict[str, str]:
     """Stage -> the digest of all that identifies it."""
     run = run_of(Path("runs"), *overrides)

@@ -9,24 +9,20 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from pyrskip.gates.policies import (
-    BernoulliPolicy,
-    CategoricalPolicy,
-    Policy,
-    gumbel_sigmoid,
-    gumbel_softmax,
-    multilinear,
-)
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
-from pyrskip.decision import ActionSet
+from pyrskip.decision import ActionSet, Candidates, Decision
 from pyrskip.errors import UserError
+from pyrskip.policies import Policy
+from pyrskip.policies.bernoulli import BernoulliPolicy
+from pyrskip.policies.categorical import CategoricalPolicy
+from pyrskip.policies.sampling import gumbel_sigmoid, gumbel_softmax, multilinear
 from pyrskip.pyramid import Pyramid
+from tests.decisions import different, of_every_action, repeated, same
 
 TILES = 4
 ACTIONS = ActionSet.by_level(Pyramid(64, TILES, 8))
-FORCED = torch.tensor([False, False, False, True])
 WHOLE = BudgetRule()
 # the second row has a tile of padding: actions that differ there alone are the same decision
 CAPACITY = torch.tensor([[64, 16, 4, 1], [40, 0, 4, 2]])
@@ -36,8 +32,8 @@ KINDS = ("bernoulli", "categorical")
 def policy_of(kind: str, logit: Tensor, capacity: Tensor = CAPACITY, budget: BudgetRule = WHOLE) -> Policy:
     """logit [B, T] for bernoulli, [B, S] for categorical."""
     if kind == "bernoulli":
-        return BernoulliPolicy(logit, capacity, ACTIONS, budget, FORCED)
-    return CategoricalPolicy(logit, ACTIONS.tokens(capacity, budget), ACTIONS)
+        return BernoulliPolicy(logit, capacity, ACTIONS, budget)
+    return CategoricalPolicy(logit, Candidates(ACTIONS.tokens(capacity, budget)), ACTIONS)
 
 
 def random_logit(kind: str, rows: int = 2, seed: int = 0) -> Tensor:
@@ -45,9 +41,9 @@ def random_logit(kind: str, rows: int = 2, seed: int = 0) -> Tensor:
     return 1.5 * torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
 
 
-def decisions(capacity: Tensor) -> Tensor:
-    """The different decisions [D, T] of a row's capacity [T]."""
-    return ACTIONS.tokens(capacity[None], WHOLE)[0].unique(dim=0)
+def decisions(capacity: Tensor) -> list[Decision]:
+    """The different decisions of a row's capacity [T]."""
+    return different(of_every_action(ACTIONS, capacity[None]))
 
 
 def within_four_standard_errors(samples: Tensor, expected: Tensor) -> bool:
@@ -81,11 +77,20 @@ def test_decisions_are_sampled_as_often_as_log_prob_says(kind: str, relaxed: boo
     for row, capacity in enumerate(CAPACITY):
         logit = random_logit(kind)[row].expand(20_000, -1)
         policy = policy_of(kind, logit, capacity.expand(len(logit), -1))
-        keep = policy.rsample(0.7).keep > 0.5 if relaxed else policy.sample() > 0
+        keep = policy.rsample(0.7).keep > 0.5 if relaxed else policy.sample().selection
         for decision in decisions(capacity):
-            same = ((keep & (capacity > 0)) == (decision > 0)).all(-1)
-            chance = policy.log_prob(decision.expand(len(logit), -1))[0].double().exp()
-            assert within_four_standard_errors(same, chance)
+            taken = ((keep & (capacity > 0)) == decision.selection).all(-1)
+            probability = policy.log_prob(repeated(decision, len(logit)))[0].double().exp()
+            assert within_four_standard_errors(taken, probability)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_is_the_decision_of_the_action_that_it_names(kind: str) -> None:
+    torch.manual_seed(3)
+    capacity = CAPACITY.repeat(50, 1)
+    sample = policy_of(kind, random_logit(kind).repeat(50, 1), capacity).sample()
+    assert sample.action is not None and len(sample.action.unique()) > 3
+    assert same(sample, Candidates(ACTIONS.tokens(capacity, WHOLE)).take(sample.action))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -102,12 +107,12 @@ def test_a_relaxed_sample_holds_the_glance_no_padding_and_the_weight_of_its_own_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_chances_of_all_decisions_sum_to_one(kind: str) -> None:
+def test_the_probabilities_of_all_decisions_sum_to_one(kind: str) -> None:
     for row, capacity in enumerate(CAPACITY):
         policy = policy_of(kind, random_logit(kind)[[row]], capacity[None])
         every = decisions(capacity)
         assert len(every) == (8, 4)[row]
-        total = sum(float(policy.log_prob(d[None]).exp()) for d in every)
+        total = sum(float(policy.log_prob(d).exp()) for d in every)
         assert total == pytest.approx(1, abs=1e-5)
         assert policy.probs is not None and float(policy.probs.sum()) == pytest.approx(1, abs=1e-5)
 
@@ -117,8 +122,9 @@ def test_marginals_are_those_of_the_enumerated_decisions(kind: str) -> None:
     policy = policy_of(kind, random_logit(kind))
     for row, capacity in enumerate(CAPACITY):
         alone = policy_of(kind, random_logit(kind)[[row]], capacity[None])
-        chances = torch.stack([alone.log_prob(d[None]).exp()[0] for d in decisions(capacity)])
-        expected = (chances[:, None] * (decisions(capacity) > 0)).sum(0)
+        every = decisions(capacity)
+        expected = sum(alone.log_prob(d).exp()[0] * d.selection[0] for d in every)
+        assert isinstance(expected, Tensor)
         assert torch.allclose(policy.marginals()[row], expected, atol=1e-6)
 
 
@@ -127,51 +133,47 @@ def test_marginals_are_those_of_the_enumerated_decisions(kind: str) -> None:
 )
 def test_the_entropy_is_that_of_the_enumerated_decisions(kind: str, row: int) -> None:
     policy = policy_of(kind, random_logit(kind)[[row]], CAPACITY[[row]])
-    log_probs = torch.stack([policy.log_prob(d[None])[0] for d in decisions(CAPACITY[row])])
+    log_probs = torch.cat([policy.log_prob(d) for d in decisions(CAPACITY[row])])
     assert float(policy.entropy()) == pytest.approx(-float((log_probs.exp() * log_probs).sum()), abs=1e-5)
 
 
 @given(keep=st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3))
-def test_multilinear_weights_are_the_chances_of_independent_tiles(keep: list[float]) -> None:
+def test_multilinear_weights_are_the_probabilities_of_independent_tiles(keep: list[float]) -> None:
     weight = multilinear(torch.tensor([[*keep, 1.0]]), ACTIONS.selection)[0]
     assert float(weight.sum()) == pytest.approx(1, abs=1e-5)
-    for chance, selection in zip(weight.tolist(), ACTIONS.selection.tolist(), strict=True):
+    for probability, selection in zip(weight.tolist(), ACTIONS.selection.tolist(), strict=True):
         expected = 1.0
         for k, on in zip(keep, selection[:-1], strict=True):
             expected *= k if on else 1 - k
-        assert chance == pytest.approx(expected, abs=1e-6)
+        assert probability == pytest.approx(expected, abs=1e-6)
 
 
 def test_listed_probabilities_are_those_of_the_selections() -> None:
     policy = policy_of("bernoulli", random_logit("bernoulli")[:1], CAPACITY[:1])
-    asked = ACTIONS.tokens(CAPACITY[:1], WHOLE)[0]
-    assert policy.probs is not None
-    assert torch.allclose(
-        policy.probs[0].log(), torch.cat([policy.log_prob(d[None]) for d in asked]), atol=1e-5
-    )
+    log_probs = torch.cat([policy.log_prob(d) for d in of_every_action(ACTIONS, CAPACITY[:1])])
+    assert policy.probs is not None and torch.allclose(policy.probs[0].log(), log_probs, atol=1e-5)
 
 
 def test_a_bernoulli_policy_over_more_tiles_than_levels_lists_no_probabilities() -> None:
     pyramid = Pyramid(64, 3, 8, (2, 1, 1))
     capacity = pyramid.capacity(torch.tensor([[64, 40]]))
-    forced = torch.arange(pyramid.tiles) == pyramid.glance
-    policy = BernoulliPolicy(
-        torch.zeros(1, pyramid.tiles), capacity, ActionSet.by_level(pyramid), WHOLE, forced
-    )
+    logit = torch.zeros(1, pyramid.tiles)
+    policy = BernoulliPolicy(logit, capacity, ActionSet.by_level(pyramid), WHOLE)
     assert policy.probs is None and policy.rsample(1.0).weight is None
+    assert policy.sample().action is None and policy.mode().action is None
 
 
 def test_the_mode_is_the_likeliest_decision() -> None:
     for kind, seed in product(KINDS, range(10)):
         policy = policy_of(kind, random_logit(kind, seed=seed)[:1], CAPACITY[:1])
         every = decisions(CAPACITY[0])
-        chances = torch.stack([policy.log_prob(d[None])[0] for d in every])
-        assert policy.mode()[0].equal(every[chances.argmax()])
+        log_probs = torch.cat([policy.log_prob(d) for d in every])
+        assert same(policy.mode(), every[int(log_probs.argmax())])
 
 
 def test_the_mode_of_a_bernoulli_policy_keeps_the_positive_logits_and_the_glance() -> None:
     logit = torch.tensor([[0.1, -0.1, 3.0, -9.0], [-1.0, 5.0, -1.0, -1.0]])
-    assert policy_of("bernoulli", logit).mode().tolist() == [[64, 0, 4, 1], [0, 0, 0, 2]]
+    assert policy_of("bernoulli", logit).mode().tokens.tolist() == [[64, 0, 4, 1], [0, 0, 0, 2]]
 
 
 BUDGETS = (
@@ -196,7 +198,7 @@ def test_a_mode_under_a_limit_never_exceeds_it_and_keeps_the_glance(
 ) -> None:
     has = torch.tensor([[*capacity, glance]])
     policy = policy_of(kind, random_logit(kind, 1, seed), has, budget)
-    free, limited = policy.mode(), policy.mode(max_tokens)
+    free, limited = policy.mode().tokens, policy.mode(max_tokens).tokens
     assert limited.sum() <= max_tokens
     assert (limited >= 0).all() and (limited <= has).all() and limited[0, -1] >= 1
     if free.sum() <= max_tokens:
@@ -208,7 +210,7 @@ def test_a_bernoulli_mode_under_a_limit_drops_the_least_likely_tiles(
     logit: list[float], max_tokens: int
 ) -> None:
     policy = policy_of("bernoulli", torch.tensor([logit], dtype=torch.float64), CAPACITY[:1])
-    wanted, kept = policy.mode()[0, :-1] > 0, policy.mode(max_tokens)[0, :-1] > 0
+    wanted, kept = (policy.mode(most).selection[0, :-1] for most in (None, max_tokens))
     assert not (kept & ~wanted).any()
     values = torch.tensor(logit[:-1])
     if kept.any() and (wanted & ~kept).any():
@@ -220,8 +222,8 @@ def test_a_categorical_mode_under_a_limit_is_the_best_action_that_fits() -> None
     logit[:, ACTIONS.full], logit[:, ACTIONS.index("1,2")] = 3.0, 2.0
     logit[:, ACTIONS.index("2")] = 1.0
     policy = policy_of("categorical", logit)
-    assert policy.mode(21)[0].tolist() == [0, 16, 4, 1]
-    assert policy.mode(20)[0].tolist() == [0, 0, 4, 1]
+    assert policy.mode(21).tokens[0].tolist() == [0, 16, 4, 1]
+    assert policy.mode(20).tokens[0].tolist() == [0, 0, 4, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -230,8 +232,8 @@ def test_where_no_decision_fits_the_limit_the_glance_is_pooled_to_it(kind: str) 
     logit = random_logit(kind, 1).abs()
     logit[:, -1] += 9
     policy = policy_of(kind, logit, torch.tensor([[64, 16, 9, 4]]), BudgetRule(total=4, floor=1))
-    assert policy.mode().tolist() == [[1, 1, 1, 1]]
-    assert policy.mode(2).tolist() == [[0, 0, 0, 2]]
+    assert policy.mode().tokens.tolist() == [[1, 1, 1, 1]]
+    assert policy.mode(2).tokens.tolist() == [[0, 0, 0, 2]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -239,37 +241,6 @@ def test_where_no_decision_fits_the_limit_the_glance_is_pooled_to_it(kind: str) 
 def test_a_limit_without_room_for_the_glance_is_refused(kind: str, max_tokens: int) -> None:
     with pytest.raises(UserError, match=f"max_tokens={max_tokens}: at least 1"):
         policy_of(kind, random_logit(kind)).mode(max_tokens)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_policy_is_in_float32_under_autocast(kind: str) -> None:
-    logit = random_logit(kind)
-    plain = policy_of(kind, logit.bfloat16().float())
-    with torch.autocast("cpu", torch.bfloat16):
-        under = policy_of(kind, logit.bfloat16())
-        torch.manual_seed(0)
-        relaxed = under.rsample(0.5)
-        asked = under.mode()
-        found = [
-            relaxed.keep,
-            relaxed.weight,
-            under.log_prob(asked),
-            under.entropy(),
-            under.marginals(),
-            under.probs,
-        ]
-    torch.manual_seed(0)
-    again = plain.rsample(0.5)
-    expected = [
-        again.keep,
-        again.weight,
-        plain.log_prob(asked),
-        plain.entropy(),
-        plain.marginals(),
-        plain.probs,
-    ]
-    for a, b in zip(found, expected, strict=True):
-        assert a is not None and b is not None and a.dtype == torch.float32 and a.equal(b)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -331,9 +302,7 @@ def test_the_straight_through_gradient_of_a_table_is_its_integrated_expectation(
 
     rows = torch.cat([logit, torch.zeros(1)]).float().expand(100_000, -1).clone().requires_grad_()
     capacity = torch.tensor([64, 16, 4])[:levels].expand(100_000, -1)
-    sample = BernoulliPolicy(rows, capacity, actions, WHOLE, torch.arange(levels) == finer).rsample(
-        temperature
-    )
+    sample = BernoulliPolicy(rows, capacity, actions, WHOLE).rsample(temperature)
     assert sample.weight is not None
     gradient = torch.autograd.grad((sample.weight * table.float()).sum(), rows)[0][:, :finer]
     print(
@@ -366,7 +335,7 @@ def test_the_straight_through_gradient_of_a_choice_is_its_integrated_expectation
 
     rows = logit.float().expand(100_000, -1).clone().requires_grad_()
     asked = actions.tokens(torch.tensor([[64, 16, 4]])[:, :levels], WHOLE).expand(100_000, -1, -1)
-    sample = CategoricalPolicy(rows, asked, actions).rsample(temperature)
+    sample = CategoricalPolicy(rows, Candidates(asked), actions).rsample(temperature)
     assert sample.weight is not None
     gradient = torch.autograd.grad((sample.weight * table.float()).sum(), rows)[0]
     print(
@@ -387,9 +356,9 @@ def test_a_score_function_gradient_is_that_of_the_expectation() -> None:
         exact = torch.autograd.grad((probs[0] * table).sum(), logit)[0][0].double()
         rows = logit.detach().expand(40_000, -1).clone().requires_grad_()
         policy = policy_of(kind, rows, CAPACITY[:1].expand(40_000, -1))
-        asked = policy.sample()
-        action = ((asked > 0)[:, None] == ACTIONS.selection).all(-1).int().argmax(-1)
-        found = torch.autograd.grad((policy.log_prob(asked) * table[action]).sum(), rows)[0]
+        sample = policy.sample()
+        assert sample.action is not None
+        found = torch.autograd.grad((policy.log_prob(sample) * table[sample.action]).sum(), rows)[0]
         assert within_four_standard_errors(found, exact)
 
 

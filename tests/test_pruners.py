@@ -15,7 +15,7 @@ from pyrskip.decision import ActionSet, Decision
 from pyrskip.errors import UserError
 from pyrskip.gated import encode_glance
 from pyrskip.models.native import CostConfig, NativeModel
-from pyrskip.models.served import AnswererConfig
+from pyrskip.models.vlm.served import AnswererConfig
 from pyrskip.pruners import PRUNERS, Prunable, Pruner, PrunerConfig, build_pruner
 from pyrskip.pruners.random import RandomPruner, scrambled
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment

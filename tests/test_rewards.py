@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyrskip.errors import UserError
-from pyrskip.reward import Price, RewardConfig, worth
+from pyrskip.reward import Price, RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.training.health import glance_is_best
 from tests.toys import IMAGES, pairs, random_gate, toy_environment, toy_module, train_by_lightning
@@ -84,8 +84,8 @@ def test_training_raises_the_price_of_a_dear_gate_and_lowers_that_of_a_cheap_one
 
 def test_a_bonus_counts_only_where_the_answer_is_right_and_a_wrong_guess_costs() -> None:
     score, cost, price = torch.tensor([1.0, 0.0]), torch.tensor([0.25, 0.0]), torch.tensor(0.4)
-    assert worth(RewardConfig(form="bonus"), score, cost, price).tolist() == pytest.approx([1.3, 0.0])
-    assert worth(RewardConfig(guess_penalty=0.5), score, cost, price).tolist() == pytest.approx([0.9, -0.5])
+    assert RewardConfig(form="bonus").reward(score, cost, price).tolist() == pytest.approx([1.3, 0.0])
+    assert RewardConfig(guess_penalty=0.5).reward(score, cost, price).tolist() == pytest.approx([0.9, -0.5])
 
 
 def test_a_reward_that_only_the_glance_is_worth_is_told_with_its_arithmetic() -> None:
@@ -151,8 +151,8 @@ def test_calibration_meets_the_target_as_closely_as_actions_allow(
     reached = module.calibrate(environment, rows)
     # one question more at the full pyramid would be too much
     assert target - 1.05 * 2 / len(rows) <= reached <= target
-    asked = gate.policy(environment.observe(rows, module.price.sample(len(rows)))).mode()
-    assert float(environment.cost(rows, asked).mean()) == reached
+    mode = gate.policy(environment.observe(rows, module.price.sample(len(rows)))).mode()
+    assert float(environment.cost(rows, mode).mean()) == reached
 
 
 def test_calibration_to_less_than_the_glance_costs_gives_the_glance() -> None:

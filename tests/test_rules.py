@@ -7,17 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from pyrskip.training.reinforce import ReinforceModule
+from omegaconf import OmegaConf
 from torch import Tensor
 
+from pyrskip.config import to_plain
 from pyrskip.errors import UserError
 from pyrskip.gates.gate import GateConfig
 from pyrskip.launch import conf_directory
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
-from pyrskip.training import RULES, find_rule, valid_pairs
-from pyrskip.training.gate import GateModule, RuleConfig
+from pyrskip.training.estimators import BASELINES
+from pyrskip.training.gate import GateModule
 from pyrskip.training.health import CollapseAlarm
+from pyrskip.training.rules import RULES, rule_config, valid_pairs
+from pyrskip.training.rules.reinforce import ReinforceModule
 from tests.models import tiny_batch
 from tests.toys import IMAGES, batches, online_module, pairs, random_gate, toy_module, train_by_lightning
 
@@ -29,6 +32,7 @@ def train(module: GateModule, monkeypatch: pytest.MonkeyPatch) -> dict[str, floa
     """Run all steps of the module by hand, which is faster than a Trainer; returns what it logged last."""
     logged: dict[str, Tensor] = {}
     monkeypatch.setattr(module, "log_dict", lambda metrics, **_: logged.update(metrics))
+    module.log_every = module.optimizer_config.steps
     built = module.configure_optimizers()
     optimizer, schedule = built["optimizer"], built["lr_scheduler"]["scheduler"]
     module.train()
@@ -47,8 +51,8 @@ def value(module: GateModule, price: float) -> tuple[float, float]:
     """Mean reward of the gate's mode at a price, and of the best decisions that there are."""
     environment, rows = module.environment, torch.arange(2 * IMAGES)
     prices = torch.full((len(rows),), price)
-    asked = module.gate.eval().policy(environment.observe(rows, prices)).mode()
-    got = environment.score(rows, asked) - price * environment.cost(rows, asked)
+    mode = module.gate.eval().policy(environment.observe(rows, prices)).mode()
+    got = environment.score(rows, mode) - price * environment.cost(rows, mode)
     assert isinstance(environment, TableEnvironment)
     best = (environment.scores(rows) - price * environment.relative).amax(-1)
     return float(got.mean()), float(best.mean())
@@ -69,7 +73,7 @@ def test_every_rule_learns_which_question_needs_the_pyramid(
 
 @pytest.mark.parametrize(("rule", "policy"), [("supervised", "utility"), ("gumbel", "categorical")])
 def test_one_gate_serves_every_price(rule: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = toy_module(rule, policy, RewardConfig(low=0.03, high=10.0), steps=400, warmup=0.0)
+    module = toy_module(rule, policy, RewardConfig(low=0.03, high=10.0), steps=400)
     train(module, monkeypatch)
     # at the first two the hard questions are worth the pyramid, at the last they are not
     for price in (0.05, 0.3, 5.0):
@@ -117,21 +121,35 @@ def test_an_unknown_rule_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"rule\.name='luck'.*allowed: actor_critic, exact, gumbel, reinforce, supervised"
     ):
-        find_rule("luck")
+        rule_config("luck")
 
 
 @pytest.mark.parametrize(
-    "config", [{"batch": 0}, {"temperature": 0.0}, {"entropy": -1.0}, {"warmup": 1.0}], ids=str
+    ("rule", "config"),
+    [
+        ("supervised", {"batch": 0}),
+        ("supervised", {"target": "luck"}),
+        ("gumbel", {"temperature": 0.0}),
+        ("gumbel", {"samples": 0}),
+        ("exact", {"entropy": -1.0}),
+        ("exact", {"warmup": 1.0}),
+        ("exact", {"anneal": 1.1}),
+        ("reinforce", {"baseline": "luck"}),
+        ("actor_critic", {"trace": 1.1}),
+        ("actor_critic", {"epochs": 2}),
+    ],
+    ids=str,
 )
-def test_an_impossible_rule_is_refused_with_what_is_allowed(config: dict[str, Any]) -> None:
+def test_an_impossible_rule_is_refused_with_what_is_allowed(rule: str, config: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"{next(iter(config))}=.*allowed"):
-        RuleConfig(**config)
+        rule_config(rule)(**config)
 
 
 def gradient(rule: str, policy: str, repeats: int, **config: Any) -> tuple[Tensor, Tensor]:
     """Mean and standard error of a step's gradient on the gate's policy, on the same 32 rows `repeats`
     times."""
-    module = toy_module(rule, policy, RewardConfig(0.3), target="score", entropy=0.0, **config)
+    alone = {"target": "score", "entropy": 0.0, "entropy_end": None}
+    module = toy_module(rule, policy, RewardConfig(0.3), **alone, **config)
     random_gate(module)
     module.log_every = 0
     found = []
@@ -182,11 +200,15 @@ def test_a_step_of_actor_critic_has_the_gradient_of_exact_on_the_scale_of_its_st
 
 
 def test_one_sample_is_enough_for_gumbel_and_too_few_for_a_baseline_of_the_others() -> None:
-    RuleConfig("gumbel", samples=1)
-    with pytest.raises(
-        UserError, match=r"rule\.samples=1 with rule\.baseline=leave_one_out: allowed: at least 2"
-    ):
-        RuleConfig("reinforce", samples=1)
+    rule_config("gumbel")(samples=1)
+    for name, baseline in BASELINES.items():
+        few = {"samples": 1, "baseline": name}
+        if baseline.samples == 1:
+            rule_config("reinforce")(**few)
+            continue
+        said = rf"rule\.samples=1 with rule\.baseline={name}: allowed: at least {baseline.samples}"
+        with pytest.raises(UserError, match=said):
+            rule_config("reinforce")(**few)
 
 
 def test_what_is_collected_for_several_steps_survives_a_checkpoint() -> None:
@@ -209,14 +231,12 @@ def test_what_is_collected_for_several_steps_survives_a_checkpoint() -> None:
 )
 def test_what_a_rule_cannot_train_is_refused_in_one_sentence(rule: str, policy: str, online: bool) -> None:
     with pytest.raises(UserError, match=r"cannot be trained by rule.name=.*allowed: auto"):
-        RULES[rule].check(
-            RuleConfig(rule, online=online), GateConfig(name="joint", policy=policy), RewardConfig()
-        )
+        RULES[rule].check(rule_config(rule)(online=online), GateConfig(policy=policy), RewardConfig())
 
 
 def test_supervised_refuses_a_reward_that_its_gate_does_not_weigh() -> None:
     with pytest.raises(UserError, match=r"reward\.form=bonus.*allowed: form=linear"):
-        RULES["supervised"].check(RuleConfig(), GateConfig(), RewardConfig(form="bonus"))
+        RULES["supervised"].check(rule_config("supervised")(), GateConfig(), RewardConfig(form="bonus"))
 
 
 def test_the_published_table_is_what_the_rules_say() -> None:
@@ -228,12 +248,13 @@ def test_the_published_table_is_what_the_rules_say() -> None:
         assert online == [policy for policy in rule.policies if policy not in rule.offline_only]
 
 
-def test_the_options_teach_each_rule_what_a_comparison_does() -> None:
-    for name, rule in RULES.items():
-        assert (
-            f"target: {'probability' if rule.soft else 'score'} "
-            in (conf_directory() / f"rule/{name}.yaml").read_text()
-        )
+@pytest.mark.parametrize("name", RULES)
+def test_a_rules_yaml_states_the_defaults_of_its_config_but_for_the_optimizer(name: str) -> None:
+    stated = OmegaConf.to_container(OmegaConf.load(conf_directory() / f"rule/{name}.yaml"))
+    expected = to_plain(rule_config(name)())
+    assert isinstance(stated, dict)
+    assert stated.pop("optimizer").keys() == expected.pop("optimizer").keys()
+    assert stated == expected
 
 
 def test_schedules_are_shares_of_the_steps() -> None:

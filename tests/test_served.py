@@ -20,11 +20,11 @@ from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import DataConfig, prepare
 from pyrskip.errors import UserError
 from pyrskip.gates import load_gate
-from pyrskip.models.hf import HfConfig, HfVlm
-from pyrskip.models.remote import RemoteModel, _png
-from pyrskip.models.served import build_served, identity
 from pyrskip.models.tiers import GatedModel
 from pyrskip.models.tiles import crops
+from pyrskip.models.vlm.hf import HfConfig, HfVlm
+from pyrskip.models.vlm.remote import RemoteModel, _png
+from pyrskip.models.vlm.served import build_served, identity
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.environments import observe
 from pyrskip.rollouts.table import RolloutTable

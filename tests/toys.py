@@ -21,15 +21,15 @@ from pyrskip.pyramid import Pyramid
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.table import RolloutTable
-from pyrskip.training.gate import GateModule, RuleConfig
+from pyrskip.training.gate import GateModule
 from pyrskip.training.module import OptimizerConfig, StepModule
-from pyrskip.training.rules import RULES
+from pyrskip.training.rules import RULES, rule_config, valid_pairs
 from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
 from tests.models import tiny_batch, tiny_model
 
 PYRAMID = Pyramid(64, 3, 8)
 IMAGES = 100
-PAIRS = [(rule, policy) for rule, module in RULES.items() for policy in module.policies]
+PAIRS = valid_pairs(online=False)
 pairs = pytest.mark.parametrize(("rule", "policy"), PAIRS)
 
 
@@ -48,13 +48,19 @@ def toy_table() -> RolloutTable:
         probability=right[kind],
         cost=Cost(tokens, 1000 * (tokens + 0.1 * words), 64 * tokens),
         similarity=torch.zeros(len(kind), PYRAMID.tiles),
-        confidence=None,
         image_of=torch.arange(IMAGES).repeat_interleave(2),
         query_of=kind,
-        query=torch.randn(2, 3, 8, generator=generator),
-        query_mask=torch.ones(2, 3, dtype=torch.bool),
-        glance=torch.randn(IMAGES, 5, 2, 2, generator=generator),
-        glance_mask=torch.ones(IMAGES, 2, 2, dtype=torch.bool),
+        signals={
+            "question": {},
+            "text": {
+                "query": torch.randn(2, 3, 8, generator=generator),
+                "query_mask": torch.ones(2, 3, dtype=torch.bool),
+            },
+            "image": {
+                "glance": torch.randn(IMAGES, 5, 2, 2, generator=generator),
+                "glance_mask": torch.ones(IMAGES, 2, 2, dtype=torch.bool),
+            },
+        },
         size=torch.full((IMAGES, 2), 64),
         types=tuple(("easy", "hard")[k] for k in kind.tolist()),
         keys=tuple(f"image-{i // 2}/{i % 2}" for i in range(len(kind))),
@@ -82,7 +88,7 @@ def toy_module(
     torch.manual_seed(seed)
     gate = build_gate(GateConfig(name=name, policy=policy, width=16), environment.layout)
     optimizer = OptimizerConfig(steps=steps, lr=3e-3, warmup=10)
-    return RULES[rule](RuleConfig(rule, optimizer=optimizer, **config), gate, environment, reward, seed)
+    return RULES[rule](rule_config(rule)(optimizer=optimizer, **config), gate, environment, reward, seed)
 
 
 def batches(module: GateModule) -> list[Tensor]:
@@ -107,8 +113,8 @@ def train_by_lightning(module: GateModule) -> dict[str, float]:
 def random_gate(module: GateModule) -> Gate:
     torch.manual_seed(1)
     torch.nn.init.normal_(module.gate.head.weight)
-    if module.gate.config.policy == "sequential":
-        torch.nn.init.normal_(module.gate.steps.out.weight)
+    if module.gate.kind.episodic:
+        torch.nn.init.normal_(module.gate.head.get_submodule("steps.out").weight)
     return module.gate
 
 
@@ -116,11 +122,19 @@ def online_module(rule: str, policy: str, grid: tuple[int, ...]) -> GateModule:
     model, batch = tiny_model(grid), tiny_batch()
     size, capacity = batch.size[batch.image_of], model.pyramid.capacity(batch.size)[batch.image_of]
     unit = float(model.cost(capacity, size, model.prompt_tokens(batch)).flops.mean())
-    environment = ModelEnvironment(model, ActionSet.by_level(model.pyramid), BudgetRule(), unit)
-    gate = build_gate(GateConfig(name="joint", policy=policy, width=16), environment.layout)
+    config = GateConfig(name="joint", policy=policy, width=16)
+    actions = ActionSet.by_level(model.pyramid)
+    environment = ModelEnvironment(model, actions, BudgetRule(), unit, config.needs)
+    gate = build_gate(config, environment.layout)
     torch.nn.init.normal_(gate.head.weight, std=0.1)
-    reward = RewardConfig(0.3)
-    return RULES[rule](RuleConfig(rule, online=True, warmup=0.0, entropy=0.0), gate, environment, reward, 0)
+    entropy = {} if rule == "supervised" else {"entropy": 0.0, "entropy_end": None}
+    return RULES[rule](
+        rule_config(rule)(online=True, target="probability", **entropy),
+        gate,
+        environment,
+        RewardConfig(0.3),
+        0,
+    )
 
 
 def fit_until(

@@ -172,12 +172,20 @@ class ShardDataset(Dataset[Sample | None]):
         except UserError:
             raise
         except Exception as error:  # decoders raise almost anything on broken bytes
-            key = self._keys[index]
-            if key not in self._failed:
-                self._failed.add(key)
-                self._record(Fault(self._name(index), key, f"{type(error).__name__}: {error}"))
-                logger.warning("%s", self.faults[-1])
+            self._lose(index, f"{type(error).__name__}: {error}")
             return None
+
+    def lose(self, key: str, reason: str) -> None:
+        """Record the sample `key` as broken for what only its use has shown. Raises UserError as the log
+        does."""
+        self._lose(self._keys.index(key), reason)
+
+    def _lose(self, index: int, reason: str) -> None:
+        key = self._keys[index]
+        if key not in self._failed:
+            self._failed.add(key)
+            self._record(Fault(self._name(index), key, reason))
+            logger.warning("%s", self.faults[-1])
 
     def _record(self, fault: Fault) -> None:
         self.faults.append(fault)

@@ -72,8 +72,6 @@ def export_run(
             f"pruner.name={config.pruner.name} cannot be exported: an export's graphs read every token; "
             f"allowed: {NONE}"
         )
-    if config.language.name != "decoder":
-        raise UserError(f"language.name={config.language.name} cannot be exported yet; allowed: decoder")
     run = Run(config, {})
     for stage in (DATA, FLEX, GATE, FRONTIER):
         if not run.done(stage):

@@ -10,15 +10,17 @@ carry their image coordinates, so that a row's result depends neither on how man
 its batch mates.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pyrskip.cost import Transformer
 from pyrskip.errors import UserError, unknown_name
@@ -201,19 +203,47 @@ def attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor
 
 
 def weighted_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, weight: Tensor) -> Tensor:
-    """sum_j w_j exp(s_ij) v_j / sum_j w_j exp(s_ij), in float32: exact at w = 0 and w = 1 and differentiable
-    at both.
+    """sum_j w_j exp(s_ij) v_j / sum_j w_j exp(s_ij), in float32 at least: exact at w = 0 and w = 1 and
+    differentiable at both.
 
     q [B, H, Q, d], k and v [B, H, K, d], allowed broadcast to [B, H, Q, K] bool, weight broadcast alike, in
-    [0, 1].
+    [0, 1]. Queries whose allowed keys all have weight 0 return an arbitrary finite value.
     """
+    dtype = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
-        scores = (q.float() @ k.float().transpose(-1, -2)) * q.shape[-1] ** -0.5
-        scores = scores.masked_fill(~allowed, float("-inf"))
-        shift = scores.amax(-1, keepdim=True).detach().clamp(min=torch.finfo(scores.dtype).min)
-        numerator = (scores - shift).exp() * weight.float()
-        mixed: Tensor = (numerator @ v.float()) / numerator.sum(-1, keepdim=True).clamp(min=1e-30)
+        scores = (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).transpose(-1, -2)
+        shares: Tensor = WeightedSoftmax.apply(scores, weight.to(dtype).masked_fill(~allowed, 0))
+        mixed = shares @ v.to(dtype)
     return mixed.to(q.dtype)
+
+
+class WeightedSoftmax(torch.autograd.Function):
+    """w_j exp(s_j) / sum_k w_k exp(s_k) over the last axis: softmax(s + ln w), with a gradient at w = 0 too.
+
+    scores [B, H, Q, K], weight [B, 1, Q or 1, K] in [0, 1].
+
+    A weight's gradient holds exp(s_j) / sum_k w_k exp(s_k), which at w_j = 0 has no bound: it is cut at the
+    square root of the largest number, so that what is summed of it stays finite.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, weight: Tensor) -> Tensor:
+        bias = weight.log()
+        biased = scores + bias.masked_fill(bias.amax(-1, keepdim=True).isneginf(), 0)
+        shares = biased.softmax(-1)
+        largest, key = shares.max(-1, keepdim=True)
+        log_sum = biased.gather(-1, key) - largest.log()
+        ctx.save_for_backward(scores, weight, shares, log_sum)
+        return shares
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        scores, weight, shares, log_sum = ctx.saved_tensors
+        toward = grad - (grad * shares).sum(-1, keepdim=True)
+        limit = math.log(torch.finfo(scores.dtype).max) / 2
+        slope = (scores - log_sum).clamp_(max=limit).exp_().mul_(toward)
+        return toward.mul_(shares), slope.sum_to_size(weight.shape)
 
 
 class Decoder(nn.Module):
@@ -288,7 +318,8 @@ class Decoder(nn.Module):
         weight [B, N] in [0, 1] of each question's visual tokens, or None; question (ids, mask) [B, W]; answer
         [B, A].
         """
-        x, keys, layers = self.prompt(visual, weight, question)
+        x, keys = self.prompt(visual, question)
+        layers = self.layers(visual, weight)
         start = torch.full_like(answer[:, :1], ANSWER)
         asked = self._answer(torch.cat([start, answer[:, :-1]], dim=1), 0)
         batch, prompt, length = x.shape[0], x.shape[1], asked.shape[1]
@@ -326,11 +357,12 @@ class Decoder(nn.Module):
         ]
 
     def prefill(
-        self, visual: Visual, question: tuple[Tensor, Tensor]
+        self, visual: Visual, question: tuple[Tensor, Tensor], layers: Sequence[Layer] | None = None
     ) -> tuple[Tensor, Tensor, list[Cache], Sequence[Layer]]:
         """Read a prompt and <answer>: logits [B, V] of the first token, keys that are real [B, K], each
-        layer's cache, and the layers to go on with."""
-        x, keys, layers = self.prompt(visual, None, question)
+        layer's cache, and the layers to go on with. layers: by default those of these visual tokens."""
+        x, keys = self.prompt(visual, question)
+        layers = self.layers(visual) if layers is None else layers
         x = torch.cat([x, self._answer(torch.full_like(question[0][:, :1], ANSWER), 0)], dim=1)
         keys = F.pad(keys, (0, 1), value=True)
         last = torch.arange(keys.shape[1], device=x.device) == keys.shape[1] - 1
@@ -347,7 +379,7 @@ class Decoder(nn.Module):
         self, token: Tensor, step: Tensor, keys: Tensor, caches: Sequence[Cache], layers: Sequence[Layer]
     ) -> tuple[Tensor, list[Cache]]:
         """Append a token [B], the answer's number `step` [1]: logits [B, V] of the next, and the longer
-        caches. keys [B, K]; layers of `prefill`: a prefix decoder's are its blocks."""
+        caches. keys [B, K]; layers of `prefill`."""
         x = self._embed(token[:, None]) + self.answer_position(step)
         longer = []
         for layer, past in zip(layers, caches, strict=True):
@@ -355,14 +387,24 @@ class Decoder(nn.Module):
             longer.append(cache)
         return self._head(x[:, -1]), longer
 
-    def prompt(
-        self, visual: Visual, weight: Tensor | None, question: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Sequence[Layer]]:
-        """Embedded prompt [B, P, D], which of its positions are keys [B, P] bool, and the layers for it."""
+    def prompt(self, visual: Visual, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Embedded prompt [B, P, D] and which of its positions are keys [B, P] bool."""
         x, mask = self.words(question)
         x = torch.cat([visual.tokens[visual.of], x], dim=1)
-        layers = [partial(block, weight=weight) for block in self.blocks]
-        return x, torch.cat([visual.real[visual.of], mask], dim=1), layers
+        return x, torch.cat([visual.real[visual.of], mask], dim=1)
+
+    def layers(self, visual: Visual, weight: Tensor | None = None) -> Sequence[Layer]:
+        """The layers for a prompt. weight [B, N] in [0, 1] of each question's visual tokens, or None."""
+        return [partial(block, weight=weight) for block in self.blocks]
+
+    def memorise(self, tokens: Tensor) -> list[Cache]:
+        """What layers read of visual tokens [U, N, D] outside of the prompt: nothing."""
+        return []
+
+    def layers_reading(self, memories: Sequence[Cache]) -> Sequence[Layer]:
+        """The layers for a prompt, each bound to its part of `memorise`, where every question has a row of
+        visual tokens of its own, all real."""
+        return list(self.blocks)
 
     def words(self, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Question (ids, mask) [B, W] -> embedded with their positions [B, W, D], and the mask."""
@@ -378,4 +420,5 @@ class Decoder(nn.Module):
         return embedded
 
     def _head(self, x: Tensor) -> Tensor:
-        return F.linear(self.norm(x), self.embed.weight).float()
+        logits = F.linear(self.norm(x), self.embed.weight)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))

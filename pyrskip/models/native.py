@@ -244,8 +244,9 @@ class NativeModel(nn.Module):
             key, same = torch.unique(key, dim=0, return_inverse=True)
             image, sizes = key[:, 0], key[:, 1:]
             pooled, valid = pool(features.maps[tile][image], cells[image, tile], sizes)
-            centre, extent = self._where(batch.size[image], tile, sizes, valid.shape[1:])
-            level = int(self.pyramid.tile_level[tile])
+            shape = valid.shape[1], valid.shape[2]
+            centre, extent = self.pyramid.where(batch.size[image], tile, sizes, shape)
+            level = self.pyramid.places[tile].level
             tokens = self.projector(pooled.flatten(2).transpose(1, 2), centre, extent, level)
             valid = valid.flatten(1)
             flat.append(tokens[valid])
@@ -259,19 +260,6 @@ class NativeModel(nn.Module):
         tokens = F.embedding(source, torch.cat([f.to(flat[-1].dtype) for f in flat]))
         real = torch.arange(longest, device=asked.device) < count.sum(-1, keepdim=True)
         return Visual(tokens, real, of), tile_of
-
-    def _where(self, size: Tensor, tile: int, sizes: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Centre and extent [U, h * w, 2] of pooled cells, image coordinates with the longest side = 1."""
-        level = int(self.pyramid.tile_level[tile])
-        scale = 2.0**level / size.amax(-1).float()[:, None, None, None]
-        pixels = self.pyramid.pixels(size)[:, tile].float()
-        cell = (pixels / sizes)[:, None, None]
-        grid = torch.stack(
-            torch.meshgrid(*(torch.arange(n, device=size.device) for n in shape), indexing="ij"), dim=-1
-        )
-        corner = self.pyramid.tile_corner[tile].to(size.device)
-        centre = (corner + (grid + 0.5) * cell) * scale
-        return centre.flatten(1, 2), (cell * scale).expand_as(centre).flatten(1, 2)
 
     def forced(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Forced:
         """Teacher-force each question's first accepted answer. gates [B, T] in [0, 1] weigh each tile's
@@ -322,18 +310,26 @@ class NativeModel(nn.Module):
         """The score of each question's greedy answer by its own metric, [B] in [0, 1].
 
         Where one answer alone is right, one teacher-forced pass (`forced`, if it has been run) tells whether
-        greedy decoding would write it.
+        greedy decoding would write it; the other questions' answers are written.
         """
-        if all(
+        plain = [
             q.metric == "exact" and len(q.answers) == 1 and self._plain(q.answers[0]) for q in batch.questions
-        ):
-            return (forced or self.forced(batch, features, asked)).greedy.float()
-        answers = self.write(batch, features, asked)
-        scores = [
-            score(answer, q.answers, q.metric, q.text)
-            for answer, q in zip(answers, batch.questions, strict=True)
         ]
-        return torch.tensor(scores, device=asked.device)
+        if all(plain):
+            return (forced or self.forced(batch, features, asked)).greedy.float()
+        scores = torch.zeros(len(batch), device=asked.device)
+        if any(plain):
+            rows = [i for i, tells in enumerate(plain) if tells]
+            greedy = (forced or self.forced(batch, features, asked)).greedy
+            scores[rows] = greedy[rows].float()
+        rows = [i for i, tells in enumerate(plain) if not tells]
+        questions = tuple(batch.questions[i] for i in rows)
+        # with every image, for that is what features are of
+        some = replace(batch, image_of=batch.image_of[rows], questions=questions)
+        answers = self.write(some, features, asked[rows])
+        for i, answer, q in zip(rows, answers, questions, strict=True):
+            scores[i] = score(answer, q.answers, q.metric, q.text)
+        return scores
 
     def _plain(self, answer: str) -> bool:
         """Whether the answer's tokens are the only ones that `exact` takes for it, and no longer than what is

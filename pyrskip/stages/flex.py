@@ -9,11 +9,11 @@ from pyrskip.data.reader import Filled, Joined, Samples, collate
 from pyrskip.data.sampler import check_shards
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
-from pyrskip.models.hf import HfVlm
 from pyrskip.models.language import train_tokenizer
 from pyrskip.models.native import NativeModel
-from pyrskip.models.served import ServedModel, build_served
 from pyrskip.models.vision import VisionEncoder
+from pyrskip.models.vlm.hf import HfVlm
+from pyrskip.models.vlm.served import ServedModel, build_served
 from pyrskip.pruners import build_pruner
 from pyrskip.stages.cache import CACHE, encoder_of, inputs_of, statistics
 from pyrskip.stages.data import DATA, report_faults

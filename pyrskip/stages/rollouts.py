@@ -13,8 +13,8 @@ from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.evaluation.needs import lists_levels, needs_of
 from pyrskip.files import write_json
-from pyrskip.models.remote import RemoteModel
-from pyrskip.models.served import ServedModel, file_digest, identity
+from pyrskip.models.vlm.remote import RemoteModel
+from pyrskip.models.vlm.served import ServedModel, file_digest, identity
 from pyrskip.report.rollouts import print_needs
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
 from pyrskip.rollouts.table import RolloutTable, check_origin

@@ -1,10 +1,9 @@
-"""Gradient estimators: samples and what they are worth -> a loss whose gradient is minus that of the expected
-reward.
+"""Gradient estimators: samples and their rewards -> a loss whose gradient is minus the expected reward's.
 
-Axes: B batch, K samples of a row, S listed actions, H steps of an episode. What a sample is worth is a
-constant to its gradient. The straight-through samples (`gumbel_sigmoid`, `gumbel_softmax`) and the
-multilinear extension are part of the policies, in `pyrskip.gates.policies`, since inference may need a policy
-without any training code.
+Axes: B batch, K samples of a row, S listed actions, H steps of an episode. A sample's reward is a constant to
+its gradient. The straight-through samples (`gumbel_sigmoid`, `gumbel_softmax`) and the multilinear extension
+are part of the policies, in `pyrskip.policies.sampling`, since inference may need a policy without any
+training code.
 """
 
 from collections.abc import Callable
