@@ -181,6 +181,7 @@ def read(cfg: DictConfig) -> tuple[Config, dict[str, Any]]:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     plain.pop("experiment", None)
+    assert not plain.pop("lent", False), "pyrskip.stages.lending.lend comes first"
     load_plugins(plain.get("plugins") or ())
     nodes = plain.pop("logger", None) or {}
     check_loggers(nodes)
