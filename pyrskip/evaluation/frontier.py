@@ -1,7 +1,7 @@
 """The frontier: accuracy against cost, one curve a method, computed from rollout tables alone.
 
 Axes: N questions, M images, S listed actions, T tiles, P prices. What is chosen (a price, the hull, an oracle
-by type) is chosen on validation or the gate's training rollouts and only played on test.
+by type) is chosen on validation or the gate's training rollouts and only measured on test.
 """
 
 from collections.abc import Callable, Mapping, Sequence

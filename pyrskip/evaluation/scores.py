@@ -67,8 +67,8 @@ def save_scores(frontier: Frontier, path: Path) -> None:
 
 
 def load_scores(runs: Sequence[Finished]) -> list[Scored]:
-    """Runs whose frontiers asked the same test questions, each in the first one's order. Raises UserError for
-    others."""
+    """Runs whose frontiers are of the same test questions, each in the first one's order. Raises UserError
+    for others."""
     scored = [_load(run) for run in runs]
     first = scored[0]
     for i, run in enumerate(scored):

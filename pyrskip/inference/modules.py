@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pyrskip.gates.gate import Gate, Observation
+from pyrskip.gates.gate import Gate
 from pyrskip.models.language import Cache, Decoder, Visual
 from pyrskip.models.native import NativeModel
 from pyrskip.models.projector import Projector

@@ -214,8 +214,9 @@ class NativeModel(nn.Module):
             key, same = torch.unique(key, dim=0, return_inverse=True)
             image, sizes = key[:, 0], key[:, 1:]
             pooled, valid = pool(features.maps[tile][image], cells[image, tile], sizes)
-            centre, extent = self._where(batch.size[image], tile, sizes, valid.shape[1:])
-            level = int(self.pyramid.tile_level[tile])
+            shape = valid.shape[1], valid.shape[2]
+            centre, extent = self.pyramid.where(batch.size[image], tile, sizes, shape)
+            level = self.pyramid.places[tile].level
             tokens = self.projector(pooled.flatten(2).transpose(1, 2), centre, extent, level)
             valid = valid.flatten(1)
             flat.append(tokens[valid])
@@ -229,19 +230,6 @@ class NativeModel(nn.Module):
         tokens = F.embedding(source, torch.cat([f.to(flat[-1].dtype) for f in flat]))
         real = torch.arange(longest, device=asked.device) < count.sum(-1, keepdim=True)
         return Visual(tokens, real, of), tile_of
-
-    def _where(self, size: Tensor, tile: int, sizes: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Centre and extent [U, h * w, 2] of pooled cells, image coordinates with the longest side = 1."""
-        level = int(self.pyramid.tile_level[tile])
-        scale = 2.0**level / size.amax(-1).float()[:, None, None, None]
-        pixels = self.pyramid.pixels(size)[:, tile].float()
-        cell = (pixels / sizes)[:, None, None]
-        grid = torch.stack(
-            torch.meshgrid(*(torch.arange(n, device=size.device) for n in shape), indexing="ij"), dim=-1
-        )
-        corner = self.pyramid.tile_corner[tile].to(size.device)
-        centre = (corner + (grid + 0.5) * cell) * scale
-        return centre.flatten(1, 2), (cell * scale).expand_as(centre).flatten(1, 2)
 
     def forced(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Forced:
         """Teacher-force each question's first accepted answer. gates [B, T] in [0, 1] weigh each tile's

@@ -22,7 +22,7 @@ from pyrskip.report.styles import CYCLE
 DPI = 150
 FORMATS = (".svg", ".pdf", ".png")
 MARKERS = ("o", "s", "^", "v", "D", "P")
-PANELS = {"gate": "The gate and the fixed selections", "explained": "What the decision is worth"}
+PANELS = {"gate": "The gate and the fixed selections", "explained": "What explains the gate"}
 """Of plot_frontier, by what styles call them: titles."""
 
 
