@@ -153,7 +153,7 @@ class Config:
                 "allowed: false"
             )
         if self.model.name == "remote" and self.rule.target == "probability":
-            raise UserError(f"rule.target=probability is not told by {name}; allowed: rule.target=score")
+            raise UserError(f"rule.target=probability is not given by {name}; allowed: rule.target=score")
         if self.model.name == "remote" and getattr(self.rule, "shaping", False):
             raise UserError(
                 f"rule.shaping=true needs probabilities, which {name} does not give; allowed: false"

@@ -359,7 +359,7 @@ def test_other_weights_in_the_same_folder_are_another_model(
         ),
         (
             ("model=remote", "model.remote.model=x"),
-            r"rule\.target=probability is not told by model\.name=remote",
+            r"rule\.target=probability is not given by model\.name=remote",
         ),
         (("model=remote",), r"model\.remote\.model is missing"),
     ],

@@ -69,7 +69,7 @@ def easy_vqa(split: str) -> Iterator[Record]:
 
 
 def _easy_vqa_type(text: str) -> str:
-    """What a question asks for, told from its words alone.
+    """What a question asks for, from its words alone.
 
     'what color is the circle?' color, 'what is the red shape?' shape, 'is there a red shape?' yesno_color,
     'is there a circle?' yesno_shape.

@@ -54,9 +54,10 @@ def roll_out_splits(run: Run) -> None:
 
 def _check_count(run: Run, model: RemoteModel) -> None:
     """Say where the server's count of prompt tokens is another than costs were computed from."""
-    if model.told and abs(model.taken / model.told - 1) > COUNT_TOLERANCE:
+    if model.counted and abs(model.taken / model.counted - 1) > COUNT_TOLERANCE:
         run.say(
-            f"the server counted {model.told} prompt tokens, model.remote's sizes say {model.taken}: costs "
+            f"the server counted {model.counted} prompt tokens, model.remote's sizes say {model.taken}: "
+            "costs "
             "are off"
         )
 

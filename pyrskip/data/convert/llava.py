@@ -76,17 +76,17 @@ class Llava(Format):
         """Raises ValueError where there is none, TypeError where a turn is none."""
         if not isinstance(turns, list):
             raise TypeError("conversations is no list")
-        found, asked = False, None
+        found, text = False, None
         for turn in turns:
             said, value = turn["from"], turn["value"]
             if not isinstance(value, str):
                 raise TypeError(f"{value!r} is no text")
             if said in HUMAN:
-                asked = value.replace("<image>", "").strip()
-            elif said in GPT and asked and value.strip():
+                text = value.replace("<image>", "").strip()
+            elif said in GPT and text and value.strip():
                 found = True
-                yield Question(asked, (value.strip(),), kind, metric=self.files.metric)
-                asked = None
+                yield Question(text, (value.strip(),), kind, metric=self.files.metric)
+                text = None
         if not found:
             raise ValueError("no human turn has an answer")
 

@@ -49,16 +49,16 @@ class Parquet(Format):
                     question = _reach(row, named["question"])
                     if not isinstance(question, str) or not question.strip():
                         raise ValueError(f"question={question!r} is no text")
-                    asked = Question(
+                    question = Question(
                         question.strip(),
                         ordered(_answers(_reach(row, named["answers"]))),
                         _kind(_reach(row, kind) if kind else None),
                         metric=self.files.metric,
                     )
                     if self.files.images:
-                        yield Found(image_key(str(_reach(row, named["image_id"]))), None, (asked,))
+                        yield Found(image_key(str(_reach(row, named["image_id"]))), None, (question,))
                     else:
-                        yield Found(content_key(_bytes(_reach(row, named["image"]))), place, (asked,))
+                        yield Found(content_key(_bytes(_reach(row, named["image"]))), place, (question,))
                 except (ValueError, TypeError, KeyError) as error:
                     yield Fault(path, f"row {number}", f"{type(error).__name__}: {error}")
 

@@ -63,7 +63,7 @@ class Tsv(Format):
             return Skipped("several images")
         options = [f"{letter}. {row[letter]}" for letter in string.ascii_uppercase if letter in row]
         text = "\n".join([*filter(None, [row.get("hint")]), row[self._name("question")], *options])
-        asked = Question(
+        question = Question(
             text,
             ordered([row[self._name("answers")]]),
             row.get(self._name("type"), "all"),
@@ -72,10 +72,10 @@ class Tsv(Format):
         if len(image) <= REFERENCE:
             if image not in keys:
                 raise ValueError(f"image={image} is no row before this one with an image of its own")
-            return Found(keys[image], None, (asked,))
+            return Found(keys[image], None, (question,))
         key = content_key(base64.b64decode(image, validate=True))
         keys[row.get("index", str(number))] = key
-        return Found(key, place, (asked,))
+        return Found(key, place, (question,))
 
     def _name(self, role: str) -> str:
         return self.files.columns.get(role, {"answers": "answer", "type": "category"}.get(role, role))
