@@ -257,10 +257,10 @@ def _train(cfg: Any) -> None:
 
     from pyrskip.config import read
     from pyrskip.stages import run_stages
-    from pyrskip.sweeps.rungs import Rungs
+    from pyrskip.sweeps.pruning import MedianPruning
 
     config, nodes = read(cfg)
-    run_stages(config, nodes, Rungs if HydraConfig.get().sweeper.get("prune", False) else None)
+    run_stages(config, nodes, MedianPruning if HydraConfig.get().sweeper.get("prune", False) else None)
 
 
 def _data(cfg: Any) -> None:
@@ -320,7 +320,7 @@ def _saved(run: Path) -> dict[str, Any]:
 
 def _usage() -> str:
     def options(group: str) -> str:
-        return ", ".join(sorted(path.stem for path in (conf_directory() / group).glob("*.yaml")))
+        return ", ".join(sorted(path.stem for path in (conf_directory() / group).glob("[!_]*.yaml")))
 
     groups = ("experiment", "model", "gate", "rule", "trainer", "logger")
     return USAGE.format(**{f"{group}s": options(group) for group in groups})

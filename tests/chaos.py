@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from pyrskip.training.reinforce import ReinforceModule
+from pyrskip.training.rules.reinforce import ReinforceModule
 
 from pyrskip.data.datamodule import StepData
 from pyrskip.data.workers import SIGNALS

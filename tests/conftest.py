@@ -62,7 +62,7 @@ def copied_run(finished_run: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def made_up_config(monkeypatch: pytest.MonkeyPatch) -> DataConfig:
     """A config of data that is made up: 40 images to train on and 10 to test on, 7 a shard."""
-    monkeypatch.setitem(SOURCES, "made_up", made_up)
+    monkeypatch.setitem(SOURCES._entries, "made_up", made_up)
     return DataConfig(source="made_up", samples_per_shard=7)
 
 

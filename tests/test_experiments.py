@@ -10,7 +10,7 @@ from pyrskip.config import STAGES
 from pyrskip.launch import conf_directory
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.stages import run_stages
-from pyrskip.training import valid_pairs
+from pyrskip.training.rules import valid_pairs
 from tests.configs import TWO_STEPS, tiny
 
 EXPERIMENTS = sorted(path.stem for path in (conf_directory() / "experiment").glob("*.yaml"))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyrskip.data.convert.conversion import convert
+from pyrskip.data.conversion import convert
 from pyrskip.data.convert.rows import Found, image_extension, image_key, ordered
 from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError

@@ -226,6 +226,29 @@ def test_what_is_collected_for_several_steps_survives_a_checkpoint() -> None:
     assert again.training_step(torch.arange(16, 24), 1) == first
 
 
+def test_a_checkpoint_keeps_every_ranks_own_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = toy_module("actor_critic", "sequential", RewardConfig(0.1), clip=0.2, epochs=2)
+    own = [{"rows": torch.full((4,), rank)} for rank in range(2)]
+
+    def gather(into: list[Any], mine: Any) -> None:
+        assert mine is own[0]
+        into[:] = own
+
+    monkeypatch.setattr(type(module), "ranks", 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    module.memory = own[0]
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    for rank in range(3):
+        monkeypatch.setattr(type(module), "global_rank", rank)
+        module.on_load_checkpoint(checkpoint)
+        # a rank that was not there begins with episodes of its own
+        assert module.memory == (own[rank] if rank < 2 else {})
+    again = toy_module("actor_critic", "sequential", RewardConfig(0.1))
+    again.on_save_checkpoint(plain := {})
+    assert plain == {}
+
+
 @pytest.mark.parametrize(
     ("rule", "policy", "online"), [("gumbel", "rungs", True), ("exact", "utility", False)]
 )

@@ -124,7 +124,7 @@ def nearest(tokens: Tensor, pyramid: Pyramid, actions: ActionSet) -> Tensor:
     of rungs, the glance always whole."""
     ladder = torch.tensor(actions.ladder, dtype=torch.float64) / actions.ladder[-1]
     share = (tokens / whole(pyramid))[:, :-1, None]
-    return (share - ladder).abs().argmin(-1) @ actions.radix
+    return ((share - ladder).abs().argmin(-1) * actions.radix).sum(-1)
 
 
 def whole(pyramid: Pyramid) -> Tensor:

@@ -11,6 +11,8 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from types import FunctionType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
@@ -98,11 +100,13 @@ class Policy(ABC):
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
         for name, member in list(vars(cls).items()):
-            if isinstance(member, classmethod):
-                setattr(cls, name, classmethod(in_float32(member.__func__)))
+            if isinstance(member, classmethod | staticmethod):
+                setattr(cls, name, type(member)(in_float32(member.__func__)))
             elif isinstance(member, property) and member.fget is not None:
                 setattr(cls, name, property(in_float32(member.fget)))
-            elif callable(member):
+            elif isinstance(member, cached_property):
+                member.func = in_float32(member.func)
+            elif isinstance(member, FunctionType):
                 setattr(cls, name, in_float32(member))
 
     @classmethod
