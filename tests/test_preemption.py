@@ -116,7 +116,7 @@ def test_a_worker_that_is_deaf_to_others_ends_when_its_parent_ends_it(tmp_path: 
     worker.join(0.2)
     assert worker.is_alive()
     worker.terminate()
-    worker.join(5)
+    worker.join(60)
     assert worker.exitcode == 0
 
 
