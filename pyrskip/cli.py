@@ -28,6 +28,7 @@ commands
   plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
   equal     accuracy at equal cost: pyrskip equal runs/a runs/b [method=gate,hull] [type=<name>] [out=<file>]
   above     test whether anything is above the full pyramid: pyrskip above runs/a runs/b [out=above.json]
+  compare   rules and policies of a sweep over them: pyrskip compare runs/compare_rules [low=0.2] [high=0.45]
   sweep     a sweep's jobs: pyrskip sweep status runs/sweep; one job again: pyrskip sweep rerun <job>
   dashboard build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]
 
@@ -69,7 +70,9 @@ def _run(arguments: Sequence[str]) -> None:
         "serve": serve,
         "sweep": sweep,
     }
-    commands |= {name: _guarded(name) for name in ("report", "plot", "equal", "above", "dashboard")}
+    commands |= {
+        name: _guarded(name) for name in ("report", "plot", "equal", "above", "compare", "dashboard")
+    }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return

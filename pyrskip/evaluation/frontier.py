@@ -140,6 +140,13 @@ def hull_at(rows: Sequence[Row], split: str, relative_flops: float) -> float | N
     return value_at(hull, relative_flops)
 
 
+def regret(row: Row, oracle: Row) -> float:
+    """By how much an oracle's reward is higher than a row's at the row's price, in score."""
+    assert row.price is not None
+    best, own = (r.accuracy - row.price * r.relative_flops for r in (oracle, row))
+    return best - own
+
+
 class _Ruler:
     """Measures decisions on one split."""
 
