@@ -128,12 +128,11 @@ def full_pyramid(engine: Engine) -> Callable[[Any], object]:
     import numpy as np
 
     from pyrskip.inference.engine import Decisions
-    from pyrskip.inference.geometry import realise
-    from pyrskip.inference.policy import Decided
+    from pyrskip.inference.policy import Decided, realise
 
     def answer(requests: Any) -> object:
         prepared = engine.prepare(requests if isinstance(requests, list) else [requests])
-        cells = engine.spec.geometry.cells(np.stack([p.picture.size for p in prepared]))
+        cells = engine.spec.pyramid.cells(np.stack([p.picture.size for p in prepared]))
         pooled = realise(cells.prod(-1), cells)
         words = [engine.tokenizer.encode(p.question).ids for p in prepared]
         nothing = np.zeros(len(prepared))

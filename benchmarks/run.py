@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader
 
 from pyrskip.budget import BudgetRule, allocate
 from pyrskip.data.cache import CachedDataset, fingerprint, write_cache
+from pyrskip.data.conversion import convert
 from pyrskip.data.convert.config import FilesConfig
-from pyrskip.data.convert.conversion import convert
 from pyrskip.data.reader import ShardDataset, collate, parse_questions
 from pyrskip.data.sampler import StepSampler
 from pyrskip.data.shards import SPLITS, DataConfig, parse_index, prepare

@@ -23,7 +23,7 @@ _KINDS = ("tokenflex", "uniform", "sandwich", "fixed")
 
 
 def allocate(
-    weights: Tensor, total: int | Tensor, *, floor: int = 0, cap: int | Tensor, keep: Tensor
+    weights: Tensor, total: int | Tensor, *, floor: int | Tensor = 0, cap: int | Tensor, keep: Tensor
 ) -> Tensor:
     """Divide exactly `total` tokens among the kept tiles, in proportion to their weights within floor and
     cap.
@@ -32,26 +32,21 @@ def allocate(
     total; they are rounded by largest remainder, the lower tile first in a tie. What tiles with weight cannot
     hold goes to those of weight 0 in equal shares. Rounding apart, no tile loses when the total grows.
 
-    weights [B, T] finite, >= 0, in any unit; total >= 0, int or int [B]; floor >= 0, lowered to the cap where
-    that is less; cap >= 0, int, [T] or [B, T]; keep [B, T] bool. Returns int64 [B, T], 0 where not kept.
-    Raises UserError for bad weights, a negative floor or cap, or a total outside [sum of floors, sum of caps]
-    of a row.
+    weights [B, T] finite, >= 0, in any unit; total >= 0, int or int [B]; floor and cap >= 0, int, [T] or
+    [B, T], the floor lowered to the cap where that is less; keep [B, T] bool. Returns int64 [B, T], 0 where
+    not kept. Raises UserError for bad weights, a negative floor or cap, or a total outside [sum of floors,
+    sum of caps] of a row.
     """
     weights = weights.detach().double()
     if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
         raise UserError("budget weights must be finite and at least 0")
-    low, high = _bounds(floor, torch.as_tensor(cap, device=weights.device), keep)
+    floor, cap = (torch.as_tensor(bound, device=weights.device) for bound in (floor, cap))
+    if bool((floor < 0).any() | (cap < 0).any()):
+        raise UserError("budget floor and cap must be at least 0")
+    low, high = _bounds(floor, cap, keep)
     target = torch.as_tensor(total, dtype=torch.int64, device=weights.device).expand(weights.shape[:1])
     _check_feasible(target, low.sum(-1), high.sum(-1))
-
-    share = (
-        _shares(weights.where(keep, 0.0), target.double(), low.double(), high.double()) * _GRID
-    ).round() / _GRID
-    tokens = share.floor()
-    remainder = share - tokens
-    rank = remainder.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    missing = target - tokens.long().sum(-1)
-    return tokens.long() + (rank < missing[:, None])
+    return _divide(weights.where(keep, 0.0), target, low, high)
 
 
 @dataclass(frozen=True)
@@ -106,21 +101,15 @@ class BudgetRule:
                 f"{capacity.shape[-1]} tiles"
             )
         keep = selection & (capacity > 0)
-        capacity = capacity.expand(keep.shape)
-        cap = capacity.long() if self.cap is None else capacity.long().clamp(max=self.cap)
-        low, high = _bounds(self.floor, cap, keep)
+        capacity = capacity.expand(keep.shape).long()
+        cap = capacity if self.cap is None else capacity.clamp(max=self.cap)
+        low, high = _bounds(torch.tensor(self.floor, device=cap.device), cap, keep)
         if self.total is None:
             return high
-        tiles = capacity.shape[-1]
         total = torch.full_like(low[..., 0], self.total).clamp(low.sum(-1), high.sum(-1))
-        rows = allocate(
-            self._weights(capacity).reshape(-1, tiles),
-            total.reshape(-1),
-            floor=self.floor,
-            cap=cap.reshape(-1, tiles),
-            keep=keep.reshape(-1, tiles),
-        )
-        return rows.reshape(capacity.shape)
+        weights = self._weights(capacity).double().where(keep, 0.0)
+        weights, low, high = (x.reshape(-1, capacity.shape[-1]) for x in (weights, low, high))
+        return _divide(weights, total.reshape(-1), low, high).reshape(capacity.shape)
 
     def _weights(self, capacity: Tensor) -> Tensor:
         if self.weights is None:
@@ -176,12 +165,10 @@ def scale(capacity: Tensor, fraction: float) -> Tensor:
     return tokens.clamp(min=1).where(capacity > 0, 0)
 
 
-def _bounds(floor: int, cap: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+def _bounds(floor: Tensor, cap: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """Least and most tokens of every tile, int64, shaped like keep."""
-    if floor < 0 or bool((cap < 0).any()):
-        raise UserError("budget floor and cap must be at least 0")
     high = cap.long().expand(keep.shape).where(keep, 0)
-    return high.clamp(max=floor), high
+    return torch.minimum(high, floor.long()), high
 
 
 def _check_feasible(total: Tensor, least: Tensor, most: Tensor) -> None:
@@ -192,6 +179,18 @@ def _check_feasible(total: Tensor, least: Tensor, most: Tensor) -> None:
             f"row {row} cannot spend a total of {int(total[row])} tokens; "
             f"allowed with its kept tiles: {int(least[row])} to {int(most[row])}"
         )
+
+
+def _divide(weights: Tensor, total: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """`allocate` without its checks, so that it can be traced: weights float64, low and high int64 [B, T],
+    total int64 [B]."""
+    share = (_shares(weights, total.double(), low.double(), high.double()) * _GRID).round() / _GRID
+    tokens = share.floor().long()
+    # whole numbers that differ from tile to tile: ONNX has no stable sort
+    tiles = share.shape[-1]
+    order = ((share - tokens) * _GRID).long() * tiles - torch.arange(tiles, device=share.device)
+    rank = order.argsort(dim=-1, descending=True).argsort(dim=-1)
+    return tokens + (rank < (total - tokens.sum(-1))[:, None])
 
 
 def _shares(weights: Tensor, total: Tensor, low: Tensor, high: Tensor) -> Tensor:

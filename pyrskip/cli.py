@@ -28,6 +28,7 @@ commands
   plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
   equal     accuracy at equal cost: pyrskip equal runs/a runs/b [method=gate,hull] [type=<name>] [out=<file>]
   above     test whether anything is above the full pyramid: pyrskip above runs/a runs/b [out=above.json]
+  compare   rules and policies of a sweep over them: pyrskip compare runs/compare_rules [low=0.2] [high=0.45]
   sweep     a sweep's jobs: pyrskip sweep status runs/sweep; one job again: pyrskip sweep rerun <job>
   dashboard build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]
 
@@ -69,7 +70,9 @@ def _run(arguments: Sequence[str]) -> None:
         "serve": serve,
         "sweep": sweep,
     }
-    commands |= {name: _guarded(name) for name in ("report", "plot", "equal", "above", "dashboard")}
+    commands |= {
+        name: _guarded(name) for name in ("report", "plot", "equal", "above", "compare", "dashboard")
+    }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return
@@ -257,10 +260,10 @@ def _train(cfg: Any) -> None:
 
     from pyrskip.config import read
     from pyrskip.stages import run_stages
-    from pyrskip.sweeps.rungs import Rungs
+    from pyrskip.sweeps.pruning import MedianPruning
 
     config, nodes = read(cfg)
-    run_stages(config, nodes, Rungs if HydraConfig.get().sweeper.get("prune", False) else None)
+    run_stages(config, nodes, MedianPruning if HydraConfig.get().sweeper.get("prune", False) else None)
 
 
 def _data(cfg: Any) -> None:
@@ -320,7 +323,7 @@ def _saved(run: Path) -> dict[str, Any]:
 
 def _usage() -> str:
     def options(group: str) -> str:
-        return ", ".join(sorted(path.stem for path in (conf_directory() / group).glob("*.yaml")))
+        return ", ".join(sorted(path.stem for path in (conf_directory() / group).glob("[!_]*.yaml")))
 
     groups = ("experiment", "model", "gate", "rule", "trainer", "logger")
     return USAGE.format(**{f"{group}s": options(group) for group in groups})

@@ -21,10 +21,11 @@ from pyrskip.evaluation.evaluate import EvaluationConfig
 from pyrskip.gates.gate import GATES, GateConfig
 from pyrskip.models.language import LanguageConfig
 from pyrskip.models.native import CostConfig, ModelConfig, PyramidConfig
-from pyrskip.models.served import AnswererConfig, check_served
 from pyrskip.models.text import TextConfig
 from pyrskip.models.vision import VisionConfig
+from pyrskip.models.vlm.served import AnswererConfig, check_served
 from pyrskip.policies import POLICIES
+from pyrskip.pruners import PrunerConfig, check_pruner
 from pyrskip.registry import load_plugins
 from pyrskip.reward import RewardConfig
 from pyrskip.signals import SIGNALS
@@ -60,6 +61,7 @@ class Config:
     cost: CostConfig = field(default_factory=CostConfig)
     budget: BudgetRule = field(default_factory=BudgetRule)
     actions: ActionConfig = field(default_factory=ActionConfig)
+    pruner: PrunerConfig = field(default_factory=PrunerConfig)
     flex: FlexConfig = field(default_factory=FlexConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     rule: RuleConfig = field(default_factory=SupervisedConfig, metadata={"variant": rule_config})
@@ -113,6 +115,7 @@ class Config:
             raise UserError(
                 f"evaluation.retentions={list(self.evaluation.retentions)}: allowed: numbers in (0, 1.5]"
             )
+        check_pruner(self.pruner, self.model.name, self.model.prunable)
         RULES[self.rule.name].check(self.rule, self.gate, self.reward)
         POLICIES[self.gate.policy].check(self.gate, self.actions, self.budget, self.pyramid.whole_grid)
         for name in self.gate.signals:
@@ -150,7 +153,7 @@ class Config:
                 "allowed: false"
             )
         if self.model.name == "remote" and self.rule.target == "probability":
-            raise UserError(f"rule.target=probability is not told by {name}; allowed: rule.target=score")
+            raise UserError(f"rule.target=probability is not given by {name}; allowed: rule.target=score")
         if self.model.name == "remote" and getattr(self.rule, "shaping", False):
             raise UserError(
                 f"rule.shaping=true needs probabilities, which {name} does not give; allowed: false"
@@ -178,6 +181,7 @@ def read(cfg: DictConfig) -> tuple[Config, dict[str, Any]]:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     plain.pop("experiment", None)
+    assert not plain.pop("lent", False), "pyrskip.stages.lending.lend comes first"
     load_plugins(plain.get("plugins") or ())
     nodes = plain.pop("logger", None) or {}
     check_loggers(nodes)

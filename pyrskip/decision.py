@@ -74,8 +74,9 @@ def realise(asked: Tensor, cells: Tensor) -> Tensor:
     rows, columns, asked = rows.clamp(min=1), columns.clamp(min=1), asked.clamp(min=1)
 
     def side(of: Tensor, other: Tensor) -> Tensor:
+        # a whole ideal is exact: double division and square root are rounded correctly
         ideal = (asked.double() * of / other).sqrt()
-        return torch.minimum((ideal + 1e-9).floor().long().clamp(min=1), torch.minimum(of, asked))
+        return torch.minimum(ideal.long().clamp(min=1), torch.minimum(of, asked))
 
     tall = side(rows, columns)
     wide = side(columns, rows)

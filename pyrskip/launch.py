@@ -81,10 +81,14 @@ def launch(
     flags = [a for a in arguments if a in ("-m", "--multirun")]  # Hydra wants them first
 
     def guarded(cfg: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        from pyrskip.stages.lending import lend
+
         sys.argv = typed  # what Lightning starts other ranks with
         try:
             with ended_outside():
-                task(cfg)
+                task(lend(cfg, HydraConfig.get().overrides.task))
         except UserError as error:
             fail(error)
         except OmegaConfBaseException as error:
@@ -208,6 +212,7 @@ def _check(name: str, overrides: Sequence[str], sweep: bool, fixed: Sequence[str
     from omegaconf.errors import OmegaConfBaseException
 
     from pyrskip.config import read
+    from pyrskip.stages.lending import lend
     from pyrskip.sweeps.plan import plan_sweep
 
     try:
@@ -216,7 +221,7 @@ def _check(name: str, overrides: Sequence[str], sweep: bool, fixed: Sequence[str
                 return plan_sweep(overrides, fixed)
             cfg = hydra.compose(config_name=name, overrides=list(overrides))
             if name == "train":
-                read(cfg)
+                read(lend(cfg, overrides))
             elif "???" in str(cfg.get("run", "???")):
                 raise UserError(
                     "run= is missing; allowed: a directory that train made, such as run=runs/easy_vqa"
@@ -252,8 +257,11 @@ def _sentence(error: Exception) -> str:
     kept = [line for line in lines if not line.startswith(noise)]
     options = [i for i, line in enumerate(kept) if line.startswith("Available options")]
     if options:
-        head, tail = kept[: options[0]], kept[options[0] + 1 :]
-        return f"{' '.join(head)}; allowed: {', '.join(name for name in tail if not name.startswith('_'))}"
+        head, group, tail = kept[: options[0]], kept[options[0]].split("'")[1], kept[options[0] + 1 :]
+        from pyrskip.groups import GROUPS
+
+        page = " (docs/extending.md says how to register another)" if group in GROUPS else ""
+        return f"{' '.join(head)}; allowed: {', '.join(t for t in tail if not t.startswith('_'))}{page}"
     return " ".join(kept)
 
 

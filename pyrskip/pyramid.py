@@ -1,4 +1,4 @@
-"""Geometry of an image pyramid: levels, tiles, capacity, mipmaps.
+"""Geometry of an image pyramid: levels, tiles, capacity, pooling, mipmaps.
 
 Axes: I images, B batch, T tiles, L levels, S canvas side in pixels, C channels.
 
@@ -6,19 +6,39 @@ Every image is fitted into the top left corner of a square canvas (never enlarge
 what is valid of it is always a rectangle from (0, 0). Level 0 is the canvas itself and level l is 2^l times
 smaller. A level is cut into g x g tiles (g = 1: the level is one tile); the coarsest level is always one
 tile, the *glance*. Tiles are numbered finest level first, row by row, so the glance is tile T - 1.
+
+Methods take numpy arrays and tensors alike and give back what they took, on its device: a service without
+torch computes with this file, so torch is imported where it is needed alone.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import torch
-import torch.nn.functional as F
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from pyrskip.errors import UserError
 from pyrskip.picture import fitted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = TypeVar("Array", "NDArray[Any]", "Tensor")
+
+
+class Place(NamedTuple):
+    """Where a tile lies: its level, the row and column of its first pixel and its side, in its level's
+    pixels."""
+
+    level: int
+    row: int
+    column: int
+    side: int
 
 
 @dataclass(frozen=True)
@@ -61,28 +81,41 @@ class Pyramid:
                 )
 
     @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """Where each of the T tiles lies."""
+        return tuple(
+            Place(level, row * self.side(level), column * self.side(level), self.side(level))
+            for level, g in enumerate(self.grid)
+            for row in range(g)
+            for column in range(g)
+        )
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        return np.array(self.places)
+
+    @cached_property
     def tile_level(self) -> Tensor:
         """[T] int64: the level of each tile."""
-        return torch.tensor([level for level, g in enumerate(self.grid) for _ in range(g * g)])
+        import torch
+
+        return torch.tensor([place.level for place in self.places])
 
     @cached_property
     def tile_corner(self) -> Tensor:
         """[T, 2] int64: row and column of each tile's first pixel, in pixels of its own level."""
-        corners = [
-            (row * self.side(level), column * self.side(level))
-            for level, g in enumerate(self.grid)
-            for row in range(g)
-            for column in range(g)
-        ]
-        return torch.tensor(corners)
+        import torch
+
+        return torch.tensor([place[1:3] for place in self.places])
 
     @cached_property
     def tile_box(self) -> Tensor:
         """[T, 4] float: x0, y0, x1, y1 of each tile on the canvas, 0..1."""
+        import torch
+
         scale = (2.0**self.tile_level / self.size)[:, None]
         low = self.tile_corner.flip(-1) * scale
-        sides = torch.tensor([self.side(int(level)) for level in self.tile_level])[:, None] * scale
-        return torch.cat([low, low + sides], dim=-1)
+        return torch.cat([low, low + torch.tensor([place[3:] for place in self.places]) * scale], dim=-1)
 
     @property
     def tiles(self) -> int:
@@ -97,33 +130,64 @@ class Pyramid:
         """Side of one tile of this level, in that level's pixels."""
         return self.size // (1 << level) // self.grid[level]
 
-    def pixels(self, size: Tensor) -> Tensor:
-        """Valid rows and columns of every tile, in its level's pixels. size [I, 2] -> [I, T, 2] int64, 0 in
+    def pixels(self, size: Array) -> Array:
+        """Valid rows and columns of every tile, in its level's pixels. size [I, 2] int64 -> [I, T, 2], 0 in
         padding."""
-        level_size = _ceil_divide(size[:, None], (1 << self.tile_level.to(size.device))[None, :, None])
-        side = torch.tensor([self.side(int(level)) for level in self.tile_level], device=size.device)
-        left = level_size - self.tile_corner.to(size.device)
-        pixels = torch.minimum(left.clamp(min=0), side[None, :, None])
-        return pixels * (pixels > 0).all(-1, keepdim=True)
+        places = _like(self._places, size)
+        level, corner, side = places[:, :1], places[:, 1:3], places[:, 3:]
+        pixels = (-(-size[:, None] // (1 << level)) - corner).clip(min=0).clip(max=side)
+        valid: Array = pixels * (pixels > 0).all(-1)[..., None]
+        return valid
 
-    def cells(self, size: Tensor) -> Tensor:
-        """Valid rows and columns of every tile's feature map. size [I, 2] -> [I, T, 2] int64."""
-        return _ceil_divide(self.pixels(size), torch.tensor(self.stride, device=size.device))
+    def cells(self, size: Array) -> Array:
+        """Valid rows and columns of every tile's feature map. size [I, 2] int64 -> [I, T, 2]."""
+        return -(-self.pixels(size) // self.stride)
 
-    def capacity(self, size: Tensor) -> Tensor:
-        """Tokens every tile can give. size [I, 2] -> [I, T] int64; 0 where a tile is padding."""
-        return self.cells(size).prod(-1)
+    def capacity(self, size: Array) -> Array:
+        """Tokens every tile can give. size [I, 2] int64 -> [I, T]; 0 where a tile is padding."""
+        capacity: Array = self.cells(size).prod(-1)
+        return capacity
 
-    def crop(self, level_image: Tensor, tile: int) -> Tensor:
-        """One tile of its level's image. [I, C, S_l, S_l] -> [I, C, side, side]."""
-        row, column = self.tile_corner[tile].tolist()
-        side = self.side(int(self.tile_level[tile]))
-        return level_image[:, :, row : row + side, column : column + side]
+    def crop(self, level_image: Array, tile: int) -> Array:
+        """One tile of its level's image. [..., rows, columns] -> [..., side, side], less where the image
+        ends."""
+        _, row, column, side = self.places[tile]
+        return level_image[..., row : row + side, column : column + side]
+
+    def where(self, size: Array, tile: int, pooled: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
+        """Centre and extent of a tile's pooled cells, in image coordinates with the longest side = 1.
+
+        size [I, 2] of the images, pooled [I, 2] rows and columns of each map, shape the largest of these
+        -> [I, rows * columns, 2] float32 each, row by row.
+        """
+        place = self.places[tile]
+        scale = 2.0**place.level / _float32(size[:, 0].clip(min=size[:, 1]))[:, None, None, None]
+        cell = (_float32(self.pixels(size)[:, tile]) / _float32(pooled))[:, None, None]
+        corner = _like(np.array(place[1:3], dtype=np.float32), size)
+        middle = _like(np.moveaxis(np.indices(shape, dtype=np.float32), 0, -1) + np.float32(0.5), size)
+        centre, extent = (corner + middle * cell) * scale, cell * scale + 0 * middle
+        return centre.reshape(len(size), -1, 2), extent.reshape(len(size), -1, 2)
+
+
+def bins(cells: Array, size: Array, outputs: int, inputs: int) -> Array:
+    """The weight of every cell in every bin of adaptive average pooling, [U, outputs, inputs] float32.
+
+    cells and size [U] int64: how many there are of each row, at most inputs and outputs. Bins are those of
+    torch.nn.AdaptiveAvgPool2d: bin i of n over r cells covers floor(i r / n) .. ceil((i + 1) r / n).
+    """
+    i, k = _like(np.arange(outputs), cells), _like(np.arange(inputs), cells)
+    cells, size = cells[:, None], size[:, None]
+    low, high = i * cells // size, -(-(i + 1) * cells // size)
+    weight = _float32((k >= low[..., None]) & (k < high[..., None]) & (i < size)[..., None])
+    mean: Array = weight / weight.sum(-1)[..., None].clip(min=1)
+    return mean
 
 
 def fit(image: Image.Image, size: int) -> Tensor:
     """The image as uint8 [3, h, w] with h, w <= size: shrunk by area filtering where larger, never
     enlarged."""
+    import torch
+
     return torch.from_numpy(fitted(image, size))
 
 
@@ -133,6 +197,9 @@ def mipmaps(image: Tensor, size: Tensor, levels: int) -> list[Tensor]:
 
     image [I, C, S, S] float, size [I, 2] valid rows and columns -> L tensors [I, C, S / 2^l, S / 2^l].
     """
+    import torch
+    import torch.nn.functional as F
+
     side, block = image.shape[-1], 1 << (levels - 1)
     inner = min(
         side, -(-int(size.max()) // block) * block
@@ -158,5 +225,15 @@ def mipmaps(image: Tensor, size: Tensor, levels: int) -> list[Tensor]:
     return images
 
 
-def _ceil_divide(a: Tensor, b: Tensor) -> Tensor:
-    return -torch.div(-a, b, rounding_mode="floor")
+def _like(values: NDArray[Any], of: Array) -> Array:
+    """Values as an array of the other's kind, on its device."""
+    if isinstance(of, np.ndarray):
+        return values
+    import torch
+
+    return torch.from_numpy(values).to(of.device)
+
+
+def _float32(values: Array) -> Array:
+    # of tensors and arrays, tensors alone have float()
+    return values.astype(np.float32) if isinstance(values, np.ndarray) else values.float()

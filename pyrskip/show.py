@@ -1,5 +1,5 @@
-"""Commands that look at finished runs: report, plot, equal, above, sweep status, dashboard. Nothing is
-trained."""
+"""Commands that look at finished runs: report, plot, equal, above, compare, sweep status, dashboard. Nothing
+is trained."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -72,6 +72,42 @@ def above(arguments: Sequence[str]) -> None:
     candidates = above_full(runs)
     print_above(candidates)
     _keep(candidates, given)
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Rules and policies beside each other: the gates of one or more sweeps at equal cost."""
+    from pyrskip.evaluation.comparison import curves_behind, entries_of
+    from pyrskip.evaluation.runs import load_runs
+    from pyrskip.evaluation.scores import same_questions
+    from pyrskip.inference.keys import Keys
+    from pyrskip.report.compared import print_comparison
+    from pyrskip.report.plots import check_format, plot_comparison
+    from pyrskip.sweeps.jobs import read_jobs
+
+    places, given = split_arguments(arguments, ("low", "high", "out"))
+    if not places:
+        raise UserError(
+            "pyrskip compare takes one or more sweeps; allowed beside them: low=<cost>, high=<cost>, "
+            "out=<file>"
+        )
+    keys = Keys(given, ("low", "high", "out"))
+    low, high = keys.number("low", 0.2), keys.number("high", 0.45)
+    if not 0 <= low < high:
+        raise UserError(f"low={low:g}, high={high:g}: allowed: FLOPs over full's, 0 <= low < high")
+    out = Path(keys.text("out", f"{places[0]}/comparison.png"))
+    check_format(out)
+    jobs = [job for place in places for job in read_jobs(Path(place))]
+    left = [f"{job.directory} is {job.state}" for job in jobs if job.state != "done"]
+    if left:
+        raise UserError(f"{', '.join(left)}; allowed: sweeps of which every job is done")
+    runs = [run for job in jobs for run in load_runs(job.directory)]
+    same_questions(runs)
+    entries = entries_of(runs)
+    behind = {method: curves_behind(runs, method) for method in ("hull", "oracle:type")}
+    plot_comparison(entries, behind, out)
+    _keep(entries, {"out": str(out.with_suffix(".json"))})
+    print_comparison(entries, low, high)
+    print(f"picture: {out}; figures: {out.with_suffix('.json')}")
 
 
 def _scored(

@@ -16,17 +16,17 @@ from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.inference import Request
 from pyrskip.inference.bundle import Prices
-from pyrskip.inference.geometry import Geometry
 from pyrskip.models.native import NativeModel
 from pyrskip.observation import Layout
 from pyrskip.policies import POLICIES
+from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
 from pyrskip.signals import shapes_of, signals_of
 from tests.models import SIDE, tiny_model
 
 UNIT = 2e7
 GATE_FLOPS = 12_345.0
-GEOMETRY = Geometry(SIDE, 8, (2, 1, 1))
+PYRAMID = Pyramid(SIDE, 3, 8, (2, 1, 1))
 
 
 def tiny_gate(
@@ -51,7 +51,7 @@ def tiny_gate(
 def tiny_export(directory: Path) -> tuple[NativeModel, Gate]:
     """Write an export of random weights on a grid of tiles with a budget, and return what it was made
     from."""
-    model = tiny_model(grid=GEOMETRY.grid)
+    model = tiny_model(grid=PYRAMID.grid)
     gate = tiny_gate(model, budget=BudgetRule(total=40, floor=2))
     directory.mkdir(parents=True, exist_ok=True)
     write_parts(model, gate, describe(model, gate, UNIT, GATE_FLOPS, Prices(0.0, inf, 0.05)), directory)

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
-Reply = Callable[[str, list[bytes]], str]
-"""(text, pictures as PNG) -> the answer."""
+Reply = Callable[[str, list[bytes]], str | int]
+"""(text, pictures as PNG) -> the answer, or the status of a refusal."""
 
 
 @dataclass
@@ -61,9 +61,9 @@ def serve(reply: Reply) -> Iterator[Server]:
                 status = 404
             if status == 200:
                 server.requests.append(body)
-                said = {
-                    "choices": [{"message": {"role": "assistant", "content": server.reply(*content(body))}}]
-                }
+                answer = server.reply(*content(body))
+                status = answer if isinstance(answer, int) else 200
+                said = {"choices": [{"message": {"role": "assistant", "content": answer}}]}
                 if server.usage is not None:
                     said["usage"] = {"prompt_tokens": server.usage}
             payload = server.raw if server.raw is not None and status == 200 else json.dumps(said).encode()

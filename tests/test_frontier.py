@@ -38,6 +38,9 @@ FIELDS = (
 )
 
 
+SIGNALS = {"query": (None, 8), "query_mask": (None,), "glance": (6, 2, 2), "glance_mask": (2, 2)}
+
+
 class ByText(Gate):
     """A utility gate that knows the expected score of every action, from the question's embedding alone."""
 
@@ -52,7 +55,7 @@ class ByText(Gate):
         raise NotImplementedError
 
     def forward(self, seen: Observation) -> Tensor:
-        return self.utility[torch.cdist(seen.query.flatten(1), self.query.flatten(1)).argmin(-1)]
+        return self.utility[torch.cdist(seen["query"].flatten(1), self.query.flatten(1)).argmin(-1)]
 
 
 def tables(varied_cost: bool) -> dict[str, RolloutTable]:
@@ -64,7 +67,7 @@ def tables(varied_cost: bool) -> dict[str, RolloutTable]:
 
 def inputs_of(splits: dict[str, RolloutTable], timing: Timing | None = None) -> Inputs:
     table = splits["gate"]
-    layout = Layout(8, 6, 3, table.actions, BudgetRule())
+    layout = Layout(SIGNALS, 3, table.actions, BudgetRule())
     utility = torch.stack([table.probability[i, :4] for i in range(3)])
     torch.manual_seed(0)
     ablations = (
@@ -74,7 +77,7 @@ def inputs_of(splits: dict[str, RolloutTable], timing: Timing | None = None) -> 
     )
     query_only, glance_only, joint = ([build_gate(config, layout) for _ in range(3)] for config in ablations)
     gates: dict[str, list[Gate]] = {
-        "gate": [ByText(layout, table.query, utility) for _ in range(3)],
+        "gate": [ByText(layout, table.signals["text"]["query"], utility) for _ in range(3)],
         "gate:query_only": query_only,
         "gate:glance_only": glance_only,
         "gate:joint": joint,
@@ -325,7 +328,7 @@ def of_rungs() -> Frontier:
     ladder = (0, 64, 144, 256)
     splits = {s: synthetic_table(s, 60, seed=i, rungs=ladder) for i, s in enumerate(("gate", "val", "test"))}
     budget = BudgetRule(rungs=ladder)
-    layout = Layout(8, 6, 3, splits["gate"].actions, budget)
+    layout = Layout(SIGNALS, 3, splits["gate"].actions, budget)
     gates: dict[str, list[Gate]] = {
         "gate": [build_gate(GateConfig(name="joint", policy="categorical", width=8), layout)]
     }

@@ -14,6 +14,8 @@ from pyrskip.data.reader import ShardDataset
 from pyrskip.data.reshard import reshard
 from pyrskip.data.shards import SPLITS, DataConfig, ShardsConfig, parse_index, prepare
 from pyrskip.errors import UserError
+from pyrskip.stages import cache
+from pyrskip.stages.cache import statistics
 from tests.web import served
 
 
@@ -43,6 +45,23 @@ def test_one_directory_is_read_where_it_is(
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["index.json"]
     for split in SPLITS:
         assert same(ShardDataset(tmp_path / "data", split, 64), ShardDataset(two[0], split, 64))
+
+
+def test_statistics_are_of_images_of_every_part_of_a_mixture(
+    two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gather(ShardsConfig(paths=tuple(map(str, two))), tmp_path)
+    data = ShardDataset(tmp_path, "train", 64)
+
+    def drawn() -> list[list[str]]:
+        return [list(batch.image_keys) for batch in statistics(data, 4, 64)]
+
+    assert [key for keys in drawn() for key in keys] == data.image_keys  # of few images, all
+    monkeypatch.setattr(cache, "STATISTICS", 10)
+    keys = [key for keys in drawn() for key in keys]
+    assert [len(batch) for batch in drawn()] == [4, 4, 2]
+    assert keys == sorted(set(keys), key=data.image_keys.index)
+    assert {key.split("-")[0] for key in keys} == {"0", "1"}
 
 
 def test_a_mixture_holds_every_part_under_its_own_keys(two: tuple[Path, Path], tmp_path: Path) -> None:

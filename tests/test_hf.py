@@ -19,7 +19,7 @@ from pyrskip.sample import Batch, Question, Sample
 
 transformers = pytest.importorskip("transformers")
 
-from pyrskip.models.hf import HfConfig, HfVlm, check_family  # noqa: E402
+from pyrskip.models.vlm.hf import HfConfig, HfVlm, check_family  # noqa: E402
 from tests.vlm import TEMPLATE, TOKENS, WORDS, llava, processor  # noqa: E402
 
 PYRAMID = Pyramid(size=64, levels=3, stride=8, grid=(2, 1, 1))

@@ -15,7 +15,7 @@ from pyrskip.cli import main
 from pyrskip.errors import UserError
 from pyrskip.evaluation.runs import load_runs
 from pyrskip.files import run_lock
-from pyrskip.sweeps import rungs
+from pyrskip.sweeps import pruning
 from pyrskip.sweeps.jobs import LONGEST, Pruned, keep, name_of, plan, read_job, read_jobs, run_job
 from pyrskip.sweeps.overview import FIGURE, TABLE, points_of, rows_of, write_overview
 from tests.configs import REPOSITORY
@@ -84,7 +84,7 @@ def test_two_sweeps_of_a_directory_are_refused_and_a_stale_lock_is_not(
 ) -> None:
     monkeypatch.setattr(files, "PATIENCE", 0.1)
     holder = "import time; from pathlib import Path; from pyrskip.files import run_lock\n"
-    holder += f"with run_lock(Path({str(tmp_path)!r})):\n    print('held', flush=True); time.sleep(60)"
+    holder += f"with run_lock(Path({str(tmp_path)!r})):\n    print('held', flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, cwd=REPOSITORY)
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
@@ -167,9 +167,9 @@ def test_a_sweeps_status_names_jobs_states_and_last_lines(
 
 def test_a_job_is_behind_where_most_others_are_no_dearer_and_no_worse() -> None:
     others = [(0.9, 0.2), (0.8, 0.1), (0.7, 0.4), (0.9, 0.5)]
-    assert rungs.is_behind((0.6, 0.6), others)
-    assert rungs.is_behind((0.7, 0.45), others)  # three of four
-    assert not rungs.is_behind((0.75, 0.3), others)  # two
-    assert not rungs.is_behind((0.6, 0.05), others)  # nothing is as cheap
-    assert not rungs.is_behind((0.6, 0.6), others[:3])  # too few to tell
-    assert not rungs.is_behind((0.5, 0.5), [(0.5, 0.5)] * 4)  # alike
+    assert pruning.is_behind((0.6, 0.6), others)
+    assert pruning.is_behind((0.7, 0.45), others)  # three of four
+    assert not pruning.is_behind((0.75, 0.3), others)  # two
+    assert not pruning.is_behind((0.6, 0.05), others)  # nothing is as cheap
+    assert not pruning.is_behind((0.6, 0.6), others[:3])  # too few to tell
+    assert not pruning.is_behind((0.5, 0.5), [(0.5, 0.5)] * 4)  # alike

@@ -1,10 +1,10 @@
 """Methods of the frontier: one from outside the package is everywhere, and none holds more than it needs."""
 
-import importlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
@@ -49,16 +49,18 @@ METHODS.register("toy", Method(last, Style(GREEN, "-", "*")))
 '''
 
 
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[frontier.Frontier]:
+@cache
+def with_toy() -> frontier.Frontier:
+    return frontier.frontier(inputs_of(tables(False)))
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[frontier.Frontier]:
     """A frontier that was computed beside a module of another package."""
-    folder = tmp_path_factory.mktemp("outside")
-    (folder / "toy_method.py").write_text(TOY)
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
+    (tmp_path / "toy_method.py").write_text(TOY)
+    monkeypatch.syspath_prepend(str(tmp_path))
     load_plugins(["toy_method"])
-    yield frontier.frontier(inputs_of(tables(False)))
-    sys.path.remove(str(folder))
+    yield with_toy()
     del sys.modules["toy_method"], METHODS._entries["toy"], METHODS._places["toy"]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from pyrskip.cost import Transformer, decode_flops, prefill_flops
 from pyrskip.errors import UserError
 from pyrskip.models.native import CostConfig
-from pyrskip.models.remote import RemoteConfig, RemoteModel
+from pyrskip.models.vlm.remote import RemoteConfig, RemoteModel
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch, Question, Sample
 from tests.server import Server, content, serve
@@ -145,7 +145,7 @@ def test_a_key_is_read_from_the_environment(
 
 def test_a_busy_server_is_asked_again(server: Server, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("pyrskip.models.remote.time.sleep", waits.append)
+    monkeypatch.setattr("pyrskip.models.vlm.remote.time.sleep", waits.append)
     server.statuses = [503, 429]
     assert remote(server, retries=2).answer(batch.rows([2]), ASKED[2:3]) == ["0 for what ?"]
     assert waits == [0.5, 1.0]
@@ -161,14 +161,14 @@ def test_a_busy_server_is_asked_again(server: Server, batch: Batch, monkeypatch:
 def test_a_server_that_does_not_answer_is_named(
     statuses: list[int], said: str, server: Server, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyrskip.models.remote.time.sleep", lambda _: None)
+    monkeypatch.setattr("pyrskip.models.vlm.remote.time.sleep", lambda _: None)
     server.statuses = statuses
     with pytest.raises(UserError, match=said):
         remote(server).answer(batch.rows([2]), ASKED[2:3])
 
 
 def test_no_server_is_a_sentence(server: Server, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyrskip.models.remote.time.sleep", lambda _: None)
+    monkeypatch.setattr("pyrskip.models.vlm.remote.time.sleep", lambda _: None)
     nobody = RemoteModel(replace(remote(server).config, url="http://127.0.0.1:1/v1"), PYRAMID)
     with pytest.raises(
         UserError, match=r"127\.0\.0\.1:1/v1/chat/completions gave no answer in 2 tries \(ConnectError"
@@ -189,7 +189,7 @@ def test_the_servers_own_count_of_tokens_is_kept_beside_the_costs(server: Server
     server.usage = 50
     model = remote(server)
     model.answer(batch, ASKED)
-    assert (model.told, model.taken) == (200, 22 + 28 + 22 + 22 + 36 + 4 + 0 + 17)
+    assert (model.counted, model.taken) == (200, 22 + 28 + 22 + 22 + 36 + 4 + 0 + 17)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pyrskip import files
 from pyrskip.config import Config
 from pyrskip.errors import UserError
 from pyrskip.stages import run_stages
+from pyrskip.stages.frontier import evaluate_again
 from pyrskip.stages.run import Run
 from tests.configs import tiny
 
@@ -28,12 +29,11 @@ def other(tmp_path: Path) -> Callable[[], int]:
             try:
                 with Run(Config(name="run", root=str(tmp_path)), {}).lock():
                     (tmp_path / "held").touch()
-                    time.sleep(60)
+                    time.sleep(600)
             finally:
                 os._exit(0)
-        for _ in range(500):
-            if (tmp_path / "held").exists():
-                break
+        while not (tmp_path / "held").exists():
+            assert os.waitpid(process, os.WNOHANG) == (0, 0), "the process has ended"
             time.sleep(0.01)
         return process
 
@@ -57,6 +57,18 @@ def test_a_run_that_another_process_is_at_is_refused(
         ):
             run_stages(tiny(tmp_path, "name=run"), {})
         assert not (tmp_path / "run" / "data").exists()
+    finally:
+        end(process)
+
+
+def test_no_frontier_is_drawn_again_while_another_process_is_at_the_run(
+    other: Callable[[], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    process = other()
+    try:
+        with pytest.raises(UserError, match=rf"run is in use by process {process} on .*; allowed: wait for"):
+            evaluate_again(tiny(tmp_path, "name=run"), {})
     finally:
         end(process)
 

@@ -22,7 +22,7 @@ from pyrskip.gated import Gated, encode_glance
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.models.native import NativeModel
-from pyrskip.models.served import AnswererConfig, ServedModel
+from pyrskip.models.vlm.served import AnswererConfig, ServedModel
 from pyrskip.observation import Layout
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment

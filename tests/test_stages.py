@@ -11,6 +11,7 @@ import torch
 
 from pyrskip.errors import UserError
 from pyrskip.files import whole_file
+from pyrskip.gates import load_gate
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.scenes.config import EDITION
 from pyrskip.stages import run_stages
@@ -19,7 +20,7 @@ from pyrskip.stages.rollouts import ROLLED
 from pyrskip.stages.run import Run
 from pyrskip.training import checkpoint
 from pyrskip.training.flex import FlexModule
-from tests.configs import same, tiny
+from tests.configs import same, tiny, weights
 
 
 def test_a_price_at_which_the_glance_is_best_is_told_before_gates_are_trained(
@@ -273,7 +274,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     ]
     expected = run_stages(tiny(copied_run, "name=whole", *overrides), {})
 
-    from pyrskip.training.supervised import SupervisedModule
+    from pyrskip.training.rules.supervised import SupervisedModule
 
     module: Any = FlexModule if stage == "flex" else SupervisedModule
     step = module.training_step
@@ -292,6 +293,25 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     file = {"flex": "flex/model.safetensors", "gate": "gate/gate/seed-3/gate.safetensors"}[stage]
     assert same(resumed / file, expected / file)
     assert not same(resumed / file, copied_run / "done" / file.replace("seed-3", "seed-0"))
+
+
+@pytest.mark.parametrize(
+    ("torn", "start"), [("gate.json", "its checkpoint"), ("gate.safetensors", "its start")]
+)
+def test_a_gate_that_cannot_be_read_is_trained_again_and_ends_with_the_same_weights(
+    torn: str, start: str, copied_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = copied_run / "done" / "gate" / "gate" / "seed-0"
+    whole = {name: tensor.clone() for name, tensor in weights(gate / "gate.safetensors").items()}
+    (gate / torn).write_bytes((gate / torn).read_bytes()[:50])
+    if start == "its start":
+        (gate / "last.ckpt").unlink()
+    with pytest.raises(UserError, match="stage frontier needs .*/gate, which is not finished; add gate"):
+        run_stages(tiny(copied_run, "name=done", "stages=[frontier]"), {})
+    run_stages(tiny(copied_run, "name=done", "trainer.quiet=false"), {})
+    said = [line for line in capsys.readouterr().err.splitlines() if "holds no gate that can be read" in line]
+    assert said == [f"{gate} holds no gate that can be read; it is trained again from {start}"]
+    assert load_gate(gate) and all(weights(gate / "gate.safetensors")[k].equal(v) for k, v in whole.items())
 
 
 def test_a_truncated_checkpoint_is_named(copied_run: Path) -> None:

@@ -14,9 +14,11 @@ TEMPLATE = (
 )
 # one image token a patch of the 24 / 8 x 24 / 8 grid
 TOKENS = 9
+# "default" leaves out the class token, which a SigLIP tower has none of
+FEATURES = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 
 
-def processor(side: int = 24, template: str | None = TEMPLATE) -> Any:
+def processor(side: int = 24, template: str | None = TEMPLATE, tower: str = "clip_vision_model") -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
@@ -36,34 +38,40 @@ def processor(side: int = 24, template: str | None = TEMPLATE) -> Any:
         pixels,
         fast,
         patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        vision_feature_select_strategy=FEATURES[tower],
+        num_additional_image_tokens=int(FEATURES[tower] == "default"),
         chat_template=template,
     )
 
 
 def llava(**text: Any) -> Any:
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    return vlm_of("llava", **text)
+
+
+def vlm_of(family: str, tower: str = "clip_vision_model", language: str = "llama", **text: Any) -> Any:
+    """A model of a family, with random weights. text: of its language model's config."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**sizes, image_size=24, patch_size=8, initializer_factor=5.0),
-        # weights this large make the answer depend on every token and its position
-        text_config=LlamaConfig(
-            **sizes
-            | {
-                "num_key_value_heads": 2,
-                "vocab_size": 4 + len(WORDS),
-                "initializer_range": 0.3,
-                "eos_token_id": 2,
-            }
-            | text
-        ),
+    started = {"initializer_factor": 5.0} if tower == "clip_vision_model" else {}
+    vision_config = AutoConfig.for_model(tower, **sizes, **started, image_size=24, patch_size=8)
+    # weights this large make the answer depend on every token and its position
+    own = {
+        "num_key_value_heads": 2,
+        "vocab_size": 4 + len(WORDS),
+        "initializer_range": 0.3,
+        "eos_token_id": 2,
+    }
+    config = AutoConfig.for_model(
+        family,
+        vision_config=vision_config,
+        text_config=AutoConfig.for_model(language, **sizes | own | text),
         image_token_index=3,
         image_seq_length=TOKENS,
+        vision_feature_select_strategy=FEATURES[tower],
     )
-    return LlavaForConditionalGeneration(config)
+    return AutoModelForImageTextToText.from_config(config)
 
 
 def save_llava(directory: Path) -> Path:

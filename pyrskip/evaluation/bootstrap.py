@@ -21,7 +21,7 @@ class Bootstrap:
     """image_of [N] int64: the image of each question; resamples: R; the same seed draws the same resamples.
 
     Holds at most max(BLOCK, M) weights, however many resamples there are: more than a block are drawn again
-    at each pass over them, so several statistics cost one pass where they are asked for together.
+    at each pass over them, so statistics that are computed together cost one pass.
     """
 
     def __init__(self, image_of: Tensor, resamples: int = 1000, seed: int = 0) -> None:

@@ -1,7 +1,7 @@
 """The frontier: accuracy against cost, one curve a method, computed from rollout tables alone.
 
 Axes: N questions, M images, S listed actions, T tiles, P prices. What is chosen (a price, the hull, an oracle
-by type) is chosen on validation or the gate's training rollouts and only played on test.
+by type) is chosen on validation or the gate's training rollouts and only measured on test.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -138,6 +138,13 @@ def hull_at(rows: Sequence[Row], split: str, relative_flops: float) -> float | N
     """
     hull = sorted((r.relative_flops, r.accuracy) for r in rows if r.method == "hull" and r.split == split)
     return value_at(hull, relative_flops)
+
+
+def regret(row: Row, oracle: Row) -> float:
+    """By how much an oracle's reward is higher than a row's at the row's price, in score."""
+    assert row.price is not None
+    best, own = (r.accuracy - row.price * r.relative_flops for r in (oracle, row))
+    return best - own
 
 
 class _Ruler:

@@ -56,6 +56,7 @@ def check_inference(
     for start in range(0, min(images, len(test)), 25):
         samples = [test[i] for i in range(start, min(start + 25, len(test)))]
         batch = collate(samples, model.pyramid.size)
+        batch = batch.rows([row for row, key in enumerate(batch.keys) if key in where])
         if not len(batch):
             continue
         rows = torch.tensor([where[key] for key in batch.keys])

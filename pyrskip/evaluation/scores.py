@@ -5,9 +5,11 @@ Axes: P points of the test split, N questions.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -67,32 +69,50 @@ def save_scores(frontier: Frontier, path: Path) -> None:
 
 
 def load_scores(runs: Sequence[Finished]) -> list[Scored]:
-    """Runs whose frontiers asked the same test questions, each in the first one's order. Raises UserError for
-    others."""
-    scored = [_load(run) for run in runs]
-    first = scored[0]
-    for i, run in enumerate(scored):
-        where = {key: column for column, key in enumerate(run.keys)}
-        if where.keys() != set(first.keys):
+    """Runs whose frontiers are of the same test questions, each in the first one's order. Raises UserError
+    for others."""
+    keys = same_questions(runs)
+    where = [{key: column for column, key in enumerate(own)} for own in keys]
+    return [_load(run).take([of[key] for key in keys[0]]) for run, of in zip(runs, where, strict=True)]
+
+
+def same_questions(runs: Sequence[Finished]) -> list[tuple[str, ...]]:
+    """The keys of each run's test questions, in its own order. Raises UserError for a run with others than
+    the first has."""
+    found: list[tuple[str, ...]] = []
+    for run in runs:
+        with _opened(run) as file:
+            found.append(_listed(file, "keys"))
+        if set(found[-1]) != set(found[0]):
             raise UserError(
-                f"{run.label} was tested on other questions than {first.label}; allowed: runs on the same "
-                "data"
+                f"{run.directory} was tested on other questions than {runs[0].directory}; allowed: runs on "
+                "the same data"
             )
-        scored[i] = run.take([where[key] for key in first.keys])
-    return scored
+    return found
 
 
 def _load(run: Finished) -> Scored:
     rows = [row for row in run.rows if row.split == "test" and not of_tiles(row)]
-    try:
-        with safe_open(run.directory / FILE, "pt") as file:
-            score = file.get_tensor("score").double()
-            keys, types = (tuple(json.loads(file.metadata()[name])) for name in ("keys", "types"))
+    with _opened(run) as file:
+        score = file.get_tensor("score").double()
+        keys, types = (_listed(file, name) for name in ("keys", "types"))
         if score.shape != (len(rows), len(keys)):
             raise ValueError(f"scores are {list(score.shape)}, not {[len(rows), len(keys)]}")
+    return Scored(run.label, rows, score, keys, types)
+
+
+@contextmanager
+def _opened(run: Finished) -> Iterator[Any]:
+    """Its scores' file; what cannot be read of it is a UserError."""
+    try:
+        with safe_open(run.directory / FILE, "pt") as file:
+            yield file
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{run.directory} holds no scores of its frontier ({error}); draw it again with pyrskip eval "
             f"run={run.directory}"
         ) from error
-    return Scored(run.label, rows, score, keys, types)
+
+
+def _listed(file: Any, name: str) -> tuple[str, ...]:
+    return tuple(json.loads(file.metadata()[name]))

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
-# Okabe-Ito: told apart with any colour vision
-BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
-    *("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"),
-    "#CC79A7",
-)
+# Okabe-Ito: distinct to any colour vision
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#8C8C8C"
 
 

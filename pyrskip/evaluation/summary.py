@@ -4,7 +4,7 @@ test."""
 from collections.abc import Sequence
 from typing import Any
 
-from pyrskip.evaluation.frontier import Frontier, Point, Row, hull_at
+from pyrskip.evaluation.frontier import Frontier, Point, Row, hull_at, regret
 from pyrskip.rollouts.health import health
 
 SHARED_MODEL = "All gate seeds decide for one flex model: their spread is that of the gates' training alone."
@@ -97,7 +97,7 @@ def _seed_at(
     result |= {
         "cost_over_fixed": fixed and row.relative_flops / fixed["relative_flops"],
         "gain_over_hull": None if hull is None else row.accuracy - hull,
-        "regret_to_oracle_type": _value(oracle, price) - _value(row, price),
+        "regret_to_oracle_type": regret(row, oracle),
         "health": health(point.action, table.types, table.actions, frontier.inputs.pyramid.tile_level),
     }
     if method == "gate":
@@ -108,10 +108,6 @@ def _seed_at(
         )
         result["random_relative_flops"] = random.row.relative_flops
     return result
-
-
-def _value(row: Row, price: float) -> float:
-    return row.accuracy - price * row.relative_flops
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:

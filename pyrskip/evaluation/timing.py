@@ -1,7 +1,7 @@
 """Measured time of decisions: encoding, the gate, and the whole answer, on this machine.
 
 Every decision runs the gathered path: only tiles that it keeps are encoded. A fixed decision encodes them in
-one pass; a gated one encodes the glance, then what the gate asked for, and is listed as 'gated:<name>'
+one pass; a gated one encodes the glance, then what the gate decided, and is listed as 'gated:<name>'
 without the gate's time.
 """
 

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from onnx.helper import make_tensor
+from onnxscript import opset18
 from timm.layers import Conv2dSame
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.onnx import ONNXProgram
 
 from pyrskip.errors import UserError
 from pyrskip.gates.gate import Gate
-from pyrskip.inference.bundle import GRAPHS
+from pyrskip.inference.bundle import GRAPHS, STATE
 from pyrskip.inference.modules import parts_of
 from pyrskip.models.native import NativeModel
 from pyrskip.models.text import MiniLmText
@@ -28,8 +31,8 @@ OUTPUTS = {
     "gate": ("outputs",),
     "vision": ("features",),
     "projector": ("tokens",),
-    "prefill": ("logits", "keys", "values"),
-    "decode": ("logits", "longer_keys", "longer_values"),
+    "prefill": ("logits", *STATE),
+    "decode": ("logits", "longer_real", "longer_keys", "longer_values"),
 }
 
 
@@ -39,7 +42,7 @@ def trace(model: NativeModel, gate: Gate, graphs: Sequence[str] = GRAPHS) -> dic
     parts = parts_of(model, gate)
     parts["vision"] = _with_fixed_padding(parts["vision"])
     programs = {}
-    examples = _examples(model, gate)
+    examples = _examples(model, gate, parts["prefill"])
     for name in graphs:
         example, varying = examples[name]
         try:
@@ -57,15 +60,28 @@ def write_onnx(programs: dict[str, ExportedProgram], directory: Path) -> None:
     """`directory`/<graph>.onnx, each one file."""
     directory.mkdir(parents=True)
     for name, program in programs.items():
-        with warnings.catch_warnings():
-            # the exporter tells of its own deprecations and of names of dimensions that it merges
-            warnings.simplefilter("ignore")
-            level = logging.getLogger("torch.onnx").level
-            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            onnx = torch.onnx.export(program, dynamo=True, verbose=False, output_names=OUTPUTS[name])
-            logging.getLogger("torch.onnx").setLevel(level)
-        assert onnx is not None
-        onnx.save(directory / f"{name}.onnx")
+        outputs = OUTPUTS[name][: len(program.graph_signature.user_outputs)]
+        to_onnx(program, outputs).save(directory / f"{name}.onnx")
+
+
+def to_onnx(program: ExportedProgram, outputs: Sequence[str]) -> ONNXProgram:
+    """A program as an ONNX graph with these names of its outputs."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings():
+        # the exporter tells of its own deprecations and of names of dimensions that it merges
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        onnx = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            output_names=outputs,
+            custom_translation_table={torch.ops.aten.scalar_tensor.default: _scalar},
+        )
+        logger.setLevel(level)
+    assert onnx is not None
+    return onnx
 
 
 def write_native(programs: dict[str, ExportedProgram], directory: Path) -> None:
@@ -76,19 +92,16 @@ def write_native(programs: dict[str, ExportedProgram], directory: Path) -> None:
         torch._inductor.aoti_compile_and_package(program, package_path=str(directory / f"{name}.pt2"))
 
 
-def _examples(model: NativeModel, gate: Gate) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+@torch.no_grad()
+def _examples(
+    model: NativeModel, gate: Gate, prefill: nn.Module
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Inputs of each graph by name, and which of their dimensions vary. The numbers themselves do not
     matter."""
     layout, language, stride = gate.layout, model.config.language, model.vision.stride
     side = model.pyramid.side(model.pyramid.levels - 1) // stride
-    batch, words, tokens, past = (
-        Dim("batch"),
-        Dim("words", max=language.max_words),
-        Dim("tokens"),
-        Dim("past"),
-    )
-    rows, columns = Dim("rows"), Dim("columns")
-    head = language.width // language.heads
+    batch, words = Dim("batch"), Dim("words", max=language.max_words)
+    tokens, past, memory, rows, columns = map(Dim, ("tokens", "past", "memory", "rows", "columns"))
     question = {"ids": torch.full((3, 5), 2), "mask": torch.ones(3, 5, dtype=torch.bool)}
     seen = {
         "query": torch.rand(3, 5, layout.width("query")),
@@ -99,7 +112,9 @@ def _examples(model: NativeModel, gate: Gate) -> dict[str, tuple[dict[str, Any],
         "cost": torch.rand(3, len(layout.actions)),
         "price": torch.rand(3),
     }
-    cache = torch.rand(language.layers, 3, language.heads, 13, head)
+    prompt = {"visual": torch.rand(3, 7, language.width), **question}
+    state = dict(zip(STATE, prefill(**prompt)[1:], strict=False))
+    of_state = {name: {1: batch, 3: memory if name.startswith("memory") else past} for name in state}
     query_words = Dim("words", max=model.text.max_words) if isinstance(model.text, MiniLmText) else words
     return {
         "query": (question, {name: {0: batch, 1: query_words} for name in question}),
@@ -124,26 +139,19 @@ def _examples(model: NativeModel, gate: Gate) -> dict[str, tuple[dict[str, Any],
             },
         ),
         "prefill": (
-            {"visual": torch.rand(3, 7, language.width), **question},
+            prompt,
             {"visual": {0: batch, 1: tokens}, "ids": {0: batch, 1: words}, "mask": {0: batch, 1: words}},
         ),
         "decode": (
-            {
-                "token": torch.full((3,), 2),
-                "step": torch.tensor([1]),
-                "real": torch.ones(3, 14, dtype=torch.bool),
-                "keys": cache,
-                "values": cache.clone(),
-            },
-            {
-                "token": {0: batch},
-                "step": {},
-                "real": {0: batch, 1: past + 1},
-                "keys": {1: batch, 3: past},
-                "values": {1: batch, 3: past},
-            },
+            {"token": torch.full((3,), 2), "step": torch.tensor([1]), **state},
+            {"token": {0: batch}, "step": {}, **of_state, "real": {0: batch, 1: past}},
         ),
     }
+
+
+def _scalar(s: float, dtype: int = 1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
+    """A constant of its own type; the exporter would round those of float64 arithmetic to float32."""
+    return opset18.Constant(value=make_tensor("", dtype, (), [s]))
 
 
 def _with_fixed_padding(vision: nn.Module) -> nn.Module:

@@ -83,7 +83,7 @@ def strategy_weights(kind: str, pyramid: Pyramid) -> Tensor:
 
 
 def strategy_actions(texts: Sequence[str], share: float, pyramid: Pyramid, actions: ActionSet) -> Tensor:
-    """The listed action of each question's strategy at a share of all tokens, [N]; kinds are told by
+    """The listed action of each question's strategy at a share of all tokens, [N]; kinds are recognised by
     keywords."""
     every = torch.ones(1, pyramid.tiles, dtype=torch.bool)
     kinds = [question_kind(text) for text in texts]

@@ -22,12 +22,16 @@ import numpy as np
 
 from pyrskip.cost import Convention, Transformer
 from pyrskip.errors import UserError
-from pyrskip.inference.geometry import Geometry
 from pyrskip.inference.policy import POLICIES, Budget, Rule
+from pyrskip.pyramid import Pyramid
 
 FORMAT = "pyrskip-export"
 VERSION = 1
 GRAPHS = ("query", "gate", "vision", "projector", "prefill", "decode")
+STATE = ("real", "keys", "values", "memory_keys", "memory_values")
+"""What prefill leaves for decode, after its logits: which keys are real [B, K] bool, keys and values [L, B,
+H, K, d] and, where layers read visual tokens that are no part of the sequence, theirs [L, B, H, M, d]. The
+decode graph returns the first three, one key longer."""
 NATIVE = "native"
 CHECKSUMS = "checksums.json"
 
@@ -60,7 +64,7 @@ class Spec:
     """config.json, checked. query_words: most tokens of a question that the query encoder takes; sequential:
     the gate looks at a level before it decides on the next."""
 
-    geometry: Geometry
+    pyramid: Pyramid
     rule: Rule
     costs: Costs
     prices: Prices
@@ -88,18 +92,17 @@ class Spec:
         gate, cost, language = plain["gate"], plain["cost"], plain["language"]
         if gate["policy"] not in POLICIES:
             raise ValueError(f"gate.policy={gate['policy']!r} is none of {', '.join(POLICIES)}")
-        pyramid, budget = plain["pyramid"], dict(plain["budget"])
+        sizes, budget = plain["pyramid"], dict(plain["budget"])
         budget["weights"] = tuple(budget["weights"]) if budget["weights"] else None
         selection = np.array(plain["actions"]["selection"], dtype=bool)
-        geometry = Geometry(
-            int(pyramid["size"]), int(pyramid["stride"]), tuple(int(g) for g in pyramid["grid"])
-        )
-        if selection.shape != (len(plain["actions"]["names"]), geometry.tiles):
+        grid = tuple(int(g) for g in sizes["grid"])
+        pyramid = Pyramid(int(sizes["size"]), len(grid), int(sizes["stride"]), grid)
+        if selection.shape != (len(plain["actions"]["names"]), pyramid.tiles):
             raise ValueError(f"actions.selection is {selection.shape}")
         prices = plain["prices"]
         high = math.inf if prices["high"] is None else float(prices["high"])
         return cls(
-            geometry=geometry,
+            pyramid=pyramid,
             rule=Rule(
                 gate["policy"], float(gate["temperature"]), float(gate["tilt"]), selection, Budget(**budget)
             ),

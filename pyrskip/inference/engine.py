@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
-from pyrskip.cost import decode_flops, prefill_flops
+from pyrskip.cost import answer_flops
 from pyrskip.errors import UserError
-from pyrskip.inference.bundle import Spec
-from pyrskip.inference.geometry import Floats, Ints, mipmaps, pad_ids, pool, realise
+from pyrskip.inference.arrays import Floats, Ints, pad_ids, pool
+from pyrskip.inference.bundle import STATE, Spec
 from pyrskip.inference.images import Source, open_image
-from pyrskip.inference.policy import UNLIMITED, Decided
-from pyrskip.picture import fitted
+from pyrskip.inference.policy import UNLIMITED, Decided, realise
+from pyrskip.picture import fitted, mipmaps
 
 MOST_TILES = 64
 """Tiles encoded in one run of the vision graph: bounds the memory of a large batch."""
@@ -165,8 +165,8 @@ class Engine:
         return Prepared(picture, request.question, price, most)
 
     def picture(self, image: Image.Image) -> Picture:
-        pixels = fitted(image, self.spec.geometry.size)
-        return Picture(np.array(pixels.shape[1:]), mipmaps(pixels, self.spec.geometry.levels))
+        pixels = fitted(image, self.spec.pyramid.size)
+        return Picture(np.array(pixels.shape[1:]), mipmaps(pixels, self.spec.pyramid.levels))
 
     def check_question(self, question: str) -> None:
         """Raises UserError where it is empty or longer than the model reads."""
@@ -182,12 +182,11 @@ class Engine:
 
     def decide(self, prepared: "Sequence[Prepared]") -> Decisions:
         """Encode the glances and the questions, and ask the gate."""
-        spec, geometry = self.spec, self.spec.geometry
+        spec, pyramid = self.spec, self.spec.pyramid
         pictures = [p.picture for p in prepared]
-        glance = geometry.tiles - 1
-        self._encode([(picture, glance) for picture in pictures])
+        self._encode([(picture, pyramid.glance) for picture in pictures])
         size = np.stack([picture.size for picture in pictures])
-        cells = geometry.cells(size)
+        cells = pyramid.cells(size)
         capacity = cells.prod(-1)
         # one by one: the batch calls hand rows to threads, which costs more than so few rows do
         words = [self.tokenizer.encode(p.question).ids[: spec.max_words] or [spec.end] for p in prepared]
@@ -201,7 +200,7 @@ class Engine:
         asked = spec.rule.budget.tokens(spec.rule.selection[None], capacity[:, None])
         tokens = realise(asked, cells[:, None]).prod(-1)
         cost = (self._flops(tokens, encode[:, None], length[:, None]) / spec.costs.unit).astype(np.float32)
-        maps, inside = self._glances(pictures, cells[:, glance])
+        maps, inside = self._glances(pictures, cells[:, pyramid.glance])
         outputs = self.backend.run(
             "gate",
             {
@@ -245,7 +244,7 @@ class Engine:
         return Written(texts, np.stack(logits))
 
     def _selection(self, tiles: list[int], flops: float, confidence: float, price: float) -> Selection:
-        levels = dict.fromkeys(int(self.spec.geometry.tile_level[t]) for t, n in enumerate(tiles) if n)
+        levels = dict.fromkeys(self.spec.pyramid.places[t].level for t, n in enumerate(tiles) if n)
         cost = flops / self.spec.costs.unit
         return Selection(tuple(levels), sum(tiles), tuple(tiles), cost, flops, confidence, price)
 
@@ -273,20 +272,24 @@ class Engine:
     def _flops(self, tokens: Ints, encode: NDArray[np.float64], words: Ints) -> NDArray[np.float64]:
         """Without the gate. tokens, encode [..., T], words [...] of the prompt -> [...]."""
         costs = self.spec.costs
-        context = (tokens.sum(-1) + words).astype(np.float64)
-        prefill = prefill_flops(costs.transformer, context, convention=costs.convention)
-        decode = decode_flops(costs.transformer, context, costs.answer_tokens, convention=costs.convention)
-        looked = costs.projector * tokens.sum(-1) + ((tokens > 0) * encode).sum(-1)
-        total: NDArray[np.float64] = prefill + decode + looked
+        visual = tokens.sum(-1).astype(np.float64)
+        read = answer_flops(
+            costs.transformer,
+            visual,
+            words.astype(np.float64),
+            costs.answer_tokens,
+            convention=costs.convention,
+        )
+        looked = costs.projector * visual + ((tokens > 0) * encode).sum(-1)
+        total: NDArray[np.float64] = read + looked
         return total
 
     def _encode(self, wanted: Sequence[tuple[Picture, int]]) -> None:
         """Encode tiles that are not yet, those of one shape together."""
-        geometry = self.spec.geometry
         shapes: dict[tuple[int, int], dict[tuple[int, int], tuple[Picture, int]]] = defaultdict(dict)
         for picture, tile in wanted:
             if tile not in picture.maps:
-                rows, columns = geometry.cells(picture.size[None])[0, tile].tolist()
+                rows, columns = self.spec.pyramid.cells(picture.size[None])[0, tile].tolist()
                 if rows:
                     shapes[rows, columns][id(picture), tile] = picture, tile
         for shape, distinct in shapes.items():
@@ -300,14 +303,20 @@ class Engine:
                     picture.maps[tile] = of
 
     def _crop(self, picture: Picture, tile: int, cells: Ints) -> Floats:
-        level = picture.levels[int(self.spec.geometry.tile_level[tile])]
+        """A tile's valid part [3, rows, columns], padded with 0 to whole cells."""
+        pyramid = self.spec.pyramid
+        level = picture.levels[pyramid.places[tile].level]
         assert level is not None, "a tile of a level without pixels is asked for"
-        return self.spec.geometry.crop(level, tile, cells)
+        valid = pyramid.crop(level, tile)
+        out = np.zeros((3, *(cells * pyramid.stride)), dtype=np.float32)
+        out[:, : valid.shape[1], : valid.shape[2]] = valid
+        return out
 
     def _glances(self, pictures: Sequence[Picture], cells: Ints) -> tuple[Floats, NDArray[np.bool_]]:
         """Encoded glances padded to the tile, and what of them is no padding. cells [B, 2]."""
-        glance = self.spec.geometry.tiles - 1
-        side = int(self.spec.geometry.tile_side[glance]) // self.spec.geometry.stride
+        pyramid = self.spec.pyramid
+        glance = pyramid.glance
+        side = pyramid.places[glance].side // pyramid.stride
         channels = len(pictures[0].maps[glance])
         maps = np.zeros((len(pictures), channels, side, side), dtype=np.float32)
         for row, picture in enumerate(pictures):
@@ -321,18 +330,16 @@ class Engine:
     ) -> tuple[NDArray[np.float32], list[str]]:
         """Greedy answers under one decision, and the first tokens' logits."""
         tiles = np.flatnonzero(pooled[:, 0]).tolist()
-        level = np.concatenate([np.full(pooled[t].prod(), self.spec.geometry.tile_level[t]) for t in tiles])
+        pyramid, size = self.spec.pyramid, np.stack([picture.size for picture in pictures])
+        level = np.concatenate([np.full(pooled[t].prod(), pyramid.places[t].level) for t in tiles])
         features = np.stack([np.concatenate([pool(p.maps[t], pooled[t]) for t in tiles]) for p in pictures])
-        places = [[self.spec.geometry.where(p.size, t, pooled[t]) for t in tiles] for p in pictures]
-        centre, extent = (np.stack([np.concatenate([of[i] for of in row]) for row in places]) for i in (0, 1))
+        places = [pyramid.where(size, t, pooled[None, t], tuple(pooled[t].tolist())) for t in tiles]
+        centre, extent = (np.concatenate(part, axis=1) for part in zip(*places, strict=True))
         inputs = {"features": features, "centre": centre, "extent": extent, "level": level}
         ids, mask = pad_ids(words)
         visual = self.backend.run("projector", inputs)[0]
-        logits, keys, values = self.backend.run("prefill", {"visual": visual, "ids": ids, "mask": mask})
+        logits, *state = self.backend.run("prefill", {"visual": visual, "ids": ids, "mask": mask})
         first = logits
-        real = np.concatenate(
-            [np.ones(visual.shape[:2], dtype=bool), mask, np.ones((len(ids), 1), dtype=bool)], axis=1
-        )
         written: list[NDArray[np.int64]] = []
         done = np.zeros(len(ids), dtype=bool)
         for step in range(self.spec.max_answer):
@@ -341,15 +348,9 @@ class Engine:
             done |= token == self.spec.end
             if done.all() or step + 1 == self.spec.max_answer:
                 break
-            real = np.concatenate([real, np.ones((len(ids), 1), dtype=bool)], axis=1)
-            inputs = {
-                "token": token,
-                "step": np.array([step + 1]),
-                "real": real,
-                "keys": keys,
-                "values": values,
-            }
-            logits, keys, values = self.backend.run("decode", inputs)
+            inputs = {"token": token, "step": np.array([step + 1]), **dict(zip(STATE, state, strict=False))}
+            logits, *longer = self.backend.run("decode", inputs)
+            state[: len(longer)] = longer
         rows = np.stack(written, axis=1).tolist()
         rows = [row[: row.index(self.spec.end)] if self.spec.end in row else row for row in rows]
         return first.astype(np.float32), [self.tokenizer.decode(row).strip() for row in rows]

@@ -39,6 +39,12 @@ class Keys:
             raise UserError(f"{key}={self.given[key]}: allowed: whole numbers of at least {least}")
         return value
 
+    @overload
+    def number(self, key: str, default: None = None) -> float | None: ...
+
+    @overload
+    def number(self, key: str, default: float) -> float: ...
+
     def number(self, key: str, default: float | None = None) -> float | None:
         if key not in self.given:
             return default

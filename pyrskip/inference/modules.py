@@ -5,13 +5,14 @@ Axes: B questions, W words, Q query width, U tiles, C channels, h x w cells, T t
 tokens, D width, K keys, V vocabulary, L layers, H heads.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from pyrskip.gates.gate import Gate
-from pyrskip.models.language import Decoder, Visual
+from pyrskip.models.language import Cache, Decoder, Visual
 from pyrskip.models.native import NativeModel
 from pyrskip.models.projector import Projector
 from pyrskip.models.vision import VisionEncoder
@@ -78,14 +79,13 @@ class PrefillPart(nn.Module):
         super().__init__()
         self.language = language
 
-    def forward(self, visual: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """visual [B, N, D], all of them real; ids, mask [B, W] -> logits [B, V], keys and values [L, B, H, K,
-        d]."""
-        real = torch.ones_like(visual[..., 0], dtype=torch.bool)
-        logits, _, caches, _ = self.language.prefill(
-            Visual(visual, real, torch.arange(visual.shape[0])), (ids, mask)
-        )
-        return logits, torch.stack([k for k, _ in caches]), torch.stack([v for _, v in caches])
+    def forward(self, visual: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """visual [B, N, D], all of them real; ids, mask [B, W] -> logits [B, V] and the STATE."""
+        own = Visual(visual, torch.ones_like(visual[..., 0], dtype=torch.bool), torch.arange(visual.shape[0]))
+        memories = self.language.memorise(visual)
+        layers = self.language.layers_reading(memories)
+        logits, real, caches, _ = self.language.prefill(own, (ids, mask), layers)
+        return logits, real, *_stacked(caches), *_stacked(memories)
 
 
 class DecodePart(nn.Module):
@@ -94,14 +94,30 @@ class DecodePart(nn.Module):
         self.language = language
 
     def forward(
-        self, token: Tensor, step: Tensor, real: Tensor, keys: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """token [B], its number in the answer [1], which keys are real [B, K + 1] bool, caches [L, B, H, K,
-        d] -> logits [B, V] of the next token and the caches, one key longer."""
-        logits, caches = self.language.decode(
-            token, step, real, list(zip(keys, values, strict=True)), list(self.language.blocks)
-        )
-        return logits, torch.stack([k for k, _ in caches]), torch.stack([v for _, v in caches])
+        self,
+        token: Tensor,
+        step: Tensor,
+        real: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        memory_keys: Tensor | None = None,
+        memory_values: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """token [B], its number in the answer [1] and the STATE -> logits [B, V] of the next token and the
+        STATE's first three, one key longer."""
+        memories: list[Cache] = []
+        if memory_keys is not None and memory_values is not None:
+            memories = list(zip(memory_keys, memory_values, strict=True))
+        layers = self.language.layers_reading(memories)
+        real = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
+        caches = list(zip(keys, values, strict=True))
+        logits, caches = self.language.decode(token, step, real, caches, layers)
+        return logits, real, *_stacked(caches)
+
+
+def _stacked(caches: Sequence[Cache]) -> tuple[Tensor, ...]:
+    """Keys and values of all layers [L, ...]; nothing where there are no layers."""
+    return tuple(torch.stack(part) for part in zip(*caches, strict=True))
 
 
 def parts_of(model: NativeModel, gate: Gate) -> dict[str, nn.Module]:

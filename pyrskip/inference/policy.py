@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrskip.inference.geometry import Floats, Ints
+from pyrskip.inference.arrays import Floats, Ints
 
 Bools = NDArray[np.bool_]
 POLICIES = ("bernoulli", "categorical", "utility")
@@ -166,6 +166,26 @@ def _shares(
     portion = portion / portion.sum(-1, keepdims=True).clip(min=tiny)
     rest = total[:, None] - fixed.sum(-1, keepdims=True)
     return np.where(free, (rest * portion).clip(low, high), fixed)
+
+
+def realise(asked: Ints, cells: Ints) -> Ints:
+    """Rows and columns that a tile's map is pooled to. asked [..., T], cells [..., T, 2] -> [..., T, 2]; 0
+    where nothing is asked or there."""
+    rows, columns = cells[..., 0], cells[..., 1]
+    on = (asked > 0) & (rows > 0) & (columns > 0)
+    rows, columns, asked = rows.clip(min=1), columns.clip(min=1), asked.clip(min=1)
+
+    def side(of: Ints, other: Ints) -> Ints:
+        ideal = np.sqrt(asked.astype(np.float64) * of / other)
+        whole: Ints = ideal.astype(np.int64).clip(min=1)
+        return np.minimum(whole, np.minimum(of, asked))
+
+    tall, wide = side(rows, columns), side(columns, rows)
+    by_rows = np.stack([tall, np.minimum(columns, asked // tall)], axis=-1)
+    by_columns = np.stack([np.minimum(rows, asked // wide), wide], axis=-1)
+    better = by_columns.prod(-1) > by_rows.prod(-1)
+    size: Ints = np.where(better[..., None], by_columns, by_rows) * on[..., None]
+    return size
 
 
 def _clip(asked: Ints, max_tokens: Ints) -> Ints:

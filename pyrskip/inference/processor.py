@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 
 from pyrskip.errors import UserError
+from pyrskip.inference.arrays import Floats
 from pyrskip.inference.engine import Engine, Picture, Request, Selection
-from pyrskip.inference.geometry import Floats, mipmaps
-from pyrskip.picture import fitted, fitted_size
+from pyrskip.picture import fitted, fitted_size, mipmaps
 
 
 @dataclass(frozen=True)
@@ -70,29 +70,26 @@ def plan(
     Raises UserError for a sequential gate, a thumbnail that is not this image's glance, and what
     `Engine.select` refuses.
     """
-    spec, geometry = engine.spec, engine.spec.geometry
+    spec, pyramid = engine.spec, engine.spec.pyramid
     refuse_sequential(spec.sequential)
-    width, height = fitted_size(*size, geometry.size)
-    shrink = 1 << (geometry.levels - 1)
+    width, height = fitted_size(*size, pyramid.size)
+    shrink = 1 << (pyramid.levels - 1)
     wanted = (-(-width // shrink), -(-height // shrink))
     if thumbnail.size != wanted:
         raise UserError(
             f"the thumbnail has {thumbnail.size} pixels; allowed for an image of {size}: {wanted}"
         )
     glance = np.asarray(thumbnail.convert("RGB")).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-    picture = Picture(np.array([height, width]), [*[None] * (geometry.levels - 1), glance])
+    picture = Picture(np.array([height, width]), [*[None] * (pyramid.levels - 1), glance])
     decisions = engine.decide([engine.prepared(picture, Request(b"", question, price, max_tokens))])
-    pixels = geometry.pixels(picture.size[None])[0]
+    pixels = pyramid.pixels(picture.size[None])[0]
     views = []
     for tile, (rows, columns) in enumerate(decisions.pooled[0].tolist()):
         if rows:
-            level = int(geometry.tile_level[tile])
-            place = (
-                geometry.tile_corner[tile] << level,
-                (geometry.tile_corner[tile] + pixels[tile]) << level,
-            )
+            level, *corner, _ = pyramid.places[tile]
+            place = np.array(corner) << level, (corner + pixels[tile]) << level
             (top, left), (bottom, right) = (np.minimum(corner / picture.size, 1).tolist() for corner in place)
-            tall, wide = np.minimum(pixels[tile], np.array([rows, columns]) * geometry.stride).tolist()
+            tall, wide = np.minimum(pixels[tile], np.array([rows, columns]) * pyramid.stride).tolist()
             views.append(View(level, tile, (left, top, right, bottom), wide, tall))
     views.sort(key=lambda view: (-view.level, view.tile))
     return Plan(decisions.selections[0], tuple(views), (size[0], size[1]))
@@ -102,12 +99,10 @@ def views(engine: Engine, image: Image.Image, plan: Plan) -> list[Image.Image]:
     """The images of a plan, cut from the whole image."""
     if image.size != plan.size:
         raise UserError(f"the plan was made for an image of {plan.size} pixels, this one has {image.size}")
-    geometry, levels = engine.spec.geometry, _levels(engine, image)
+    levels = _levels(engine, image)
     result = []
     for view in plan.views:
-        row, column = geometry.tile_corner[view.tile]
-        side = geometry.tile_side[view.tile]
-        cut = _picture(levels[view.level][:, row : row + side, column : column + side])
+        cut = _picture(engine.spec.pyramid.crop(levels[view.level], view.tile))
         wanted = (view.width, view.height)
         result.append(cut if cut.size == wanted else cut.resize(wanted, Image.Resampling.BOX))
     return result
@@ -138,7 +133,7 @@ def refuse_sequential(sequential: bool) -> None:
 
 
 def _levels(engine: Engine, image: Image.Image) -> list[Floats]:
-    return mipmaps(fitted(image, engine.spec.geometry.size), engine.spec.geometry.levels)
+    return mipmaps(fitted(image, engine.spec.pyramid.size), engine.spec.pyramid.levels)
 
 
 def _picture(level: Floats) -> Image.Image:

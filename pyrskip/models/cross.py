@@ -86,7 +86,7 @@ class CrossBlock(Block):
     def memorise(self, tokens: Tensor) -> Cache:
         """tokens [U, N, D] -> keys and values [U, H, 1 + N, d], the learned one first."""
         kv = self.read_kv(tokens).unflatten(-1, (2, -1))
-        kv = torch.cat([self.nothing.expand(len(kv), 1, -1, -1).to(kv.dtype), kv], dim=1)
+        kv = torch.cat([self.nothing.expand(kv.shape[0], 1, -1, -1).to(kv.dtype), kv], dim=1)
         k, v = kv.unflatten(-1, (self.heads, -1)).permute(2, 0, 3, 1, 4)
         return k, v
 
@@ -97,20 +97,34 @@ class CrossBlock(Block):
         past: Cache | None = None,
         wanted: int | None = None,
         *,
-        memory: Memory,
         kv: Cache,
+        memory: Memory | None = None,
     ) -> tuple[Tensor, Cache]:
+        """kv of `memorise`; memory: who reads which row of it, None where every question reads its own."""
         x, cache = self.attend(x, allowed, past, wanted)
+        read = self.read_own(x, kv) if memory is None else self.read_shared(x, allowed, memory, kv)
+        return self.mix(x + self.drop(read)), cache
+
+    def read_own(self, x: Tensor, kv: Cache) -> Tensor:
+        """x [B, Q, D], kv of B rows that are all real -> [B, Q, D]. Padding reads too, which nobody sees: no
+        shape depends on data, so that it can be traced."""
+        q = self._heads(self.read_query(self.norm3(x)))
+        read: Tensor = self.read_out(attention(q, *kv, None).transpose(1, 2).flatten(2))
+        return read
+
+    def read_shared(self, x: Tensor, allowed: Tensor, memory: Memory, kv: Cache) -> Tensor:
+        """x [B, Q, D], allowed [B, Q', K], Q the last of Q' -> [B, Q, D], zeros in padding. What several
+        questions see is held once, and padding reads nothing."""
         # positions are the last keys, and padding may not even see itself
         queries, keys = x.shape[1], allowed.shape[2]
         reads = allowed[:, -queries:].diagonal(keys - queries, dim1=1, dim2=2)
-        read = self.read(x[reads], reads.nonzero()[:, 0], memory, kv)
-        return self.mix(x + self.drop(torch.zeros_like(x).index_put((reads,), read.to(x.dtype)))), cache
+        read = self._read_positions(x[reads], reads.nonzero()[:, 0], memory, kv)
+        return torch.zeros_like(x).index_put((reads,), read.to(x.dtype))
 
-    def read(self, x: Tensor, question: Tensor, memory: Memory, kv: Cache) -> Tensor:
-        """Positions x [P, D] of the questions [P] -> [P, D]; kv of `memorise`."""
+    def _read_positions(self, x: Tensor, question: Tensor, memory: Memory, kv: Cache) -> Tensor:
+        """Positions x [P, D] of the questions [P] -> [P, D]."""
         groups = Groups.of(memory.visual.of[question], len(memory.visual.real))
-        q = groups.gather(self.read_query(self.norm3(x))).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q = self._heads(groups.gather(self.read_query(self.norm3(x))))
         real = F.pad(memory.visual.real, (1, 0), value=True)[:, None, None]
         if memory.weight is None:
             mixed = attention(q, *kv, None if bool(real.all()) else real)
@@ -119,6 +133,9 @@ class CrossBlock(Block):
             mixed = weighted_attention(q, *kv, real, weight)
         read: Tensor = self.read_out(groups.scatter(mixed.transpose(1, 2).flatten(2)))
         return read
+
+    def _heads(self, q: Tensor) -> Tensor:
+        return q.reshape(*q.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class CrossDecoder(Decoder):
@@ -144,10 +161,15 @@ class CrossDecoder(Decoder):
             ):
                 linear.weight.data.mul_(NOISE).add_(start)
 
-    def prompt(
-        self, visual: Visual, weight: Tensor | None, question: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Sequence[Layer]]:
-        x, mask = self.words(question)
-        memory = Memory(visual, weight)
-        blocks = [block for block in self.blocks if isinstance(block, CrossBlock)]
-        return x, mask, [partial(b, memory=memory, kv=b.memorise(visual.tokens)) for b in blocks]
+    def prompt(self, visual: Visual, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.words(question)
+
+    def layers(self, visual: Visual, weight: Tensor | None = None) -> Sequence[Layer]:
+        return self.layers_reading(self.memorise(visual.tokens), Memory(visual, weight))
+
+    def memorise(self, tokens: Tensor) -> list[Cache]:
+        """Keys and values [U, H, 1 + N, d] of visual tokens [U, N, D], for each layer."""
+        return [block.memorise(tokens) for block in self.blocks if isinstance(block, CrossBlock)]
+
+    def layers_reading(self, memories: Sequence[Cache], memory: Memory | None = None) -> Sequence[Layer]:
+        return [partial(block, kv=kv, memory=memory) for block, kv in zip(self.blocks, memories, strict=True)]

@@ -259,7 +259,7 @@ class Decoder(nn.Module):
         self.answer_position = nn.Embedding(config.max_answer, config.width)
         self.blocks = nn.ModuleList([self.build_block() for _ in range(config.layers)])
         self.norm = nn.RMSNorm(config.width)
-        self.asked: tuple[object, tuple[Tensor, Tensor]] | None = None
+        self.last_question: tuple[object, tuple[Tensor, Tensor]] | None = None
         self._initialise()
 
     def build_block(self) -> Block:
@@ -287,10 +287,13 @@ class Decoder(nn.Module):
         """Questions as ids [B, W] and mask [B, W] bool, on the model's device. Those asked last are
         remembered: a training step, or a rollout of many actions, asks the same ones several times."""
         # a tensor of inference mode is of no use to a training step
-        key, last = (tuple(texts), self.embed.weight.device, torch.is_inference_mode_enabled()), self.asked
+        key, last = (
+            (tuple(texts), self.embed.weight.device, torch.is_inference_mode_enabled()),
+            self.last_question,
+        )
         if last is None or last[0] != key:
             ids = [e.ids[: self.config.max_words] or [END] for e in self.tokenizer.encode_batch(list(texts))]
-            last = self.asked = (key, self._pad(ids))
+            last = self.last_question = (key, self._pad(ids))
         return last[1]
 
     def tokenize_answers(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -318,14 +321,15 @@ class Decoder(nn.Module):
         weight [B, N] in [0, 1] of each question's visual tokens, or None; question (ids, mask) [B, W]; answer
         [B, A].
         """
-        x, keys, layers = self.prompt(visual, weight, question)
+        x, keys = self.prompt(visual, question)
+        layers = self.layers(visual, weight)
         start = torch.full_like(answer[:, :1], ANSWER)
-        asked = self._answer(torch.cat([start, answer[:, :-1]], dim=1), 0)
-        batch, prompt, length = x.shape[0], x.shape[1], asked.shape[1]
+        given = self._answer(torch.cat([start, answer[:, :-1]], dim=1), 0)
+        batch, prompt, length = x.shape[0], x.shape[1], given.shape[1]
         allowed = torch.zeros(batch, prompt + length, prompt + length, dtype=torch.bool, device=x.device)
         allowed[:, :, :prompt] = keys[:, None]
         allowed[:, prompt:, prompt:] = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        x = torch.cat([x, asked], dim=1)
+        x = torch.cat([x, given], dim=1)
         for layer in layers[:-1]:
             x, _ = layer(x, allowed)
         x, _ = layers[-1](x, allowed, wanted=length)
@@ -356,11 +360,12 @@ class Decoder(nn.Module):
         ]
 
     def prefill(
-        self, visual: Visual, question: tuple[Tensor, Tensor]
+        self, visual: Visual, question: tuple[Tensor, Tensor], layers: Sequence[Layer] | None = None
     ) -> tuple[Tensor, Tensor, list[Cache], Sequence[Layer]]:
         """Read a prompt and <answer>: logits [B, V] of the first token, keys that are real [B, K], each
-        layer's cache, and the layers to go on with."""
-        x, keys, layers = self.prompt(visual, None, question)
+        layer's cache, and the layers to go on with. layers: by default those of these visual tokens."""
+        x, keys = self.prompt(visual, question)
+        layers = self.layers(visual) if layers is None else layers
         x = torch.cat([x, self._answer(torch.full_like(question[0][:, :1], ANSWER), 0)], dim=1)
         keys = F.pad(keys, (0, 1), value=True)
         last = torch.arange(keys.shape[1], device=x.device) == keys.shape[1] - 1
@@ -377,7 +382,7 @@ class Decoder(nn.Module):
         self, token: Tensor, step: Tensor, keys: Tensor, caches: Sequence[Cache], layers: Sequence[Layer]
     ) -> tuple[Tensor, list[Cache]]:
         """Append a token [B], the answer's number `step` [1]: logits [B, V] of the next, and the longer
-        caches. keys [B, K]; layers of `prefill`: a prefix decoder's are its blocks."""
+        caches. keys [B, K]; layers of `prefill`."""
         x = self._embed(token[:, None]) + self.answer_position(step)
         longer = []
         for layer, past in zip(layers, caches, strict=True):
@@ -385,14 +390,24 @@ class Decoder(nn.Module):
             longer.append(cache)
         return self._head(x[:, -1]), longer
 
-    def prompt(
-        self, visual: Visual, weight: Tensor | None, question: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Sequence[Layer]]:
-        """Embedded prompt [B, P, D], which of its positions are keys [B, P] bool, and the layers for it."""
+    def prompt(self, visual: Visual, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Embedded prompt [B, P, D] and which of its positions are keys [B, P] bool."""
         x, mask = self.words(question)
         x = torch.cat([visual.tokens[visual.of], x], dim=1)
-        layers = [partial(block, weight=weight) for block in self.blocks]
-        return x, torch.cat([visual.real[visual.of], mask], dim=1), layers
+        return x, torch.cat([visual.real[visual.of], mask], dim=1)
+
+    def layers(self, visual: Visual, weight: Tensor | None = None) -> Sequence[Layer]:
+        """The layers for a prompt. weight [B, N] in [0, 1] of each question's visual tokens, or None."""
+        return [partial(block, weight=weight) for block in self.blocks]
+
+    def memorise(self, tokens: Tensor) -> list[Cache]:
+        """What layers read of visual tokens [U, N, D] outside of the prompt: nothing."""
+        return []
+
+    def layers_reading(self, memories: Sequence[Cache]) -> Sequence[Layer]:
+        """The layers for a prompt, each bound to its part of `memorise`, where every question has a row of
+        visual tokens of its own, all real."""
+        return list(self.blocks)
 
     def words(self, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Question (ids, mask) [B, W] -> embedded with their positions [B, W, D], and the mask."""

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyrskip.pyramid import bins
+
 FLOOR = 1e-3
 """Of whitening, as a share of the features' mean variance: directions with less are noise."""
 
@@ -18,8 +20,7 @@ def pool(maps: Tensor, cells: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Adaptive average pooling, each map's valid cells to a size of its own.
 
     maps [U, C, R, K], cells [U, 2] valid rows and columns, size [U, 2] with 1 <= size <= cells
-    -> pooled [U, C, h, w] with h, w the largest sizes, and valid [U, h, w] bool. Bins are those of
-    torch.nn.AdaptiveAvgPool2d: bin i of n over r cells covers floor(i r / n) .. ceil((i + 1) r / n).
+    -> pooled [U, C, h, w] with h, w the largest sizes, and valid [U, h, w] bool.
     """
     height, width = (int(n) for n in size.amax(0))
     on = [
@@ -28,20 +29,10 @@ def pool(maps: Tensor, cells: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     valid = on[0][:, :, None] & on[1][:, None, :]
     if bool((size == cells).all()):
         return maps[:, :, :height, :width], valid
-    rows = _bins(cells[:, 0], size[:, 0], height, maps.shape[2])
-    columns = _bins(cells[:, 1], size[:, 1], width, maps.shape[3])
+    rows = bins(cells[:, 0], size[:, 0], height, maps.shape[2])
+    columns = bins(cells[:, 1], size[:, 1], width, maps.shape[3])
     pooled = torch.einsum("uhr,ucrk,uwk->uchw", rows.to(maps), maps, columns.to(maps))
     return pooled, valid
-
-
-def _bins(cells: Tensor, size: Tensor, outputs: int, inputs: int) -> Tensor:
-    """[U, outputs, inputs]: the weight of every cell in every bin."""
-    i = torch.arange(outputs, device=cells.device)[None]
-    low = torch.div(i * cells[:, None], size[:, None], rounding_mode="floor")
-    high = -torch.div(-(i + 1) * cells[:, None], size[:, None], rounding_mode="floor")
-    k = torch.arange(inputs, device=cells.device)
-    weight = ((k >= low[..., None]) & (k < high[..., None]) & (i < size[:, None])[..., None]).float()
-    return weight / weight.sum(-1, keepdim=True).clamp(min=1)
 
 
 class Projector(nn.Module):

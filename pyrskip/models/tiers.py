@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrskip.cost import Convention, Cost
+from pyrskip.errors import UserError
 from pyrskip.models.text import TextEncoder
 from pyrskip.models.vision import VisionEncoder
 from pyrskip.pyramid import Pyramid
@@ -26,6 +27,15 @@ class Features:
     maps: tuple[Tensor, ...]
     encoded: Tensor
     levels: tuple[Tensor, ...] = ()
+
+
+class RefusedError(UserError):
+    """A model refuses some questions, and would again. answers: of every question, an error for one that is
+    refused."""
+
+    def __init__(self, answers: Sequence[str | UserError]) -> None:
+        super().__init__(next(str(answer) for answer in answers if isinstance(answer, UserError)))
+        self.answers = answers
 
 
 class BlackBox(Protocol):
@@ -58,7 +68,8 @@ class BlackBox(Protocol):
         ...
 
     def answer(self, batch: Batch, asked: Tensor) -> list[str]:
-        """Answers under the decision asked [B, T]; a tile that nobody asks for is not computed."""
+        """Answers under the decision asked [B, T]; a tile that nobody asks for is not computed. Raises
+        RefusedError, with the other answers, where the model refuses some questions."""
         ...
 
     def loglik(self, batch: Batch, asked: Tensor) -> Tensor | None:

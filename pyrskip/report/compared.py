@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pyrskip.evaluation.above import LEVEL, Candidate
+from pyrskip.evaluation.comparison import Entry, Spread, standings
 from pyrskip.evaluation.equal import Equal
 from pyrskip.evaluation.scores import Scored
 from pyrskip.report.tables import Column, Table, print_table
@@ -54,6 +55,41 @@ def print_above(candidates: Sequence[Candidate]) -> None:
         f"{significant or 'none'} of {len(candidates)} significantly above full (p, Holm below {LEVEL:g}, "
         "and above in every run)"
     )
+
+
+def print_comparison(entries: Sequence[Entry], low: float, high: float) -> None:
+    """A line a pair of rule and policy, over the prices at which its gates cost low to high."""
+    gates, models = len({e.gate for e in entries}), len({e.flex_seed for e in entries})
+    names = ("% of full", "above random", "above hull", "regret")
+    columns = [
+        Column("rule"),
+        Column("policy"),
+        Column("x full", ".3f"),
+        *(Column(name, "") for name in names),
+    ]
+    table = Table(
+        title=f"Rules at {low:g} to {high:g} of full's FLOPs, test split; gates a pair: {gates}, flex seeds: "
+        f"{models}",
+        columns=[*columns, Column("points", "d")],
+        rows=[
+            [
+                s.rule,
+                s.policy,
+                s.relative_flops and s.relative_flops.mean,
+                *map(_spread, (s.retention, s.above_random, s.above_hull, s.regret)),
+                s.points,
+            ]
+            for s in standings(entries, low, high)
+        ],
+        note="means over prices and gates, ± the standard deviation between gates, in points of accuracy; "
+        "random: the same decisions dealt out to other questions; hull: fixed selections mixed at the same "
+        "cost; regret: to oracle:type; points: gates x prices that cost this much",
+    )
+    print_table(table)
+
+
+def _spread(of: Spread | None) -> str | None:
+    return None if of is None else f"{100 * of.mean:.1f} ±{100 * of.deviation:.1f}"
 
 
 def _gain(equal: Equal) -> str:

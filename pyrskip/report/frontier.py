@@ -112,7 +112,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         f"{real['accuracy_from_table']:.2%}; {real['decisions_that_differ']} decisions and "
         f"{real['scores_that_differ']} scores "
         f"differ; "
-        f"{real['tiles_encoded']} tiles encoded, {real['tiles_asked_for']} asked for"
+        f"{real['tiles_encoded']} tiles encoded, {real['tiles_asked_for']} decided"
     )
     if summary["budget_weights"] is not None:
         print(

@@ -12,17 +12,26 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pyrskip.errors import UserError
+from pyrskip.evaluation.comparison import Entry, band, by_pair
 from pyrskip.evaluation.curves import curve as curve_of
 from pyrskip.evaluation.curves import groups, of_tiles
 from pyrskip.evaluation.frontier import Row
 from pyrskip.evaluation.methods import style_of
 from pyrskip.evaluation.style import BLACK
-from pyrskip.report.styles import CYCLE
+from pyrskip.report.styles import CYCLE, RULES
 
 DPI = 150
 FORMATS = (".svg", ".pdf", ".png")
+# type 42 and text as text: fonts stay editable, and publishers accept them
+FOR_PAPERS: dict[Any, Any] = {
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "font.size": 8,
+    "svg.hashsalt": "pyrskip",
+}
 MARKERS = ("o", "s", "^", "v", "D", "P")
-PANELS = {"gate": "The gate and the fixed selections", "explained": "What the decision is worth"}
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (6, 2)))
+PANELS = {"gate": "The gate and the fixed selections", "explained": "What explains the gate"}
 """Of plot_frontier, by what styles call them: titles."""
 
 
@@ -72,10 +81,7 @@ def plot_runs(
     and the hull of fixed selections, is the first run's. Raises UserError where a run has no such method, or
     the file's ending is none of FORMATS.
     """
-    if path.suffix not in FORMATS:
-        raise UserError(
-            f"out={path} is no picture that can be drawn; allowed: a name that ends in {', '.join(FORMATS)}"
-        )
+    check_format(path)
     drawn = {
         label: [r for r in rows if r.split == "test" and r.method == method] for label, rows in runs.items()
     }
@@ -86,10 +92,7 @@ def plot_runs(
                 f"{', '.join(sorted({r.method for r in runs[label]}))}"
             )
     base = [r for r in next(iter(runs.values())) if r.split == "test"]
-    # type 42 and text as text: fonts stay editable, and publishers accept them
-    with mpl.rc_context(
-        {"pdf.fonttype": 42, "svg.fonttype": "none", "font.size": 8, "svg.hashsalt": "pyrskip"}
-    ):
+    with mpl.rc_context(FOR_PAPERS):
         figure = Figure(figsize=(3.5, 2.7), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
@@ -114,19 +117,70 @@ def plot_runs(
         axes.set_xlim(0, 1.06 * max(r.relative_flops for r in shown))
         axes.set_xlabel("FLOPs over the mean full pyramid's")
         axes.set_ylabel("accuracy, %")
-        axes.grid(color="0.92", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        _finish(axes)
         axes.legend(frameon=False, fontsize=7, loc="lower right")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # without a date the same rows give the same file
-            figure.savefig(
-                path,
-                dpi=300,
-                metadata={".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix),
-            )
-        except OSError as error:
-            raise UserError(f"out={path} cannot be written: {error}") from error
+        _save(figure, path)
+
+
+def plot_comparison(
+    entries: Sequence[Entry], behind: Mapping[str, Sequence[Sequence[tuple[float, float]]]], path: Path
+) -> None:
+    """Retention against cost on the test split: a line a pair of rule and policy with the range of its gates,
+    or their single points where they reach no range of costs together.
+
+    behind: method -> (cost, retention) of each flex seed. Raises UserError where the file's ending is none of
+    FORMATS.
+    """
+    check_format(path)
+    with mpl.rc_context(FOR_PAPERS):
+        figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for method, curves in behind.items():
+            for number, curve in enumerate(curves):
+                label, line = method if number == 0 else None, style_of(method).line
+                axes.plot(*zip(*curve, strict=True), line, color=BLACK, label=label, linewidth=0.8)
+        policies = list(dict.fromkeys(e.policy for e in entries))
+        others = [rule for rule in dict.fromkeys(e.rule for e in entries) if rule not in RULES]
+        colours = RULES | {rule: CYCLE[i % len(CYCLE)] for i, rule in enumerate(others)}
+        for pair, of_pair in by_pair(entries).items():
+            colour, line = colours[of_pair[0].rule], LINES[policies.index(of_pair[0].policy) % len(LINES)]
+            drawn = band(of_pair)
+            if drawn:
+                cost, middle, least, greatest = zip(*drawn, strict=True)
+                axes.plot(cost, middle, linestyle=line, color=colour, label=pair, linewidth=1.4)
+                axes.fill_between(cost, least, greatest, color=colour, alpha=0.08, linewidth=0)
+            else:
+                x, y = [e.relative_flops for e in of_pair], [e.retention for e in of_pair]
+                axes.scatter(x, y, s=12, color=colour, label=pair)
+        axes.set_xlabel("FLOPs over the mean full pyramid's")
+        axes.set_ylabel("accuracy over the full pyramid's")
+        _finish(axes)
+        axes.legend(frameon=False, fontsize=7, ncols=2, loc="lower right")
+        _save(figure, path)
+
+
+def check_format(path: Path) -> None:
+    """Raises UserError for a name that ends in none of FORMATS."""
+    if path.suffix not in FORMATS:
+        raise UserError(
+            f"out={path} is no picture that can be drawn; allowed: a name that ends in {', '.join(FORMATS)}"
+        )
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(color="0.92", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # without a date the same rows give the same file
+        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
+        figure.savefig(path, dpi=300, metadata=metadata)
+    except OSError as error:
+        raise UserError(f"out={path} cannot be written: {error}") from error
 
 
 def run_colours(rules: Mapping[str, str], of_rule: Mapping[str, str]) -> dict[str, str]:

@@ -80,6 +80,6 @@ def verdicts(needs: Sequence[Need]) -> list[str]:
     return [
         f"types that lose at least {100 * LOST:.0f} points without level 0: {', '.join(lost) or 'none'}",
         f"types that lose less than {100 * KEPT:.0f} points at the glance alone: {', '.join(kept) or 'none'}",
-        f"the question alone is worth over {100 * BLIND:.0f} points more than the most frequent answer to: "
+        f"the question alone scores over {100 * BLIND:.0f} points more than the most frequent answer to: "
         f"{', '.join(given_away) or 'no type'}",
     ]

@@ -25,19 +25,23 @@ from pyrskip.decision import ActionSet, blind
 from pyrskip.errors import UserError
 from pyrskip.gated import encode_glance
 from pyrskip.models.native import NativeModel
-from pyrskip.models.served import ServedModel
 from pyrskip.models.tiers import Features
+from pyrskip.models.vlm.served import ServedModel
 from pyrskip.rollouts.scoring import score_native, score_served
 from pyrskip.rollouts.table import RolloutTable, check_origin
 from pyrskip.sample import Batch, Sample
 from pyrskip.signals import PER, Per, read, signals_of
 
 UNREADABLE = "unreadable"
-"""A file in a chunk's directory that stands for its table, where none of its images can be read."""
+"""A file in a chunk's directory that stands for its table, where each of its images is broken or refused."""
 
 
 class RolloutModule(pl.LightningModule):
-    """Predicts the part of a table that a batch gives. origin: what the table is to know of its making."""
+    """Predicts the part of a table that a batch gives. origin: what the table is to know of its making.
+
+    refused: keys of images of the last batch that are left out, since the model refuses a question on them,
+    each with the reason.
+    """
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class RolloutModule(pl.LightningModule):
         self.model, self.split, self.origin = model, split, dict(origin or {})
         self.actions, self.budget = actions, budget
         self.signals = signals_of(model)
+        self.refused: dict[str, str] = {}
         # a rank whose chunks are all done has nothing left
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -62,7 +67,8 @@ class RolloutModule(pl.LightningModule):
 
     @torch.no_grad()
     def predict_step(self, batch: Batch | None, batch_idx: int) -> RolloutTable | None:
-        """None where no sample of the batch can be read."""
+        """None where no sample of the batch can be read, or the model answers on none."""
+        self.refused = {}
         if batch is None:
             return None
         model = self.model
@@ -77,7 +83,15 @@ class RolloutModule(pl.LightningModule):
             score, probability = score_native(model, batch, features, asked)
             similarity = self.similarity(model, batch, features, capacity)
         else:
-            score, probability = score_served(model, batch, asked)
+            score, probability, self.refused = score_served(model, batch, asked)
+            if self.refused:
+                images = [key not in self.refused for key in batch.image_keys]
+                kept = [row for row, image in enumerate(batch.image_of.tolist()) if images[image]]
+                if not kept:
+                    return None
+                batch, size, asked, score = batch.rows(kept), size[kept], asked[kept], score[kept]
+                probability = None if probability is None else probability[kept]
+                features = encode_glance(model, batch)
         realised = model.realise(asked, size[:, None].expand(-1, asked.shape[1], -1))
         texts = tuple(dict.fromkeys(batch.texts))
         where = {t: i for i, t in enumerate(texts)}
@@ -138,6 +152,9 @@ class ChunkWriter(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        assert isinstance(pl_module, RolloutModule)
+        for key, reason in pl_module.refused.items():
+            self.chunks.lose(key, reason)
         if outputs is not None:
             self.parts.append(outputs)
         ends = self.chunks.ends
@@ -153,8 +170,10 @@ class ChunkWriter(pl.Callback):
         self.parts.clear()
         self.written += 1
         total = len(ends)
-        told = trainer.is_global_zero and not self.quiet and not sys.stderr.isatty()  # a terminal shows a bar
-        if told and self.written * 5 // total > (self.written - 1) * 5 // total:
+        prints = (
+            trainer.is_global_zero and not self.quiet and not sys.stderr.isatty()
+        )  # a terminal shows a bar
+        if prints and self.written * 5 // total > (self.written - 1) * 5 // total:
             print(f"  {self.directory.name}: chunk {self.written}/{total}", file=sys.stderr, flush=True)
 
 
@@ -214,6 +233,11 @@ class _Chunks(pl.LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer chunks than ranks
         self._data, self._images, self._chunk, self._done, self._side = data, images, chunk, done, side
         self.ends: dict[int, tuple[int, int]] = {}
+
+    def lose(self, key: str, reason: str) -> None:
+        """Leave a sample out as one that cannot be read."""
+        data = self._data if isinstance(self._data, ShardDataset) else self._data.data
+        data.lose(key, reason)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None

@@ -4,13 +4,17 @@ as can be.
 Axes: B questions, K decisions a question, T tiles.
 """
 
+from collections.abc import Sequence
+from math import nan
+
 import torch
 from torch import Tensor
 
+from pyrskip.errors import UserError
 from pyrskip.metrics import score as score_of
 from pyrskip.models.native import NativeModel
-from pyrskip.models.served import ServedModel
-from pyrskip.models.tiers import Features
+from pyrskip.models.tiers import Features, RefusedError
+from pyrskip.models.vlm.served import ServedModel
 from pyrskip.sample import Batch
 
 
@@ -29,9 +33,12 @@ def score_native(
 
 
 @torch.no_grad()
-def score_served(model: ServedModel, batch: Batch, asked: Tensor) -> tuple[Tensor, Tensor | None]:
-    """asked [B, K, T] -> score and probability of the first accepted answer, [B, K] each; None where the
-    model does not tell.
+def score_served(
+    model: ServedModel, batch: Batch, asked: Tensor
+) -> tuple[Tensor, Tensor | None, dict[str, str]]:
+    """asked [B, K, T] -> score and probability of the first accepted answer, [B, K] each, None where the
+    model does not tell; and the keys of images with a question that the model refuses, each with the reason.
+    A refused question's score is NaN.
 
     Decisions that realise the same tokens for a question are answered once. An image's questions and
     decisions are asked together, so that the model encodes each of its tiles once a call.
@@ -47,15 +54,21 @@ def score_served(model: ServedModel, batch: Batch, asked: Tensor) -> tuple[Tenso
     decisions = asked.flatten(0, 1)[first]
     scores: list[float] = []
     logliks: list[Tensor] = []
+    refused: dict[str, str] = {}
     for part in torch.arange(len(distinct)).split(model.at_once):
         some = batch.rows(distinct[part, 0].tolist())
-        answers = model.answer(some, decisions[part])
-        scores += [
-            score_of(a, q.answers, q.metric, q.text) for a, q in zip(answers, some.questions, strict=True)
-        ]
+        answers: Sequence[str | UserError]
+        try:
+            answers = model.answer(some, decisions[part])
+        except RefusedError as error:
+            answers = error.answers
+        for a, q, image in zip(answers, some.questions, some.image_of.tolist(), strict=True):
+            if isinstance(a, UserError):
+                refused[some.image_keys[image]] = str(a)
+            scores.append(nan if isinstance(a, UserError) else score_of(a, q.answers, q.metric, q.text))
         loglik = model.loglik(some, decisions[part])
         if loglik is not None:
             logliks.append(loglik)
     score = torch.tensor(scores, device=asked.device)[of].view(asked.shape[:2])
     chance = torch.cat(logliks).exp()[of].view(asked.shape[:2]) if logliks else None
-    return score, chance
+    return score, chance, refused

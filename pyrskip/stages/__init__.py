@@ -28,13 +28,13 @@ STAGES = (DATA, CACHE, FLEX, ROLLOUTS, GATE, FRONTIER)
 
 @preemptible()
 def run_stages(
-    config: Config, nodes: dict[str, Any], pruner: Callable[[Path, TableEnvironment], Callback] | None = None
+    config: Config, nodes: dict[str, Any], stopper: Callable[[Path, TableEnvironment], Callback] | None = None
 ) -> Path:
     """Run the config's stages in order; returns the run's directory.
 
-    pruner: as of Run. Raises Pruned then.
+    stopper: as of Run. Raises Pruned then.
     """
-    run = Run(config, nodes, pruner)
+    run = Run(config, nodes, stopper)
     stages = [stage for stage in STAGES if stage.applies(config)]
     # what cannot work is refused before any work
     pyramid = pyramid_of(config)

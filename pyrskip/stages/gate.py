@@ -66,8 +66,8 @@ def _train_gate(
     with loggers(run.nodes, directory, run.job(name)) as built:
         # a table has nothing to look at
         watches: list[Callback] = [] if config.gate.looks else [Watch(val, built)]
-        if run.pruner is not None and watches and name == f"gate/seed-{config.seed}":
-            watches.append(run.pruner(run.root, val))
+        if run.stopper is not None and watches and name == f"gate/seed-{config.seed}":
+            watches.append(run.stopper(run.root, val))
         fit(build_trainer(config.trainer, directory, built, name, watches), module, batches, directory)
     if config.reward.target is not None:
         val.to(torch.device("cpu"))

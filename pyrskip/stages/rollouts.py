@@ -13,8 +13,8 @@ from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.evaluation.needs import lists_levels, needs_of
 from pyrskip.files import write_json
-from pyrskip.models.remote import RemoteModel
-from pyrskip.models.served import ServedModel, file_digest, identity
+from pyrskip.models.vlm.remote import RemoteModel
+from pyrskip.models.vlm.served import ServedModel, file_digest, identity
 from pyrskip.report.rollouts import print_needs
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
 from pyrskip.rollouts.table import RolloutTable, check_origin
@@ -54,9 +54,10 @@ def roll_out_splits(run: Run) -> None:
 
 def _check_count(run: Run, model: RemoteModel) -> None:
     """Say where the server's count of prompt tokens is another than costs were computed from."""
-    if model.told and abs(model.taken / model.told - 1) > COUNT_TOLERANCE:
+    if model.counted and abs(model.taken / model.counted - 1) > COUNT_TOLERANCE:
         run.say(
-            f"the server counted {model.told} prompt tokens, model.remote's sizes say {model.taken}: costs "
+            f"the server counted {model.counted} prompt tokens, model.remote's sizes say {model.taken}: "
+            "costs "
             "are off"
         )
 
@@ -122,6 +123,7 @@ def origins_of(run: Run, splits: Sequence[str]) -> dict[str, dict[str, str]]:
         "action set": f"{len(actions)} actions {digest({'names': actions.names, 'ladder': actions.ladder})}",
         "budget": json.dumps(to_plain(config.budget)),
         "cost": json.dumps(to_plain(config.cost)),
+        "pruner": f"{config.pruner.name} {config.pruner.ratio:g}",
         "metric": "each question's own",
         "decoding": f"greedy, at most {longest} tokens",
         "sight of the gate": f"{vision}, {config.text.name}",
@@ -134,6 +136,6 @@ ROLLOUTS = Stage(
     "rollouts",
     roll_out_splits,
     after=FLEX,
-    keys=("model", "pyramid", "vision", "text", "actions", "budget", "cost"),
+    keys=("model", "pyramid", "vision", "text", "actions", "pruner", "budget", "cost"),
     once=True,
 )

@@ -18,7 +18,7 @@ from typing import Any
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 
-from pyrskip.config import STAGES, Config, to_plain
+from pyrskip.config import STAGES, Config, read_saved, to_plain
 from pyrskip.errors import UserError
 from pyrskip.files import run_lock, write_json
 from pyrskip.identity import RANKS, identity
@@ -61,28 +61,29 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """A config with its directories. nodes: what the loggers are instantiated from. pruner: makes, of a job's
-    directory and its validation rollouts, what gives its first gate up; it raises Pruned."""
+    """A config with its directories. nodes: what the loggers are instantiated from. stopper: (a job's
+    directory, its validation rollouts) -> a callback of its first gate's training, which may raise Pruned."""
 
     config: Config
     nodes: dict[str, Any]
-    pruner: Callable[[Path, TableEnvironment], Callback] | None = None
+    stopper: Callable[[Path, TableEnvironment], Callback] | None = None
 
     @property
     def root(self) -> Path:
         return self.config.directory
 
     @cached_property
-    def lender(self) -> Path | None:
-        """The directory of the run that stages are borrowed from."""
-        if self.config.borrow is None:
-            return None
-        path = Path(self.config.borrow)
-        if not (path / "config.json").is_file():
-            raise UserError(
-                f"from={self.config.borrow} is no run: it holds no config.json; allowed: a run's directory"
-            )
-        return path
+    def lenders(self) -> tuple[Path, ...]:
+        """The directories that stages are borrowed from: of the run in from=, of the one that it borrowed
+        from, and so on. Raises UserError where the first holds no run."""
+        found: list[Path] = []
+        place = self.config.borrow
+        while place is not None and Path(place).resolve() not in [path.resolve() for path in found]:
+            if found and not (Path(place) / "config.json").is_file():
+                break  # it may have been moved, and nothing of it may be needed
+            found.append(Path(place))
+            place = read_saved(place, "from").get("borrow")
+        return tuple(found)
 
     def fingerprint(self, stage: Stage) -> dict[str, Any]:
         """Flat: the stage's config keys, and the digest of the stage before it."""
@@ -98,18 +99,19 @@ class Run:
         """Where a stage is: borrowed if another run has it and this one does not. Raises UserError where that
         was made from another config, unless `stages` begins behind data and lists it."""
         own, listed = self.root / stage.name, self.config.stages
-        if not stage.borrowed or self.lender is None or (own / "stage.json").exists():
+        if not stage.borrowed or (own / "stage.json").exists():
             return own
-        state = _read_state(self.lender / stage.name)
+        begun = ((path / stage.name, _read_state(path / stage.name)) for path in self.lenders)
+        there, state = next(((path, state) for path, state in begun if state is not None), (own, None))
         if state is None or not state["done"]:
             return own
         try:
-            self._check(stage, state, self.lender / stage.name)
+            self._check(stage, state, there)
         except UserError:
             if stage.name in listed and listed[0] != STAGES[0]:
                 return own  # a run that says from where on it differs does those stages itself
             raise
-        return self.lender / stage.name
+        return there
 
     def done(self, stage: Stage) -> bool:
         """Whether the stage is finished. Raises UserError where it was made from another config."""
@@ -161,7 +163,7 @@ class Run:
 
     def keep_config(self) -> None:
         if first_rank():
-            borrow = self.lender and str(self.lender.resolve())
+            borrow = str(self.lenders[0].resolve()) if self.lenders else None
             write_json(self.root / "config.json", to_plain(self.config) | {"borrow": borrow})
             write_json(self.root / "versions.json", versions())
 

@@ -74,8 +74,8 @@ def read_job(directory: Path) -> Job:
     """Raises UserError where there is none."""
     path = directory / FILE
     try:
-        told = json.loads(path.read_text())
-        job = Job(directory, tuple(told["fixed"]), tuple(told["varied"]), told["state"], told["why"])
+        saved = json.loads(path.read_text())
+        job = Job(directory, tuple(saved["fixed"]), tuple(saved["varied"]), saved["state"], saved["why"])
         if job.state not in STATES:
             raise ValueError(f"state {job.state!r}")
     except FileNotFoundError as error:
@@ -95,11 +95,11 @@ def read_jobs(sweep: Path) -> list[Job]:
     return jobs
 
 
-def run_job(job: Job, task: Callable[[], None], tell: Callable[[Exception], str], first: bool) -> str:
+def run_job(job: Job, task: Callable[[], None], describe: Callable[[Exception], str], first: bool) -> str:
     """Run a job and keep its state, which is returned. What it fails with is kept and not raised, so that
     others go on.
 
-    tell: an error as one line. first: whether this is the job's first rank, which alone writes.
+    describe: gives an error as one line. first: whether this is the job's first rank, which alone writes.
     """
 
     def kept(state: str, why: str = "") -> str:
@@ -115,8 +115,8 @@ def run_job(job: Job, task: Callable[[], None], tell: Callable[[Exception], str]
     except Exception as error:
         if first:
             write_whole(job.directory / TRACE, traceback.format_exc())
-            print(f"error: {job.name}: {tell(error)}", file=sys.stderr)
-        return kept("failed", tell(error))
+            print(f"error: {job.name}: {describe(error)}", file=sys.stderr)
+        return kept("failed", describe(error))
     except BaseException:
         kept("stopped")
         raise

@@ -103,9 +103,9 @@ def print_status(jobs: Sequence[Job], console: Console) -> None:
     for job in jobs:
         own = dict(override.split("=", 1) for override in job.varied)
         point = point_of(job)
-        told = [f"{point[0]:.2%}", f"{point[1]:.3f}"] if point else ["", ""]
+        reached = [f"{point[0]:.2%}", f"{point[1]:.3f}"] if point else ["", ""]
         silent = f"silent for {job.silent / 60:.0f} min" if job.state == "running" else ""
-        table.add_row(*(own.get(key, "") for key in keys), job.state, *told, silent)
+        table.add_row(*(own.get(key, "") for key in keys), job.state, *reached, silent)
     console.print(table, markup=False)
     for job in jobs:
         if job.why:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pyrskip.config import read
 from pyrskip.errors import UserError
 from pyrskip.stages import STAGES
+from pyrskip.stages.lending import lend
 from pyrskip.stages.run import Run, digest
 from pyrskip.sweeps.jobs import Job, name_of
 from pyrskip.training.trainer import TrainerConfig
@@ -119,8 +120,8 @@ def varied_of(overrides: Sequence[str], fixed: frozenset[str]) -> list[str]:
 
 def in_sweep(cfg: DictConfig, directory: Path, overrides: Sequence[str], fixed: frozenset[str]) -> DictConfig:
     """The config of a sweep's job: in its own directory, with the stages of the run that lies in the sweep's,
-    if there is one and no other is named, and with one gate where the seed varies and their number is not
-    given."""
+    if there is one and no other is named, with the config that these lend, and with one gate where the seed
+    varies and their number is not given."""
     varied = varied_of(overrides, fixed)
     with open_dict(cfg):
         cfg.name = f"{cfg.name}/{name_of(varied)}"
@@ -128,7 +129,7 @@ def in_sweep(cfg: DictConfig, directory: Path, overrides: Sequence[str], fixed: 
             cfg["from"] = str(directory)
         if "seed" in map(_key, varied) and "seeds" not in map(_key, overrides):
             cfg.seeds = 1
-    return cfg
+    return lend(cfg, overrides)
 
 
 def refuse_replay(trainer: TrainerConfig, launcher: Mapping[str, Any]) -> None:

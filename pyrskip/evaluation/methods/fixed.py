@@ -60,67 +60,19 @@ def _vertices(inputs: Inputs, split: str, candidates: Sequence[int]) -> Iterator
         yield always(inputs.tables[split], candidates[vertex])
 
 
+_reference = partial(Style, section=Section.REFERENCES, by_type=True)
+_point = partial(_reference, line="", kind="point", panels=("gate", "explained", "runs"), first=True)
+_budget = partial(Style, ORANGE, panels=("gate",), section=Section.HEURISTICS)
+METHODS.register("full", Method(full, _point(BLACK, marker="*", area=190)))
+METHODS.register("reference", Method(partial(outside, "reference"), _point(RED, marker="D", place=1)))
 METHODS.register(
-    "full",
-    Method(
-        full,
-        Style(
-            *(BLACK, "", "*", "point", 190),
-            panels=("gate", "explained", "runs"),
-            section=Section.REFERENCES,
-            first=True,
-            by_type=True,
-        ),
-    ),
+    "question_only", Method(partial(outside, "question_only"), _reference(GREY, kind="floor", place=2))
 )
-METHODS.register(
-    "reference",
-    Method(
-        partial(outside, "reference"),
-        Style(
-            *(RED, "", "D", "point", 60),
-            panels=("gate", "explained", "runs"),
-            section=Section.REFERENCES,
-            place=1,
-            first=True,
-            by_type=True,
-        ),
-    ),
+_rings = Style(BLACK, "-", ".", "selections", panels=("gate",), section=Section.FIXED, first=True)
+METHODS.register("fixed", Method(fixed, _rings, candidate=True, variants=True))
+_behind = Style(
+    BLACK, "--", "", panels=("gate", "explained", "runs"), section=Section.FIXED, place=1, first=True
 )
-METHODS.register(
-    "question_only",
-    Method(
-        partial(outside, "question_only"),
-        Style(GREY, kind="floor", section=Section.REFERENCES, place=2, by_type=True),
-    ),
-)
-METHODS.register(
-    "fixed",
-    Method(
-        fixed,
-        Style(BLACK, "-", ".", "selections", panels=("gate",), section=Section.FIXED, first=True),
-        candidate=True,
-        variants=True,
-    ),
-)
-METHODS.register(
-    "hull",
-    Method(
-        hull,
-        Style(
-            *(BLACK, "--", ""),
-            panels=("gate", "explained", "runs"),
-            section=Section.FIXED,
-            place=1,
-            first=True,
-        ),
-    ),
-)
-for _name, _line, _marker in (("capacity", "--", "<"), ("learned", "-.", ">")):
-    METHODS.register(
-        f"budget:{_name}",
-        Method(
-            partial(budget, _name),
-            Style(ORANGE, _line, _marker, panels=("gate",), section=Section.HEURISTICS),
-        ),
-    )
+METHODS.register("hull", Method(hull, _behind))
+METHODS.register("budget:capacity", Method(partial(budget, "capacity"), _budget("--", "<")))
+METHODS.register("budget:learned", Method(partial(budget, "learned"), _budget("-.", ">")))

@@ -39,8 +39,8 @@ def random(inputs: Inputs, split: str) -> Iterator[Decisions]:
 
 
 def shuffled_query(inputs: Inputs, split: str) -> Iterator[Decisions]:
-    """The gate is asked others' questions, of which the model is as sure; what is paid and answered stays the
-    sample's own."""
+    """The gate decides for another sample's question and the model's confidence there; what is paid and
+    answered stays the sample's own."""
     table = inputs.tables[split]
     for seed in inputs.seeds if "gate" in inputs.gates else ():
         prices = inputs.prices_of("gate", seed)
@@ -60,29 +60,14 @@ def _orders(seed: int, questions: int) -> Iterator[Tensor]:
         yield torch.randperm(questions, generator=generator)
 
 
-METHODS.register(
-    "gate",
-    Method(
-        partial(gate, "gate"),
-        Style(
-            *(BLUE, "-", "o"),
-            panels=("gate", "explained"),
-            section=Section.GATES,
-            place=4,
-            first=True,
-            band=True,
-            by_type=True,
-        ),
-        candidate=True,
-    ),
-)
-for _name, _style in {
-    "gate:joint": Style(BLUE, "--", "x", section=Section.GATES, place=3, first=True),
-    "gate:query_only": Style(ORANGE, "-", "s", section=Section.GATES, place=2, first=True),
-    "gate:glance_only": Style(GREEN, "-", "^", section=Section.GATES, place=1, first=True),
+_style = partial(Style, section=Section.GATES)
+_own = _style(BLUE, "-", "o", panels=("gate", "explained"), place=4, first=True, band=True, by_type=True)
+METHODS.register("gate", Method(partial(gate, "gate"), _own, candidate=True))
+for _name, _look in {
+    "gate:joint": _style(BLUE, "--", "x", place=3, first=True),
+    "gate:query_only": _style(ORANGE, "-", "s", place=2, first=True),
+    "gate:glance_only": _style(GREEN, "-", "^", place=1, first=True),
 }.items():
-    METHODS.register(_name, Method(partial(gate, _name), _style, candidate=True))
+    METHODS.register(_name, Method(partial(gate, _name), _look, candidate=True))
 METHODS.register("random", Method(random, Style(GREY, "-", ".", section=Section.RANDOM, place=1, first=True)))
-METHODS.register(
-    "gate:shuffled_query", Method(shuffled_query, Style(PURPLE, ":", "v", section=Section.GATES))
-)
+METHODS.register("gate:shuffled_query", Method(shuffled_query, _style(PURPLE, ":", "v")))

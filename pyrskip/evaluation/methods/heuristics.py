@@ -1,6 +1,7 @@
 """Decisions that nobody learned: by chance, by words of the question, by likeness of question and level."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -56,9 +57,8 @@ def _texts(inputs: Inputs, split: str) -> Sequence[str]:
     return [table.texts[i] for i in table.query_of.tolist()]
 
 
+_style = partial(Style, SKY, section=Section.HEURISTICS)
 METHODS.register("random:bernoulli", Method(bernoulli, Style(GREY, "--", "x", section=Section.RANDOM)))
-METHODS.register(
-    "heuristic", Method(keywords, Style(SKY, "", "X", "point", 90, section=Section.HEURISTICS, place=1))
-)
-METHODS.register("strategy", Method(strategy, Style(SKY, ":", "X", section=Section.HEURISTICS, place=2)))
-METHODS.register("cosine", Method(cosine, Style(SKY, "--", "P", section=Section.HEURISTICS, place=3)))
+METHODS.register("heuristic", Method(keywords, _style("", "X", "point", 90, place=1)))
+METHODS.register("strategy", Method(strategy, _style(":", "X", place=2)))
+METHODS.register("cosine", Method(cosine, _style("--", "P", place=3)))

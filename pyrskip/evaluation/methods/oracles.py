@@ -1,6 +1,7 @@
 """What a gate is measured against: decisions that know how questions of a type, or each answer, come out."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -41,14 +42,7 @@ def _prices(inputs: Inputs) -> list[float]:
     return sorted({*inputs.prices, *own})
 
 
-METHODS.register(
-    "oracle:type",
-    Method(by_type, Style(RED, "-.", "1", panels=("gate",), section=Section.ORACLES, first=True)),
-)
-METHODS.register(
-    "oracle:sample",
-    Method(by_sample, Style(RED, ":", "2", panels=("gate",), section=Section.ORACLES, place=2)),
-)
-METHODS.register(
-    "oracle:cross", Method(cross, Style(RED, "--", "3", panels=("gate",), section=Section.ORACLES, place=1))
-)
+_style = partial(Style, RED, panels=("gate",), section=Section.ORACLES)
+METHODS.register("oracle:type", Method(by_type, _style("-.", "1", first=True)))
+METHODS.register("oracle:sample", Method(by_sample, _style(":", "2", place=2)))
+METHODS.register("oracle:cross", Method(cross, _style("--", "3", place=1)))

@@ -134,7 +134,7 @@ def _cards(run: Finished) -> list[dict[str, str]]:
         gate = at["gate"]
         if "relative_flops" in gate:
             label = (
-                f"of full's FLOPs, asked for {float(target):.1%} of its accuracy; kept "
+                f"of full's FLOPs, for a target of {float(target):.1%} of its accuracy; kept "
                 f"{gate['retention']['mean']:.2%}"
             )
             cards.append({"value": f"{gate['relative_flops']['mean']:.3f}", "label": label})

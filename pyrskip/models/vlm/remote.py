@@ -27,6 +27,7 @@ from pyrskip.decision import one_picture
 from pyrskip.errors import UserError
 from pyrskip.identity import HOW
 from pyrskip.models.native import CostConfig
+from pyrskip.models.tiers import RefusedError
 from pyrskip.models.tiles import crops
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 # too many requests, and a server that is starting, restarting or behind a proxy that is
 TRY_AGAIN = (408, 429, 500, 502, 503, 504)
+REFUSES_ALL = (401, 403, 404)
+"""A wrong key or address. Another 4xx is of one request, such as a picture that the server cannot take."""
 LONGEST_WAIT = 30.0
 BYTES_A_TOKEN = 4
 """Of English text, for tokenizers with vocabularies of 32,000 and more: a rule of thumb."""
@@ -125,7 +128,7 @@ class RemoteConfig:
 class RemoteModel:
     """A black-box model (pyrskip.models.tiers). `encoded` counts the tiles that have been drawn for requests.
 
-    told: prompt tokens that the server has counted so far, 0 where it tells none; taken: what `cost` takes
+    counted: prompt tokens that the server has counted so far, 0 where it gives none; taken: what `cost` takes
     them for.
     """
 
@@ -138,7 +141,7 @@ class RemoteModel:
             8 * config.parallel,
         )
         self.order = sorted(range(pyramid.tiles), key=lambda tile: (-int(pyramid.tile_level[tile]), tile))
-        self.encoded = self.told = self.taken = 0
+        self.encoded = self.counted = self.taken = 0
 
     @cached_property
     def client(self) -> "httpx.Client":
@@ -183,7 +186,8 @@ class RemoteModel:
         return Cost(tokens, flops, kv_bytes(spec, context + c.answer_tokens, c.bytes_per_value))
 
     def answer(self, batch: Batch, asked: Tensor) -> list[str]:
-        """Greedy answers, one request a question, `parallel` at a time."""
+        """Greedy answers, one request a question, `parallel` at a time. Raises RefusedError, with the other
+        answers, where the server refuses some questions."""
         realised = self.realise(asked, batch.size[batch.image_of])
         wanted = batch.of_images(realised > 0)
         pictures = {(image, tile): _png(crop) for image, tile, crop in crops(self.pyramid, batch, wanted)}
@@ -199,8 +203,12 @@ class RemoteModel:
         taken = (realised.sum(-1) + self.prompt_tokens(batch)).tolist()
         for (_, counted), tokens in zip(replies, taken, strict=True):
             if counted:
-                self.told, self.taken = self.told + counted, self.taken + tokens
-        return [text for text, _ in replies]
+                self.counted, self.taken = self.counted + counted, self.taken + tokens
+        texts = [text for text, _ in replies]
+        answers = [text for text in texts if isinstance(text, str)]
+        if len(answers) < len(texts):
+            raise RefusedError(texts)
+        return answers
 
     def loglik(self, batch: Batch, asked: Tensor) -> None:
         """Servers tell the probability of what they write, not of a given answer."""
@@ -220,8 +228,9 @@ class RemoteModel:
             "seed": 0,
         }
 
-    def _send(self, client: "httpx.Client", request: dict[str, Any]) -> tuple[str, int]:
-        """The answer, and how many prompt tokens the server counted; 0 where it does not say."""
+    def _send(self, client: "httpx.Client", request: dict[str, Any]) -> tuple[str | UserError, int]:
+        """The answer, or why this request is refused; and how many prompt tokens the server counted, 0 where
+        it does not say."""
         import httpx
 
         address = f"{self.config.url.rstrip('/')}/chat/completions"
@@ -246,12 +255,14 @@ class RemoteModel:
         )
 
 
-def _read(address: str, reply: "httpx.Response") -> tuple[str, int]:
-    if reply.status_code != 200:
-        raise UserError(
-            f"{address} refused a request with status {reply.status_code}: "
-            f"{' '.join(reply.text.split())[:300]}"
-        )
+def _read(address: str, reply: "httpx.Response") -> tuple[str | UserError, int]:
+    status = reply.status_code
+    if status != 200:
+        reason = " ".join(reply.text.split())[:300]
+        refused = UserError(f"{address} refused a request with status {status}: {reason}")
+        if status in REFUSES_ALL or not 400 <= status < 500:
+            raise refused
+        return refused, 0
     try:
         content = reply.json()
         text = content["choices"][0]["message"]["content"]

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from pyrskip.cost import Cost
 from pyrskip.errors import UserError, unknown_name
 from pyrskip.identity import read_where
-from pyrskip.models.hf import HfConfig, HfVlm
 from pyrskip.models.native import CostConfig, NativeModel, PyramidConfig
-from pyrskip.models.remote import RemoteConfig, RemoteModel
 from pyrskip.models.text import MiniLmText, TextConfig, TextEncoder
 from pyrskip.models.tiers import Features
 from pyrskip.models.tiles import encode_flops, encode_tiles
 from pyrskip.models.vision import VisionConfig, VisionEncoder
+from pyrskip.models.vlm.hf import HfConfig, HfVlm
+from pyrskip.models.vlm.remote import RemoteConfig, RemoteModel
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
 
@@ -55,6 +55,11 @@ class AnswererConfig:
     def sources(self) -> frozenset[str]:
         """What the model shows that signals are computed from."""
         return ServedModel.sources if self.served else NativeModel.sources
+
+    @property
+    def prunable(self) -> frozenset[str] | None:
+        """What pruners may read beside visual tokens; None where the model does not show those."""
+        return None if self.served else NativeModel.prunable
 
     @property
     def max_answer(self) -> int:

@@ -3,25 +3,20 @@
 Axes: B questions, I images, T tiles, U encoded tiles, N prompt tokens, A answer tokens, D width, V
 vocabulary.
 
-Works for LLaVA (LlavaForConditionalGeneration) with a CLIP or SigLIP tower of fixed size and a Llama, Mistral
-or Qwen2 language model: LLaVA-1.5, BakLLaVA, llava-interleave. Any other family is refused. Needs the extra
-'hf'.
+Works for the families of pyrskip.models.vlm.families, such as LLaVA (LlavaForConditionalGeneration) with a
+CLIP or SigLIP tower of fixed size and a Llama, Mistral or Qwen2 language model: LLaVA-1.5, BakLLaVA,
+llava-interleave. Any other is refused. Needs the extra 'hf'.
 
 How it carries out a decision:
 
 - A kept tile is one image for the model's own processor, with the pixels of its mipmap level. What is not
-  square is
-  padded below and to the right with the processor's mean colour, so that a centre crop loses nothing. The
-  processor
-  then resizes it to the tower's fixed size, so every kept tile gives the same number of tokens, be that less
-  or more
-  than was asked for. That is what `realise` says and what `cost` charges.
+  square is padded below and to the right with the processor's mean colour, so that a centre crop loses
+  nothing. The processor then resizes it to the tower's fixed size, so every kept tile gives the same number
+  of tokens, be that less or more than was asked for. That is what `realise` says and what `cost` charges.
 - The model's chat template is rendered with one image and then the question. The place of that image holds
-  the tokens
-  of all kept tiles, with no words between them, coarse to fine and row by row within a level: the glance
-  comes first,
-  and a causal model reads a detail after what it is a detail of. With one tile kept the prompt is the model's
-  own.
+  the tokens of all kept tiles, with no words between them, coarse to fine and row by row within a level: the
+  glance comes first, and a causal model reads a detail after what it is a detail of. With one tile kept the
+  prompt is the model's own.
 - A skipped tile reaches neither the processor nor the model.
 """
 
@@ -41,15 +36,14 @@ from pyrskip.errors import UserError, unknown_name
 from pyrskip.identity import HOW
 from pyrskip.models.native import CostConfig
 from pyrskip.models.tiles import crops
+from pyrskip.models.vlm.families import FAMILIES, Family
 from pyrskip.pyramid import Pyramid
+from pyrskip.registry import load_plugins
 from pyrskip.sample import Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-FAMILIES = ("llava",)
-TOWERS = ("clip_vision_model", "siglip_vision_model")
-LANGUAGES = ("llama", "mistral", "qwen2")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -91,7 +85,7 @@ class HfVlm(nn.Module):
         cost: CostConfig | None = None,
     ) -> None:
         super().__init__()
-        check_family(model.config)
+        self.family = check_family(model.config)
         self.model, self.processor, self.pyramid, self.config = (
             model,
             processor,
@@ -122,6 +116,7 @@ class HfVlm(nn.Module):
             raise UserError(
                 "models of the transformers library need the extra: pip install 'pyrskip[hf]'"
             ) from error
+        load_plugins()  # a model type of theirs is then known to the library
         try:
             # the family is read first, so that a wrong one is refused before its weights are fetched
             check_family(AutoConfig.from_pretrained(name, trust_remote_code=False))
@@ -298,8 +293,7 @@ class HfVlm(nn.Module):
 
     def _features(self, pixels: Tensor) -> Tensor:
         """[U, 3, H, W] -> projected tokens [U, image_tokens, D]."""
-        out = self.model.get_image_features(pixels, return_dict=True).pooler_output
-        return torch.stack(tuple(out))
+        return self.family.features(self.model, pixels)
 
     @torch.no_grad()
     def _tokens_of_an_image(self) -> int:
@@ -346,21 +340,21 @@ class HfVlm(nn.Module):
         return tokens
 
 
-def check_family(config: "PreTrainedConfig") -> None:
-    """UserError unless HfVlm can run and cost a model of this config."""
-    if config.model_type not in FAMILIES:
-        raise unknown_name("model family", config.model_type, FAMILIES)
-    if config.vision_config.model_type not in TOWERS:
-        raise unknown_name("vision tower", config.vision_config.model_type, TOWERS)
+def check_family(config: "PreTrainedConfig") -> Family:
+    """The family of a model of this config. Raises UserError unless HfVlm can run and cost it."""
+    family = FAMILIES[config.model_type]
+    if config.vision_config.model_type not in family.towers:
+        raise unknown_name("vision tower", config.vision_config.model_type, family.towers)
     text = config.text_config
-    if text.model_type not in LANGUAGES:
-        raise unknown_name("language model", text.model_type, LANGUAGES)
+    if text.model_type not in family.languages:
+        raise unknown_name("language model", text.model_type, family.languages)
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if head * text.num_attention_heads != text.hidden_size:
         raise UserError(
             f"the language model's head_dim={head} times {text.num_attention_heads} heads must be its "
             f"hidden_size={text.hidden_size}, or its cost is not known"
         )
+    return family
 
 
 def _ends(model: Any, processor: Any) -> list[int]:

@@ -1,8 +1,8 @@
 """Gives up a sweep's job whose gate falls behind the others'.
 
-At a quarter and at half of its training a job's first gate is asked on the validation rollouts, and what it
-reached is kept in the job's directory. Where more than half of the jobs that were there before it are both no
-dearer and no worse, it is given up: the median rule of one objective, for two. Jobs share nothing but the
+At a quarter and at half of its training a job's first gate decides the validation rollouts, and its accuracy
+and cost are kept in the job's directory. Where more than half of the jobs that were there before it are both
+no dearer and no worse, it is given up: the median rule of one objective, for two. Jobs share nothing but the
 sweep's directory.
 """
 
@@ -20,11 +20,12 @@ from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.sweeps.jobs import Pruned
 from pyrskip.tracking.watch import watched_price
 
-FILE, RUNGS, LEAST = "rungs.json", (0.25, 0.5), 4
-"""LEAST: jobs that must have been at a rung before another is given up there."""
+FILE, SHARES, LEAST = "pruning.json", (0.25, 0.5), 4
+"""SHARES: of the training, at which jobs are compared. LEAST: jobs that must have come as far before another
+is given up there."""
 
 
-class Rungs(Callback):
+class MedianPruning(Callback):
     """directory: the job's, beside those of others. environment: the validation rollouts."""
 
     def __init__(self, directory: Path, environment: TableEnvironment) -> None:
@@ -34,24 +35,24 @@ class Rungs(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         total, now = int(trainer.num_training_batches), batch_idx + 1
-        for rung in RUNGS:
-            if now == max(1, round(rung * total)):
-                behind = self._behind(pl_module, rung) if trainer.is_global_zero else None
+        for share in SHARES:
+            if now == max(1, round(share * total)):
+                behind = self._behind(pl_module, share) if trainer.is_global_zero else None
                 behind = trainer.strategy.broadcast(behind)
                 if behind is not None:
                     raise Pruned(behind)
 
-    def _behind(self, module: Any, rung: float) -> str | None:
+    def _behind(self, module: Any, share: float) -> str | None:
         own = reached(module, self.environment)
-        path, name = self.directory / FILE, f"{rung:g}"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        write_json(path, kept | {name: own})
+        path, name = self.directory / FILE, f"{share:g}"
+        earlier = json.loads(path.read_text()) if path.exists() else {}
+        write_json(path, earlier | {name: own})
         found = [json.loads(p.read_text()) for p in self.directory.parent.glob(f"*/{FILE}") if p != path]
-        others = [(point[0], point[1]) for told in found if (point := told.get(name)) is not None]
+        others = [tuple(points[name]) for points in found if name in points]
         if not is_behind(own, others):
             return None
         return (
-            f"at {rung:.0%} of the training {own[0]:.3f} right at cost {own[1]:.3f}, behind most of "
+            f"at {share:.0%} of the training {own[0]:.3f} right at cost {own[1]:.3f}, behind most of "
             f"{len(others)} others"
         )
 

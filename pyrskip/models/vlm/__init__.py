@@ -1,0 +1,1 @@
+"""Vision-language models that somebody else trained: from the transformers library, or behind a server."""
