@@ -15,7 +15,7 @@ from pyrskip.errors import UserError
 from pyrskip.evaluation.curves import curve as curve_of
 from pyrskip.evaluation.curves import groups, of_tiles
 from pyrskip.evaluation.frontier import Row
-from pyrskip.evaluation.methods import style_of
+from pyrskip.evaluation.methods import METHODS, style_of
 from pyrskip.evaluation.style import BLACK
 from pyrskip.report.styles import CYCLE
 
@@ -83,7 +83,8 @@ def plot_runs(
         if not rows:
             raise UserError(
                 f"{label} has no method {method!r}; allowed: "
-                f"{', '.join(sorted({r.method for r in runs[label]}))}"
+                f"{', '.join(sorted({r.method for r in runs[label]}))} ({METHODS.page} says how to register "
+                "another)"
             )
     base = [r for r in next(iter(runs.values())) if r.split == "test"]
     # type 42 and text as text: fonts stay editable, and publishers accept them
