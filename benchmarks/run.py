@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader
 
 from pyrskip.budget import BudgetRule, allocate
 from pyrskip.data.cache import CachedDataset, fingerprint, write_cache
+from pyrskip.data.conversion import convert
 from pyrskip.data.convert.config import FilesConfig
-from pyrskip.data.convert.conversion import convert
 from pyrskip.data.reader import ShardDataset, collate, parse_questions
 from pyrskip.data.sampler import StepSampler
 from pyrskip.data.shards import SPLITS, DataConfig, parse_index, prepare
@@ -143,7 +143,7 @@ def a_rule_steps_online(rule: str) -> tuple[str, Way, Way]:
     unit = float(model.cost(capacity, batch.size[batch.image_of], model.prompt_tokens(batch)).flops.mean())
     environment, kind = ModelEnvironment(model, actions, BudgetRule(), unit), RULES[rule]
     target = "probability" if kind.soft else "score"
-    gate = build_gate(GateConfig(policy=kind.policies[0]), environment.layout)
+    gate = build_gate(GateConfig(policy=kind.default_policy), environment.layout)
     module = kind(RuleConfig(rule, online=True, target=target), gate, environment, RewardConfig(), 0)
     module.log_every = 0
     answered: list[tuple[Tensor, bool]] = []

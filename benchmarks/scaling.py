@@ -13,7 +13,6 @@ from time import perf_counter
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pyrskip.rollouts.play import play_native
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -26,6 +25,7 @@ from pyrskip.models.language import LanguageConfig, train_tokenizer
 from pyrskip.models.native import CostConfig, ModelConfig, NativeModel, PyramidConfig
 from pyrskip.models.text import TextConfig
 from pyrskip.models.vision import VisionConfig
+from pyrskip.rollouts.scoring import score_native
 from pyrskip.sample import Batch
 from pyrskip.scenes.config import SceneConfig
 from pyrskip.training.flex import FlexConfig, FlexModule
@@ -173,7 +173,7 @@ def main() -> None:
     with torch.no_grad():
         encoding = seconds(lambda: model.encode(batch, capacity > 0)) / len(batch)
         features = model.encode(batch, capacity > 0)
-        playing = seconds(lambda: play_native(model, batch, features, asked)) / len(batch) / len(actions)
+        playing = seconds(lambda: score_native(model, batch, features, asked)) / len(batch) / len(actions)
     each = encoding + ACTIONS * playing
     hours = SAMPLES * each / 3600
     # bytes a question: two float32 and three counts of 8 bytes of each column, and a fifth of its image's

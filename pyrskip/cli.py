@@ -323,7 +323,7 @@ def _saved(run: Path) -> dict[str, Any]:
 
 def _usage() -> str:
     def options(group: str) -> str:
-        return ", ".join(sorted(path.stem for path in (conf_directory() / group).glob("*.yaml")))
+        return ", ".join(sorted(path.stem for path in (conf_directory() / group).glob("[!_]*.yaml")))
 
     groups = ("experiment", "model", "gate", "rule", "trainer", "logger")
     return USAGE.format(**{f"{group}s": options(group) for group in groups})

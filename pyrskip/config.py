@@ -16,7 +16,7 @@ from pyrskip.budget import BudgetRule
 from pyrskip.data.datamodule import LoaderConfig
 from pyrskip.data.shards import DataConfig
 from pyrskip.decision import ActionConfig
-from pyrskip.errors import UserError, unknown_name
+from pyrskip.errors import UserError, unknown_key, unknown_name
 from pyrskip.evaluation.evaluate import EvaluationConfig
 from pyrskip.gates.gate import GATES, GateConfig
 from pyrskip.models.language import LanguageConfig
@@ -25,6 +25,7 @@ from pyrskip.models.text import TextConfig
 from pyrskip.models.vision import VisionConfig
 from pyrskip.models.vlm.served import AnswererConfig, check_served
 from pyrskip.policies import POLICIES
+from pyrskip.pruners import PrunerConfig, check_pruner
 from pyrskip.registry import load_plugins
 from pyrskip.reward import RewardConfig
 from pyrskip.signals import SIGNALS
@@ -60,6 +61,7 @@ class Config:
     cost: CostConfig = field(default_factory=CostConfig)
     budget: BudgetRule = field(default_factory=BudgetRule)
     actions: ActionConfig = field(default_factory=ActionConfig)
+    pruner: PrunerConfig = field(default_factory=PrunerConfig)
     flex: FlexConfig = field(default_factory=FlexConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     rule: RuleConfig = field(default_factory=SupervisedConfig, metadata={"variant": rule_config})
@@ -113,6 +115,7 @@ class Config:
             raise UserError(
                 f"evaluation.retentions={list(self.evaluation.retentions)}: allowed: numbers in (0, 1.5]"
             )
+        check_pruner(self.pruner, self.model.name, self.model.prunable)
         RULES[self.rule.name].check(self.rule, self.gate, self.reward)
         POLICIES[self.gate.policy].check(self.gate, self.actions, self.budget, self.pyramid.whole_grid)
         for name in self.gate.signals:
@@ -150,7 +153,7 @@ class Config:
                 "allowed: false"
             )
         if self.model.name == "remote" and self.rule.target == "probability":
-            raise UserError(f"rule.target=probability is not told by {name}; allowed: rule.target=score")
+            raise UserError(f"rule.target=probability is not given by {name}; allowed: rule.target=score")
         if self.model.name == "remote" and getattr(self.rule, "shaping", False):
             raise UserError(
                 f"rule.shaping=true needs probabilities, which {name} does not give; allowed: false"
@@ -186,7 +189,7 @@ def read(cfg: DictConfig) -> tuple[Config, dict[str, Any]]:
     plain["borrow"] = saved if given is None else given
     gate, rule = plain.get("gate"), plain.get("rule")
     if isinstance(gate, dict) and isinstance(rule, dict) and gate.get("policy") == "auto":
-        gate["policy"] = RULES[rule.get("name", "supervised")].policies[0]
+        gate["policy"] = RULES[rule.get("name", "supervised")].default_policy
     return _build(Config, plain, ""), nodes
 
 
@@ -218,8 +221,8 @@ def _build(cls: Any, values: Any, path: str) -> Any:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
-            shown = sorted({"borrow": "from"}.get(name, name) for name in known)
-            raise UserError(f"config key {path}{key} is unknown; allowed here: {', '.join(shown)}")
+            shown = ({"borrow": "from"}.get(name, name) for name in known)
+            raise unknown_key(f"{path}{key}", shown, values.get("name"))
         factory = nested.get(key)
         if factory is not None and hasattr(factory, "__dataclass_fields__"):
             arguments[key] = _build(factory, value, f"{path}{key}.")

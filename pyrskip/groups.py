@@ -1,5 +1,5 @@
 """Hydra's config groups for what is registered and has no YAML: `rule=<name>` works for a rule of a plug-in
-too."""
+too, `data=<name>` for a format or a source."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,16 +8,26 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from pyrskip.data.convert import FORMATS
+from pyrskip.data.sources import SOURCES
 from pyrskip.gates.gate import GATES
+from pyrskip.pruners import PRUNERS
 from pyrskip.training.rules import RULES, valid_pairs
+
+GROUPS = ("data", "gate", "pruner", "rule")
+"""Groups whose options are registered."""
 
 
 def store_groups(conf: Path) -> None:
     """Store a config for every registered entry that has none in `conf`, and one for every rule with each of
     its policies: pair=<rule>-<policy>."""
+    sources = {name: {"defaults": ["_options", "_self_"], "source": name} for name in SOURCES}
+    formats = {name: {"defaults": ["_files", "_self_"], "source": name} for name in FORMATS}
     groups: dict[str, Mapping[str, Any]] = {
+        "data": sources | formats,
         "rule": {name: asdict(rule.config_class()) for name, rule in RULES.items()},  # type: ignore[call-arg]
         "gate": {name: {"defaults": ["_options", "_self_"], "name": name} for name in GATES},
+        "pruner": {name: {"name": name, "ratio": 0.5} for name in PRUNERS},
     }
     store = ConfigStore.instance()
     for group, entries in groups.items():

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from pyrskip.errors import UserError
+from pyrskip.errors import UserError, unknown_key
 from pyrskip.files import run_lock
 
 if TYPE_CHECKING:
@@ -244,13 +244,24 @@ def _line(error: Exception) -> str:
 
 def _sentence(error: Exception) -> str:
     """Hydra's message on one line, what is allowed included."""
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    cause = error.__cause__  # of a key that the command line gives a value and the config does not have
+    if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
+        group = cause.parent_node
+        keys = (str(key) for key in group if key != "hydra")
+        return str(unknown_key(str(cause.full_key), keys, group.get("name")))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     noise = ("Config search path", "provider=", "See https", "full_key", "object_type")
     kept = [line for line in lines if not line.startswith(noise)]
     options = [i for i, line in enumerate(kept) if line.startswith("Available options")]
     if options:
-        head, tail = kept[: options[0]], kept[options[0] + 1 :]
-        return f"{' '.join(head)}; allowed: {', '.join(tail)}"
+        head, group, tail = kept[: options[0]], kept[options[0]].split("'")[1], kept[options[0] + 1 :]
+        from pyrskip.groups import GROUPS
+
+        page = " (docs/extending.md says how to register another)" if group in GROUPS else ""
+        return f"{' '.join(head)}; allowed: {', '.join(t for t in tail if not t.startswith('_'))}{page}"
     return " ".join(kept)
 
 

@@ -4,7 +4,7 @@ import importlib
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from threading import RLock
@@ -54,11 +54,16 @@ class Registry(Mapping[str, T], Generic[T]):
     def __getitem__(self, name: str) -> T:
         load_plugins()
         if name not in self._entries:
-            raise UserError(
-                f"{self.kind}={name!r} is unknown; allowed: {', '.join(sorted(self._entries))} "
-                f"({self.page} says how to register another)"
-            )
+            raise self.unknown(name)
         return self._entries[name]
+
+    def unknown(self, name: str, beside: Iterable[str] = ()) -> UserError:
+        """The error for a name that is none of the entries. beside: other names that are allowed there."""
+        names = sorted({*self, *beside})
+        return UserError(
+            f"{self.kind}={name!r} is unknown; allowed: {', '.join(names)} "
+            f"({self.page} says how to register another)"
+        )
 
     def get(self, name: str, default: Any = None) -> Any:
         load_plugins()

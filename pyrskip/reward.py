@@ -1,4 +1,4 @@
-"""Rewards: what a decision is worth, and the price of its cost.
+"""Rewards of decisions, and the price of their cost.
 
 Axes: B batch. score [B] in [0, 1], cost [B] relative (1 = the mean full pyramid), price [B] >= 0, in score a
 unit of cost.
@@ -19,7 +19,7 @@ START = 0.1
 @dataclass(frozen=True)
 class RewardConfig:
     """price: the one that gates are trained for, and serve. None: prices are drawn log-uniform from [low,
-    high] and told to the gate, so that one gate serves them all; or, with a target, one price is moved until
+    high] and given to the gate, so that one gate serves them all; or, with a target, one price is moved until
     the sampled cost is `target`. rate: of that move.
 
     form: 'linear' pays for cost whatever the answer; 'bonus' pays price x (1 - cost) on top of a right answer

@@ -22,12 +22,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from pyrskip.training.reinforce import ReinforceModule
 
 from pyrskip.data.datamodule import StepData
 from pyrskip.data.workers import SIGNALS
 from pyrskip.reward import RewardConfig
 from pyrskip.training.preemption import preemptible
+from pyrskip.training.rules.reinforce import ReinforceModule
 from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
 from tests.toys import toy_module
 

@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ from tests.models import tiny_model
 from tests.shards import made_up
 
 torch.set_num_threads(1)
+if find_spec("hypothesis"):  # Ray's environment has none
+    from hypothesis import HealthCheck, settings
+
+    # what an example or a draw takes is the machine's affair
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +62,7 @@ def copied_run(finished_run: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def made_up_config(monkeypatch: pytest.MonkeyPatch) -> DataConfig:
     """A config of data that is made up: 40 images to train on and 10 to test on, 7 a shard."""
-    monkeypatch.setitem(SOURCES, "made_up", made_up)
+    monkeypatch.setitem(SOURCES._entries, "made_up", made_up)
     return DataConfig(source="made_up", samples_per_shard=7)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from pyrskip.data.conversion import convert
 from pyrskip.data.convert.config import FilesConfig
-from pyrskip.data.convert.conversion import convert
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import DataConfig
 from pyrskip.errors import UserError

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrskip.budget import BudgetRule, StochasticBudget, allocate, scale
 from pyrskip.errors import UserError
 
-examples = settings(max_examples=60, deadline=None)
+examples = settings(max_examples=60)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pyrskip.data.convert import conversion
-from pyrskip.data.convert.conversion import convert
+from pyrskip.data import conversion
+from pyrskip.data.conversion import convert
 from pyrskip.data.shards import DataConfig
 from tests.conversions import config, contents, report
 from tests.own_data import embedded, encoded, llava_row, picture, turns, write_llava, write_parquet, write_tsv

@@ -15,7 +15,7 @@ from pyrskip.models.native import CostConfig, NativeModel
 from pyrskip.sample import Batch
 from tests.models import every_tile, mixed_decisions, tiny_batch, tiny_model
 
-examples = settings(max_examples=60, deadline=None)
+examples = settings(max_examples=60)
 PTP = Transformer(layers=24, width=2048, heads=16, kv_heads=16, mlp=8192, gated=True)
 MIB = 2**20
 
@@ -126,7 +126,7 @@ def test_a_plain_mlp_has_two_matrices_and_the_head_is_paid_for_one_position() ->
     assert prefill_flops(gated, 10) - prefill_flops(plain, 10) == 2 * 10 * 8 * 16 - 2 * 8 * 50
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(specs(), st.integers(1, 12))
 def test_the_prefill_formula_equals_what_a_transformer_runs(spec: Transformer, tokens: int) -> None:
     assert measured_flops(Decoder(spec), torch.zeros(1, tokens, spec.width)) == prefill_flops(spec, tokens)

@@ -73,7 +73,7 @@ def test_a_limit_keeps_a_subset_of_each_split(made_up_config: DataConfig, tmp_pa
 
 
 def test_an_image_that_comes_twice_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(SOURCES, "twice", lambda split: iter([Record("same", png(), "png", ())]))
+    monkeypatch.setitem(SOURCES._entries, "twice", lambda split: iter([Record("same", png(), "png", ())]))
     with pytest.raises(UserError, match="'same' twice.*overlap"):
         prepare(DataConfig(source="twice"), tmp_path)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyrskip.budget import BudgetRule
-from pyrskip.decision import ActionConfig, ActionSet, blind, one_picture, realise, reference
+from pyrskip.decision import ActionConfig, ActionSet, Candidates, blind, one_picture, realise, reference
 from pyrskip.errors import UserError
 from pyrskip.pyramid import Pyramid
 
@@ -210,3 +210,57 @@ def test_the_reference_is_the_finest_level_alone_and_the_blind_decision_nothing(
     pyramid = Pyramid(64, 3, 8, (2, 1, 1))
     assert reference(pyramid).tolist() == [True] * 4 + [False] * 2
     assert not blind(pyramid).any()
+
+
+def brute_force_first(tokens: torch.Tensor) -> list[list[int]]:
+    """By comparing every two lists of tokens, [B][S]."""
+    return [[row.index(decision) for decision in row] for row in tokens.tolist()]
+
+
+@given(
+    tokens=st.integers(1, 4).flatmap(
+        lambda tiles: st.lists(
+            st.lists(st.sampled_from([0, 1, 2, 64, 4096]), min_size=tiles, max_size=tiles),
+            min_size=1,
+            max_size=12,
+        )
+    )
+)
+def test_the_first_action_of_each_decision_is_that_of_a_search(tokens: list[list[int]]) -> None:
+    rows = torch.tensor([tokens, tokens[::-1]])
+    assert Candidates(rows).first.tolist() == brute_force_first(rows)
+
+
+PADDED = st.lists(st.tuples(st.integers(1, 64), st.integers(1, 64)), min_size=1, max_size=3)
+
+
+@given(
+    sizes=PADDED,
+    rungs=st.sampled_from([None, (0, 1), (0, 1, 2, 3), (0, 64, 256), (0, 64, 144, 256)]),
+    unit=st.sampled_from(["level", "tile"]),
+)
+def test_actions_that_differ_in_padding_or_in_rungs_that_coincide_are_one_decision(
+    sizes: list[tuple[int, int]], rungs: tuple[int, ...] | None, unit: str
+) -> None:
+    grid = (2, 1, 1) if unit == "tile" and rungs is None else (1, 1, 1)
+    pyramid, budget = Pyramid(64, 3, 8, grid), BudgetRule(rungs=rungs)
+    actions = ActionSet.of(pyramid, budget, ActionConfig(unit))
+    tokens = actions.tokens(pyramid.capacity(torch.tensor(sizes)), budget)
+    candidates = Candidates(tokens)
+    assert candidates.first.tolist() == brute_force_first(tokens)
+    for action in range(len(actions)):
+        decision = candidates.take(torch.full((len(sizes),), action))
+        assert decision.action is not None and decision.tokens.equal(tokens[:, action])
+        assert decision.action.equal(candidates.first[:, action])
+        assert decision.selection.equal(tokens[:, action] > 0)
+
+
+def test_a_small_image_makes_fewer_decisions_than_a_large_one() -> None:
+    pyramid, budget = Pyramid(64, 3, 8, (2, 1, 1)), BudgetRule()
+    actions = ActionSet.of(pyramid, budget, ActionConfig("tile"))
+    first = Candidates(actions.tokens(pyramid.capacity(torch.tensor([[64, 64], [20, 60]])), budget)).first
+    assert [len(row.unique()) for row in first] == [32, 8]  # two of the tiles are padding
+    ladder = BudgetRule(rungs=(0, 64, 256))
+    actions = ActionSet.of(Pyramid(64, 3, 8), ladder)
+    first = Candidates(actions.tokens(torch.tensor([[64, 16, 4], [1, 1, 1]]), ladder)).first
+    assert [len(row.unique()) for row in first] == [9, 4]  # a quarter of one token is one token

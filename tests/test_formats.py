@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyrskip.data.convert.conversion import convert
+from pyrskip.data.conversion import convert
 from pyrskip.data.convert.rows import Found, image_extension, image_key, ordered
 from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError
@@ -21,10 +21,13 @@ from pyrskip.sample import Question
 from tests.conversions import Asked, config, report, together
 from tests.own_data import embedded, encoded, picture, turns, write_llava, write_parquet, write_tsv
 
+# each example writes to a folder of its own below the test's
+FOLDERS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
 # what is found
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=FOLDERS)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3)), min_size=8, max_size=30),
     seed=st.integers(0, 3),
@@ -53,7 +56,7 @@ def test_llava_every_answered_turn_is_a_question_on_its_image(
     assert len(told["broken"]) == sum(count == 0 for _, count in rows)
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=FOLDERS)
 @given(images=st.lists(st.integers(0, 8), min_size=8, max_size=24), group=st.integers(1, 9))
 def test_parquet_rows_of_one_image_are_questions_on_it(images: list[int], group: int, tmp_path: Path) -> None:
     images += range(10, 18)
@@ -77,7 +80,7 @@ def test_parquet_rows_of_one_image_are_questions_on_it(images: list[int], group:
     assert questions is not None and questions[0].metric == "vqa"
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=FOLDERS)
 @given(owners=st.lists(st.integers(0, 30), min_size=12, max_size=30))
 def test_tsv_rows_refer_to_the_image_of_an_earlier_row(owners: list[int], tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []

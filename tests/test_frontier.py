@@ -26,7 +26,6 @@ from pyrskip.observation import Layout, Observation
 from pyrskip.report.frontier import print_methods
 from pyrskip.report.plots import plot_frontier
 from pyrskip.report.selections import plot_selections
-from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.health import health
 from pyrskip.rollouts.table import RolloutTable
 from tests.tables import TYPES, synthetic_pyramid, synthetic_table, synthetic_tile_flops
@@ -37,6 +36,9 @@ FIELDS = (
     *("tokens", "relative_tokens", "flops", "relative_flops", "flops_of_reference", "kv_bytes"),
     *("encode_ms", "gate_ms", "total_ms", "encode_ms_b32", "gate_ms_b32", "total_ms_b32", "by_type"),
 )
+
+
+SIGNALS = {"query": (None, 8), "query_mask": (None,), "glance": (6, 2, 2), "glance_mask": (2, 2)}
 
 
 class ByText(Gate):
@@ -65,7 +67,7 @@ def tables(varied_cost: bool) -> dict[str, RolloutTable]:
 
 def inputs_of(splits: dict[str, RolloutTable], timing: Timing | None = None) -> Inputs:
     table = splits["gate"]
-    layout = TableEnvironment(table, synthetic_pyramid(), BudgetRule(), table.mean_full_flops).layout
+    layout = Layout(SIGNALS, 3, table.actions, BudgetRule())
     utility = torch.stack([table.probability[i, :4] for i in range(3)])
     torch.manual_seed(0)
     ablations = (
@@ -326,7 +328,7 @@ def of_rungs() -> Frontier:
     ladder = (0, 64, 144, 256)
     splits = {s: synthetic_table(s, 60, seed=i, rungs=ladder) for i, s in enumerate(("gate", "val", "test"))}
     budget = BudgetRule(rungs=ladder)
-    layout = TableEnvironment(splits["gate"], synthetic_pyramid(), budget, 1.0).layout
+    layout = Layout(SIGNALS, 3, splits["gate"].actions, budget)
     gates: dict[str, list[Gate]] = {
         "gate": [build_gate(GateConfig(name="joint", policy="categorical", width=8), layout)]
     }

@@ -72,7 +72,8 @@ def test_pooling_is_the_projectors(cells: tuple[int, int], share: tuple[float, f
     features = torch.randn(1, 5, *cells, generator=torch.Generator().manual_seed(0))
     wanted, _ = torch_pool(features, torch.tensor([cells]), torch.tensor([size]))
     got = pool(features[0].numpy(), np.array(size))
-    np.testing.assert_allclose(got, wanted[0].flatten(1).T.numpy(), atol=1e-6)
+    # in float32: either rounds two sums of at most 9 terms of size 4 by 9 x 2e-7 each
+    np.testing.assert_allclose(got, wanted[0].flatten(1).T.numpy(), atol=1e-5)
 
 
 budgets = st.one_of(

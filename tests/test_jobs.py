@@ -84,7 +84,7 @@ def test_two_sweeps_of_a_directory_are_refused_and_a_stale_lock_is_not(
 ) -> None:
     monkeypatch.setattr(files, "PATIENCE", 0.1)
     holder = "import time; from pathlib import Path; from pyrskip.files import run_lock\n"
-    holder += f"with run_lock(Path({str(tmp_path)!r})):\n    print('held', flush=True); time.sleep(60)"
+    holder += f"with run_lock(Path({str(tmp_path)!r})):\n    print('held', flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, cwd=REPOSITORY)
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"

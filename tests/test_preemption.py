@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from pyrskip.data.datamodule import StepData
-from pyrskip.data.workers import SIGNALS, deaf
+from pyrskip.data.workers import SIGNALS, ignore_signals
 from pyrskip.training import preemption
 from pyrskip.training.preemption import Preempted, preemptible
 from pyrskip.training.trainer import CHECKPOINT, TrainerConfig, build_trainer, fit
@@ -104,19 +104,19 @@ def test_workers_outlive_the_signals_that_a_whole_job_gets(tmp_path: Path) -> No
 
 def test_a_worker_that_is_deaf_to_others_ends_when_its_parent_ends_it(tmp_path: Path) -> None:
     def wait() -> None:
-        deaf(0)
+        ignore_signals(0)
         os.kill(os.getpid(), signal.SIGTERM)
-        (tmp_path / "deaf").touch()
+        (tmp_path / "ignore_signals").touch()
         time.sleep(60)
 
     worker = get_context("fork").Process(target=wait, daemon=True)  # type: ignore[attr-defined]
     worker.start()
-    while not (tmp_path / "deaf").exists():
+    while not (tmp_path / "ignore_signals").exists():
         time.sleep(0.01)
     worker.join(0.2)
     assert worker.is_alive()
     worker.terminate()
-    worker.join(5)
+    worker.join(60)
     assert worker.exitcode == 0
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyrskip.data import scenes
+from pyrskip import scenes
 from pyrskip.scenes.backgrounds import CONTRAST, contrast
 from pyrskip.scenes.plan import Plan, make_plan
 from pyrskip.scenes.questions import _HELD_OUT, MIX, PHRASINGS, draw_types

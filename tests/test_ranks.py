@@ -33,7 +33,7 @@ from pyrskip.training.trainer import (
 )
 from tests.models import BACKBONE, tiny_batch, tiny_model
 from tests.ranks import on_two_ranks
-from tests.toys import PAIRS, online_module, toy_module
+from tests.toys import PAIRS, fit_until, online_module, toy_module
 
 STEPS = 3
 ROWS = 24
@@ -164,9 +164,9 @@ def trainings(rank: int | None) -> Iterator[tuple[str, StepModule, Sequence[Any]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("end", "said"), [("dies", "gone"), ("sleeps", "silent for trainer.timeout=4 s")])
+@pytest.mark.parametrize(("end", "said"), [("dies", "gone"), ("sleeps", "silent for trainer.timeout=15 s")])
 def test_no_rank_waits_for_one_that_dies_or_sleeps(end: str, said: str, tmp_path: Path) -> None:
-    config = TrainerConfig(devices=2, timeout=4, checkpoint_every=1, quiet=True)
+    config = TrainerConfig(devices=2, timeout=15, checkpoint_every=1, quiet=True)
 
     def work(rank: int) -> str:
         module = toy_module("exact", "categorical", SAMPLED, STEPS)
@@ -180,7 +180,6 @@ def test_no_rank_waits_for_one_that_dies_or_sleeps(end: str, said: str, tmp_path
             return step(rows, batch_idx)
 
         module.training_step = stop  # type: ignore[method-assign]
-        began = time.monotonic()
         with pytest.raises(UserError) as caught, rank_failures_as_user_errors(config):
             fit(
                 build_trainer(config, tmp_path),
@@ -188,13 +187,35 @@ def test_no_rank_waits_for_one_that_dies_or_sleeps(end: str, said: str, tmp_path
                 StepData(Rows(list(range(200))), torch.tensor, 4, STEPS),
                 tmp_path,
             )
-        assert time.monotonic() - began < 30
         (tmp_path / "said").touch()
         torch.save(None, tmp_path / "rank-1.pt")
         return str(caught.value)
 
     assert said in on_two_ranks(work, tmp_path)[0]
     assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["global_step"] == STEPS - 1
+
+
+@pytest.mark.slow
+def test_ranks_that_are_killed_amid_a_cycle_go_on_with_their_own_episodes(tmp_path: Path) -> None:
+    """Two steps on the same episodes, killed between them: the ranks' rows, so their episodes, differ."""
+
+    def train(name: str, until: int) -> Any:
+        module = toy_module("actor_critic", "sequential", SAMPLED, 6, clip=0.2, epochs=2)
+        data = StepData(Rows(list(range(200))), torch.tensor, 4, 6)
+        config = TrainerConfig(devices=2, checkpoint_every=1, quiet=True)
+        fit_until(module, data, tmp_path / name, until, config)
+        return module
+
+    def work(rank: int) -> dict[str, Found]:
+        train("killed", 3)
+        modules = {"whole": train("whole", 6), "killed": train("killed", 6)}
+        return {name: {**m.state_dict(), "rows": m.memory["rows"]} for name, m in modules.items()}
+
+    ranks = on_two_ranks(work, tmp_path)
+    for found in ranks:
+        assert len(found["whole"]) > 10
+        assert all(found["killed"][name].equal(value) for name, value in found["whole"].items())
+    assert not ranks[0]["whole"]["rows"].equal(ranks[1]["whole"]["rows"])
 
 
 @pytest.mark.slow

@@ -189,7 +189,7 @@ def test_the_servers_own_count_of_tokens_is_kept_beside_the_costs(server: Server
     server.usage = 50
     model = remote(server)
     model.answer(batch, ASKED)
-    assert (model.told, model.taken) == (200, 22 + 28 + 22 + 22 + 36 + 4 + 0 + 17)
+    assert (model.counted, model.taken) == (200, 22 + 28 + 22 + 22 + 36 + 4 + 0 + 17)
 
 
 @pytest.mark.parametrize(

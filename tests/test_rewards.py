@@ -13,9 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyrskip.errors import UserError
+from pyrskip.observation import Observation
 from pyrskip.reward import Price, RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment
+from pyrskip.training import gate as training_gate
+from pyrskip.training.gate import RewardModule
 from pyrskip.training.health import glance_is_best
+from pyrskip.training.rules import RULES
 from tests.toys import IMAGES, pairs, random_gate, toy_environment, toy_module, train_by_lightning
 
 
@@ -80,6 +84,43 @@ def test_training_raises_the_price_of_a_dear_gate_and_lowers_that_of_a_cheap_one
         logged = train_by_lightning(module)
         assert (logged["cost/relative_flops_sampled"] > target) is dearer
         assert (float(module.price.sample(1)) > 0.1) is dearer
+
+
+REWARDED = [(name, rule.policies[0]) for name, rule in RULES.items() if issubclass(rule, RewardModule)]
+
+
+@pytest.mark.parametrize(("rule", "policy"), REWARDED)
+def test_the_multiplier_moves_as_far_as_cost_counts(
+    rule: str, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at all in warm-up, in annealing by its weight: a multiplier that climbs while nothing can answer it
+    starts from where it has no business to be."""
+    target, rate = 0.1, 0.05
+    schedule = {"warmup": 0.4, "anneal": 0.4}
+    module = toy_module(rule, policy, RewardConfig(target=target, rate=rate), steps=10, **schedule)
+    module.log_every = 0
+    spent, cost = [], module.environment.cost
+    monkeypatch.setattr(
+        module.environment, "cost", lambda rows, decision: spent.append(cost(rows, decision)) or spent[-1]
+    )
+    moved = []
+    for step in range(10):
+        before = module.price.log_price.clone()
+        module.training_step(torch.arange(40), step)
+        moved.append(float(module.price.log_price - before))
+        # the last that a step asks for is what its sample costs
+        assert moved[-1] == pytest.approx(
+            module.cost_weight(step) * rate * (float(spent[-1].mean()) - target) / target, abs=1e-5
+        )
+    assert moved[:5] == [0.0] * 5 and all(further > 0.1 for further in moved[7:])
+    assert module.cost_weight(6) == pytest.approx(0.5) and 0 < moved[6] < 0.6 * moved[8]
+
+
+def test_a_rule_without_a_warm_up_moves_the_multiplier_from_the_first_step_on() -> None:
+    module = toy_module("supervised", "utility", RewardConfig(target=0.1, rate=0.5), steps=10)
+    module.log_every = 0
+    module.training_step(torch.arange(40), 0)
+    assert module.price.log_price > math.log(0.1)
 
 
 def test_a_bonus_counts_only_where_the_answer_is_right_and_a_wrong_guess_costs() -> None:
@@ -153,6 +194,28 @@ def test_calibration_meets_the_target_as_closely_as_actions_allow(
     assert target - 1.05 * 2 / len(rows) <= reached <= target
     mode = gate.policy(environment.observe(rows, module.price.sample(len(rows)))).mode()
     assert float(environment.cost(rows, mode).mean()) == reached
+
+
+@pairs
+def test_calibration_in_chunks_is_that_of_all_rows_at_once(
+    rule: str, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = toy_module(rule, policy, RewardConfig(target=0.5))
+    gate, environment, rows = random_gate(module), module.environment, torch.arange(2 * IMAGES)
+    reached, tilt = module.calibrate(environment, rows), float(gate.tilt)
+    seen: list[int] = []
+    gate.register_forward_hook(lambda gate, inputs, outputs: seen.append(len(outputs)))
+    observe = environment.observe
+
+    def counted(some: Tensor, price: Tensor) -> Observation:
+        seen.append(len(some))
+        return observe(some, price)
+
+    monkeypatch.setattr(environment, "observe", counted)
+    monkeypatch.setattr(training_gate, "CHUNK", 32)
+    assert module.calibrate(environment, rows) == pytest.approx(reached, abs=1e-6)
+    assert float(gate.tilt) == pytest.approx(tilt, rel=1e-4, abs=1e-4)
+    assert seen == [n for n in (*[32] * 6, 8) for _ in range(2)]
 
 
 def test_calibration_to_less_than_the_glance_costs_gives_the_glance() -> None:

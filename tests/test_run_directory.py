@@ -29,12 +29,11 @@ def other(tmp_path: Path) -> Callable[[], int]:
             try:
                 with Run(Config(name="run", root=str(tmp_path)), {}).lock():
                     (tmp_path / "held").touch()
-                    time.sleep(60)
+                    time.sleep(600)
             finally:
                 os._exit(0)
-        for _ in range(500):
-            if (tmp_path / "held").exists():
-                break
+        while not (tmp_path / "held").exists():
+            assert os.waitpid(process, os.WNOHANG) == (0, 0), "the process has ended"
             time.sleep(0.01)
         return process
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from skimage.measure import label
 
-from pyrskip.data import scenes
+from pyrskip import scenes
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import SPLITS, DataConfig, prepare
 from pyrskip.errors import UserError

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
@@ -35,7 +36,7 @@ from pyrskip.inference.serve import create_app
 from pyrskip.models.native import NativeModel
 from tests.models import TEXTS
 
-LIMITS = Limits(batch=4, waiting=6, timeout=5.0, max_bytes=50_000)
+LIMITS = Limits(batch=4, waiting=6, timeout=600.0, max_bytes=50_000)
 
 
 def png(side: int = 20) -> bytes:
@@ -60,12 +61,17 @@ def client(engine: Engine) -> Iterator[TestClient]:
 
 
 class SlowEngine(Engine):
-    """Takes its time, and breaks on one question."""
+    """Takes its time unless it is `free`, and breaks on one question. entered: since it has been used."""
 
     seconds = 0.2
 
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.free, self.entered = Event(), Event()
+
     def decide(self, prepared: Any) -> Any:
-        time.sleep(self.seconds)
+        self.entered.set()
+        self.free.wait(self.seconds)
         if any(p.question == "break" for p in prepared):
             raise RuntimeError("broken inside")
         return super().decide(prepared)
@@ -220,13 +226,15 @@ def test_more_than_may_wait_are_told_so(slow: SlowEngine) -> None:
 
 def test_a_request_that_was_given_up_is_never_computed(slow: SlowEngine) -> None:
     ran: list[int] = []
+    slow.seconds = 60.0
 
     async def give_up() -> None:
         async with running(slow, most=1) as batcher:
             batcher.observe = lambda n, seconds: ran.append(n)
             first, second = (batcher.submit(ask(), answer=False) for _ in range(2))
-            await asyncio.sleep(0.05)
+            await asyncio.to_thread(slow.entered.wait)
             second.cancel()
+            slow.free.set()
             await first
 
     asyncio.run(give_up())
@@ -245,11 +253,12 @@ def test_closing_answers_what_waits_and_takes_nothing_new(slow: SlowEngine) -> N
 
 
 def test_what_takes_too_long_is_a_504(slow: SlowEngine) -> None:
-    with TestClient(create_app(slow, replace(LIMITS, timeout=0.05))) as client:
+    slow.seconds = 60.0
+    with TestClient(create_app(slow, replace(LIMITS, timeout=0.5))) as client:
         assert client.post("/answer", json=GOOD).status_code == 504
-        slow.seconds = 0.0
-        time.sleep(0.3)
-        assert client.post("/answer", json=GOOD).status_code == 200
+        slow.free.set()
+        # a busy machine may need more than one go at half a second
+        assert any(client.post("/answer", json=GOOD).status_code == 200 for _ in range(100))
 
 
 @pytest.mark.slow
@@ -266,7 +275,7 @@ def test_the_openapi_document_holds(engine: Engine) -> None:
             operation.ok().as_strategy(mode) for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
         ]
 
-        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=60, suppress_health_check=list(HealthCheck))
         @given(case=st.one_of(strategies))
         def holds(case: schemathesis.Case) -> None:
             paths.add(case.path)
@@ -294,11 +303,11 @@ def test_a_stopped_service_answers_what_came_in(
         f"port={port}",
     ]
     process = subprocess.Popen(
-        [*command, "timeout=2"], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        [*command, "timeout=10"], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(200):
+        while process.poll() is None:
             try:
                 if httpx.get(f"{address}/health").status_code == 200:
                     break
@@ -318,12 +327,14 @@ def test_a_stopped_service_answers_what_came_in(
         assert httpx.post(f"{address}/answer", json=GOOD).status_code == 200
         waiting = [socket.create_connection(("127.0.0.1", port)) for _ in range(32)]
         for connection in waiting:
-            connection.sendall(head.encode() + body)
-        time.sleep(0.05)
+            connection.sendall(head.encode() + body[:-1])
+        assert httpx.get(f"{address}/health").status_code == 200  # so those that came before have begun
+        for connection in waiting:
+            connection.sendall(body[-1:])
         process.send_signal(signal.SIGTERM)
         replies = [connection.makefile("rb").read() for connection in waiting]
         assert all(reply.startswith(b"HTTP/1.1 200") and b'"answer"' in reply for reply in replies)
-        assert process.wait(20) == 0
+        assert process.wait(600) == 0
     finally:
         process.kill()
         process.wait()

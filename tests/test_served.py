@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from pyrskip.evaluation.answering import gate_flops
-from pyrskip.rollouts.play import play_served
 from torch import Tensor
 
 from pyrskip.config import Config
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import DataConfig, prepare
 from pyrskip.errors import UserError
+from pyrskip.gated import Gated
 from pyrskip.gates import load_gate
 from pyrskip.models.tiers import GatedModel
 from pyrskip.models.tiles import crops
@@ -26,7 +25,7 @@ from pyrskip.models.vlm.hf import HfConfig, HfVlm
 from pyrskip.models.vlm.remote import RemoteModel, _png
 from pyrskip.models.vlm.served import build_served, identity
 from pyrskip.pyramid import Pyramid
-from pyrskip.rollouts.environments import observe
+from pyrskip.rollouts.scoring import score_served
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch, Sample
 from pyrskip.stages import run_stages
@@ -183,20 +182,12 @@ def test_the_gate_of_a_served_model_pays_for_its_own_look_at_the_glance(
     given = remote(asked.parent, encoder, server)
     model = build_served(given.model, given.pyramid, given.vision, given.text, given.cost)
     batch = Batch.collate(samples["test"], PYRAMID.size)
-    look, words = model.vision.flops(16, 16), model.text.encode(batch.texts)[1].sum(-1)
+    look, words = model.vision.flops(16, 16), model.text.tokenize(batch.texts)[1].sum(-1)
     for method, looks in (("gate", 1), ("gate-query_only", 0)):
-        gate = load_gate(asked / "gate" / method / "seed-0")
-        glance = torch.arange(PYRAMID.tiles) == PYRAMID.glance
-        seen = observe(
-            model,
-            gate.layout,
-            batch,
-            model.encode(batch, glance.expand(len(batch), -1)),
-            torch.zeros(len(batch)),
-            1.0,
-        )
-        own = gate.flops(seen) + float(model.text.flops(words).mean())
-        assert gate_flops(model, gate, batch, 1.0) == pytest.approx(own + looks * look)
+        gated = Gated(model, load_gate(asked / "gate" / method / "seed-0"), 1.0)
+        seen = gated.observe(batch, gated.glance(batch))
+        own = gated.gate.flops(seen) + float(model.text.flops(words).mean())
+        assert gated.gate_flops(batch) == pytest.approx(own + looks * look)
 
 
 @pytest.mark.slow
@@ -246,7 +237,11 @@ def test_a_server_that_fails_half_way_costs_a_chunk(
     run_stages(replace(given, trainer=replace(given.trainer, quiet=False)), {})
     assert "prompt tokens, model.remote's sizes say" in capsys.readouterr().err
     whole, parts = (RolloutTable.load(root / "rollouts" / "gate") for root in (asked, tmp_path / "easy_vqa"))
-    assert whole.keys == parts.keys and whole.score.equal(parts.score) and whole.glance.equal(parts.glance)
+    assert (
+        whole.keys == parts.keys
+        and whole.score.equal(parts.score)
+        and whole.signals["image"]["glance"].equal(parts.signals["image"]["glance"])
+    )
     assert not list((tmp_path / "easy_vqa" / "rollouts" / "gate").glob("chunk-*"))
 
 
@@ -320,8 +315,8 @@ def test_decisions_that_give_the_same_are_answered_once(
     model.answer = spy  # type: ignore[method-assign]
     # the second asks for fewer tokens of the same tiles, the fourth for nothing
     decisions = torch.tensor([[64, 0, 4], [9, 0, 1], [0, 16, 4], [0, 0, 0]]).expand(len(batch), -1, -1)
-    score, chance = play_served(model, batch, decisions)
-    assert chance is not None and score.shape == chance.shape == (len(batch), 4)
+    score, chance, refused = score_served(model, batch, decisions)
+    assert chance is not None and not refused and score.shape == chance.shape == (len(batch), 4)
     assert sum(asked_rows) == 3 * len(batch) and max(asked_rows) == 7
     assert chance[:, 0].equal(chance[:, 1]) and not chance[:, 0].equal(chance[:, 2])
     alone = model.loglik(batch, decisions[:, 2])
@@ -368,7 +363,7 @@ def test_other_weights_in_the_same_folder_are_another_model(
         ),
         (
             ("model=remote", "model.remote.model=x"),
-            r"rule\.target=probability is not told by model\.name=remote",
+            r"rule\.target=probability is not given by model\.name=remote",
         ),
         (("model=remote",), r"model\.remote\.model is missing"),
     ],

@@ -274,7 +274,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     ]
     expected = run_stages(tiny(copied_run, "name=whole", *overrides), {})
 
-    from pyrskip.training.supervised import SupervisedModule
+    from pyrskip.training.rules.supervised import SupervisedModule
 
     module: Any = FlexModule if stage == "flex" else SupervisedModule
     step = module.training_step

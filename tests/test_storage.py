@@ -77,7 +77,7 @@ def test_loader_workers_read_from_a_server(ranges: bool, site: Site, tiny_data: 
     site.ranges = ranges
     data = ShardDataset(at(site.url, tmp_path / "data"), "train", 64)
     assert data[0] is not None  # the parent's connection is not the workers'
-    loader = DataLoader(data, 6, num_workers=2, collate_fn=partial(collate, side=64), timeout=30)
+    loader = DataLoader(data, 6, num_workers=2, collate_fn=partial(collate, side=64), timeout=300)
     assert [key for batch in loader for key in batch.image_keys] == ShardDataset(
         tiny_data, "train", 64
     ).image_keys
@@ -143,7 +143,7 @@ def test_a_failure_that_passes_costs_nothing(
 def test_several_processes_fetch_a_shard_once(site: Site, tmp_path: Path) -> None:
     site.ranges = False
     data = ShardDataset(at(site.url, tmp_path / "data"), "train", 64)
-    loader = DataLoader(data, 6, num_workers=2, collate_fn=partial(collate, side=64), timeout=30)
+    loader = DataLoader(data, 6, num_workers=2, collate_fn=partial(collate, side=64), timeout=300)
     site.asked.clear()
     assert sum(len(batch.image_keys) for batch in loader) == 24
     whole = [count for name, count in site.asked if name == "train-000000.tar"]

@@ -104,7 +104,7 @@ def test_a_metric_that_is_nan_is_told_once_by_name(
     guard = Guard(Rows(tmp_path), "csv", lasting=True)
     for step in range(3):
         guard.log_metrics({"train/loss": float("nan"), "reward/mean": 0.1}, step)
-    assert capsys.readouterr().err == "warning: train/loss is nan at step 0; training goes on, told once\n"
+    assert capsys.readouterr().err == "warning: train/loss is nan at step 0; training goes on, said once\n"
     assert [row["train/loss"] for row in rows(tmp_path)] == ["nan"] * 3
 
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import SPLITS, parse_index
-from pyrskip.data.workers import deaf
+from pyrskip.data.workers import ignore_signals
 from pyrskip.errors import UserError
 from pyrskip.files import write_json, write_whole
 from pyrskip.models.tiles import encode_tiles
@@ -287,7 +287,7 @@ class _Missing(pl.LightningDataModule):
         )
         wanted = [number for number in mine if not (self._directory / _name(self._split, number)).exists()]
         passes = _Passes(self._data, wanted, self._images, self._side)
-        return DataLoader(passes, batch_size=None, num_workers=self._workers, worker_init_fn=deaf)
+        return DataLoader(passes, batch_size=None, num_workers=self._workers, worker_init_fn=ignore_signals)
 
 
 class _Passes(Dataset[tuple[list[int], list[int], Batch | None]]):

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pyrskip.data.sampler import ORDERS, Parts, StepSampler
-from pyrskip.data.workers import deaf
+from pyrskip.data.workers import ignore_signals
 from pyrskip.errors import UserError, unknown_name
 from pyrskip.identity import HOW, PER_RANK
 
@@ -121,7 +121,7 @@ class StepData(pl.LightningDataModule):
             batch_sampler=sampler,
             collate_fn=self._collate,
             num_workers=self._workers,
-            worker_init_fn=deaf,
+            worker_init_fn=ignore_signals,
             # a loader draws its workers' seed, by default from the global generator, which would differ after
             # a resume
             generator=torch.Generator().manual_seed(self._seed),

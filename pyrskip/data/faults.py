@@ -10,7 +10,7 @@ from typing import Any
 
 from pyrskip.errors import UserError
 
-TOLD = 10
+LISTED = 10
 """Faults that a message lists; files hold them all."""
 
 
@@ -86,16 +86,16 @@ class FaultLog:
         return {
             "images": self._images,
             "lost": sum(f.lost for f in faults),
-            "first": [str(f) for f in faults[:TOLD]],
+            "first": [str(f) for f in faults[:LISTED]],
         }
 
 
 def too_many(faults: Sequence[Fault], what: str, allowed: float, where: str) -> UserError:
     """The error that ends a run or a conversion. what: is broken; where: all faults are written."""
-    told = "; ".join(str(fault) for fault in faults[:TOLD])
-    more = f" and {len(faults) - TOLD} more" if len(faults) > TOLD else ""
+    listed = "; ".join(str(fault) for fault in faults[:LISTED])
+    more = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
     return UserError(
-        f"{what} are broken, more than data.max_bad_fraction={allowed}: {told}{more}; mend them and delete "
+        f"{what} are broken, more than data.max_bad_fraction={allowed}: {listed}{more}; mend them and delete "
         f"{where}, "
         "or allow more"
     )

@@ -119,12 +119,12 @@ class ShardDataset(Dataset[Sample | None]):
         """Of some samples, images unread; None where they are broken."""
         found: dict[int, tuple[Question, ...] | None] = {}
         for part, of_part in self._by_part(indices).items():
-            asked = [
+            wanted = [
                 (self._name(i), start, start + length)
                 for i in of_part
                 for start, length in [self._spans[i, 2:].tolist()]
             ]
-            for i, content in zip(of_part, self._storages[part].ranges(asked), strict=True):
+            for i, content in zip(of_part, self._storages[part].ranges(wanted), strict=True):
                 found[i] = self._decoded(i, self._questions, b"", content)
         return [found[i] for i in indices]
 
@@ -132,10 +132,10 @@ class ShardDataset(Dataset[Sample | None]):
         """The bytes of each sample's image and questions, or why they cannot be read."""
         results: dict[int, tuple[bytes | Exception, bytes | Exception]] = {}
         for part, of_part in self._by_part(indices).items():
-            asked: list[Range] = []
+            wanted: list[Range] = []
             for i in of_part:
-                asked += _ranges(self._name(i), self._spans[i].tolist())
-            found = iter(self._storages[part].ranges(asked))
+                wanted += _ranges(self._name(i), self._spans[i].tolist())
+            found = iter(self._storages[part].ranges(wanted))
             for i in of_part:
                 results[i] = _split(found, self._spans[i].tolist())
         return [results[i] for i in indices]

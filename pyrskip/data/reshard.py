@@ -46,12 +46,12 @@ def reshard(source: str, directory: Path, samples_per_shard: int) -> tuple[Index
 
 
 def _records(urls: list[str], broken: Callable[[Fault], None]) -> Iterator[Record]:
-    """The samples of these shards, one after another; what cannot be read is told and loses no other."""
+    """The samples of these shards, one after another; what cannot be read is reported and loses no other."""
     if not urls:
         return
     current = ""
 
-    def told(error: Exception) -> bool:
+    def report(error: Exception) -> bool:
         broken(
             Fault(
                 current.rsplit("/", 1)[-1],
@@ -69,10 +69,10 @@ def _records(urls: list[str], broken: Callable[[Fault], None]) -> Iterator[Recor
                 with open_file(current) as stream:
                     yield {"url": current, "stream": stream}
             except OSError as error:
-                told(error)
+                report(error)
 
     seen: set[str] = set()
-    for sample in group_by_keys(tar_file_expander(opened(), handler=told), handler=told):
+    for sample in group_by_keys(tar_file_expander(opened(), handler=report), handler=report):
         key, shard = sample["__key__"], sample["__url__"].rsplit("/", 1)[-1]
         try:
             image = next((sample[kind] for kind in IMAGES if kind in sample), None)

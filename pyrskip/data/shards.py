@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.progress import Progress
 from webdataset import TarWriter
 
-from pyrskip.data.convert.config import FORMATS, FilesConfig
+from pyrskip.data.convert import FORMATS, FilesConfig
 from pyrskip.data.entries import list_name, scan, to_json
 from pyrskip.data.sources import SOURCES, ListedSource, Source
 from pyrskip.data.storage import is_url
-from pyrskip.errors import UserError, unknown_name
+from pyrskip.errors import UserError
 from pyrskip.files import whole_file, write_whole, writing
 from pyrskip.identity import HOW, read_where
 from pyrskip.record import Record
@@ -85,7 +85,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.source not in (*SOURCES, *FORMATS, WRITTEN):
-            raise unknown_name("data.source", self.source, (*SOURCES, *FORMATS, WRITTEN))
+            raise FORMATS.unknown(self.source, (*SOURCES, WRITTEN))
         if not 0.0 <= self.max_bad_fraction < 1.0:
             raise UserError(f"data.max_bad_fraction={self.max_bad_fraction}: allowed: at least 0 and below 1")
         for name in ("gate_fraction", "val_fraction"):

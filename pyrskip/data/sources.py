@@ -1,4 +1,4 @@
-"""Where images and questions come from before they are shards. A source is named in `data.source`."""
+"""Where images and questions come from before they are shards: sources by name, in `data.source`."""
 
 from collections.abc import Callable, Container, Generator, Iterator
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Protocol
 
 from pyrskip.errors import UserError
 from pyrskip.record import Record
+from pyrskip.registry import Registry
 from pyrskip.sample import Question
 from pyrskip.scenes import SceneSource
 
@@ -23,11 +24,18 @@ class Source(Protocol):
         ...
 
 
+Listing = Callable[[str], Iterator[Record]]
+SOURCES: Registry[Listing | type[SceneSource]] = Registry("data.source")
+"""Functions of the source's own split, 'train' or 'test', that yield its records, always in the same order;
+or the class of a source that is configured in data.<name>."""
+SOURCES.register("scenes", SceneSource)
+
+
 @dataclass(frozen=True)
 class ListedSource:
     """A source that a function lists, whose images are files already."""
 
-    listing: Callable[[str], Iterator[Record]]
+    listing: Listing
 
     def keys(self, split: str) -> list[str]:
         return [record.key for record in self.listing(split)]
@@ -36,6 +44,7 @@ class ListedSource:
         return (record for record in self.listing(split) if record.key in keep)
 
 
+@SOURCES.register("easy_vqa")
 def easy_vqa(split: str) -> Iterator[Record]:
     """easy-VQA: one coloured shape on each 64 x 64 image, 4000 for training and 1000 for testing, about 10
     questions each.
@@ -59,16 +68,8 @@ def easy_vqa(split: str) -> Iterator[Record]:
         yield Record(f"{split}-{image:06d}", Path(path).read_bytes(), "png", tuple(questions[image]))
 
 
-SOURCES: dict[str, Callable[[str], Iterator[Record]] | type[SceneSource]] = {
-    "easy_vqa": easy_vqa,
-    "scenes": SceneSource,
-}
-"""Name -> function of the source's own split, 'train' or 'test', that yields its records, always in the same
-order; or the class of a source that is configured in data.<name>."""
-
-
 def _easy_vqa_type(text: str) -> str:
-    """What a question asks for, told from its words alone.
+    """What a question asks for, from its words alone.
 
     'what color is the circle?' color, 'what is the red shape?' shape, 'is there a red shape?' yesno_color,
     'is there a circle?' yesno_shape.

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Storage(Protocol):
-    def ranges(self, asked: Sequence[Range]) -> list[bytes | Exception]:
+    def ranges(self, wanted: Sequence[Range]) -> list[bytes | Exception]:
         """The bytes of each range, or why it cannot be read."""
         ...
 
@@ -52,8 +52,8 @@ class LocalStorage:
         self._directory = directory
         self._descriptors: dict[str, int] = {}
 
-    def ranges(self, asked: Sequence[Range]) -> list[bytes | Exception]:
-        return [_caught(partial(self._read, *one)) for one in asked]
+    def ranges(self, wanted: Sequence[Range]) -> list[bytes | Exception]:
+        return [_caught(partial(self._read, *one)) for one in wanted]
 
     def files(self, names: Sequence[str]) -> list[bytes | Exception]:
         return [_caught((self._directory / name).read_bytes) for name in names]
@@ -88,20 +88,20 @@ class RemoteStorage:
         folder = hashlib.sha256(self._url.encode()).hexdigest()[:16]
         self._cache = LocalStorage(cache_directory() / folder)
 
-    def ranges(self, asked: Sequence[Range]) -> list[bytes | Exception]:
+    def ranges(self, wanted: Sequence[Range]) -> list[bytes | Exception]:
         if self._ranges is None:
-            self._ranges = self._knows_ranges(asked)
+            self._ranges = self._knows_ranges(wanted)
         if self._ranges is False:
-            missing = {name: _caught(partial(self.local, name)) for name in {name for name, _, _ in asked}}
-            found = self._cache.ranges(asked)
-            failed = [missing[name] for name, _, _ in asked]
+            missing = {name: _caught(partial(self.local, name)) for name in {name for name, _, _ in wanted}}
+            found = self._cache.ranges(wanted)
+            failed = [missing[name] for name, _, _ in wanted]
             return [
                 why if isinstance(why, Exception) else content
                 for why, content in zip(failed, found, strict=True)
             ]
 
         def read(left: list[int]) -> list[bytes | Exception]:
-            names, starts, stops = zip(*(asked[i] for i in left), strict=True)
+            names, starts, stops = zip(*(wanted[i] for i in left), strict=True)
             urls = [self._join(name) for name in names]
             contents = filesystem(self._url).cat_ranges(urls, list(starts), list(stops), on_error="return")
             return [
@@ -111,7 +111,7 @@ class RemoteStorage:
                 for content, start, stop in zip(contents, starts, stops, strict=True)
             ]
 
-        return _again(read, len(asked))
+        return _again(read, len(wanted))
 
     def files(self, names: Sequence[str]) -> list[bytes | Exception]:
         def read(left: list[int]) -> list[bytes | Exception]:
@@ -149,10 +149,10 @@ class RemoteStorage:
             raise EOFError(f"{part.stat().st_size} of {size} bytes came")
         return part
 
-    def _knows_ranges(self, asked: Sequence[Range]) -> bool | None:
+    def _knows_ranges(self, wanted: Sequence[Range]) -> bool | None:
         """Told by the length of an answer: a server that knows no ranges sends the whole file. None where
         none answers."""
-        for name, start in {name: start for name, start, _ in asked}.items():
+        for name, start in {name: start for name, start, _ in wanted}.items():
             content = _caught(
                 partial(filesystem(self._url).cat_file, self._join(name), start=start, end=start + 1)
             )

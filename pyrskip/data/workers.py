@@ -8,7 +8,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """What schedulers send before they take a machine away."""
 
 
-def deaf(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """DataLoader's worker_init_fn. Schedulers signal every process of a job: a worker that ended by it would
     end the training before that has saved. SIGTERM is heeded from its parent, which waits for it."""
     for signum in (signal.SIGUSR1, signal.SIGUSR2):

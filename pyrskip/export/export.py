@@ -33,6 +33,7 @@ from pyrskip.inference.policy import POLICIES
 from pyrskip.models.language import END
 from pyrskip.models.native import NativeModel
 from pyrskip.models.text import MiniLmText
+from pyrskip.pruners import NONE
 from pyrskip.reward import RewardConfig
 from pyrskip.stages.data import DATA
 from pyrskip.stages.flex import FLEX
@@ -65,6 +66,11 @@ def export_run(
         raise UserError(
             f"model.name={config.model.name} is served where it is, and an export holds its model; allowed: "
             "native"
+        )
+    if config.pruner.name != NONE:
+        raise UserError(
+            f"pruner.name={config.pruner.name} cannot be exported: an export's graphs read every token; "
+            f"allowed: {NONE}"
         )
     run = Run(config, {})
     for stage in (DATA, FLEX, GATE, FRONTIER):

@@ -83,7 +83,7 @@ def strategy_weights(kind: str, pyramid: Pyramid) -> Tensor:
 
 
 def strategy_actions(texts: Sequence[str], share: float, pyramid: Pyramid, actions: ActionSet) -> Tensor:
-    """The listed action of each question's strategy at a share of all tokens, [N]; kinds are told by
+    """The listed action of each question's strategy at a share of all tokens, [N]; kinds are recognised by
     keywords."""
     every = torch.ones(1, pyramid.tiles, dtype=torch.bool)
     kinds = [question_kind(text) for text in texts]
@@ -124,7 +124,7 @@ def nearest(tokens: Tensor, pyramid: Pyramid, actions: ActionSet) -> Tensor:
     of rungs, the glance always whole."""
     ladder = torch.tensor(actions.ladder, dtype=torch.float64) / actions.ladder[-1]
     share = (tokens / whole(pyramid))[:, :-1, None]
-    return (share - ladder).abs().argmin(-1) @ actions.radix
+    return ((share - ladder).abs().argmin(-1) * actions.radix).sum(-1)
 
 
 def whole(pyramid: Pyramid) -> Tensor:

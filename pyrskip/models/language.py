@@ -259,7 +259,7 @@ class Decoder(nn.Module):
         self.answer_position = nn.Embedding(config.max_answer, config.width)
         self.blocks = nn.ModuleList([self.build_block() for _ in range(config.layers)])
         self.norm = nn.RMSNorm(config.width)
-        self.asked: tuple[object, tuple[Tensor, Tensor]] | None = None
+        self.last_question: tuple[object, tuple[Tensor, Tensor]] | None = None
         self._initialise()
 
     def build_block(self) -> Block:
@@ -287,10 +287,13 @@ class Decoder(nn.Module):
         """Questions as ids [B, W] and mask [B, W] bool, on the model's device. Those asked last are
         remembered: a training step, or a rollout of many actions, asks the same ones several times."""
         # a tensor of inference mode is of no use to a training step
-        key, last = (tuple(texts), self.embed.weight.device, torch.is_inference_mode_enabled()), self.asked
+        key, last = (
+            (tuple(texts), self.embed.weight.device, torch.is_inference_mode_enabled()),
+            self.last_question,
+        )
         if last is None or last[0] != key:
             ids = [e.ids[: self.config.max_words] or [END] for e in self.tokenizer.encode_batch(list(texts))]
-            last = self.asked = (key, self._pad(ids))
+            last = self.last_question = (key, self._pad(ids))
         return last[1]
 
     def tokenize_answers(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -321,12 +324,12 @@ class Decoder(nn.Module):
         x, keys = self.prompt(visual, question)
         layers = self.layers(visual, weight)
         start = torch.full_like(answer[:, :1], ANSWER)
-        asked = self._answer(torch.cat([start, answer[:, :-1]], dim=1), 0)
-        batch, prompt, length = x.shape[0], x.shape[1], asked.shape[1]
+        given = self._answer(torch.cat([start, answer[:, :-1]], dim=1), 0)
+        batch, prompt, length = x.shape[0], x.shape[1], given.shape[1]
         allowed = torch.zeros(batch, prompt + length, prompt + length, dtype=torch.bool, device=x.device)
         allowed[:, :, :prompt] = keys[:, None]
         allowed[:, prompt:, prompt:] = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        x = torch.cat([x, asked], dim=1)
+        x = torch.cat([x, given], dim=1)
         for layer in layers[:-1]:
             x, _ = layer(x, allowed)
         x, _ = layers[-1](x, allowed, wanted=length)

@@ -31,6 +31,7 @@ from pyrskip.models.text import TextConfig, build_text
 from pyrskip.models.tiers import Features
 from pyrskip.models.tiles import encode_flops, encode_more, encode_tiles, moments
 from pyrskip.models.vision import VisionConfig, VisionEncoder
+from pyrskip.pruners import Prunable, Pruner
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
 
@@ -102,9 +103,11 @@ class Forced:
 
 
 class NativeModel(nn.Module):
-    """A white-box model (pyrskip.models.tiers)."""
+    """A white-box model (pyrskip.models.tiers). pruner: what leaves visual tokens out behind the projector,
+    None while it trains; prunable: what pruners may read beside the tokens."""
 
     sources = frozenset({"question", "glance", "pixels", "first_token"})
+    prunable = frozenset({"text"})
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -117,6 +120,7 @@ class NativeModel(nn.Module):
         self.projector = Projector(self.vision.channels, self.language.width, p.levels)
         self.text = build_text(config.text, self.language)
         self.convention = config.cost.convention
+        self.pruner: Pruner | None = None
 
     def save(self, directory: Path) -> None:
         """Weights, config and tokenizer, as files that run no code. Frozen question encoders are named, not
@@ -180,12 +184,38 @@ class NativeModel(nn.Module):
     def project(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens of a decision, packed: a row's real tokens come first, finest level first, glance last.
 
-        asked [B, T] -> tokens [B, N, D], real [B, N] bool, tile [B, N] int64.
+        asked [B, T] -> tokens [B, N, D], real [B, N] bool, tile [B, N] int64; no pruner has seen them.
         """
-        visual, tile = self.visual(batch, features, asked)
+        visual, tile = self._projected(batch, features, asked)
         return visual.tokens[visual.of], visual.real[visual.of], tile[visual.of]
 
     def visual(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Visual, Tensor]:
+        """The tokens that the language model reads, those of `project` that the pruner leaves, once for all
+        questions that see the same; and their tiles [U, N] int64."""
+        visual, tile = self._projected(batch, features, asked)
+        return (visual, tile) if self.pruner is None else self._pruned(self.pruner, batch, visual, tile)
+
+    def _pruned(self, pruner: Pruner, batch: Batch, visual: Visual, tile: Tensor) -> tuple[Visual, Tensor]:
+        beside: dict[str, tuple[Tensor, ...]] = {}
+        if "text" in pruner.needs:  # each question has tokens of its own then
+            every = torch.arange(len(batch), device=tile.device)
+            visual, tile = Visual(visual.tokens[visual.of], visual.real[visual.of], every), tile[visual.of]
+            ids, mask = self.language.tokenize(batch.texts)
+            beside["text"] = self.language.embed(ids), mask
+        keep = pruner.keep(Prunable(visual.tokens, visual.real, tile, beside)) & visual.real
+        count = keep.sum(-1)
+        if not count.equal(pruner.stays(visual.real.sum(-1))):
+            raise UserError(
+                f"{type(pruner).__name__}.keep leaves {count.tolist()} tokens; allowed: as many as its stays "
+                "says, for so many are paid"
+            )
+        longest = int(count.amax()) if len(count) else 0
+        place = keep.int().argsort(dim=-1, descending=True, stable=True)[:, :longest]
+        tokens = visual.tokens.gather(1, place[..., None].expand(-1, -1, visual.tokens.shape[-1]))
+        real = torch.arange(longest, device=count.device) < count[:, None]
+        return Visual(tokens, real, visual.of), tile.gather(1, place)
+
+    def _projected(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Visual, Tensor]:
         """The tokens of `project`, once for all questions that ask the same of an image, and their tiles [U,
         N] int64.
 
@@ -234,13 +264,27 @@ class NativeModel(nn.Module):
     def forced(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Forced:
         """Teacher-force each question's first accepted answer. gates [B, T] in [0, 1] weigh each tile's
         tokens."""
-        visual, tile = self.visual(batch, features, asked)
+        if gates is not None and self.pruner is not None:
+            visual, tile = self._weighed(batch, features, asked, gates)
+        else:
+            visual, tile = self.visual(batch, features, asked)
         weight = None if gates is None else gates.gather(1, tile[visual.of])
         ids, mask = self.language.tokenize_answers([q.answers[0] for q in batch.questions])
         logits = self.language.logits(visual, weight, self.language.tokenize(batch.texts), ids)
         nll = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
         greedy = ((logits.argmax(-1) == ids) | ~mask).all(-1)
         return Forced(-(nll * mask).sum(-1), greedy)
+
+    def _weighed(
+        self, batch: Batch, features: Features, asked: Tensor, gates: Tensor
+    ) -> tuple[Visual, Tensor]:
+        """`visual` of what gates keep and of what they skip, each pruned on its own: a token that weighs
+        nothing must not take the place of another."""
+        parts = [self.visual(batch, features, asked * side) for side in (gates > 0, gates <= 0)]
+        tokens = torch.cat([visual.tokens[visual.of] for visual, _ in parts], dim=1)
+        real = torch.cat([visual.real[visual.of] for visual, _ in parts], dim=1)
+        tile = torch.cat([tile[visual.of] for visual, tile in parts], dim=1)
+        return Visual(tokens, real, torch.arange(len(batch), device=tile.device)), tile
 
     def loss(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of the first accepted answer, [B]."""
@@ -336,14 +380,23 @@ class NativeModel(nn.Module):
         flops = self._reading_flops(tokens, words, c.answer_tokens) + self._share(1) * (
             (realised > 0) * encode
         ).sum(-1)
-        return Cost(tokens, flops, kv_bytes(spec, tokens + words + c.answer_tokens, c.bytes_per_value))
+        read = self._read(tokens) + words + c.answer_tokens
+        return Cost(tokens, flops, kv_bytes(spec, read, c.bytes_per_value))
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        """How many of so many visual tokens the language model reads."""
+        return tokens if self.pruner is None else self.pruner.stays(tokens)
 
     def _reading_flops(self, tokens: Tensor, words: Tensor, answer_tokens: int) -> Tensor:
-        """Of projecting visual tokens, reading them and the prompt, and writing the answer's tokens."""
+        """Of projecting and pruning visual tokens, reading what stays and the prompt, and writing the
+        answer's tokens."""
         answer = answer_flops(
-            self.language.transformer, tokens, words, answer_tokens, convention=self.convention
+            self.language.transformer, self._read(tokens), words, answer_tokens, convention=self.convention
         )
-        return answer + self._share(self.projector.flops_per_token()) * tokens
+        flops = answer + self._share(self.projector.flops_per_token()) * tokens
+        if self.pruner is not None:
+            flops = flops + self.pruner.flops(tokens, self.language.width) * self._share(1)
+        return flops
 
     def encode_flops(self, size: Tensor) -> Tensor:
         """Measured FLOPs of encoding every tile. size [B, 2] -> [B, T] float64."""

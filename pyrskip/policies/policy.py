@@ -11,6 +11,8 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from types import FunctionType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
@@ -86,23 +88,28 @@ class Policy(ABC):
 
     options: of PolicyConfig's that it reads. dial: whether the gate is given the price; else the price is in
     the policy's arithmetic. by_tile: it decides tile by tile and needs an action set that lists every
-    combination of choices. episodic: it may look at a tile before it decides on the next, and has `steps` and
-    a critic.
+    combination of choices. relaxed: rules may differentiate its `rsample`, from a table; relaxed_online: and
+    where a sample weighs each tile's tokens. episodic: it may look at a tile before it decides on the next,
+    and has `steps` and a critic.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
     dial: ClassVar[bool] = True
     by_tile: ClassVar[bool] = False
+    relaxed: ClassVar[bool] = True
+    relaxed_online: ClassVar[bool] = True
     episodic: ClassVar[bool] = False
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
         for name, member in list(vars(cls).items()):
-            if isinstance(member, classmethod):
-                setattr(cls, name, classmethod(in_float32(member.__func__)))
+            if isinstance(member, classmethod | staticmethod):
+                setattr(cls, name, type(member)(in_float32(member.__func__)))
             elif isinstance(member, property) and member.fget is not None:
                 setattr(cls, name, property(in_float32(member.fget)))
-            elif callable(member):
+            elif isinstance(member, cached_property):
+                member.func = in_float32(member.func)
+            elif isinstance(member, FunctionType):
                 setattr(cls, name, in_float32(member))
 
     @classmethod

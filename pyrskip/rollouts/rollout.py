@@ -170,8 +170,10 @@ class ChunkWriter(pl.Callback):
         self.parts.clear()
         self.written += 1
         total = len(ends)
-        told = trainer.is_global_zero and not self.quiet and not sys.stderr.isatty()  # a terminal shows a bar
-        if told and self.written * 5 // total > (self.written - 1) * 5 // total:
+        prints = (
+            trainer.is_global_zero and not self.quiet and not sys.stderr.isatty()
+        )  # a terminal shows a bar
+        if prints and self.written * 5 // total > (self.written - 1) * 5 // total:
             print(f"  {self.directory.name}: chunk {self.written}/{total}", file=sys.stderr, flush=True)
 
 

@@ -31,20 +31,20 @@ def learned_weights(table: RolloutTable, pyramid: Pyramid) -> Tensor:
     def weights(doublings: Tensor) -> Tensor:
         return capacity * 2 ** doublings[pyramid.tile_level]
 
-    def worth(doublings: Tensor) -> float:
+    def mean_score(doublings: Tensor) -> float:
         return float(
             between(score, table.actions, spread(weights(doublings), SHARES, keep, pyramid) / capacity).mean()
         )
 
     best, step = torch.zeros(pyramid.levels, dtype=torch.float64), FIRST
-    top = worth(best)
+    top = mean_score(best)
     while step >= LAST:
         before = top
         for level in range(pyramid.levels - 1):  # weights are relative: the glance's may stay
             for move in (step, -step):
                 tried = best.clone()
                 tried[level] = (tried[level] + move).clamp(-FARTHEST, FARTHEST)
-                reached = worth(tried)
+                reached = mean_score(tried)
                 if reached > top + 1e-9:
                     best, top = tried, reached
         if top == before:

@@ -29,8 +29,8 @@ def further_questions(scene: Scene, number: int, rng: np.random.Generator) -> tu
     any other (weighted sampling without replacement, Efraimidis & Spirakis 2006): most things are small, and
     of most there is one.
     """
-    asked = {(question.type, names) for question, names in zip(scene.questions, scene.names, strict=True)}
-    asks = [ask for ask in _asks(scene, rng) if (ask.kind, ask.names) not in asked]
+    had = {(question.type, names) for question, names in zip(scene.questions, scene.names, strict=True)}
+    asks = [ask for ask in _asks(scene, rng) if (ask.kind, ask.names) not in had]
     found = [put(ask, scene.things, "train", scene.size, rng) for ask in asks]
     cells = [(q.type, q.answers[0] if q.type == "count" else q.level) for q in found]
     alike = Counter(cells)

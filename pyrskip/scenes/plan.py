@@ -87,17 +87,17 @@ class Plan:
         return int(self.rng.integers(self.top))
 
 
-def make_plan(asked: Sequence[str], size: int, background: Background, rng: np.random.Generator) -> Plan:
-    """asked: the types of the scene's questions, in the order that they are asked in."""
+def make_plan(kinds: Sequence[str], size: int, background: Background, rng: np.random.Generator) -> Plan:
+    """kinds: the types of the scene's questions, in the order that they are asked in."""
     plan = Plan(size, background, rng)
     for kind in MIX:
-        if kind in asked:
+        if kind in kinds:
             _TYPES[kind](plan)
     if not any(wish.level == plan.top for wish in plan.wishes.values()) and rng.random() < LARGE_DISTRACTOR:
         plan.add("distractor large", plan.top, free=False)
     if rng.random() < GROUP_DISTRACTOR:
         plan.add("distractor group", plan.any_level(), number=2 + int(rng.integers(MOST - 1)))
-    plan.asks.sort(key=lambda ask: asked.index(ask.kind))
+    plan.asks.sort(key=lambda ask: kinds.index(ask.kind))
     return plan
 
 

@@ -66,10 +66,10 @@ def make_scene(config: SceneConfig, split: str, index: int) -> Scene:
     """The scene of this number. split: 'train' or 'test'."""
     seeds = np.random.SeedSequence([config.seed, SPLITS[split], index]).spawn(4)
     what, where, behind, words = (np.random.Generator(np.random.PCG64(seed)) for seed in seeds)
-    asked = draw_types(config.types, what)
-    plain = "scene_color" not in asked and behind.random() < PLAIN
+    kinds = draw_types(config.types, what)
+    plain = "scene_color" not in kinds and behind.random() < PLAIN
     background = (photograph if plain else colored)(config.size, behind)
-    plan = make_plan(asked, config.size, background, what)
+    plan = make_plan(kinds, config.size, background, what)
     things = _arrange(plan, where)
     things = {**_distractors(plan, things, where), **things}
     questions = tuple(put(ask, things, split, config.size, words) for ask in plan.asks)

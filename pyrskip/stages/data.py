@@ -3,8 +3,8 @@
 from typing import Any
 
 from pyrskip.config import Config
-from pyrskip.data.convert.config import FORMATS
-from pyrskip.data.convert.conversion import check_files, convert
+from pyrskip.data.conversion import convert
+from pyrskip.data.convert import FORMATS
 from pyrskip.data.faults import FaultLog
 from pyrskip.data.gather import gather, read_there
 from pyrskip.data.reader import ShardDataset
@@ -26,7 +26,7 @@ def prepare_data(run: Run) -> None:
 def check_source(config: DataConfig) -> None:
     """Refuse data that is not there. Raises UserError."""
     if config.source in FORMATS:
-        check_files(config)
+        FORMATS[config.source](config.files).check()
     if config.source == WRITTEN:
         for path in config.shards.paths:
             read_there(path)

@@ -14,6 +14,7 @@ from pyrskip.models.native import NativeModel
 from pyrskip.models.vision import VisionEncoder
 from pyrskip.models.vlm.hf import HfVlm
 from pyrskip.models.vlm.served import ServedModel, build_served
+from pyrskip.pruners import build_pruner
 from pyrskip.stages.cache import CACHE, encoder_of, inputs_of, statistics
 from pyrskip.stages.data import DATA, report_faults
 from pyrskip.stages.run import Run, Stage
@@ -67,7 +68,9 @@ def model_of(run: Run) -> NativeModel | ServedModel:
             model.box.to("cuda")  # the frontier asks it without a Trainer, and on a CPU it may not even fit
         return model
     # costs may be counted anew without training anew
-    return NativeModel.load(run.directory(FLEX), c.cost)
+    native = NativeModel.load(run.directory(FLEX), c.cost)
+    native.pruner = build_pruner(c.pruner)
+    return native
 
 
 def _with_closeups(run: Run, data: Samples, vision: VisionEncoder) -> Joined:

@@ -13,11 +13,12 @@ from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.evaluation.needs import lists_levels, needs_of
 from pyrskip.files import write_json
+from pyrskip.gates.gate import GATES
 from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.models.vlm.served import ServedModel, file_digest, identity
 from pyrskip.report.rollouts import print_needs
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
-from pyrskip.rollouts.table import RolloutTable, check_origin
+from pyrskip.rollouts.table import RolloutTable, check_origin, stored_signals
 from pyrskip.stages.cache import inputs_of, pyramid_of
 from pyrskip.stages.data import DATA, report_faults, samples_of
 from pyrskip.stages.flex import FLEX, model_of
@@ -54,9 +55,10 @@ def roll_out_splits(run: Run) -> None:
 
 def _check_count(run: Run, model: RemoteModel) -> None:
     """Say where the server's count of prompt tokens is another than costs were computed from."""
-    if model.told and abs(model.taken / model.told - 1) > COUNT_TOLERANCE:
+    if model.counted and abs(model.taken / model.counted - 1) > COUNT_TOLERANCE:
         run.say(
-            f"the server counted {model.told} prompt tokens, model.remote's sizes say {model.taken}: costs "
+            f"the server counted {model.counted} prompt tokens, model.remote's sizes say {model.taken}: "
+            "costs "
             "are off"
         )
 
@@ -122,6 +124,7 @@ def origins_of(run: Run, splits: Sequence[str]) -> dict[str, dict[str, str]]:
         "action set": f"{len(actions)} actions {digest({'names': actions.names, 'ladder': actions.ladder})}",
         "budget": json.dumps(to_plain(config.budget)),
         "cost": json.dumps(to_plain(config.cost)),
+        "pruner": f"{config.pruner.name} {config.pruner.ratio:g}",
         "metric": "each question's own",
         "decoding": f"greedy, at most {longest} tokens",
         "sight of the gate": f"{vision}, {config.text.name}",
@@ -130,10 +133,19 @@ def origins_of(run: Run, splits: Sequence[str]) -> dict[str, dict[str, str]]:
     return {split: common | {"split": split, "data": f"{index.source} {shards[split]}"} for split in splits}
 
 
+def _missing_signals(config: Config, directory: Path) -> str:
+    """Signals that the run's gates read and the rollouts do not hold."""
+    names = {config.gate.name, *config.ablations}
+    read = {*config.gate.signals, *(need for name in names for need in GATES[name].needs)}
+    missing = read - stored_signals(directory / ROLLED[0])
+    return f"the signals {', '.join(sorted(missing))}, which gates read" if missing else ""
+
+
 ROLLOUTS = Stage(
     "rollouts",
     roll_out_splits,
     after=FLEX,
-    keys=("model", "pyramid", "vision", "text", "actions", "budget", "cost"),
+    keys=("model", "pyramid", "vision", "text", "actions", "pruner", "budget", "cost"),
     once=True,
+    lacks=_missing_signals,
 )

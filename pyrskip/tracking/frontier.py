@@ -14,10 +14,10 @@ COLUMNS = ("kept", "question", "type", "answer", "truth", "right", "relative_flo
 def frontier_metrics(summary: dict[str, Any]) -> dict[str, float]:
     """frontier/*: means over seeds; what a target was not met with is left out."""
     metrics = {"frontier/full/accuracy": float(summary["full"]["accuracy"])}
-    for target, told in summary["targets"].items():
+    for target, figures in summary["targets"].items():
         for key in ("retention", "relative_flops", "cost_over_fixed"):
-            if key in told["gate"]:
-                metrics[f"frontier/{target}/{key}"] = float(told["gate"][key]["mean"])
+            if key in figures["gate"]:
+                metrics[f"frontier/{target}/{key}"] = float(figures["gate"][key]["mean"])
     return metrics
 
 

@@ -1,4 +1,4 @@
-"""Trackers may fail, trainings may not: what a logger raises is told once, and the others go on."""
+"""Trackers may fail, trainings may not: what a logger raises is reported once, and the others go on."""
 
 import math
 import sys
@@ -61,7 +61,7 @@ class Guard(Logger):
         self.attempt(self.inner.after_save_checkpoint, checkpoint_callback)
 
     def attempt(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Call, unless it failed too often. What it raises is told the first time."""
+        """Call, unless it failed too often. What it raises is reported the first time."""
         if self._failures >= PATIENCE and not self.lasting:
             return
         try:
@@ -76,7 +76,7 @@ class Guard(Logger):
     def _tell_not_finite(self, metrics: Mapping[str, float], step: int | None) -> None:
         for name, value in metrics.items():
             if not math.isfinite(value):
-                self._tell(name, f"{name} is {float(value)} at step {step}; training goes on, told once")
+                self._tell(name, f"{name} is {float(value)} at step {step}; training goes on, said once")
 
     def _tell(self, what: str, line: str) -> None:
         if what not in self._told:

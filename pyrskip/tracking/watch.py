@@ -71,19 +71,19 @@ class Watch(Callback):
         action, score = environment.action(decision), environment.score(rows, decision)
         cost, tokens = environment.cost(rows, decision), environment.tokens(rows, decision)
         types = [table.types[i] for i in rows.tolist()]
-        told = health(action.cpu(), types, table.actions, environment.tile_level)
+        found = health(action.cpu(), types, table.actions, environment.tile_level)
         metrics = {
             "val/accuracy/all": float(score.mean()),
             "val/relative_flops": float(cost.mean()),
             "val/tokens": float(tokens.mean()),
             "val/reward": float(module.price.config.reward(score, cost, price).mean()),
             "val/price": float(price[0]),
-            "val/distinct_decisions": float(told["distinct"]),
-            "val/entropy_of_decisions": told["entropy"],
-            "val/information": told["mutual_information"],
+            "val/distinct_decisions": float(found["distinct"]),
+            "val/entropy_of_decisions": found["entropy"],
+            "val/information": found["mutual_information"],
         }
         metrics |= {
-            f"val/keep_rate/level_{level}": rate for level, rate in list(told["keep_rate"].items())[:-1]
+            f"val/keep_rate/level_{level}": rate for level, rate in list(found["keep_rate"].items())[:-1]
         }
         for kind in sorted(set(types)):
             of_kind = torch.tensor([t == kind for t in types], device=score.device)

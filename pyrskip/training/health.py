@@ -21,35 +21,35 @@ CERTAIN = 0.05
 PATIENCE = 0.2
 
 
-def signs(asked: Tensor, sampled: Tensor, types: Sequence[str], tile_level: Tensor) -> dict[str, float]:
-    """What a gate's decisions look like over a batch, by metric name. asked, sampled [B, T]: its mode and a
+def signs(mode: Tensor, sampled: Tensor, types: Sequence[str], tile_level: Tensor) -> dict[str, float]:
+    """What a gate's decisions look like over a batch, by metric name. mode, sampled [B, T]: its mode and a
     sample.
 
     keep rates of levels; entropy of its decisions over the batch (variety), in nats; how many distinct
     selections, what they tell of the question type, and how often the sample is not the mode.
     """
-    label = labels(asked > 0)
-    rates = keep_rates(asked > 0, tile_level.to(asked.device))
+    label = labels(mode > 0)
+    rates = keep_rates(mode > 0, tile_level.to(mode.device))
     # the last level is the glance, which is always kept
     found = {f"gate/keep_rate/level_{level}": rates[level] for level in sorted(rates)[:-1]}
     return found | {
         "gate/decision_entropy": entropy_of(label),
         "gate/distinct": float(label.max() + 1),
         "gate/mutual_information": mutual_information(label, types),
-        "gate/disagreement": float((asked != sampled).any(-1).float().mean()),
+        "gate/disagreement": float((mode != sampled).any(-1).float().mean()),
     }
 
 
 class CollapseAlarm:
-    """Tells, once, when a gate has for a fifth of its training been certain of one selection for every
+    """Reports, once, when a gate has for a fifth of its training been certain of one selection for every
     question, at every price that it is asked at."""
 
     def __init__(self, steps: int) -> None:
-        self.patience, self.since, self.told = max(1, int(PATIENCE * steps)), -1, False
+        self.patience, self.since, self.reported = max(1, int(PATIENCE * steps)), -1, False
 
     @torch.no_grad()
     def look(self, step: int, gate: Gate, seen: Observation, reward: RewardConfig) -> str | None:
-        """What to tell, if it is time to."""
+        """The warning, if it is time for it."""
         prices = [reward.low, reward.high] if reward.mode == "sampled" else [float(seen.price[0])]
         kept, certain = [], True
         for price in prices:
@@ -61,9 +61,9 @@ class CollapseAlarm:
             self.since = -1
             return None
         self.since = step if self.since < 0 else self.since
-        if self.told or step - self.since < self.patience:
+        if self.reported or step - self.since < self.patience:
             return None
-        self.told = True
+        self.reported = True
         return f"the gate has collapsed: since step {self.since} every question {_advice(kept[0][0], reward)}"
 
 
@@ -103,7 +103,7 @@ def glance_is_best(environment: TableEnvironment, reward: RewardConfig, price: f
     cost = environment.relative.double()
     value = reward.reward(scores, cost, torch.tensor(price, dtype=torch.float64))
     glance = int(table.actions.steps.sum(-1).argmin())
-    closest, told = -float("inf"), ""
+    closest, found = -float("inf"), ""
     for kind in sorted(set(table.types)):
         rows = torch.tensor([t == kind for t in table.types], device=scores.device)
         gain = value[rows].mean(0) - value[rows, glance].mean()
@@ -114,12 +114,12 @@ def glance_is_best(environment: TableEnvironment, reward: RewardConfig, price: f
         if float(gain[best]) > closest:
             closest = float(gain[best])
             right, spent = (float((of[rows, best] - of[rows, glance]).mean()) for of in (scores, cost))
-            told = (
+            found = (
                 f"{kind} from {table.actions.names[best]}, gains {right:.3f} of score for {price:g} x "
                 f"{spent:.3f} of cost"
             )
     return (
         f"at price {price:g} the glance alone is best for every question type, so a gate has nothing to "
         "learn; "
-        f"what comes closest, {told}; lower the price, or set reward.form=bonus"
+        f"what comes closest, {found}; lower the price, or set reward.form=bonus"
     )

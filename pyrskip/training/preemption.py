@@ -1,8 +1,8 @@
-"""Preemption: a process is told to go, keeps what it has learnt, and its job is run again.
+"""Preemption: a process gets a signal to stop, keeps what it has learnt, and its job is run again.
 
-SIGTERM, SIGUSR1 and SIGUSR2 tell it. A training asks all ranks after every step whether one of them was told,
-saves, and ends; anything else ends at once, since it goes on from whole files. A job of SLURM is put back
-into its queue.
+SIGTERM, SIGUSR1 and SIGUSR2 stop it. A training asks all ranks after every step whether one of them was
+signalled, saves, and ends; anything else ends at once, since it goes on from whole files. A job of SLURM is
+put back into its queue.
 """
 
 import os
@@ -41,8 +41,8 @@ class Preempted(SystemExit):
 
 
 class _Notice:
-    """What this process has been told: a signal's number, 0 for none yet. waits: a training will look after
-    its step. launchers: of the processes that are to be told as well."""
+    """The signal that this process was sent: its number, 0 for none yet. waits: a training will look after
+    its step. launchers: of the processes that must get it as well."""
 
     def __init__(self) -> None:
         self.signum, self.waits = 0, False
@@ -75,10 +75,10 @@ def preemptible() -> Iterator[None]:
     earlier = _notice.heed()
     try:
         yield
-    except Preempted as told:
-        name = signal.Signals(told.signum).name
+    except Preempted as stopped:
+        name = signal.Signals(stopped.signum).name
         _say(f"{name}: stopped; what is done is kept, and the same command goes on from there")
-        _return_job(told.signum, earlier.get(signal.Signals(told.signum)))
+        _return_job(stopped.signum, earlier.get(signal.Signals(stopped.signum)))
         raise
     finally:
         for signum, handler in earlier.items():
@@ -88,7 +88,7 @@ def preemptible() -> Iterator[None]:
 
 @contextmanager
 def after_the_step() -> Iterator[None]:
-    """Within, a training looks after its steps whether it was told to go. Raises Preempted, also where it was
+    """Within, a training looks after its steps whether it was signalled. Raises Preempted, also where it was
     too late for that."""
     _notice.waits = True
     try:
@@ -114,7 +114,7 @@ def answer_signals(trainer: pl.Trainer) -> None:
 
 
 class Stop(Callback):
-    """Ends a training after a step before which any rank was told to go, with a checkpoint at `path`."""
+    """Ends a training after a step before which any rank was signalled, with a checkpoint at `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -133,8 +133,8 @@ class Stop(Callback):
             return
         signum = _notice.signum
         if trainer.world_size > 1:
-            told = torch.tensor(signum, device=trainer.strategy.root_device)
-            signum = int(trainer.strategy.reduce(told, reduce_op="max"))
+            highest = torch.tensor(signum, device=trainer.strategy.root_device)
+            signum = int(trainer.strategy.reduce(highest, reduce_op="max"))
         if signum:
             trainer.save_checkpoint(self.path)
             raise Preempted(signum)

@@ -1,4 +1,4 @@
-"""How a training is told on the terminal: a bar there, plain lines elsewhere."""
+"""Progress of a training on the terminal: a bar there, plain lines elsewhere."""
 
 import sys
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ THEME = RichProgressBarTheme(progress_bar="#0072B2", progress_bar_finished="#009
 
 def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Loss, accuracy or score, mean keep rate and relative cost, as far as they are logged."""
-    told = {name: float(metrics[key]) for name, key in SHOWN.items() if key in metrics}
+    shown = {name: float(metrics[key]) for name, key in SHOWN.items() if key in metrics}
     kept = [float(value) for key, value in metrics.items() if key.startswith("gate/keep_rate/")]
-    return told | ({"keep": sum(kept) / len(kept)} if kept else {})
+    return shown | ({"keep": sum(kept) / len(kept)} if kept else {})
 
 
 class Bar(RichProgressBar):
@@ -49,7 +49,7 @@ class Lines(Callback):
     ) -> None:
         total = int(trainer.num_training_batches)
         if trainer.is_global_zero and (batch_idx + 1) * 5 // total > batch_idx * 5 // total:
-            told = "  ".join(
+            shown = "  ".join(
                 f"{name} {value:.4f}" for name, value in figures(trainer.callback_metrics).items()
             )
-            print(f"  {self.title}: step {batch_idx + 1}/{total}  {told}", file=sys.stderr, flush=True)
+            print(f"  {self.title}: step {batch_idx + 1}/{total}  {shown}", file=sys.stderr, flush=True)

@@ -82,7 +82,7 @@ def build_trainer(
 ) -> pl.Trainer:
     """A Trainer whose one epoch is the whole run and whose checkpoints go to `directory`/last.ckpt.
 
-    title: what its progress is told as. sharded: whether trainer.strategy=fsdp may share out the module's
+    title: of its progress. sharded: whether trainer.strategy=fsdp may share out the module's
     weights.
     """
     terminal = sys.stderr.isatty() and not config.quiet

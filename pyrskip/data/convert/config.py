@@ -6,8 +6,6 @@ from pyrskip.errors import UserError, unknown_name
 from pyrskip.identity import HOW
 from pyrskip.metrics import METRICS
 
-FORMATS = ("llava", "parquet", "tsv")
-"""Values of data.source that convert files; see the module of that name each."""
 COLUMNS = ("question", "answers", "image", "image_id", "type", "key")
 
 

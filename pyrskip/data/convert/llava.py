@@ -8,24 +8,33 @@ question's type, unless the row has "type" or "category".
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from pyrskip.data.convert.format import FORMATS, Format
 from pyrskip.data.convert.rows import Found, Row, Skipped, image_key
 from pyrskip.data.faults import Fault
-from pyrskip.data.storage import open_file
+from pyrskip.data.storage import expand, is_url, open_file
+from pyrskip.errors import UserError
 from pyrskip.sample import Question
 
 HUMAN, GPT = ("human", "user"), ("gpt", "assistant")
 
 
-@dataclass(frozen=True)
-class Llava:
-    """images: the folder, a path or URL."""
+@FORMATS.register("llava")
+class Llava(Format):
+    """data.files.images is the folder, a path or URL."""
 
-    images: str
-    metric: str
+    def check(self) -> None:
+        for pattern in filter(None, (self.files.path, self.files.test)):
+            expand(pattern)
+        images = self.files.images
+        if not images:
+            raise UserError(
+                "data.files.images is empty; allowed for data=llava: the folder that its images are in"
+            )
+        if not is_url(images) and not Path(images).is_dir():
+            raise UserError(f"data.files.images={images!r} is no folder that is there")
 
     def rows(self, path: str) -> Iterator[Row]:
         with open_file(path) as file:
@@ -42,7 +51,7 @@ class Llava:
                     yield Fault(path, f"row {key}", f"{type(error).__name__}: {error}")
 
     def image(self, place: str) -> bytes:
-        with open_file(f"{self.images.rstrip('/')}/{place}") as file:
+        with open_file(f"{self.files.images.rstrip('/')}/{place}") as file:
             return file.read()
 
     def _row(self, row: dict[str, Any]) -> Row:
@@ -67,17 +76,17 @@ class Llava:
         """Raises ValueError where there is none, TypeError where a turn is none."""
         if not isinstance(turns, list):
             raise TypeError("conversations is no list")
-        found, asked = False, None
+        found, text = False, None
         for turn in turns:
             said, value = turn["from"], turn["value"]
             if not isinstance(value, str):
                 raise TypeError(f"{value!r} is no text")
             if said in HUMAN:
-                asked = value.replace("<image>", "").strip()
-            elif said in GPT and asked and value.strip():
+                text = value.replace("<image>", "").strip()
+            elif said in GPT and text and value.strip():
                 found = True
-                yield Question(asked, (value.strip(),), kind, metric=self.metric)
-                asked = None
+                yield Question(text, (value.strip(),), kind, metric=self.files.metric)
+                text = None
         if not found:
             raise ValueError("no human turn has an answer")
 

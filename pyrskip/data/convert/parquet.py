@@ -8,12 +8,12 @@ are found by their usual names (`USUAL`), or given as data.files.columns; a dot 
 
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pyrskip.data.convert.format import FORMATS, Format
 from pyrskip.data.convert.rows import Found, Row, content_key, image_key, ordered
 from pyrskip.data.faults import Fault
-from pyrskip.data.storage import open_file
+from pyrskip.data.storage import expand, open_file
 from pyrskip.errors import UserError
 from pyrskip.sample import Question
 
@@ -34,18 +34,14 @@ USUAL: Mapping[str, tuple[str, ...]] = {
 images."""
 
 
-@dataclass(frozen=True)
-class Parquet:
-    """apart: images are in tables of their own (`image_rows`), and rows name them by id."""
-
-    metric: str
-    apart: bool
-    columns: Mapping[str, str] = field(default_factory=dict)
+@FORMATS.register("parquet")
+class Parquet(Format):
+    """Where data.files.images is given, images are in those tables, and rows name them by id."""
 
     def rows(self, path: str) -> Iterator[Row]:
         with open_file(path) as file:
             table = _open(file, path)
-            wanted = ("question", "answers", "image_id" if self.apart else "image")
+            wanted = ("question", "answers", "image_id" if self.files.images else "image")
             named = {role: self._column(table, role, path) for role in wanted}
             kind = self._column(table, "type", path, needed=False)
             for number, place, row in _rows(table, path, [*named.values(), *([kind] if kind else [])]):
@@ -53,21 +49,25 @@ class Parquet:
                     question = _reach(row, named["question"])
                     if not isinstance(question, str) or not question.strip():
                         raise ValueError(f"question={question!r} is no text")
-                    asked = Question(
+                    question = Question(
                         question.strip(),
                         ordered(_answers(_reach(row, named["answers"]))),
                         _kind(_reach(row, kind) if kind else None),
-                        metric=self.metric,
+                        metric=self.files.metric,
                     )
-                    if self.apart:
-                        yield Found(image_key(str(_reach(row, named["image_id"]))), None, (asked,))
+                    if self.files.images:
+                        yield Found(image_key(str(_reach(row, named["image_id"]))), None, (question,))
                     else:
-                        yield Found(content_key(_bytes(_reach(row, named["image"]))), place, (asked,))
+                        yield Found(content_key(_bytes(_reach(row, named["image"]))), place, (question,))
                 except (ValueError, TypeError, KeyError) as error:
                     yield Fault(path, f"row {number}", f"{type(error).__name__}: {error}")
 
-    def image_rows(self, path: str) -> Iterator[Row]:
-        """The same for a table of images."""
+    def image_rows(self) -> Iterator[tuple[str, Iterator[Row]]]:
+        for path in expand(self.files.images) if self.files.images else ():
+            yield path, self._images(path)
+
+    def _images(self, path: str) -> Iterator[Row]:
+        """Of a table of images."""
         with open_file(path) as file:
             table = _open(file, path)
             key = self._column(table, "key", path)
@@ -77,13 +77,13 @@ class Parquet:
 
     def image(self, place: str) -> bytes:
         path, group, row = place.rsplit("\t", 2)
-        column = self.columns.get("image", "")
+        column = self.files.columns.get("image", "")
         return _bytes(_group_images(path, int(group), column)[int(row)].as_py())
 
     def _column(self, table: "ParquetFile", role: str, path: str, needed: bool = True) -> str:
         """The name of the column that is there for this; '' where none is and none is needed."""
         names = table.schema_arrow.names
-        given = self.columns.get(role)
+        given = self.files.columns.get(role)
         for name in (given,) if given else USUAL[role]:
             if name in names or ("." in name and _has(table.schema_arrow, name)):
                 return name

@@ -3,9 +3,8 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from pyrskip.data.faults import Fault
 from pyrskip.sample import Question
@@ -36,18 +35,6 @@ class Skipped:
 
 
 Row = Found | Skipped | Fault
-
-
-class Format(Protocol):
-    """Reads one format. Safe to use from several threads."""
-
-    def rows(self, path: str) -> Iterator[Row]:
-        """Of one file, in a single pass; a broken row is a Fault and ends nothing but itself."""
-        ...
-
-    def image(self, place: str) -> bytes:
-        """The bytes of an image, as they are. Raises whatever its file does."""
-        ...
 
 
 def image_key(name: str) -> str:

@@ -10,10 +10,10 @@ import base64
 import csv
 import io
 import string
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import BinaryIO
 
+from pyrskip.data.convert.format import FORMATS, Format
 from pyrskip.data.convert.rows import Found, Row, Skipped, content_key, ordered
 from pyrskip.data.faults import Fault
 from pyrskip.data.storage import open_file
@@ -26,11 +26,8 @@ LONGEST = 1 << 30
 """Characters of a cell; csv's own limit is below an image's."""
 
 
-@dataclass(frozen=True)
-class Tsv:
-    metric: str
-    columns: Mapping[str, str] = field(default_factory=dict)
-
+@FORMATS.register("tsv")
+class Tsv(Format):
     def rows(self, path: str) -> Iterator[Row]:
         keys: dict[str, str] = {}  # index of a row with an image of its own -> the image's key
         with open_file(path) as file:
@@ -66,22 +63,22 @@ class Tsv:
             return Skipped("several images")
         options = [f"{letter}. {row[letter]}" for letter in string.ascii_uppercase if letter in row]
         text = "\n".join([*filter(None, [row.get("hint")]), row[self._name("question")], *options])
-        asked = Question(
+        question = Question(
             text,
             ordered([row[self._name("answers")]]),
             row.get(self._name("type"), "all"),
-            metric=self.metric,
+            metric=self.files.metric,
         )
         if len(image) <= REFERENCE:
             if image not in keys:
                 raise ValueError(f"image={image} is no row before this one with an image of its own")
-            return Found(keys[image], None, (asked,))
+            return Found(keys[image], None, (question,))
         key = content_key(base64.b64decode(image, validate=True))
         keys[row.get("index", str(number))] = key
-        return Found(key, place, (asked,))
+        return Found(key, place, (question,))
 
     def _name(self, role: str) -> str:
-        return self.columns.get(role, {"answers": "answer", "type": "category"}.get(role, role))
+        return self.files.columns.get(role, {"answers": "answer", "type": "category"}.get(role, role))
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[int, int, list[str]]]:

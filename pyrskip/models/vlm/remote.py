@@ -128,7 +128,7 @@ class RemoteConfig:
 class RemoteModel:
     """A black-box model (pyrskip.models.tiers). `encoded` counts the tiles that have been drawn for requests.
 
-    told: prompt tokens that the server has counted so far, 0 where it tells none; taken: what `cost` takes
+    counted: prompt tokens that the server has counted so far, 0 where it gives none; taken: what `cost` takes
     them for.
     """
 
@@ -141,7 +141,7 @@ class RemoteModel:
             8 * config.parallel,
         )
         self.order = sorted(range(pyramid.tiles), key=lambda tile: (-int(pyramid.tile_level[tile]), tile))
-        self.encoded = self.told = self.taken = 0
+        self.encoded = self.counted = self.taken = 0
 
     @cached_property
     def client(self) -> "httpx.Client":
@@ -203,7 +203,7 @@ class RemoteModel:
         taken = (realised.sum(-1) + self.prompt_tokens(batch)).tolist()
         for (_, counted), tokens in zip(replies, taken, strict=True):
             if counted:
-                self.told, self.taken = self.told + counted, self.taken + tokens
+                self.counted, self.taken = self.counted + counted, self.taken + tokens
         texts = [text for text, _ in replies]
         answers = [text for text in texts if isinstance(text, str)]
         if len(answers) < len(texts):

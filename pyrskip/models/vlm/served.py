@@ -57,6 +57,11 @@ class AnswererConfig:
         return ServedModel.sources if self.served else NativeModel.sources
 
     @property
+    def prunable(self) -> frozenset[str] | None:
+        """What pruners may read beside visual tokens; None where the model does not show those."""
+        return None if self.served else NativeModel.prunable
+
+    @property
     def max_answer(self) -> int:
         """Tokens of a served model's answer."""
         return self.hf.max_answer if self.name == "hf" else self.remote.max_answer

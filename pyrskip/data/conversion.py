@@ -18,15 +18,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from pyrskip.data.convert.llava import Llava
-from pyrskip.data.convert.parquet import Parquet
-from pyrskip.data.convert.plan import Plan, Planned
-from pyrskip.data.convert.rows import Format, Row, image_extension
-from pyrskip.data.convert.tsv import Tsv
+from pyrskip.data.convert import FORMATS, Format, Row
+from pyrskip.data.convert.rows import image_extension
 from pyrskip.data.entries import list_name
 from pyrskip.data.faults import Fault, too_many
+from pyrskip.data.plan import Plan, Planned
 from pyrskip.data.shards import INDEX, DataConfig, Index, Shard, counted, shard_name, write_index, write_shard
-from pyrskip.data.storage import expand, is_url
+from pyrskip.data.storage import expand
 from pyrskip.errors import UserError
 from pyrskip.files import write_json, writing
 from pyrskip.record import Record
@@ -37,22 +35,6 @@ AHEAD = 2
 Done = tuple[Shard | None, list[Fault]]
 
 
-def check_files(config: DataConfig) -> None:
-    """Refuse, before any work, what names no file. Raises UserError."""
-    files = config.files
-    for pattern in filter(None, (files.path, files.test)):
-        expand(pattern)
-    if config.source == "llava":
-        if not files.images:
-            raise UserError(
-                "data.files.images is empty; allowed for data=llava: the folder that its images are in"
-            )
-        if not is_url(files.images) and not Path(files.images).is_dir():
-            raise UserError(f"data.files.images={files.images!r} is no folder that is there")
-    elif files.images:
-        expand(files.images)
-
-
 def convert(config: DataConfig, directory: Path) -> Index:
     """Write the shards of the files that config.files names, their index, and `conversion.json`: what was
     skipped or broken.
@@ -61,7 +43,8 @@ def convert(config: DataConfig, directory: Path) -> Index:
     the number of threads. Raises UserError where nothing can be read, or more than config.max_bad_fraction of
     the questions is broken.
     """
-    check_files(config)
+    form = FORMATS[config.source](config.files)
+    form.check()
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         (directory / INDEX).unlink(missing_ok=True)
@@ -72,8 +55,8 @@ def convert(config: DataConfig, directory: Path) -> Index:
             f"{directory / PLAN} cannot be read ({error}); delete it to convert from the start"
         ) from error
     try:
-        _list(plan, config, directory)
-        _write(plan, config, directory)
+        _list(plan, form, config, directory)
+        _write(plan, form, config, directory)
         splits = plan.written()
         report = _report(plan)
     except sqlite3.OperationalError as error:
@@ -93,25 +76,15 @@ def convert(config: DataConfig, directory: Path) -> Index:
     return index
 
 
-def build_format(config: DataConfig) -> Format:
-    files = config.files
-    if config.source == "llava":
-        return Llava(files.images, files.metric)
-    if config.source == "tsv":
-        return Tsv(files.metric, files.columns)
-    return Parquet(files.metric, bool(files.images), files.columns)
-
-
-def _list(plan: Plan, config: DataConfig, directory: Path) -> None:
+def _list(plan: Plan, form: Format, config: DataConfig, directory: Path) -> None:
     """The first pass. A file that was listed to its end before is not read again."""
-    form, files = build_format(config), config.files
+    files = config.files
     wanted: list[tuple[str, str, Iterator[Row]]] = []
     for part, pattern in (("train", files.path), ("test", files.test)):
         for path in expand(pattern) if pattern else ():
             wanted.append((path, part, form.rows(path)))
-    if isinstance(form, Parquet) and form.apart:
-        # of both parts: where an image is says nothing of what is asked about it
-        wanted += [(path, "train", form.image_rows(path)) for path in expand(files.images)]
+    # of both parts: where an image is says nothing of what is asked about it
+    wanted += [(path, "train", rows) for path, rows in form.image_rows()]
     with _progress(f"listing {config.source}", len(wanted)) as advance:
         for path, part, rows in wanted:
             if not plan.listed(path, part):
@@ -132,10 +105,9 @@ def _guarded(rows: Iterator[Row], path: str) -> Iterator[Row]:
         yield Fault(path, "", f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def _write(plan: Plan, config: DataConfig, directory: Path) -> None:
+def _write(plan: Plan, form: Format, config: DataConfig, directory: Path) -> None:
     """The second pass: all shards that are not written yet."""
-    shards, form = plan.shards(), build_format(config)
-    workers = config.files.workers
+    shards, workers = plan.shards(), config.files.workers
     workers = min(os.cpu_count() or 1 if workers is None else workers, len(shards))
     with _progress(f"writing {config.source}", len(shards)) as advance:
 
