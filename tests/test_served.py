@@ -311,8 +311,8 @@ def test_decisions_that_give_the_same_are_answered_once(
     model.answer = spy  # type: ignore[method-assign]
     # the second asks for fewer tokens of the same tiles, the fourth for nothing
     decisions = torch.tensor([[64, 0, 4], [9, 0, 1], [0, 16, 4], [0, 0, 0]]).expand(len(batch), -1, -1)
-    score, chance = score_served(model, batch, decisions)
-    assert chance is not None and score.shape == chance.shape == (len(batch), 4)
+    score, chance, refused = score_served(model, batch, decisions)
+    assert not refused and chance is not None and score.shape == chance.shape == (len(batch), 4)
     assert sum(asked_rows) == 3 * len(batch) and max(asked_rows) == 7
     assert chance[:, 0].equal(chance[:, 1]) and not chance[:, 0].equal(chance[:, 2])
     alone = model.loglik(batch, decisions[:, 2])
