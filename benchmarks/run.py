@@ -143,7 +143,7 @@ def a_rule_steps_online(rule: str) -> tuple[str, Way, Way]:
     unit = float(model.cost(capacity, batch.size[batch.image_of], model.prompt_tokens(batch)).flops.mean())
     environment, kind = ModelEnvironment(model, actions, BudgetRule(), unit), RULES[rule]
     target = "probability" if kind.soft else "score"
-    gate = build_gate(GateConfig(policy=kind.policies[0]), environment.layout)
+    gate = build_gate(GateConfig(policy=kind.default_policy), environment.layout)
     module = kind(RuleConfig(rule, online=True, target=target), gate, environment, RewardConfig(), 0)
     module.log_every = 0
     answered: list[tuple[Tensor, bool]] = []

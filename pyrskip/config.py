@@ -189,7 +189,7 @@ def read(cfg: DictConfig) -> tuple[Config, dict[str, Any]]:
     plain["borrow"] = saved if given is None else given
     gate, rule = plain.get("gate"), plain.get("rule")
     if isinstance(gate, dict) and isinstance(rule, dict) and gate.get("policy") == "auto":
-        gate["policy"] = RULES[rule.get("name", "supervised")].policies[0]
+        gate["policy"] = RULES[rule.get("name", "supervised")].default_policy
     return _build(Config, plain, ""), nodes
 
 

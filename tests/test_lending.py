@@ -130,6 +130,14 @@ def test_a_lender_that_is_missing_is_one_sentence(overrides: Any, said: str) -> 
         composed("experiment=compare_rules", *overrides)
 
 
+def test_a_config_that_cannot_be_read_names_the_run_that_it_is_of(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"flux": 3})
+    with pytest.raises(
+        UserError, match=rf"from={tmp_path} has a config that cannot be lent: config key flux"
+    ):
+        composed("experiment=compare_rules", f"from={tmp_path}")
+
+
 def test_runs_that_borrow_from_each_other_end_the_search(tmp_path: Path) -> None:
     for name, other in (("a", "b"), ("b", "a")):
         write_json(tmp_path / name / "config.json", {"borrow": str(tmp_path / other)})

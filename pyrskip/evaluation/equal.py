@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyrskip.errors import UserError
 from pyrskip.evaluation.bootstrap import Interval
+from pyrskip.evaluation.methods import METHODS
 from pyrskip.evaluation.scores import Scored
 
 COSTS = (0.1, 0.15, 0.2, 0.3, 0.45, 0.6, 0.8)
@@ -44,7 +45,10 @@ def at_equal_cost(
     for method in methods:
         if not any(row.method == method for run in runs for row in run.rows):
             known = sorted({row.method for run in runs for row in run.rows})
-            raise UserError(f"method={method}: no run has it; allowed: {', '.join(known)}")
+            raise UserError(
+                f"method={method}: no run has it; allowed: {', '.join(known)} ({METHODS.page} says how to "
+                "register another)"
+            )
     unit = next(row.flops / row.relative_flops for row in runs[0].rows if row.method == "full")
     bootstrap = runs[0].bootstrap(RESAMPLES)
     found = []

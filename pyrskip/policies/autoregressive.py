@@ -21,6 +21,7 @@ class AutoregressivePolicy(CategoricalPolicy):
 
     options = ("open_bias",)
     by_tile = True
+    relaxed = False
 
     @classmethod
     def start(cls, config: PolicyConfig, layout: Layout) -> Tensor:

@@ -92,13 +92,16 @@ class Policy(ABC):
 
     options: of PolicyConfig's that it reads. dial: whether the gate is given the price; else the price is in
     the policy's arithmetic. by_tile: it decides tile by tile and needs an action set that lists every
-    combination of choices. episodic: it may look at a tile before it decides on the next, and has `steps` and
-    a critic.
+    combination of choices. relaxed: rules may differentiate its `rsample`, from a table; relaxed_online: and
+    where a sample weighs each tile's tokens. episodic: it may look at a tile before it decides on the next,
+    and has `steps` and a critic.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
     dial: ClassVar[bool] = True
     by_tile: ClassVar[bool] = False
+    relaxed: ClassVar[bool] = True
+    relaxed_online: ClassVar[bool] = True
     episodic: ClassVar[bool] = False
 
     def __init_subclass__(cls, **named: Any) -> None:

@@ -22,6 +22,8 @@ class RungsPolicy(CategoricalPolicy):
 
     options = ("open_bias",)
     by_tile = True
+    # a sample weighs a tile's tokens: it has no gradient between one number of them and another
+    relaxed_online = False
 
     def __init__(
         self, choice: Tensor, candidates: Candidates, actions: ActionSet, bias: Tensor | float = 0.0

@@ -106,6 +106,7 @@ class SequentialPolicy(Policy):
 
     options = ("open_bias", "looks")
     by_tile = True
+    relaxed = False
     episodic = True
 
     def __init__(

@@ -16,7 +16,7 @@ from pyrskip.evaluation.comparison import Entry, band, by_pair
 from pyrskip.evaluation.curves import curve as curve_of
 from pyrskip.evaluation.curves import groups, of_tiles
 from pyrskip.evaluation.frontier import Row
-from pyrskip.evaluation.methods import style_of
+from pyrskip.evaluation.methods import METHODS, style_of
 from pyrskip.evaluation.style import BLACK
 from pyrskip.report.styles import CYCLE, RULES
 
@@ -89,7 +89,8 @@ def plot_runs(
         if not rows:
             raise UserError(
                 f"{label} has no method {method!r}; allowed: "
-                f"{', '.join(sorted({r.method for r in runs[label]}))}"
+                f"{', '.join(sorted({r.method for r in runs[label]}))} ({METHODS.page} says how to register "
+                "another)"
             )
     base = [r for r in next(iter(runs.values())) if r.split == "test"]
     with mpl.rc_context(FOR_PAPERS):

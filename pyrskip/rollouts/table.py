@@ -213,6 +213,18 @@ def _padded(members: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
+def stored_signals(directory: Path) -> set[str]:
+    """Names of the tensors that a saved table keeps for gates. Raises UserError where there is no table."""
+    try:
+        with safetensors.safe_open(directory / "table.safetensors", "pt") as file:
+            keys = file.keys()
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{directory} holds no rollout table that can be read ({error}); run the rollouts stage"
+        ) from error
+    return {name for per, _, name in (key.partition(".") for key in keys) if per in PER}
+
+
 def check_origin(table: RolloutTable, wanted: Mapping[str, str], where: Path) -> None:
     """Refuse a table that was rolled out with another model, data, split, layout, budget, decoding or action
     set.

@@ -28,7 +28,7 @@ SIGNALS: "Registry[type[Signal]]" = Registry("signal")
 
 class Signal(nn.Module, ABC):
     """per: what it is a function of. source: what `forward` is given, a name of SOURCES. shapes: name of each
-    tensor that it gives -> the shape of one row; the first is the signal's own name, where it is one tensor.
+    tensor that it gives -> the shape of one row; the first has the signal's own name.
 
     `forward` must be traceable by torch.export, and a row's values must depend on that row alone.
     """

@@ -13,11 +13,12 @@ from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.evaluation.needs import lists_levels, needs_of
 from pyrskip.files import write_json
+from pyrskip.gates.gate import GATES
 from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.models.vlm.served import ServedModel, file_digest, identity
 from pyrskip.report.rollouts import print_needs
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
-from pyrskip.rollouts.table import RolloutTable, check_origin
+from pyrskip.rollouts.table import RolloutTable, check_origin, stored_signals
 from pyrskip.stages.cache import inputs_of, pyramid_of
 from pyrskip.stages.data import DATA, report_faults, samples_of
 from pyrskip.stages.flex import FLEX, model_of
@@ -132,10 +133,19 @@ def origins_of(run: Run, splits: Sequence[str]) -> dict[str, dict[str, str]]:
     return {split: common | {"split": split, "data": f"{index.source} {shards[split]}"} for split in splits}
 
 
+def _missing_signals(config: Config, directory: Path) -> str:
+    """Signals that the run's gates read and the rollouts do not hold."""
+    names = {config.gate.name, *config.ablations}
+    read = {*config.gate.signals, *(need for name in names for need in GATES[name].needs)}
+    missing = read - stored_signals(directory / ROLLED[0])
+    return f"the signals {', '.join(sorted(missing))}, which gates read" if missing else ""
+
+
 ROLLOUTS = Stage(
     "rollouts",
     roll_out_splits,
     after=FLEX,
     keys=("model", "pyramid", "vision", "text", "actions", "pruner", "budget", "cost"),
     once=True,
+    lacks=_missing_signals,
 )

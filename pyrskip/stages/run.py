@@ -36,7 +36,8 @@ class Stage:
     what else identifies it. passes: nothing that follows depends on what it left. applies: whether a run of
     this config has it. alone: the first rank works alone. borrowed: other runs may take it over; once: a
     sweep's jobs must not each make the same one. replans: it may go on with other ranks, with loader.replan.
-    whole: whether all that it left can be read.
+    whole: whether all that it left can be read; lacks: what a config needs of a finished one in a directory
+    and does not find there, '' where it finds all.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Stage:
     once: bool = False
     replans: bool = False
     whole: Callable[["Run"], bool] = lambda run: True
+    lacks: Callable[[Config, Path], str] = lambda config, directory: ""
 
     def before(self, config: Config) -> tuple["Stage", ...]:
         """The stages of such a run that it stands on, the first one first."""
@@ -138,12 +140,7 @@ class Run:
             old, new = was.get(key), now.get(key)
             if old == new or (stage.replans and self.config.loader.replan and key.endswith(RANKS)):
                 continue
-            way = "start another run with name=<other>"
-            if directory != self.root / stage.name and stage.after is None:
-                way = "leave out from="
-            elif directory != self.root / stage.name:
-                rest = [s for s in STAGES[STAGES.index(stage.name) :] if s in Config.stages]
-                way = f"have this run do it with stages=[{','.join(rest)}]"
+            way = self._way_out(stage, directory)
             if key.startswith("the "):
                 raise UserError(
                     f"{directory} was made with another {key[4:]} ({old}, now {new}); allowed: {way}"
@@ -151,6 +148,20 @@ class Run:
             raise UserError(
                 f"{directory} was made with {key}={old}, this config has {key}={new}; keep {old}, or {way}"
             )
+        missing = state["done"] and stage.lacks(self.config, directory)
+        if missing:
+            raise UserError(
+                f"{directory} was made without {missing}; allowed: {self._way_out(stage, directory)}"
+            )
+
+    def _way_out(self, stage: Stage, directory: Path) -> str:
+        """What to do where a stage that is there is not this config's."""
+        if directory == self.root / stage.name:
+            return "start another run with name=<other>"
+        if stage.after is None:
+            return "leave out from="
+        rest = [s for s in STAGES[STAGES.index(stage.name) :] if s in Config.stages]
+        return f"have this run do it with stages=[{','.join(rest)}]"
 
     def check_before(self, stage: Stage, wanted: tuple[str, ...] = ()) -> None:
         """Every earlier stage must be finished, or among the stages that this run will do."""

@@ -16,7 +16,7 @@ from pyrskip.errors import UserError, unknown_name
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.identity import PER_RANK, read_where
 from pyrskip.observation import Observation
-from pyrskip.policies import Policy
+from pyrskip.policies import POLICIES, Policy
 from pyrskip.registry import Registry
 from pyrskip.reward import Price, RewardConfig
 from pyrskip.rollouts.environments import Environment, Reward
@@ -82,13 +82,12 @@ class RewardConfigured(RuleConfig):
 class GateModule(StepModule):
     """A gate, an environment and a price; a rule is the training_step and its config.
 
-    policies: what the rule can train, offline_only: those of them that need a rollout table; forms: of the
-    reward; critic: whether it trains the one of an episodic policy.
+    default_policy: of gate.policy=auto; forms: of the reward; critic: whether it trains the one of an
+    episodic policy.
     """
 
     config_class: ClassVar[type[RuleConfig]]
-    policies: ClassVar[tuple[str, ...]] = ()
-    offline_only: ClassVar[tuple[str, ...]] = ()
+    default_policy: ClassVar[str]
     forms: ClassVar[tuple[str, ...]] = ("linear", "bonus")
     critic: ClassVar[bool] = False
     config: Any
@@ -105,12 +104,24 @@ class GateModule(StepModule):
             gate.head.get_submodule("steps.critic").requires_grad_(self.critic)
 
     @classmethod
+    def trains(cls, policy: type[Policy], online: bool) -> bool:
+        """Whether it can train a policy, asking the model (online) or from a rollout table: by default any
+        that is a distribution over decisions given the price."""
+        return policy.dial
+
+    @classmethod
+    def policies(cls, online: bool = False) -> list[str]:
+        """The registered policies that it can train, its default one first."""
+        names = [name for name, policy in POLICIES.items() if cls.trains(policy, online)]
+        return sorted(names, key=lambda name: name != cls.default_policy)
+
+    @classmethod
     def check(cls, config: RuleConfig, gate: GateConfig, reward: RewardConfig) -> None:
         """Refuse what the rule cannot train, in one sentence."""
         where = f"rule.online={config.online}".lower()
-        allowed = [p for p in cls.policies if not (config.online and p in cls.offline_only)]
+        allowed = cls.policies(config.online)
         if gate.policy not in allowed:
-            beside = f" with {where}" if gate.policy in cls.policies else ""
+            beside = f" with {where}" if gate.policy in cls.policies() else ""
             raise UserError(
                 f"gate.policy={gate.policy!r} cannot be trained by rule.name={config.name!r}{beside}; "
                 f"allowed: auto, {', '.join(allowed)}"

@@ -15,9 +15,4 @@ def rule_config(name: str) -> type[RuleConfig]:
 
 def valid_pairs(online: bool) -> list[tuple[str, str]]:
     """Every rule with every policy that it can train, from a rollout table or asking the model."""
-    return [
-        (name, policy)
-        for name, rule in RULES.items()
-        for policy in rule.policies
-        if not (online and policy in rule.offline_only)
-    ]
+    return [(name, policy) for name, rule in RULES.items() for policy in rule.policies(online)]

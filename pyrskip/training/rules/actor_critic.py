@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyrskip.decision import Decision
 from pyrskip.errors import UserError
+from pyrskip.policies import Policy
 from pyrskip.policies.sequential import SequentialPolicy
 from pyrskip.training import estimators
 from pyrskip.training.gate import RULES, RewardConfigured, RewardModule
@@ -60,9 +61,13 @@ class ActorCriticConfig(RewardConfigured):
 @RULES.register("actor_critic")
 class ActorCriticModule(RewardModule):
     config_class = ActorCriticConfig
-    policies = ("sequential",)
+    default_policy = "sequential"
     critic = True
     config: ActorCriticConfig
+
+    @classmethod
+    def trains(cls, policy: type[Policy], online: bool) -> bool:
+        return issubclass(policy, SequentialPolicy)
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)

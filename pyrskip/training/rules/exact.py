@@ -23,7 +23,7 @@ class ExactConfig(RewardConfigured):
 @RULES.register("exact")
 class ExactModule(RewardModule):
     config_class = ExactConfig
-    policies = ("categorical", "bernoulli", "rungs", "autoregressive", "sequential")
+    default_policy = "categorical"
 
     def training_step(self, rows: Any, batch_idx: int) -> Tensor:
         price = self.price.sample(len(rows))

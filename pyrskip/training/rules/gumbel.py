@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrskip.errors import UserError
+from pyrskip.policies import Policy
 from pyrskip.training.gate import RULES, RewardConfigured, RewardModule
 
 
@@ -33,10 +34,12 @@ class GumbelConfig(RewardConfigured):
 @RULES.register("gumbel")
 class GumbelModule(RewardModule):
     config_class = GumbelConfig
-    policies = ("bernoulli", "rungs", "categorical")
-    # online a tile's gate weighs its tokens: it has no gradient between one number of tokens and another
-    offline_only = ("rungs",)
+    default_policy = "bernoulli"
     config: GumbelConfig
+
+    @classmethod
+    def trains(cls, policy: type[Policy], online: bool) -> bool:
+        return policy.dial and policy.relaxed and (policy.relaxed_online or not online)
 
     def training_step(self, rows: Any, batch_idx: int) -> Tensor:
         price = self.price.sample(len(rows))

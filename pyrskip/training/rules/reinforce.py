@@ -39,7 +39,7 @@ class ReinforceConfig(RewardConfigured):
 @RULES.register("reinforce")
 class ReinforceModule(RewardModule):
     config_class = ReinforceConfig
-    policies = ("bernoulli", "rungs", "categorical", "autoregressive", "sequential")
+    default_policy = "bernoulli"
     config: ReinforceConfig
 
     def __init__(self, *arguments: Any, **named: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyrskip.policies import Policy
 from pyrskip.training.gate import RULES, GateModule, RuleConfig
 
 
@@ -29,8 +30,12 @@ class SupervisedModule(GateModule):
     """
 
     config_class = SupervisedConfig
-    policies = ("utility",)
+    default_policy = "utility"
     forms = ("linear",)
+
+    @classmethod
+    def trains(cls, policy: type[Policy], online: bool) -> bool:
+        return not policy.dial
 
     def training_step(self, rows: Any, batch_idx: int) -> Tensor:
         price = self.price.sample(len(rows))
