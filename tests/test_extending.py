@@ -2,6 +2,7 @@
 it trains and is on the frontier."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from pyrskip.registry import Registry
 from pyrskip.signals import SIGNALS
 from pyrskip.training.estimators import BASELINES
 from pyrskip.training.rules import RULES
-from tests.configs import TWO_STEPS
+from tests.configs import REPOSITORY, TWO_STEPS
 from tests.own_data import picture
 from tests.test_cli import refused
 
@@ -206,6 +207,29 @@ def test_a_sweep_varies_what_a_plugin_adds(outside: Outside) -> None:
     )
     runs = sorted(p.parent for p in (outside.folder / "runs/sweep").glob("*/config.json"))
     assert [gate_of(run)["gate"]["name"] for run in runs] == ["predictor", "toy_gate"]
+
+
+# what the page says
+
+
+def test_the_page_shows_the_toys_and_what_each_adds() -> None:
+    page = (REPOSITORY / "docs/extending.md").read_text()
+    toys = {path.name: path.read_text() for path in TOYS.glob("*.py")}
+    # that of a family of models needs the transformers library, and is run where there is one
+    families = (REPOSITORY / "tests/test_families.py").read_text()
+    toys["toy_family.py"] = families.split('TOY = """\n')[1].split('"""')[0]
+    blocks = re.findall(r"```python\n(.*?)```\n\n`(\S+) \| (\d+) (\++)`", page, re.DOTALL)
+    assert {name: text for text, name, *_ in blocks} == toys
+    assert len(toys) == len(REGISTRIES) + 1
+    for text, _, lines, added in blocks:
+        assert int(lines) == len(added) == len(text.splitlines())
+
+
+def test_the_page_says_how_to_run_each_toy() -> None:
+    page = (REPOSITORY / "docs/extending.md").read_text()
+    for given in (GATE, POLICY, RULE, BASELINE, SIGNAL, PRUNER, FORMAT):
+        assert f"`{' '.join(given)}`" in page
+    assert f"`stages={ANEW}`" in page
 
 
 # what is refused
