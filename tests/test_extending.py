@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 from hydra.core.config_store import ConfigStore
+from PIL import Image
 
+import pyrskip
 from pyrskip import registry
 from pyrskip.cli import main
 from pyrskip.data.convert import FORMATS
@@ -180,6 +182,9 @@ def test_one_file_adds_a_format_of_data(outside: Outside) -> None:
     run = outside.train("own", "plugins=[toy_format]", *FORMAT, "data.files.workers=0")
     assert json.loads((run / "data/index.json").read_text())["source"] == "toy_format"
     assert json.loads((run / "data/conversion.json").read_text())["rows"] == 60
+    # the files are part of what the data is
+    made = json.loads((run / "data/stage.json").read_text())["fingerprint"]
+    assert made["data.files.path"] == "my_data.txt"
     assert {"full", "gate"} <= methods_of(run)
 
 
@@ -207,6 +212,23 @@ def test_a_sweep_varies_what_a_plugin_adds(outside: Outside) -> None:
     )
     runs = sorted(p.parent for p in (outside.folder / "runs/sweep").glob("*/config.json"))
     assert [gate_of(run)["gate"]["name"] for run in runs] == ["predictor", "toy_gate"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("toy", "given"), [("toy_gate", GATE), ("toy_rule", RULE), ("toy_baseline", BASELINE)], ids=str
+)
+def test_what_one_file_adds_is_exported_and_served_without_it(
+    outside: Outside, toy: str, given: tuple[str, ...]
+) -> None:
+    pytest.importorskip("onnxscript")
+    outside.put(toy)
+    run = outside.borrow("own", f"plugins=[{toy}]", *given)
+    outside.fresh()
+    main(["export", f"run={run}", "out=exported"])  # refused where it decides or answers otherwise
+    outside.fresh()
+    (outside.folder / f"{toy}.py").unlink()  # graphs hold what it does
+    assert pyrskip.load("exported", "onnx").answer(Image.new("RGB", (64, 64)), "what is it?")
 
 
 # what the page says
