@@ -249,9 +249,9 @@ def _sentence(error: Exception) -> str:
 
     cause = error.__cause__  # of a key that the command line gives a value and the config does not have
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
-        group = cause.parent_node
-        keys = (str(key) for key in group if key != "hydra")
-        return str(unknown_key(str(cause.full_key), keys, group.get("name")))
+        node = cause.parent_node
+        keys = (str(key) for key in node if key != "hydra")
+        return str(unknown_key(str(cause.full_key), keys, node.get("name")))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     noise = ("Config search path", "provider=", "See https", "full_key", "object_type")
     kept = [line for line in lines if not line.startswith(noise)]

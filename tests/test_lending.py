@@ -15,7 +15,8 @@ from pyrskip.groups import store_groups
 from pyrskip.launch import conf_directory
 from pyrskip.stages import STAGES
 from pyrskip.stages.lending import lend
-from pyrskip.stages.run import Run
+from pyrskip.stages.run import Run, Stage
+from tests.tables import synthetic_table
 
 OTHER = (
     *("experiment=scenes", "language=decoder", "data.cache=run", "actions=sampled", "text=minilm"),
@@ -40,11 +41,17 @@ def composed(*overrides: str) -> Config:
 def lender(tmp_path: Path) -> Config:
     """The config of a run of which every stage is done."""
     config = composed(*OTHER, "name=lender", f"root={tmp_path}")
+    finish(config, *STAGES)
+    return config
+
+
+def finish(config: Config, *stages: Stage) -> None:
+    """Leave these stages as done, with the rollouts that a gate looks into."""
     run = Run(config, {})
     run.keep_config()
-    for stage in STAGES:
+    for stage in stages:
         run.mark(stage, done=True)
-    return config
+    synthetic_table("gate", 2).save(run.root / "rollouts/gate")
 
 
 def comparing(lender: Config, *overrides: str) -> Config:
@@ -108,10 +115,7 @@ def test_a_run_that_borrowed_lends_what_it_has_borrowed(lender: Config, tmp_path
         "flex.seed=5",
         "stages=[flex,rollouts]",
     )
-    run = Run(second, {})
-    run.keep_config()
-    for stage in STAGES[2:4]:
-        run.mark(stage, done=True)
+    finish(second, *STAGES[2:4])
     config = comparing(second)
     of = {stage.name: Run(config, {}).directory(stage).parent.name for stage in STAGES[:4]}
     assert config.flex.seed == 5
@@ -128,6 +132,14 @@ def test_a_run_that_borrowed_lends_what_it_has_borrowed(lender: Config, tmp_path
 def test_a_lender_that_is_missing_is_one_sentence(overrides: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         composed("experiment=compare_rules", *overrides)
+
+
+def test_a_config_that_cannot_be_read_names_the_run_that_it_is_of(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"flux": 3})
+    with pytest.raises(
+        UserError, match=rf"from={tmp_path} has a config that cannot be lent: config key flux"
+    ):
+        composed("experiment=compare_rules", f"from={tmp_path}")
 
 
 def test_runs_that_borrow_from_each_other_end_the_search(tmp_path: Path) -> None:

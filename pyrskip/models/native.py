@@ -337,7 +337,6 @@ class NativeModel(nn.Module):
         return answer == answer.strip().lower() and self.language.can_write(answer)
 
     @torch.no_grad()
-    @torch.no_grad()
     def first_token(self, batch: Batch, features: Features) -> Tensor:
         """Logits [B, V] of the answer's first token after the glance alone, which is encoded."""
         maps = list(features.maps)

@@ -10,6 +10,7 @@ noise does not survive bfloat16, and inference knows no autocast.
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from types import FunctionType
@@ -25,6 +26,9 @@ from pyrskip.observation import Layout, Observation
 from pyrskip.registry import Registry
 
 POLICIES: "Registry[type[Policy]]" = Registry("gate.policy")
+
+DEVICES = ("cpu", "cuda", "mps")
+"""Where gates are trained, as autocast names them."""
 
 T = TypeVar("T")
 
@@ -186,9 +190,12 @@ def in_float32(method: Callable[..., T]) -> Callable[..., T]:
 
     @functools.wraps(method)
     def guarded(*arguments: Any, **named: Any) -> T:
-        if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
+        devices = [device for device in DEVICES if torch.is_autocast_enabled(device)]
+        if not devices:
             return method(*arguments, **named)
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with ExitStack() as without:
+            for device in devices:
+                without.enter_context(torch.autocast(device, enabled=False))
             return method(*arguments, **named)
 
     return guarded

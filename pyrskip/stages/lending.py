@@ -26,7 +26,11 @@ def lend(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     place = cfg.get("from")
     if place is None:
         raise UserError("lent=true takes the config of a run, and from= names none; allowed: from=<run>")
-    lender, _ = read(OmegaConf.create(read_saved(place, "from")))
+    saved = read_saved(place, "from")
+    try:
+        lender, _ = read(OmegaConf.create(saved))
+    except UserError as error:
+        raise UserError(f"from={place} has a config that cannot be lent: {error}") from error
     borrowed = _keys(s.name for s in STAGES if s.borrowed and s.name not in cfg.stages)
     kept = [override.split("=")[0].lstrip("+") for override in overrides]
     kept += [f"{key}.{name}" for key in borrowed & _keys(cfg.stages) for name in _how(getattr(lender, key))]
