@@ -64,11 +64,11 @@ class SlowEngine(Engine):
 
     seconds = 0.2
 
-    def decide(self, prepared: Any) -> Any:
+    def decide(self, rows: Any, seen: Any) -> Any:
         time.sleep(self.seconds)
-        if any(p.question == "break" for p in prepared):
+        if any(self.tokenizer.decode(row.words).strip() == "break" for row in rows):
             raise RuntimeError("broken inside")
-        return super().decide(prepared)
+        return super().decide(rows, seen)
 
 
 @pytest.fixture
