@@ -32,6 +32,10 @@ DEVICES = ("cpu", "cuda", "mps")
 
 T = TypeVar("T")
 
+Limit = int | Tensor | None
+"""Most tokens of a decision: of every row, int64 [B] of each, or None. A number is checked, a tensor is not,
+so that a graph can be traced."""
+
 
 @dataclass(frozen=True)
 class Relaxed:
@@ -181,8 +185,14 @@ class Policy(ABC):
         """Probability of each listed action, [B, S], where the actions list every selection."""
 
     @abstractmethod
-    def mode(self, max_tokens: int | None = None) -> Decision:
-        """The decision that inference runs, of at most max_tokens tokens a row where that is given."""
+    def mode(self, max_tokens: Limit = None) -> Decision:
+        """The decision that inference runs, of at most max_tokens tokens a row where that is given. It must
+        be traceable by torch.export for a batch of any size, with a tensor for max_tokens."""
+
+    @abstractmethod
+    def margin(self, decision: Decision, max_tokens: Limit = None) -> Tensor:
+        """By how much the mode's logits may move before it is another decision, [B]; inf where there is no
+        other."""
 
 
 def in_float32(method: Callable[..., T]) -> Callable[..., T]:
@@ -206,13 +216,15 @@ def listed(seen: Observation, layout: Layout) -> Candidates:
     return Candidates(layout.actions.tokens(seen.capacity, layout.budget))
 
 
-def check_max_tokens(max_tokens: int) -> None:
-    if max_tokens < 1:
+def limit_of(max_tokens: int | Tensor, tokens: Tensor) -> Tensor:
+    """Most tokens [B] of each row of tokens [B, ...]. Raises UserError for a number below 1."""
+    if isinstance(max_tokens, int) and max_tokens < 1:
         raise UserError(f"max_tokens={max_tokens}: at least 1 is needed, for the glance")
+    return torch.as_tensor(max_tokens, device=tokens.device).expand(tokens.shape[:1])
 
 
-def clip(decision: Decision, max_tokens: int) -> Decision:
-    """Take from the end of the row, the glance, what is still over: it is then pooled further."""
-    over = (decision.tokens.sum(-1) - max_tokens).clamp(min=0)
+def clip(decision: Decision, limit: Tensor) -> Decision:
+    """Take from the end of the row, the glance, what is over the limit [B]: it is then pooled further."""
+    over = (decision.tokens.sum(-1) - limit).clamp(min=0)
     tokens = torch.cat([decision.tokens[:, :-1], decision.tokens[:, -1:] - over[:, None]], dim=1)
     return Decision(tokens, decision.action)
