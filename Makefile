@@ -23,8 +23,8 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY)  ## set up, prepare easy-VQA, train a model and its gates, and show the frontier
 	$(BIN)/python train.py experiment=easy_vqa
 
-test: $(READY)  ## all tests but the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs
+test: $(READY)  ## all tests but the slow ones, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
 test-slow: $(READY)  ## the slow tests: several ranks, kills, a wheel installed elsewhere
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow

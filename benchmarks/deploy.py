@@ -128,16 +128,13 @@ def full_pyramid(engine: Engine) -> Callable[[Any], object]:
     import numpy as np
 
     from pyrskip.inference.engine import Decisions
-    from pyrskip.inference.policy import Decided, realise
 
     def answer(requests: Any) -> object:
-        prepared = engine.prepare(requests if isinstance(requests, list) else [requests])
-        cells = engine.spec.pyramid.cells(np.stack([p.picture.size for p in prepared]))
-        pooled = realise(cells.prod(-1), cells)
-        words = [engine.tokenizer.encode(p.question).ids for p in prepared]
-        nothing = np.zeros(len(prepared))
-        decided = Decided(cells.prod(-1), nothing, nothing)
-        return engine.write(Decisions([p.picture for p in prepared], words, nothing, decided, pooled, []))
+        rows = engine.prepare(requests if isinstance(requests, list) else [requests])
+        cells = engine.spec.pyramid.cells(np.stack([row.picture.size for row in rows]))
+        nothing = np.zeros(len(rows), dtype=np.float32)
+        decided = Decisions(nothing, cells.prod(-1), cells, nothing, [])
+        return engine.write(rows, engine.look(rows, engine.glance(rows), decided), decided)
 
     return answer
 
@@ -151,12 +148,14 @@ def larger(directory: str) -> None:
     from pyrskip.decision import ActionSet
     from pyrskip.export.export import describe, write_parts
     from pyrskip.gates import build_gate
-    from pyrskip.gates.gate import GateConfig, Layout
+    from pyrskip.gates.gate import GateConfig
     from pyrskip.inference.bundle import Prices
     from pyrskip.models.language import LanguageConfig, train_tokenizer
     from pyrskip.models.native import CostConfig, ModelConfig, NativeModel, PyramidConfig
     from pyrskip.models.text import TextConfig
     from pyrskip.models.vision import VisionConfig
+    from pyrskip.observation import Layout
+    from pyrskip.signals import shapes_of, signals_of
 
     torch.manual_seed(0)
     texts = [
@@ -168,10 +167,8 @@ def larger(directory: str) -> None:
     )
     model = NativeModel(config, train_tokenizer(texts, 2048)).eval()
     actions = ActionSet.by_level(model.pyramid)
-    gate = build_gate(
-        GateConfig(),
-        Layout(model.text.width, model.vision.channels, model.pyramid.tiles, actions, BudgetRule()),
-    )
+    shapes = shapes_of(signals_of(model, GateConfig().needs))
+    gate = build_gate(GateConfig(), Layout(shapes, model.pyramid.tiles, actions, BudgetRule()))
     size = torch.tensor([[512, 512]])
     unit = float(model.cost(model.pyramid.capacity(size), size, torch.tensor([10])).flops)
     write_parts(model, gate.eval(), describe(model, gate, unit, 1e6, Prices(0.0, inf, 0.1)), Path(directory))

@@ -50,14 +50,15 @@ class Candidates:
         """[B, S] int64: the first action that makes the same decision as each."""
         tiles, actions = self.tokens.shape[-1], self.tokens.shape[1]
         factors = torch.tensor([_signed(_HASH**tile) for tile in range(tiles)], device=self.tokens.device)
-        code, order = (self.tokens * factors).sum(-1).sort(dim=-1, stable=True)
+        # a running sum, for onnxruntime sums int64 as floats
+        code, order = (self.tokens * factors).cumsum(-1)[..., -1].sort(dim=-1)
         group = F.pad(code.diff(dim=-1) != 0, (1, 0)).long().cumsum(-1)
         least = torch.full_like(order, actions).scatter_reduce(1, group, order, "amin")
         return torch.empty_like(order).scatter(1, order, least.gather(1, group))
 
     def take(self, action: Tensor) -> Decision:
         """The decision of action [B]."""
-        rows = torch.arange(len(action), device=action.device)
+        rows = torch.arange(action.shape[0], device=action.device)
         return Decision(self.tokens[rows, action], self.first[rows, action])
 
 

@@ -257,10 +257,10 @@ def _sentence(error: Exception) -> str:
     kept = [line for line in lines if not line.startswith(noise)]
     options = [i for i, line in enumerate(kept) if line.startswith("Available options")]
     if options:
-        head, group, tail = kept[: options[0]], kept[options[0]].split("'")[1], kept[options[0] + 1 :]
+        head, title, tail = kept[: options[0]], kept[options[0]], kept[options[0] + 1 :]
         from pyrskip.groups import GROUPS
 
-        page = " (docs/extending.md says how to register another)" if group in GROUPS else ""
+        page = " (docs/extending.md says how to register another)" if title.split("'")[1] in GROUPS else ""
         return f"{' '.join(head)}; allowed: {', '.join(t for t in tail if not t.startswith('_'))}{page}"
     return " ".join(kept)
 

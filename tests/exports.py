@@ -1,5 +1,7 @@
-"""A tiny export, for tests of what loads and runs one."""
+"""Tiny exports, for tests of what loads and runs one."""
 
+import shutil
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,14 @@ from PIL import Image
 
 from pyrskip.answering import answer
 from pyrskip.budget import BudgetRule
-from pyrskip.decision import ActionSet
+from pyrskip.decision import ActionConfig, ActionSet
 from pyrskip.export.export import describe, write_parts
 from pyrskip.gated import Gated
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.inference import Request
-from pyrskip.inference.bundle import Prices
+from pyrskip.inference.bundle import Prices, write_checksums
+from pyrskip.inference.modules import parts_of
 from pyrskip.models.native import NativeModel
 from pyrskip.observation import Layout
 from pyrskip.policies import POLICIES
@@ -35,16 +38,20 @@ def tiny_gate(
     policy: str = "utility",
     budget: BudgetRule | None = None,
     seed: int = 0,
+    signals: Sequence[str] = (),
+    unit: str = "level",
 ) -> Gate:
-    """A gate with random weights in its head as well, so that it decides this and that."""
+    """A gate with random weights in its head as well, so that it decides this and that. unit: of actions."""
     torch.manual_seed(seed)
     opening = {"open_bias": 0.0} if "open_bias" in POLICIES[policy].options else {}
-    config = GateConfig(name=name, policy=policy, width=8, **opening)
-    signals = shapes_of(signals_of(model, config.needs))
-    actions = ActionSet.by_level(model.pyramid)
-    layout = Layout(signals, model.pyramid.tiles, actions, budget or BudgetRule())
+    config = GateConfig(name=name, policy=policy, width=8, signals=tuple(signals), **opening)
+    budget = budget or BudgetRule()
+    actions = ActionSet.of(model.pyramid, budget, ActionConfig(unit))
+    layout = Layout(shapes_of(signals_of(model, config.needs)), model.pyramid.tiles, actions, budget)
     gate = build_gate(config, layout).eval()
-    torch.nn.init.normal_(gate.head.weight, std=2.0)
+    for head in gate.head.modules():
+        if isinstance(head, torch.nn.Linear):
+            torch.nn.init.normal_(head.weight, std=2.0)
     return gate
 
 
@@ -54,8 +61,24 @@ def tiny_export(directory: Path) -> tuple[NativeModel, Gate]:
     model = tiny_model(grid=PYRAMID.grid)
     gate = tiny_gate(model, budget=BudgetRule(total=40, floor=2))
     directory.mkdir(parents=True, exist_ok=True)
-    write_parts(model, gate, describe(model, gate, UNIT, GATE_FLOPS, Prices(0.0, inf, 0.05)), directory)
+    write_parts(model, gate, described(model, gate), directory)
     return model, gate
+
+
+def with_gate(directory: Path, model: NativeModel, gate: Gate, base: Path, traced: bool = True) -> Path:
+    """An export of another gate for the model of the export `base`, whose graphs are taken. traced: whether
+    its gate's are made, which backend='torch' does not need."""
+    had = {path.stem for path in (base / "onnx").iterdir()}
+    own = [name for name in parts_of(model, gate, UNIT) if name == "gate" or name not in had]
+    write_parts(model, gate, described(model, gate), directory, graphs=own if traced else [])
+    for name in had - set(own if traced else []):
+        shutil.copy(base / "onnx" / f"{name}.onnx", directory / "onnx")
+    write_checksums(directory)
+    return directory
+
+
+def described(model: NativeModel, gate: Gate) -> dict[str, Any]:
+    return describe(model, gate, UNIT, GATE_FLOPS, Prices(0.0, inf, 0.05))
 
 
 def images(batch: Batch) -> list[Image.Image]:

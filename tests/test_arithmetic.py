@@ -154,6 +154,22 @@ def test_the_gradient_of_a_policy_is_the_same_under_autocast(kind: Kind) -> None
     assert found[0] and all(one.equal(other) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_autocast_of_any_device_is_off_within_a_policy_and_on_behind_it(device: str) -> None:
+    class Watched(Mixed):
+        def under(self) -> bool:
+            return torch.is_autocast_enabled(device)
+
+    watched = Watched(
+        torch.zeros(1, 2), Candidates(torch.tensor([[[0, 1], [1, 1]]])), ActionSet.by_level(PYRAMID)
+    )
+    torch.set_autocast_enabled(device, True)
+    try:
+        assert not watched.under() and torch.is_autocast_enabled(device)
+    finally:
+        torch.set_autocast_enabled(device, False)
+
+
 class NoIntegerProducts(TorchDispatchMode):
     """Refuses what CUDA has no kernel for."""
 

@@ -12,7 +12,7 @@ import pytest
 import pyrskip
 from pyrskip.errors import UserError
 from pyrskip.gates.gate import Gate
-from pyrskip.inference.bundle import check_files, write_checksums
+from pyrskip.inference.bundle import GRAPHS, read_bundle, write_checksums
 from pyrskip.models.native import NativeModel
 
 
@@ -22,7 +22,9 @@ def copied(exported: tuple[Path, NativeModel, Gate], tmp_path: Path) -> Path:
     return tmp_path / "export"
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "onnx/gate.onnx"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "onnx/signal-query.onnx", "onnx/gate.onnx"]
+)
 @pytest.mark.parametrize("damage", ["changed", "missing", "unlisted"])
 def test_a_tampered_export_is_refused(name: str, damage: str, copied: Path) -> None:
     path = copied / name
@@ -46,8 +48,12 @@ def test_a_tampered_export_is_refused(name: str, damage: str, copied: Path) -> N
         ({"format_version": 2}, "upgrade"),
         ({"format_version": "1"}, "upgrade"),
         ({"format": "onnx"}, "format='onnx'"),
-        ({"gate": None}, "config.json cannot be read"),
-        ({"actions": {"names": ["a"], "selection": [[1]]}}, "actions.selection"),
+        ({"cost": None}, "config.json cannot be read"),
+        ({"signals": {"a": {"source": "luck", "tensors": ["a"], "graph": None}}}, "source='luck' is none of"),
+        (
+            {"signals": {"a": {"source": "glance", "tensors": ["a"], "graph": "../a"}}},
+            r"does not list onnx/\.\./a\.onnx",
+        ),
     ],
 )
 def test_another_or_a_newer_format_is_refused(change: dict[str, Any], says: str, copied: Path) -> None:
@@ -72,7 +78,7 @@ def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit_are_refused(copied: Path) -> None:
     plain = json.loads((copied / "config.json").read_text())
-    plain["gate"]["config"]["width"] = 16
+    plain["gate"]["gate"]["width"] = 16
     (copied / "config.json").write_text(json.dumps(plain))
     write_checksums(copied)
     with pytest.raises(UserError, match="is not what config.json describes"):
@@ -83,12 +89,12 @@ def test_checksums_cannot_point_out_of_the_export(copied: Path) -> None:
     sums = json.loads((copied / "checksums.json").read_text())
     (copied / "checksums.json").write_text(json.dumps(sums | {"../outside": "0"}))
     with pytest.raises(UserError, match="outside of it"):
-        check_files(copied)
+        read_bundle(copied)
 
 
 def test_native_code_is_not_loaded_unless_it_is_allowed(copied: Path) -> None:
     (copied / "native").mkdir()
-    for name in ("query", "gate", "vision", "projector", "prefill", "decode"):
+    for name in ("signal-query", *GRAPHS):
         (copied / "native" / f"{name}.pt2").write_bytes(b"code")
     write_checksums(copied)
     (copied / "native" / "gate.pt2").write_bytes(b"other code")

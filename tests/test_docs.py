@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,8 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
     small = [override for override in TWO_STEPS if not override.startswith(("seeds=", "evaluation.prices="))]
     for name in ("train.py", "eval.py"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
+    if page.name == "extending.md":
+        shutil.copytree(REPOSITORY / "tests/toys_outside", tmp_path, dirs_exist_ok=True)
     if page.name == "sweeps.md":
         small += SCENES
     if page.name == "your-data.md":

@@ -2,6 +2,7 @@
 it trains and is on the frontier."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 from hydra.core.config_store import ConfigStore
+from PIL import Image
 
+import pyrskip
 from pyrskip import registry
 from pyrskip.cli import main
 from pyrskip.data.convert import FORMATS
@@ -25,7 +28,7 @@ from pyrskip.registry import Registry
 from pyrskip.signals import SIGNALS
 from pyrskip.training.estimators import BASELINES
 from pyrskip.training.rules import RULES
-from tests.configs import TWO_STEPS
+from tests.configs import REPOSITORY, TWO_STEPS
 from tests.own_data import picture
 from tests.test_cli import refused
 
@@ -179,6 +182,9 @@ def test_one_file_adds_a_format_of_data(outside: Outside) -> None:
     run = outside.train("own", "plugins=[toy_format]", *FORMAT, "data.files.workers=0")
     assert json.loads((run / "data/index.json").read_text())["source"] == "toy_format"
     assert json.loads((run / "data/conversion.json").read_text())["rows"] == 60
+    # the files are part of what the data is
+    made = json.loads((run / "data/stage.json").read_text())["fingerprint"]
+    assert made["data.files.path"] == "my_data.txt"
     assert {"full", "gate"} <= methods_of(run)
 
 
@@ -206,6 +212,47 @@ def test_a_sweep_varies_what_a_plugin_adds(outside: Outside) -> None:
     )
     runs = sorted(p.parent for p in (outside.folder / "runs/sweep").glob("*/config.json"))
     assert [gate_of(run)["gate"]["name"] for run in runs] == ["predictor", "toy_gate"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("toy", "given"), [("toy_gate", GATE), ("toy_rule", RULE), ("toy_baseline", BASELINE)], ids=str
+)
+def test_what_one_file_adds_is_exported_and_served_without_it(
+    outside: Outside, toy: str, given: tuple[str, ...]
+) -> None:
+    pytest.importorskip("onnxscript")
+    outside.put(toy)
+    run = outside.borrow("own", f"plugins=[{toy}]", *given)
+    outside.fresh()
+    main(["export", f"run={run}", "out=exported"])  # refused where it decides or answers otherwise
+    outside.fresh()
+    (outside.folder / f"{toy}.py").unlink()  # graphs hold what it does
+    answer = pyrskip.load("exported", "onnx").answer(Image.new("RGB", (64, 64)), "what is it?")
+    assert isinstance(answer.text, str) and answer.selection
+
+
+# what the page says
+
+
+def test_the_page_shows_the_toys_and_what_each_adds() -> None:
+    page = (REPOSITORY / "docs/extending.md").read_text()
+    toys = {path.name: path.read_text() for path in TOYS.glob("*.py")}
+    # that of a family of models needs the transformers library, and is run where there is one
+    families = (REPOSITORY / "tests/test_families.py").read_text()
+    toys["toy_family.py"] = families.split('TOY = """\n')[1].split('"""')[0]
+    blocks = re.findall(r"```python\n(.*?)```\n\n`(\S+) \| (\d+) (\++)`", page, re.DOTALL)
+    assert {name: text for text, name, *_ in blocks} == toys
+    assert len(toys) == len(REGISTRIES) + 1
+    for text, _, lines, added in blocks:
+        assert int(lines) == len(added) == len(text.splitlines())
+
+
+def test_the_page_says_how_to_run_each_toy() -> None:
+    page = (REPOSITORY / "docs/extending.md").read_text()
+    for given in (GATE, POLICY, RULE, BASELINE, SIGNAL, PRUNER, FORMAT):
+        assert f"`{' '.join(given)}`" in page
+    assert f"`stages={ANEW}`" in page
 
 
 # what is refused

@@ -9,23 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
-import torch
 from PIL import Image
 
 import pyrskip
 from pyrskip.errors import UserError
-from pyrskip.export.graphs import trace, write_onnx
-from pyrskip.gates import GATES
 from pyrskip.gates.gate import Gate
 from pyrskip.inference import Engine, Request
-from pyrskip.inference.modules import GatePart
-from pyrskip.inference.processor import chat, conversation, plan, refuse_sequential, thumbnail, views
+from pyrskip.inference.bundle import SignalSpec
+from pyrskip.inference.processor import chat, conversation, plan, thumbnail, views
 from pyrskip.models.native import NativeModel
-from pyrskip.observation import Observation
-from tests.exports import GATE_FLOPS, PYRAMID, UNIT, expected, images, requests, tiny_gate
-from tests.models import SIDE, TEXTS, tiny_batch, tiny_model
+from tests.exports import GATE_FLOPS, PYRAMID, UNIT, expected, images, requests
+from tests.models import SIDE, TEXTS, tiny_batch
 
 PRICE = 0.3
 BACKENDS = ("onnx", "torch")
@@ -156,32 +151,6 @@ def test_an_export_runs_without_the_training_stack(
     assert int(done.stdout) > 0
 
 
-@pytest.mark.parametrize("policy", ["utility", "bernoulli"])
-@pytest.mark.parametrize("name", [name for name, gate in GATES.items() if not gate.sequential])
-def test_every_gate_exports(name: str, policy: str, tmp_path: Path) -> None:
-    model = tiny_model()
-    gate = tiny_gate(model, name, policy)
-    write_onnx(trace(model, gate, ("gate",)), tmp_path / "onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "onnx/gate.onnx")
-    taken = [i.name for i in session.get_inputs()]
-    for count in (1, 4):
-        generator = torch.Generator().manual_seed(count)
-        seen = Observation(
-            query=torch.randn(count, 6, gate.layout.query_width, generator=generator),
-            query_mask=torch.ones(count, 6, dtype=torch.bool).tril(3),
-            glance=torch.randn(count, gate.layout.channels, 2, 2, generator=generator),
-            glance_mask=torch.tensor([[True, False], [True, False]]).expand(count, -1, -1),
-            capacity=torch.randint(1, 64, (count, 3), generator=generator),
-            cost=torch.rand(count, 4, generator=generator),
-            price=torch.rand(count, generator=generator),
-        )
-        with torch.no_grad():
-            tensors = {name: value for name, value in vars(seen).items() if value is not None}
-            wanted = GatePart(gate)(**tensors).numpy()
-        got = session.run(None, {k: v.numpy() for k, v in tensors.items() if k in taken})[0]
-        np.testing.assert_allclose(got, wanted, atol=1e-5)
-
-
 def test_a_plan_from_a_thumbnail_is_the_engines_selection(engine: Engine) -> None:
     for image in images(tiny_batch()):
         for text in TEXTS:
@@ -211,17 +180,19 @@ def test_views_are_shown_to_servers_as_they_are(engine: Engine) -> None:
     assert [part.get("image") for part in turn["content"][:-1]] == pictures
 
 
-def test_a_plan_refuses_a_sequential_gate_with_the_reason(engine: Engine) -> None:
-    sequential = Engine(
-        replace(engine.spec, sequential=True),
+def test_a_plan_refuses_a_gate_that_needs_the_models_answer(engine: Engine) -> None:
+    signals = {"answer_stats": SignalSpec("first_token", ("answer_stats",), "signal-answer_stats")}
+    asking = Engine(
+        replace(engine.spec, signals=engine.spec.signals | signals),
         engine.tokenizer,
         engine.query_tokenizer,
         engine.backend,
         engine.digest,
     )
-    with pytest.raises(UserError, match="a server must know every image's size before it encodes"):
-        plan(sequential, Image.new("RGB", (16, 16)), (64, 64), TEXTS[0])
-    refuse_sequential(False)
+    with pytest.raises(
+        UserError, match="reads answer_stats, .* must know every image's size before it reads"
+    ):
+        plan(asking, Image.new("RGB", (16, 16)), (64, 64), TEXTS[0])
 
 
 def test_a_plan_refuses_another_images_thumbnail(engine: Engine) -> None:

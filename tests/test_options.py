@@ -107,6 +107,6 @@ def test_an_option_that_a_policy_would_ignore_is_refused_with_the_policies_that_
         f"gate.{option}={value} with gate.policy={policy}, which does not read it; "
         f"allowed: {default}, or a policy that does: {readers}"
     )
-    (rule, *_) = (name for name, rule in RULES.items() if policy in rule.policies)
+    (rule, *_) = (name for name, rule in RULES.items() if policy in rule.policies())
     with pytest.raises(UserError, match=rf"gate\.{option}={value} with gate\.policy={policy}"):
         read_with(rule, gate={"policy": policy, option: value})

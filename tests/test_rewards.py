@@ -86,7 +86,7 @@ def test_training_raises_the_price_of_a_dear_gate_and_lowers_that_of_a_cheap_one
         assert (float(module.price.sample(1)) > 0.1) is dearer
 
 
-REWARDED = [(name, rule.policies[0]) for name, rule in RULES.items() if issubclass(rule, RewardModule)]
+REWARDED = [(name, rule.default_policy) for name, rule in RULES.items() if issubclass(rule, RewardModule)]
 
 
 @pytest.mark.parametrize(("rule", "policy"), REWARDED)

@@ -69,12 +69,12 @@ class SlowEngine(Engine):
         super().__init__(*parts)
         self.free, self.entered = Event(), Event()
 
-    def decide(self, prepared: Any) -> Any:
+    def decide(self, rows: Any, seen: Any) -> Any:
         self.entered.set()
         self.free.wait(self.seconds)
-        if any(p.question == "break" for p in prepared):
+        if any(self.tokenizer.decode(row.words).strip() == "break" for row in rows):
             raise RuntimeError("broken inside")
-        return super().decide(prepared)
+        return super().decide(rows, seen)
 
 
 @pytest.fixture

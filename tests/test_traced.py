@@ -22,12 +22,10 @@ PYRAMID = Pyramid(64, 3, 8, (2, 1, 1))
 # constants of float64 arithmetic that float32 does not hold
 CAUSAL = Transformer(27, 4097, 1, 1, 8191, True, vocab=128_257)
 CROSS = Transformer(2, 32, 2, 2, 48, True, vocab=321, cross=True)
+# full and proportional budgets and rungs are in tests/test_exported_gates.py
 BUDGETS = {
-    "full": BudgetRule(),
     "capped": BudgetRule(cap=9),
-    "proportional": BudgetRule(total=40, floor=2),
     "weighted": BudgetRule(total=33, floor=3, cap=13, weights=(1.0, 0.3, 0.0, 5.0, 2.0, 1e-290)),
-    "rungs": BudgetRule(rungs=(0, 64, 256)),
 }
 
 

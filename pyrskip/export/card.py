@@ -78,8 +78,8 @@ def card(
     return TEMPLATE.format(
         name=config.name,
         glance=pyramid["size"] >> (levels - 1),
-        gate=plain["gate"]["config"]["name"],
-        policy=plain["gate"]["policy"],
+        gate=plain["gate"]["gate"]["name"],
+        policy=plain["gate"]["gate"]["policy"],
         size=pyramid["size"],
         levels=levels,
         price=plain["prices"]["default"],

@@ -7,7 +7,7 @@ export.
 import copy
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import product
@@ -26,15 +26,16 @@ from pyrskip.export.card import card
 from pyrskip.export.graphs import trace, write_native, write_onnx
 from pyrskip.export.parity import as_plain, check
 from pyrskip.gated import Gated
-from pyrskip.gates import load_gate
+from pyrskip.gates import describe_gate, load_gate
 from pyrskip.gates.gate import Gate
-from pyrskip.inference.bundle import FORMAT, NATIVE, VERSION, Prices, write_checksums
-from pyrskip.inference.policy import POLICIES
+from pyrskip.inference.bundle import FORMAT, NATIVE, SOURCES, VERSION, Prices, signal_graph, write_checksums
+from pyrskip.inference.modules import is_bare
 from pyrskip.models.language import END
 from pyrskip.models.native import NativeModel
 from pyrskip.models.text import MiniLmText
 from pyrskip.pruners import NONE
 from pyrskip.reward import RewardConfig
+from pyrskip.signals import SIGNALS, signals_of
 from pyrskip.stages.data import DATA
 from pyrskip.stages.flex import FLEX
 from pyrskip.stages.frontier import FRONTIER
@@ -58,7 +59,7 @@ def export_run(
     first by default.
 
     native: compiled packages as well. Raises UserError where a stage is missing, `out` is there already, the
-    gate cannot be served from one look, or the export does not do what the model does.
+    gate looks before it has decided, or the export does not do what the model does.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out} is there already; allowed: a new directory, or an empty one")
@@ -129,11 +130,16 @@ def export_run(
 
 
 def write_parts(
-    model: NativeModel, gate: Gate, plain: dict[str, Any], directory: Path, native: bool = False
+    model: NativeModel,
+    gate: Gate,
+    plain: dict[str, Any],
+    directory: Path,
+    native: bool = False,
+    graphs: Sequence[str] | None = None,
 ) -> None:
-    """What is loaded: graphs, weights, tokenizers, config.json and their checksums. Raises UserError as
-    `trace` does."""
-    programs = trace(model, gate)
+    """What is loaded: graphs (by default all), weights, tokenizers, config.json and their checksums. plain:
+    of `describe`. Raises UserError as `trace` does."""
+    programs = trace(model, gate, plain["cost"]["full_pyramid"], graphs)
     write_onnx(programs, directory / "onnx")
     if native:
         write_native(programs, directory / NATIVE)
@@ -145,10 +151,8 @@ def write_parts(
 def describe(model: NativeModel, gate: Gate, unit: float, own_flops: float, prices: Prices) -> dict[str, Any]:
     """config.json: everything that a service must know, in registered names and numbers.
 
-    unit: FLOPs of relative cost 1; own_flops: of a decision, the query encoder's included.
+    unit: FLOPs of relative cost 1; own_flops: of a decision, its signals' included.
     """
-    cost = model.config.cost
-    share = model.convention.per_mac / 2
     vision, language = model.config.vision, model.config.language
     text = model.text
     return {
@@ -181,34 +185,24 @@ def describe(model: NativeModel, gate: Gate, unit: float, own_flops: float, pric
             "name": model.config.text.name,
             "max_words": text.max_words if isinstance(text, MiniLmText) else language.max_words,
         },
-        "gate": {
-            "config": asdict(gate.config),
-            "policy": gate.config.policy,
-            "temperature": gate.config.temperature,
-            "tilt": float(gate.tilt),
-            "sequential": gate.kind.episodic,
+        "signals": {
+            name: {
+                "source": of.source,
+                "tensors": list(of.shapes),
+                "graph": None if is_bare(of) else signal_graph(name),
+            }
+            for name, of in signals_of(model, gate.config.needs).items()
         },
-        "actions": {
-            "names": list(gate.layout.actions.names),
-            "selection": gate.layout.actions.selection.int().tolist(),
-        },
-        "budget": {name: value for name, value in asdict(gate.layout.budget).items() if name != "rungs"},
+        "gate": describe_gate(gate),
         "prices": {
             "low": prices.low,
             "high": None if prices.high == inf else prices.high,
             "default": prices.default,
         },
         "cost": {
-            "attention": cost.attention,
-            "unit": cost.unit,
-            "answer_tokens": cost.answer_tokens,
-            "transformer": asdict(model.language.transformer),
-            "projector_per_token": share * model.projector.flops_per_token(),
             "gate": own_flops,
             "full_pyramid": unit,
-            "encode": [
-                [rows, columns, share * flops] for (rows, columns), flops in encode_flops(model).items()
-            ],
+            "encode": [[rows, columns, flops] for (rows, columns), flops in encode_flops(model).items()],
         },
     }
 
@@ -249,26 +243,17 @@ def prices_of(gate: Gate, reward: RewardConfig, default: float) -> Prices:
 
 
 def _check_gate(gate: Gate) -> None:
-    if gate.kind.episodic:
+    if gate.config.looks:
         raise UserError(
-            f"gate.policy={gate.config.policy} decides on a level before it decides on the next, and an "
-            "export decides from "
-            "the question and the glance in one step; allowed: gates that are not sequential"
+            "gate.looks=true looks at a level before it decides on the next, and an export's gate decides in "
+            "one step, before anything finer than the glance is encoded; allowed: gate.looks=false"
         )
-    if gate.config.signals:
-        raise UserError(
-            "gate.confidence=true asks the model how sure it is before it decides, which an export does not "
-            "hold yet; allowed: "
-            "gates without it"
-        )
-    if gate.config.policy not in POLICIES:
-        raise UserError(
-            f"gate.policy={gate.config.policy} cannot be exported yet; allowed: {', '.join(POLICIES)}"
-        )
-    if gate.layout.budget.rungs is not None:
-        raise UserError(
-            f"budget.rungs={list(gate.layout.budget.rungs)} cannot be exported yet; allowed: null"
-        )
+    for name in gate.config.needs:
+        if SIGNALS[name].source not in SOURCES:
+            raise UserError(
+                f"signal {name!r} is computed from {SIGNALS[name].source}, which an export does not have; "
+                f"allowed: {', '.join(SOURCES)}"
+            )
 
 
 def _write_weights(model: NativeModel, gate: Gate, directory: Path) -> None:

@@ -7,7 +7,7 @@ fixed.
 import copy
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from torch.onnx import ONNXProgram
 
 from pyrskip.errors import UserError
 from pyrskip.gates.gate import Gate
-from pyrskip.inference.bundle import GRAPHS, STATE
+from pyrskip.inference.bundle import STATE, signal_graph
 from pyrskip.inference.modules import parts_of
 from pyrskip.models.native import NativeModel
 from pyrskip.models.text import MiniLmText
+from pyrskip.signals import signals_of
 
 OUTPUTS = {
-    "query": ("query",),
-    "gate": ("outputs",),
+    "gate": ("outputs", "asked", "pooled", "flops", "probability", "margin"),
     "vision": ("features",),
     "projector": ("tokens",),
     "prefill": ("logits", *STATE),
@@ -36,14 +36,18 @@ OUTPUTS = {
 }
 
 
-def trace(model: NativeModel, gate: Gate, graphs: Sequence[str] = GRAPHS) -> dict[str, ExportedProgram]:
-    """Graph name -> program. Raises UserError for a part that cannot be traced, such as a backbone of one
-    image size."""
-    parts = parts_of(model, gate)
+def trace(
+    model: NativeModel, gate: Gate, unit: float, graphs: Sequence[str] | None = None
+) -> dict[str, ExportedProgram]:
+    """Graph name -> program; by default all. unit: FLOPs of relative cost 1.
+
+    Raises UserError for a part that cannot be traced, such as a backbone of one image size.
+    """
+    parts = parts_of(model, gate, unit)
     parts["vision"] = _with_fixed_padding(parts["vision"])
     programs = {}
-    examples = _examples(model, gate, parts["prefill"])
-    for name in graphs:
+    examples = _examples(model, gate, parts)
+    for name in parts if graphs is None else graphs:
         example, varying = examples[name]
         try:
             with torch.no_grad():
@@ -60,8 +64,9 @@ def write_onnx(programs: dict[str, ExportedProgram], directory: Path) -> None:
     """`directory`/<graph>.onnx, each one file."""
     directory.mkdir(parents=True)
     for name, program in programs.items():
-        outputs = OUTPUTS[name][: len(program.graph_signature.user_outputs)]
-        to_onnx(program, outputs).save(directory / f"{name}.onnx")
+        count = len(program.graph_signature.user_outputs)
+        outputs = OUTPUTS.get(name, tuple(f"tensor_{i}" for i in range(count)))
+        to_onnx(program, outputs[:count]).save(directory / f"{name}.onnx")
 
 
 def to_onnx(program: ExportedProgram, outputs: Sequence[str]) -> ONNXProgram:
@@ -94,41 +99,56 @@ def write_native(programs: dict[str, ExportedProgram], directory: Path) -> None:
 
 @torch.no_grad()
 def _examples(
-    model: NativeModel, gate: Gate, prefill: nn.Module
+    model: NativeModel, gate: Gate, parts: Mapping[str, nn.Module]
 ) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Inputs of each graph by name, and which of their dimensions vary. The numbers themselves do not
     matter."""
     layout, language, stride = gate.layout, model.config.language, model.vision.stride
-    side = model.pyramid.side(model.pyramid.levels - 1) // stride
+    side = model.pyramid.side(model.pyramid.levels - 1)
+    cells = side // stride
     batch, words = Dim("batch"), Dim("words", max=language.max_words)
     tokens, past, memory, rows, columns = map(Dim, ("tokens", "past", "memory", "rows", "columns"))
     question = {"ids": torch.full((3, 5), 2), "mask": torch.ones(3, 5, dtype=torch.bool)}
-    seen = {
-        "query": torch.rand(3, 5, layout.width("query")),
-        "query_mask": question["mask"],
-        "glance": torch.rand(3, layout.width("glance", 0), side, side),
-        "glance_mask": torch.ones(3, side, side, dtype=torch.bool),
-        "capacity": torch.ones(3, layout.tiles, dtype=torch.int64),
-        "cost": torch.rand(3, len(layout.actions)),
+    query_words = Dim("words", max=model.text.max_words) if isinstance(model.text, MiniLmText) else words
+    sources = {
+        "question": tuple(question.values()),
+        "glance": (torch.rand(3, model.vision.channels, cells, cells), _whole(cells)),
+        "pixels": (torch.rand(3, 3, side, side), _whole(side)),
+        "first_token": (torch.rand(3, model.language.embed.num_embeddings),),
+    }
+    signals: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    seen: dict[str, torch.Tensor] = {}
+    of_seen: dict[str, dict[int, Dim]] = {}
+    for name, signal in signals_of(model, gate.config.needs).items():
+        source = dict(zip(("value", "mask"), sources[signal.source], strict=False))
+        varying = {0: batch, 1: query_words} if signal.source == "question" else {0: batch}
+        signals[signal_graph(name)] = source, {key: varying for key in source}
+        seen |= zip(signal.shapes, signal(*source.values()), strict=True)
+        # what varies of a row is its words
+        of_seen |= {
+            tensor: {0: batch, **{i: query_words for i, size in enumerate(shape, 1) if size is None}}
+            for tensor, shape in signal.shapes.items()
+        }
+    tiled = {
+        "cells": torch.ones(3, layout.tiles, 2, dtype=torch.int64),
+        "encode": torch.rand(3, layout.tiles, dtype=torch.float64),
+        "words": torch.ones(3, dtype=torch.int64),
         "price": torch.rand(3),
+        "max_tokens": torch.ones(3, dtype=torch.int64),
     }
     prompt = {"visual": torch.rand(3, 7, language.width), **question}
-    state = dict(zip(STATE, prefill(**prompt)[1:], strict=False))
+    state = dict(zip(STATE, parts["prefill"](**prompt)[1:], strict=False))
     of_state = {name: {1: batch, 3: memory if name.startswith("memory") else past} for name in state}
-    query_words = Dim("words", max=model.text.max_words) if isinstance(model.text, MiniLmText) else words
     return {
-        "query": (question, {name: {0: batch, 1: query_words} for name in question}),
-        "gate": (
-            seen,
-            {name: {0: batch, 1: query_words} if name.startswith("query") else {0: batch} for name in seen},
-        ),
+        **signals,
+        "gate": ({"signals": seen, **tiled}, {"signals": of_seen, **{name: {0: batch} for name in tiled}}),
         "vision": (
             {"pixels": torch.rand(3, 3, 2 * stride, 3 * stride)},
             {"pixels": {0: batch, 2: stride * rows, 3: stride * columns}},
         ),
         "projector": (
             {
-                "features": torch.rand(3, 7, layout.width("glance", 0)),
+                "features": torch.rand(3, 7, model.vision.channels),
                 "centre": torch.rand(3, 7, 2),
                 "extent": torch.rand(3, 7, 2),
                 "level": torch.zeros(7, dtype=torch.int64),
@@ -147,6 +167,11 @@ def _examples(
             {"token": {0: batch}, "step": {}, **of_state, "real": {0: batch, 1: past}},
         ),
     }
+
+
+def _whole(side: int) -> torch.Tensor:
+    """The mask of what has no padding."""
+    return torch.ones(3, side, side, dtype=torch.bool)
 
 
 def _scalar(s: float, dtype: int = 1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:

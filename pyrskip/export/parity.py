@@ -1,23 +1,24 @@
 """Does an export do what the trained model and gate do? Checked on a whole split, at every export.
 
-The reference is the path of the evaluation's real inference: encode the glance, ask the gate, encode what it
-asked for, answer. Axes: B questions, T tiles.
+Both answer by `pyrskip.answering.answer`. Axes: B questions, T tiles, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
+from pyrskip.answering import answer
 from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError
 from pyrskip.gated import Gated
 from pyrskip.gates.gate import Gate
-from pyrskip.inference.engine import Engine, Prepared
-from pyrskip.inference.policy import UNLIMITED
+from pyrskip.inference.engine import UNLIMITED, Decisions, Engine
 from pyrskip.metrics import score
 from pyrskip.models.native import NativeModel
 from pyrskip.sample import Batch, Sample
@@ -29,9 +30,9 @@ IMAGES = 25
 
 @dataclass(frozen=True)
 class Parity:
-    """One backend against the trained model on a split. decisions: compared, over all prices; inside: those
-    whose margin is at most MARGIN, which may differ; differ: of the others; answers_differ counts questions
-    whose decision was the same.
+    """One backend against the trained model on a split. decisions: compared, over all prices, without a limit
+    of tokens and with one; inside: those whose margin is at most MARGIN, which may differ; differ: of the
+    others; answers_differ counts questions whose decision was the same.
 
     outputs, logits: largest differences, of the gate's raw outputs and of the answer's first token;
     logits_over_scale: the same over each row's largest logit where that is above 1, since a float32 sum is as
@@ -41,6 +42,7 @@ class Parity:
     backend: str
     questions: int
     prices: list[float]
+    limit: int
     decisions: int
     inside: int
     inside_that_differ: int
@@ -64,7 +66,7 @@ class Parity:
     def __str__(self) -> str:
         return (
             f"{self.backend}: {self.questions} questions, {self.decisions} decisions at {len(self.prices)} "
-            "prices: "
+            f"prices, without a limit and with max_tokens={self.limit}: "
             f"{self.differ} differ, {self.inside} within {MARGIN} of a tie ({self.inside_that_differ} "
             "differ); "
             f"largest difference of gate outputs {self.outputs:.1e}, of logits {self.logits:.1e} "
@@ -87,13 +89,14 @@ def check(
 
     Raises UserError, with what differs, where one of them is not the same.
     """
+    limit = max(1, int(model.pyramid.capacity(torch.full((1, 2), model.pyramid.size)).sum()) // 4)
     sums = {name: _Sums() for name in engines}
     for samples in _chunks(data):
         batch = Batch.collate(samples, model.pyramid.size)
-        reference = _reference(model, gate, batch, unit, prices, price)
+        reference = _reference(model, Gated(model, gate, unit, price), batch, prices, limit)
         for name, engine in engines.items():
-            _compare(sums[name], engine, samples, batch, reference, prices, price)
-    results = [_total(name, of, prices, price) for name, of in sums.items()]
+            _compare(sums[name], engine, samples, batch, reference, price)
+    results = [_total(name, of, prices, price, limit) for name, of in sums.items()]
     for result in results:
         if not result.holds:
             raise UserError(f"the export is not the model, nothing was written: {result}")
@@ -106,86 +109,83 @@ def as_plain(results: Sequence[Parity]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Reference:
-    """asked: price -> [B, T]; logits [B, V] and texts [B] at the price of the answers."""
+    """asked: price and limit -> [B, T]; at the price of the answers, without a limit: the gate's outputs,
+    logits [B, V] of the first token, texts [B]."""
 
-    outputs: np.ndarray[Any, Any]
-    asked: dict[float, np.ndarray[Any, Any]]
-    logits: np.ndarray[Any, Any]
+    asked: dict[tuple[float, int | None], NDArray[np.int64]]
+    outputs: NDArray[np.float32]
+    logits: NDArray[np.float32]
     texts: list[str]
 
 
 class _Sums:
     def __init__(self) -> None:
         self.questions = self.inside = self.inside_that_differ = self.differ = self.answers_differ = 0
+        self.decisions = 0
         self.outputs = self.logits = self.logits_over_scale = self.right = self.right_of_model = 0.0
+
+    def decisions_of(self, decided: Decisions, wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Count a batch; returns which decisions differ, [B]."""
+        differ: NDArray[np.bool_] = (decided.asked != wanted).any(-1)
+        inside = decided.margin <= MARGIN
+        self.decisions += len(differ)
+        self.inside += int(inside.sum())
+        self.inside_that_differ += int((inside & differ).sum())
+        self.differ += int((~inside & differ).sum())
+        return differ
 
 
 @torch.no_grad()
 def _reference(
-    model: NativeModel, gate: Gate, batch: Batch, unit: float, prices: Sequence[float], price: float
+    model: NativeModel, gated: Gated, batch: Batch, prices: Sequence[float], limit: int
 ) -> _Reference:
-    gated = Gated(model, gate, unit)
-    features = gated.glance(batch)
-    asked, outputs = {}, None
-    for dial in prices:
-        gated.price = float(dial)
-        seen = gated.observe(batch, features)
-        raw = gate(seen)
-        asked[dial] = gate.policy(seen, raw).mode().tokens
-        if dial == price:
-            outputs = raw
-    assert outputs is not None, "the price of the answers is among those of the decisions"
-    features = model.look(batch, features, asked[price])
-    visual, _ = model.visual(batch, features, asked[price])
-    question = model.language.tokenize(batch.texts)
-    logits = model.language.prefill(visual, question)[0]
-    texts = model.language.generate(visual, question)
-    return _Reference(outputs.numpy(), {k: v.numpy() for k, v in asked.items()}, logits.numpy(), texts)
+    """gated: the model with its gate at the price of the answers."""
+    answers = answer(gated, batch)
+    outputs = gated.gate(gated.observe(batch, answers.seen))
+    visual, _ = model.visual(batch, answers.seen, answers.decided.tokens)
+    logits = model.language.prefill(visual, model.language.tokenize(batch.texts))[0]
+    asked = {}
+    for price, most in product(prices, (None, limit)):
+        at = Gated(model, gated.gate, gated.unit, price, most)
+        asked[price, most] = at.decide(batch, answers.seen).tokens.numpy()
+    return _Reference(asked, outputs.numpy(), logits.numpy(), answers.texts)
 
 
 def _compare(
-    sums: _Sums,
-    engine: Engine,
-    samples: Sequence[Sample],
-    batch: Batch,
-    reference: _Reference,
-    prices: Sequence[float],
-    price: float,
+    sums: _Sums, engine: Engine, samples: Sequence[Sample], batch: Batch, reference: _Reference, price: float
 ) -> None:
     pictures = [engine.picture(Image.fromarray(s.image.permute(1, 2, 0).numpy())) for s in samples]
-    rows = list(zip(batch.image_of.tolist(), batch.texts, strict=True))
-    sums.questions += len(rows)
-    for dial in prices:
-        decisions = engine.decide(
-            [Prepared(pictures[image], text, float(dial), UNLIMITED) for image, text in rows]
+    asked = list(zip(batch.image_of.tolist(), batch.texts, strict=True))
+    sums.questions += len(asked)
+    for (dial, most), wanted in reference.asked.items():
+        rows = [engine.row(pictures[image], text, float(dial), most or UNLIMITED) for image, text in asked]
+        if (dial, most) != (price, None):
+            sums.decisions_of(engine.decide(rows, engine.glance(rows)), wanted)
+            continue
+        answers = answer(engine, rows)
+        same = ~sums.decisions_of(answers.decided, wanted)
+        sums.outputs = max(sums.outputs, float(np.abs(answers.decided.outputs - reference.outputs).max()))
+        if same.any():
+            logits = engine.first_token(rows, answers.decided.pooled)
+            apart = np.abs(logits - reference.logits)[same].max(-1)
+            scale = np.abs(reference.logits)[same].max(-1).clip(min=1)
+            sums.logits = max(sums.logits, float(apart.max()))
+            sums.logits_over_scale = max(sums.logits_over_scale, float((apart / scale).max()))
+        pairs = list(zip(answers.texts, reference.texts, batch.questions, same.tolist(), strict=True))
+        sums.answers_differ += sum(text != expected for text, expected, _, alike in pairs if alike)
+        sums.right += sum(score(text, q.answers, q.metric, q.text) for text, _, q, _ in pairs)
+        sums.right_of_model += sum(
+            score(expected, q.answers, q.metric, q.text) for _, expected, q, _ in pairs
         )
-        differ = (decisions.decided.asked != reference.asked[dial]).any(-1)
-        inside = decisions.decided.margin <= MARGIN
-        sums.inside += int(inside.sum())
-        sums.inside_that_differ += int((inside & differ).sum())
-        sums.differ += int((~inside & differ).sum())
-        if dial == price:
-            sums.outputs = max(sums.outputs, float(np.abs(decisions.outputs - reference.outputs).max()))
-            written, same = engine.write(decisions), ~differ
-            if same.any():
-                apart = np.abs(written.logits - reference.logits)[same].max(-1)
-                scale = np.abs(reference.logits)[same].max(-1).clip(min=1)
-                sums.logits = max(sums.logits, float(apart.max()))
-                sums.logits_over_scale = max(sums.logits_over_scale, float((apart / scale).max()))
-            pairs = list(zip(written.texts, reference.texts, batch.questions, same.tolist(), strict=True))
-            sums.answers_differ += sum(text != expected for text, expected, _, alike in pairs if alike)
-            sums.right += sum(score(text, q.answers, q.metric, q.text) for text, _, q, _ in pairs)
-            sums.right_of_model += sum(
-                score(expected, q.answers, q.metric, q.text) for _, expected, q, _ in pairs
-            )
 
 
-def _total(name: str, sums: _Sums, prices: Sequence[float], price: float) -> Parity:
+def _total(name: str, sums: _Sums, prices: Sequence[float], price: float, limit: int) -> Parity:
     return Parity(
         backend=name,
         questions=sums.questions,
         prices=list(prices),
-        decisions=sums.questions * len(prices),
+        limit=limit,
+        decisions=sums.decisions,
         inside=sums.inside,
         inside_that_differ=sums.inside_that_differ,
         differ=sums.differ,

@@ -26,8 +26,15 @@ def build_gate(config: GateConfig, layout: Layout) -> Gate:
 
 def save_gate(gate: Gate, directory: Path) -> None:
     """gate.safetensors, and gate.json that says what it is by registered names."""
+    state = {k: v.contiguous() for k, v in gate.state_dict().items()}
+    write_whole(directory / "gate.safetensors", safetensors.torch.save(state))
+    write_json(directory / "gate.json", describe_gate(gate))
+
+
+def describe_gate(gate: Gate) -> dict[str, Any]:
+    """A gate in registered names and numbers, without its weights."""
     layout = gate.layout
-    described = {
+    return {
         "gate": asdict(gate.config),
         "signals": layout.signals,
         "tiles": layout.tiles,
@@ -39,30 +46,29 @@ def save_gate(gate: Gate, directory: Path) -> None:
         },
         "budget": asdict(layout.budget),
     }
-    state = {k: v.contiguous() for k, v in gate.state_dict().items()}
-    write_whole(directory / "gate.safetensors", safetensors.torch.save(state))
-    write_json(directory / "gate.json", described)
+
+
+def described_gate(plain: dict[str, Any]) -> Gate:
+    """The gate that `describe_gate` describes, with new weights. Raises UserError for an unknown name;
+    KeyError, TypeError or AttributeError for what describes none."""
+    names = plain["actions"]["names"]
+    selection = torch.tensor(plain["actions"]["selection"], dtype=torch.bool)
+    if selection.shape != (len(names), plain["tiles"]):
+        raise TypeError(f"actions.selection is {list(selection.shape)}, not {[len(names), plain['tiles']]}")
+    rung = plain["actions"]["rung"]
+    actions = ActionSet(
+        selection, tuple(names), tuple(plain["actions"]["ladder"]), rung and torch.tensor(rung)
+    )
+    signals = {name: tuple(shape) for name, shape in plain["signals"].items()}
+    layout = Layout(signals, plain["tiles"], actions, BudgetRule(**_tuples(plain["budget"])))
+    return build_gate(GateConfig(**_tuples(plain["gate"])), layout)
 
 
 def load_gate(directory: Path) -> Gate:
     """Raises UserError where the directory holds no whole gate."""
     try:
-        plain = json.loads((directory / "gate.json").read_text())
-        state = safetensors.torch.load_file(directory / "gate.safetensors")
-        names = plain["actions"]["names"]
-        selection = torch.tensor(plain["actions"]["selection"], dtype=torch.bool)
-        if selection.shape != (len(names), plain["tiles"]):
-            raise TypeError(
-                f"actions.selection is {list(selection.shape)}, not {[len(names), plain['tiles']]}"
-            )
-        rung = plain["actions"]["rung"]
-        actions = ActionSet(
-            selection, tuple(names), tuple(plain["actions"]["ladder"]), rung and torch.tensor(rung)
-        )
-        signals = {name: tuple(shape) for name, shape in plain["signals"].items()}
-        layout = Layout(signals, plain["tiles"], actions, BudgetRule(**_tuples(plain["budget"])))
-        gate = build_gate(GateConfig(**_tuples(plain["gate"])), layout)
-        gate.load_state_dict(state)
+        gate = described_gate(json.loads((directory / "gate.json").read_text()))
+        gate.load_state_dict(safetensors.torch.load_file(directory / "gate.safetensors"))
     except UserError:
         raise
     except (OSError, SafetensorError, KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:

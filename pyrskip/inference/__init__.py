@@ -47,7 +47,7 @@ def load(
         query_tokenizer.enable_truncation(spec.query_words)
     run: Backend
     if backend == "onnx":
-        run = OnnxBackend(directory, threads)
+        run = OnnxBackend(directory, spec.graphs, threads)
     else:
         try:
             from pyrskip.inference.torch_backend import TorchBackend

@@ -1,30 +1,26 @@
 """Backend 'onnx': the exported graphs in onnxruntime, without torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pyrskip.errors import UserError
-from pyrskip.inference.bundle import GRAPHS
+from pyrskip.inference.engine import Array, Arrays, Inputs
 
 
 class OnnxBackend:
     """threads: of one operator; None: onnxruntime's choice."""
 
-    def __init__(self, directory: Path, threads: int | None = None) -> None:
+    def __init__(self, directory: Path, graphs: Sequence[str], threads: int | None = None) -> None:
         try:
             import onnxruntime
         except ImportError as error:
             raise UserError("backend='onnx' needs onnxruntime: pip install 'pyrskip[onnx]'") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
-        # six sessions have a pool each: threads that spin between two runs would take the cores from each
-        # other
+        # sessions have a pool each: threads that spin between two runs would take the cores from each other
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.sessions = {}
-        for graph in GRAPHS:
+        for graph in graphs:
             path = directory / "onnx" / f"{graph}.onnx"
             try:
                 self.sessions[graph] = onnxruntime.InferenceSession(
@@ -36,8 +32,12 @@ class OnnxBackend:
             graph: {i.name for i in session.get_inputs()} for graph, session in self.sessions.items()
         }
 
-    def run(self, graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-        # a gate that does not look at the glance has no such input
-        known = {name: value for name, value in inputs.items() if name in self.inputs[graph]}
-        outputs: list[NDArray[np.generic]] = self.sessions[graph].run(None, known)
+    def run(self, graph: str, inputs: Inputs) -> Arrays:
+        flat: dict[str, Array] = {}
+        for name, value in inputs.items():
+            of = value if isinstance(value, Mapping) else {"": value}
+            flat |= {f"{name}_{key}" if key else name: array for key, array in of.items()}
+        # what a graph has no use for is none of its inputs
+        known = {name: value for name, value in flat.items() if name in self.inputs[graph]}
+        outputs: Arrays = self.sessions[graph].run(None, known)
         return outputs

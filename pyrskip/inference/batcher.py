@@ -98,13 +98,13 @@ class Batcher:
             except Exception as error:
                 results[row] = error
         try:
-            for answer in (True, False):
-                rows = [(row, prepared) for row, prepared in good if batch[row].answer == answer]
-                if rows:
-                    decisions = self.engine.decide([prepared for _, prepared in rows])
-                    texts = self.engine.write(decisions).texts if answer else [None] * len(rows)
-                    for (row, _), text, selection in zip(rows, texts, decisions.selections, strict=True):
-                        results[row] = selection if text is None else Answer(text, selection)
+            for wanted in (True, False):
+                numbers = [row for row, _ in good if batch[row].answer == wanted]
+                rows = [prepared for row, prepared in good if batch[row].answer == wanted]
+                found: list[Answer | Selection] = []
+                found += self.engine.answer_rows(rows) if wanted else self.engine.select_rows(rows)
+                for row, result in zip(numbers, found, strict=True):
+                    results[row] = result
         except Exception as error:
             if len(batch) == 1:
                 return [error]

@@ -4,7 +4,8 @@ config.json            names from registries, sizes, preprocessing, costs, price
 model.safetensors      the model's weights under model., the gate's under gate.
 tokenizer.json         of the language model
 query/                 weights and tokenizer of the question encoder, where that is a model of its own
-onnx/<graph>.onnx      query, gate, vision, projector, prefill, decode
+onnx/<graph>.onnx      gate, vision, projector, prefill, decode, and signal-<name> for each signal that the
+                       gate reads and that is more than its source
 native/<graph>.pt2     compiled code, only where it was asked for; never read unless the caller allows it
 README.md              model card;  metrics.json  the frontier and the parity check
 checksums.json         SHA-256 of every other file
@@ -18,16 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pyrskip.cost import Convention, Transformer
 from pyrskip.errors import UserError
-from pyrskip.inference.policy import POLICIES, Budget, Rule
 from pyrskip.pyramid import Pyramid
 
 FORMAT = "pyrskip-export"
 VERSION = 1
-GRAPHS = ("query", "gate", "vision", "projector", "prefill", "decode")
+GRAPHS = ("gate", "vision", "projector", "prefill", "decode")
+"""Of every export, beside those of signals."""
+SOURCES = ("question", "glance", "pixels", "first_token")
+"""What an engine has for signals to be computed from: see pyrskip.signals."""
 STATE = ("real", "keys", "values", "memory_keys", "memory_values")
 """What prefill leaves for decode, after its logits: which keys are real [B, K] bool, keys and values [L, B,
 H, K, d] and, where layers read visual tokens that are no part of the sequence, theirs [L, B, H, M, d]. The
@@ -38,13 +38,9 @@ CHECKSUMS = "checksums.json"
 
 @dataclass(frozen=True)
 class Costs:
-    """What decisions cost. encode: (rows, columns) of a tile's map -> FLOPs of encoding it; unit: FLOPs of
-    relative cost 1."""
+    """gate: FLOPs of a decision, its signals' included; unit: FLOPs of relative cost 1; encode: (rows,
+    columns) of a tile's map -> FLOPs of encoding it, 2 a multiply-add."""
 
-    transformer: Transformer
-    convention: Convention
-    answer_tokens: int
-    projector: float
     gate: float
     unit: float
     encode: Mapping[tuple[int, int], float]
@@ -60,12 +56,26 @@ class Prices:
 
 
 @dataclass(frozen=True)
+class SignalSpec:
+    """A signal that the gate reads. source: one of SOURCES; tensors: their names; graph: what computes them
+    from the source; None: they are the source's."""
+
+    source: str
+    tensors: tuple[str, ...]
+    graph: str | None
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise ValueError(f"signals: source={self.source!r} is none of {', '.join(SOURCES)}")
+
+
+@dataclass(frozen=True)
 class Spec:
-    """config.json, checked. query_words: most tokens of a question that the query encoder takes; sequential:
-    the gate looks at a level before it decides on the next."""
+    """config.json, checked. signals: by name. query_words: most tokens of a question that the query encoder
+    takes."""
 
     pyramid: Pyramid
-    rule: Rule
+    signals: Mapping[str, SignalSpec]
     costs: Costs
     prices: Prices
     max_words: int
@@ -73,8 +83,11 @@ class Spec:
     end: int
     query_words: int
     own_query: bool
-    sequential: bool
     plain: dict[str, Any]
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        return (*(of.graph for of in self.signals.values() if of.graph), *GRAPHS)
 
     @classmethod
     def parse(cls, plain: dict[str, Any]) -> "Spec":
@@ -89,28 +102,17 @@ class Spec:
                 f"{plain.get('pyrskip_version')}; "
                 f"this pyrskip reads 1 to {VERSION}: upgrade it"
             )
-        gate, cost, language = plain["gate"], plain["cost"], plain["language"]
-        if gate["policy"] not in POLICIES:
-            raise ValueError(f"gate.policy={gate['policy']!r} is none of {', '.join(POLICIES)}")
-        sizes, budget = plain["pyramid"], dict(plain["budget"])
-        budget["weights"] = tuple(budget["weights"]) if budget["weights"] else None
-        selection = np.array(plain["actions"]["selection"], dtype=bool)
+        cost, language, sizes, prices = (plain[key] for key in ("cost", "language", "pyramid", "prices"))
         grid = tuple(int(g) for g in sizes["grid"])
         pyramid = Pyramid(int(sizes["size"]), len(grid), int(sizes["stride"]), grid)
-        if selection.shape != (len(plain["actions"]["names"]), pyramid.tiles):
-            raise ValueError(f"actions.selection is {selection.shape}")
-        prices = plain["prices"]
         high = math.inf if prices["high"] is None else float(prices["high"])
         return cls(
             pyramid=pyramid,
-            rule=Rule(
-                gate["policy"], float(gate["temperature"]), float(gate["tilt"]), selection, Budget(**budget)
-            ),
+            signals={
+                str(name): SignalSpec(of["source"], tuple(of["tensors"]), of["graph"])
+                for name, of in plain["signals"].items()
+            },
             costs=Costs(
-                transformer=Transformer(**cost["transformer"]),
-                convention=Convention(cost["attention"], cost["unit"]),
-                answer_tokens=int(cost["answer_tokens"]),
-                projector=float(cost["projector_per_token"]),
                 gate=float(cost["gate"]),
                 unit=float(cost["full_pyramid"]),
                 encode={(int(r), int(c)): float(flops) for r, c, flops in cost["encode"]},
@@ -121,7 +123,6 @@ class Spec:
             end=int(language["end"]),
             query_words=int(plain["query"]["max_words"]),
             own_query=plain["query"]["name"] != "embedding",
-            sequential=bool(gate["sequential"]),
             plain=plain,
         )
 
@@ -133,22 +134,30 @@ def read_bundle(directory: Path, native: bool = False) -> Spec:
     Raises UserError where a file is missing, was changed, is not listed, or says what this version cannot
     read.
     """
-    check_files(directory, native)
+    listed = _check_files(directory, native)
     try:
         plain = json.loads((directory / "config.json").read_text())
         if not isinstance(plain, dict):
             raise TypeError("it is no object")
-        return Spec.parse(plain)
+        spec = Spec.parse(plain)
     except UserError as error:
         raise UserError(f"{directory}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise UserError(
             f"{directory}/config.json cannot be read ({type(error).__name__}: {error}); export again"
         ) from error
+    for graph in spec.graphs:
+        _check_listed(f"onnx/{graph}.onnx", listed, directory)
+    return spec
 
 
-def check_files(directory: Path, native: bool = False) -> None:
-    """Raises UserError unless the files are those that were written, byte for byte."""
+def signal_graph(name: str) -> str:
+    """The graph that computes a signal."""
+    return f"signal-{name}"
+
+
+def _check_files(directory: Path, native: bool) -> dict[str, str]:
+    """The digests of the files. Raises UserError unless they are those that were written, byte for byte."""
     try:
         listed = json.loads((directory / CHECKSUMS).read_text())
         sums = {str(name): str(digest) for name, digest in listed.items()}
@@ -168,13 +177,13 @@ def check_files(directory: Path, native: bool = False) -> None:
             raise UserError(
                 f"{path} is not the file that was exported (its SHA-256 differs); export or download it again"
             )
-    needed = {
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        *(f"onnx/{graph}.onnx" for graph in GRAPHS),
-    }
-    for name in sorted(needed - sums.keys()):
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        _check_listed(name, sums, directory)
+    return sums
+
+
+def _check_listed(name: str, listed: Mapping[str, str], directory: Path) -> None:
+    if name not in listed:
         raise UserError(f"{directory}/{CHECKSUMS} does not list {name}; export again")
 
 

@@ -1,6 +1,6 @@
 """Run an export: what to look at, and the answer. numpy alone; the graphs run in a backend.
 
-Axes: B requests, T tiles, S listed actions, W words, N visual tokens, L levels.
+Axes: B requests, T tiles, W words, N visual tokens, V vocabulary.
 
 A batch is decided together and answered in groups of one decision, so that what a request skips is never
 computed: not padded, not masked, not encoded. An image that several requests share (the same object) is
@@ -12,28 +12,33 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
-from pyrskip.cost import answer_flops
+from pyrskip import answering
 from pyrskip.errors import UserError
 from pyrskip.inference.arrays import Floats, Ints, pad_ids, pool
 from pyrskip.inference.bundle import STATE, Spec
 from pyrskip.inference.images import Source, open_image
-from pyrskip.inference.policy import UNLIMITED, Decided, realise
 from pyrskip.picture import fitted, mipmaps
 
 MOST_TILES = 64
 """Tiles encoded in one run of the vision graph: bounds the memory of a large batch."""
+UNLIMITED = 2**53
+"""More tokens than any image gives."""
+
+Array = NDArray[Any]
+Arrays = list[Array]
+Inputs = Mapping[str, Array | Mapping[str, Array]]
 
 
 class Backend(Protocol):
-    def run(self, graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-        """Outputs of a graph of pyrskip.inference.bundle.GRAPHS."""
+    def run(self, graph: str, inputs: Inputs) -> Arrays:
+        """Outputs of a graph of the export."""
         ...
 
 
@@ -81,29 +86,33 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Decisions:
-    """A batch that is decided. outputs: the gate's raw ones; pooled [B, T, 2]: realised rows and columns of
-    each tile."""
+class Prepared:
+    """A request that was checked and whose image is open. words: ids of the question for the language model,
+    query: for the question encoder."""
 
-    pictures: list[Picture]
-    words: list[list[int]]
-    outputs: Floats
-    decided: Decided
-    pooled: Ints
-    selections: list[Selection]
+    picture: Picture
+    words: list[int]
+    query: list[int]
+    price: float
+    max_tokens: int
 
 
 @dataclass(frozen=True)
-class Written:
-    """texts [B], and logits [B, V] of each answer's first token."""
+class Decisions:
+    """A batch that is decided. outputs: the gate's raw ones; asked [B, T] tokens; pooled [B, T, 2]: realised
+    rows and columns of each tile; margin [B]: by how much each decision won, as Policy.margin says."""
 
-    texts: list[str]
-    logits: Floats
+    outputs: Floats
+    asked: Ints
+    pooled: Ints
+    margin: Floats
+    selections: list[Selection]
 
 
 class Engine:
-    """A loaded export. `encoded` counts the tiles that went through the vision encoder; digest: of the
-    export's checksums.
+    """A loaded export, for `pyrskip.answering.answer`: its rows are Prepared, and pictures hold what has been
+    seen of them. `encoded` counts the tiles that went through the vision encoder; digest: of the export's
+    checksums.
 
     Two threads must not use one at once, but for `prepare`.
     """
@@ -136,14 +145,20 @@ class Engine:
 
     def select_many(self, requests: Sequence[Request]) -> list[Selection]:
         """A batch. One request's selection never depends on the others."""
-        return self.decide(self.prepare(requests)).selections if requests else []
+        return self.select_rows(self.prepare(requests))
 
     def answer_many(self, requests: Sequence[Request]) -> list[Answer]:
         """A batch. One request's answer never depends on the others."""
-        if not requests:
+        return self.answer_rows(self.prepare(requests))
+
+    def select_rows(self, rows: "Sequence[Prepared]") -> list[Selection]:
+        return self.decide(rows, self.glance(rows)).selections if rows else []
+
+    def answer_rows(self, rows: "Sequence[Prepared]") -> list[Answer]:
+        if not rows:
             return []
-        decisions = self.decide(self.prepare(requests))
-        return [Answer(t, s) for t, s in zip(self.write(decisions).texts, decisions.selections, strict=True)]
+        answers = answering.answer(self, rows)
+        return [Answer(*of) for of in zip(answers.texts, answers.decided.selections, strict=True)]
 
     def prepare(self, requests: Sequence[Request]) -> "list[Prepared]":
         """Check requests and open their images, each once. Raises UserError for the first that is wrong."""
@@ -158,11 +173,19 @@ class Engine:
             opened[key] = self.picture(open_image(image))
         return self.prepared(opened[key], request)
 
-    def prepared(self, picture: Picture, request: Request) -> "Prepared":
+    def prepared(self, picture: Picture, request: Request) -> Prepared:
         """A request whose picture is open. Raises UserError for a bad question, price or max_tokens."""
         price, most = self.check_dial(request.price, request.max_tokens)
         self.check_question(request.question)
-        return Prepared(picture, request.question, price, most)
+        return self.row(picture, request.question, price, most)
+
+    def row(self, picture: Picture, question: str, price: float, max_tokens: int = UNLIMITED) -> Prepared:
+        """A request as it is, its question cut to what the model reads."""
+        # one by one: the batch calls hand rows to threads, which costs more than so few rows do
+        words = query = self.tokenizer.encode(question).ids[: self.spec.max_words] or [self.spec.end]
+        if self.query_tokenizer is not None:
+            query = self.query_tokenizer.encode(question).ids
+        return Prepared(picture, words, query, price, max_tokens)
 
     def picture(self, image: Image.Image) -> Picture:
         pixels = fitted(image, self.spec.pyramid.size)
@@ -180,68 +203,53 @@ class Engine:
                 "reads"
             )
 
-    def decide(self, prepared: "Sequence[Prepared]") -> Decisions:
-        """Encode the glances and the questions, and ask the gate."""
-        spec, pyramid = self.spec, self.spec.pyramid
-        pictures = [p.picture for p in prepared]
-        self._encode([(picture, pyramid.glance) for picture in pictures])
-        size = np.stack([picture.size for picture in pictures])
-        cells = pyramid.cells(size)
-        capacity = cells.prod(-1)
-        # one by one: the batch calls hand rows to threads, which costs more than so few rows do
-        words = [self.tokenizer.encode(p.question).ids[: spec.max_words] or [spec.end] for p in prepared]
-        length = np.array([len(row) + 1 for row in words])
-        query_ids = words
-        if self.query_tokenizer is not None:
-            query_ids = [self.query_tokenizer.encode(p.question).ids for p in prepared]
-        ids, mask = pad_ids(query_ids)
-        price = np.array([p.price for p in prepared], dtype=np.float32)
-        encode = np.array([[spec.costs.encode[r, c] if r else 0.0 for r, c in row] for row in cells.tolist()])
-        asked = spec.rule.budget.tokens(spec.rule.selection[None], capacity[:, None])
-        tokens = realise(asked, cells[:, None]).prod(-1)
-        cost = (self._flops(tokens, encode[:, None], length[:, None]) / spec.costs.unit).astype(np.float32)
-        maps, inside = self._glances(pictures, cells[:, pyramid.glance])
-        outputs = self.backend.run(
+    def glance(self, rows: Sequence[Prepared]) -> list[Picture]:
+        seen = [row.picture for row in rows]
+        self._encode([(picture, self.spec.pyramid.glance) for picture in seen])
+        return seen
+
+    def decide(self, rows: Sequence[Prepared], seen: Sequence[Picture]) -> Decisions:
+        costs, cells = self.spec.costs, self._cells(seen)
+        encode = [[costs.encode[r, c] if r else 0.0 for r, c in of] for of in cells.tolist()]
+        outputs, asked, pooled, flops, probability, margin = self.backend.run(
             "gate",
             {
-                "query": self.backend.run("query", {"ids": ids, "mask": mask})[0],
-                "query_mask": mask,
-                "glance": maps,
-                "glance_mask": inside,
-                "capacity": capacity,
-                "cost": cost,
-                "price": price,
+                "signals": self._signals(rows, seen),
+                "cells": cells,
+                "encode": np.array(encode),
+                "words": np.array([len(row.words) + 1 for row in rows]),
+                "price": np.array([row.price for row in rows], dtype=np.float32),
+                "max_tokens": np.array([row.max_tokens for row in rows]),
             },
-        )[0].astype(np.float32)
-        decided = spec.rule.decide(outputs, capacity, cost, price, np.array([p.max_tokens for p in prepared]))
-        pooled = realise(decided.asked, cells)
-        realised = pooled.prod(-1)
-        flops = self._flops(realised, encode, length) + spec.costs.gate
-        rows = zip(realised.tolist(), flops.tolist(), decided.confidence.tolist(), prepared, strict=True)
-        selections = [self._selection(tiles, cost, sure, p.price) for tiles, cost, sure, p in rows]
-        return Decisions(pictures, words, outputs, decided, pooled, selections)
+        )
+        tokens, flops = pooled.prod(-1).tolist(), (flops + costs.gate).tolist()
+        parts = zip(tokens, flops, probability.tolist(), rows, strict=True)
+        selections = [self._selection(tiles, cost, sure, row.price) for tiles, cost, sure, row in parts]
+        return Decisions(outputs.astype(np.float32), asked, pooled, margin, selections)
 
-    def write(self, decisions: Decisions) -> Written:
-        """Encode what was asked for and answer, in groups of one decision."""
-        wanted = [
-            (picture, tile)
-            for picture, row in zip(decisions.pictures, decisions.pooled, strict=True)
-            for tile in np.flatnonzero(row[:, 0]).tolist()
-        ]
-        self._encode(wanted)
-        groups: dict[bytes, list[int]] = defaultdict(list)
-        for row, pooled in enumerate(decisions.pooled):
-            groups[pooled.tobytes()].append(row)
-        texts = [""] * len(decisions.pictures)
-        logits: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(texts)
-        for rows in groups.values():
-            pictures = [decisions.pictures[row] for row in rows]
-            first, written = self._generate(
-                pictures, decisions.pooled[rows[0]], [decisions.words[row] for row in rows]
-            )
-            for row, of, text in zip(rows, first, written, strict=True):
-                logits[row], texts[row] = of, text
-        return Written(texts, np.stack(logits))
+    def look(
+        self, rows: Sequence[Prepared], seen: Sequence[Picture], decided: Decisions
+    ) -> Sequence[Picture]:
+        of_rows = zip(seen, decided.pooled, strict=True)
+        self._encode([(picture, int(tile)) for picture, of in of_rows for tile in np.flatnonzero(of[:, 0])])
+        return seen
+
+    def write(self, rows: Sequence[Prepared], seen: Sequence[Picture], decided: Decisions) -> list[str]:
+        texts = [""] * len(rows)
+        for group in _groups(decided.pooled):
+            written = self._write([rows[row] for row in group], decided.pooled[group[0]])
+            for row, text in zip(group, written, strict=True):
+                texts[row] = text
+        return texts
+
+    def first_token(self, rows: Sequence[Prepared], pooled: Ints) -> Floats:
+        """Logits [B, V] of each answer's first token from what is encoded already. pooled [B, T, 2]."""
+        logits: list[Floats] = [np.zeros(0, np.float32)] * len(rows)
+        for group in _groups(pooled):
+            found = self._read([rows[row] for row in group], pooled[group[0]])[0]
+            for row, of in zip(group, found, strict=True):
+                logits[row] = of
+        return np.stack(logits)
 
     def _selection(self, tiles: list[int], flops: float, confidence: float, price: float) -> Selection:
         levels = dict.fromkeys(self.spec.pyramid.places[t].level for t, n in enumerate(tiles) if n)
@@ -269,20 +277,37 @@ class Engine:
             raise UserError(f"price={price} is out of this gate's range; allowed: {allowed}")
         return float(price), most
 
-    def _flops(self, tokens: Ints, encode: NDArray[np.float64], words: Ints) -> NDArray[np.float64]:
-        """Without the gate. tokens, encode [..., T], words [...] of the prompt -> [...]."""
-        costs = self.spec.costs
-        visual = tokens.sum(-1).astype(np.float64)
-        read = answer_flops(
-            costs.transformer,
-            visual,
-            words.astype(np.float64),
-            costs.answer_tokens,
-            convention=costs.convention,
-        )
-        looked = costs.projector * visual + ((tokens > 0) * encode).sum(-1)
-        total: NDArray[np.float64] = read + looked
-        return total
+    def _cells(self, seen: Sequence[Picture]) -> Ints:
+        """Rows and columns of every tile's map, [B, T, 2]."""
+        return self.spec.pyramid.cells(np.stack([picture.size for picture in seen]))
+
+    def _signals(self, rows: Sequence[Prepared], seen: Sequence[Picture]) -> dict[str, Array]:
+        """Every tensor that the gate reads, [B, ...]."""
+        sources: dict[str, tuple[Array, ...]] = {}
+        signals: dict[str, Array] = {}
+        for of in self.spec.signals.values():
+            if of.source not in sources:
+                sources[of.source] = self._source(of.source, rows, seen)
+            found: Sequence[Array] = sources[of.source]
+            if of.graph is not None:
+                found = self.backend.run(of.graph, dict(zip(("value", "mask"), found, strict=False)))
+            signals |= zip(of.tensors, found, strict=True)
+        return signals
+
+    def _source(self, name: str, rows: Sequence[Prepared], seen: Sequence[Picture]) -> tuple[Array, ...]:
+        """What pyrskip.signals.SOURCES gives of a model."""
+        if name == "question":
+            return pad_ids([row.query for row in rows])
+        pyramid, cells = self.spec.pyramid, self._cells(seen)
+        side, glance = pyramid.places[pyramid.glance].side, pyramid.glance
+        if name == "glance":
+            return _padded([picture.maps[glance] for picture in seen], side // pyramid.stride)
+        if name == "pixels":
+            levels = [picture.levels[-1] for picture in seen]
+            return _padded([level for level in levels if level is not None], side)
+        pooled = np.zeros_like(cells)
+        pooled[:, glance] = cells[:, glance]
+        return (self.first_token(rows, pooled),)
 
     def _encode(self, wanted: Sequence[tuple[Picture, int]]) -> None:
         """Encode tiles that are not yet, those of one shape together."""
@@ -312,55 +337,56 @@ class Engine:
         out[:, : valid.shape[1], : valid.shape[2]] = valid
         return out
 
-    def _glances(self, pictures: Sequence[Picture], cells: Ints) -> tuple[Floats, NDArray[np.bool_]]:
-        """Encoded glances padded to the tile, and what of them is no padding. cells [B, 2]."""
-        pyramid = self.spec.pyramid
-        glance = pyramid.glance
-        side = pyramid.places[glance].side // pyramid.stride
-        channels = len(pictures[0].maps[glance])
-        maps = np.zeros((len(pictures), channels, side, side), dtype=np.float32)
-        for row, picture in enumerate(pictures):
-            of = picture.maps[glance]
-            maps[row, :, : of.shape[1], : of.shape[2]] = of
-        place = np.arange(side)
-        return maps, (place[:, None] < cells[:, :1, None]) & (place < cells[:, 1:, None])
-
-    def _generate(
-        self, pictures: Sequence[Picture], pooled: Ints, words: Sequence[Sequence[int]]
-    ) -> tuple[NDArray[np.float32], list[str]]:
-        """Greedy answers under one decision, and the first tokens' logits."""
+    def _read(self, rows: Sequence[Prepared], pooled: Ints) -> tuple[Floats, Arrays]:
+        """Logits [B, V] of the first token under one decision [T, 2], and the STATE."""
         tiles = np.flatnonzero(pooled[:, 0]).tolist()
-        pyramid, size = self.spec.pyramid, np.stack([picture.size for picture in pictures])
+        pyramid, pictures = self.spec.pyramid, [row.picture for row in rows]
+        size = np.stack([picture.size for picture in pictures])
         level = np.concatenate([np.full(pooled[t].prod(), pyramid.places[t].level) for t in tiles])
         features = np.stack([np.concatenate([pool(p.maps[t], pooled[t]) for t in tiles]) for p in pictures])
         places = [pyramid.where(size, t, pooled[None, t], tuple(pooled[t].tolist())) for t in tiles]
         centre, extent = (np.concatenate(part, axis=1) for part in zip(*places, strict=True))
         inputs = {"features": features, "centre": centre, "extent": extent, "level": level}
-        ids, mask = pad_ids(words)
+        ids, mask = pad_ids([row.words for row in rows])
         visual = self.backend.run("projector", inputs)[0]
         logits, *state = self.backend.run("prefill", {"visual": visual, "ids": ids, "mask": mask})
-        first = logits
-        written: list[NDArray[np.int64]] = []
-        done = np.zeros(len(ids), dtype=bool)
-        for step in range(self.spec.max_answer):
-            token = np.where(done, self.spec.end, logits.argmax(-1))
+        return logits.astype(np.float32), state
+
+    def _write(self, rows: Sequence[Prepared], pooled: Ints) -> list[str]:
+        """Greedy answers under one decision [T, 2]."""
+        end, most = self.spec.end, self.spec.max_answer
+        logits, state = self._read(rows, pooled)
+        written: list[Ints] = []
+        done = np.zeros(len(rows), dtype=bool)
+        for step in range(most):
+            token = np.where(done, end, logits.argmax(-1))
             written.append(token)
-            done |= token == self.spec.end
-            if done.all() or step + 1 == self.spec.max_answer:
+            done |= token == end
+            if done.all() or step + 1 == most:
                 break
             inputs = {"token": token, "step": np.array([step + 1]), **dict(zip(STATE, state, strict=False))}
             logits, *longer = self.backend.run("decode", inputs)
             state[: len(longer)] = longer
-        rows = np.stack(written, axis=1).tolist()
-        rows = [row[: row.index(self.spec.end)] if self.spec.end in row else row for row in rows]
-        return first.astype(np.float32), [self.tokenizer.decode(row).strip() for row in rows]
+        ids = np.stack(written, axis=1).tolist()
+        ids = [row[: row.index(end)] if end in row else row for row in ids]
+        return [self.tokenizer.decode(row).strip() for row in ids]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A request that was checked and whose image is open."""
+def _groups(pooled: Ints) -> list[list[int]]:
+    """Rows of one decision together. pooled [B, T, 2]."""
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for row, of in enumerate(pooled):
+        groups[of.tobytes()].append(row)
+    return list(groups.values())
 
-    picture: Picture
-    question: str
-    price: float
-    max_tokens: int
+
+def _padded(maps: Sequence[Floats], side: int) -> tuple[Floats, NDArray[np.bool_]]:
+    """Maps [C, h, w] of various sizes -> [B, C, side, side], 0 in padding, and what of them is none [B, side,
+    side]."""
+    padded = np.zeros((len(maps), len(maps[0]), side, side), dtype=np.float32)
+    inside = np.zeros((len(maps), side, side), dtype=bool)
+    for row, of in enumerate(maps):
+        _, height, width = of.shape
+        padded[row, :, :height, :width] = of
+        inside[row, :height, :width] = True
+    return padded, inside

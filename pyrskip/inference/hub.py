@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from pyrskip.errors import UserError
-from pyrskip.inference.bundle import NATIVE, check_files
+from pyrskip.inference.bundle import NATIVE, read_bundle
 
 
 def fetch(source: str, revision: str | None = None, native: bool = False) -> Path:
@@ -33,7 +33,7 @@ def fetch(source: str, revision: str | None = None, native: bool = False) -> Pat
 def push_to_hub(directory: str | Path, repository: str, *, private: bool = True) -> str:
     """Upload an export that is whole, and return its address. The token is huggingface_hub's own (`hf auth
     login`)."""
-    check_files(Path(directory), native=True)
+    read_bundle(Path(directory), native=True)
     try:
         from huggingface_hub import HfApi
     except ImportError as error:

@@ -1,8 +1,8 @@
 """The parts of a model and its gate, one torch module a graph: what an export traces and what backend='torch'
 runs.
 
-Axes: B questions, W words, Q query width, U tiles, C channels, h x w cells, T tiles, S actions, N visual
-tokens, D width, K keys, V vocabulary, L layers, H heads.
+Axes: B questions, W words, U tiles, C channels, h x w cells, T tiles, S actions, N visual tokens, D width,
+K keys, V vocabulary, L layers, H heads.
 """
 
 from collections.abc import Sequence
@@ -11,46 +11,66 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from pyrskip.decision import realise
 from pyrskip.gates.gate import Gate
+from pyrskip.inference.bundle import signal_graph
 from pyrskip.models.language import Cache, Decoder, Visual
 from pyrskip.models.native import NativeModel
 from pyrskip.models.projector import Projector
 from pyrskip.models.vision import VisionEncoder
 from pyrskip.observation import Observation
-from pyrskip.signals import Signal
-from pyrskip.signals.query import Query
+from pyrskip.signals import Signal, signals_of
 
 
 class SignalPart(nn.Module):
-    """A signal that is computed from a source that the service has."""
-
     def __init__(self, signal: Signal) -> None:
         super().__init__()
         self.signal = signal
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids [B, W] int64, mask [B, W] bool -> query [B, W, Q]."""
-        return cast(Tensor, self.signal(ids, mask)[0])
+    def forward(self, value: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The source's tensors [B, ...] -> the signal's."""
+        made = self.signal(value) if mask is None else self.signal(value, mask)
+        # what a graph returns as it came would lose its name
+        return tuple(tensor.clone() for tensor in made)
 
 
 class GatePart(nn.Module):
-    def __init__(self, gate: Gate) -> None:
+    """The gate, its policy and what decisions cost. unit: FLOPs of relative cost 1."""
+
+    def __init__(self, model: NativeModel, gate: Gate, unit: float) -> None:
         super().__init__()
-        self.gate = gate
+        self.gate, self.unit, self.cost_of = gate, unit, model.cost_of
+        # whether the list is complete is found out here: in a trace it would seem to depend on data
+        self.complete = gate.layout.actions.complete
 
     def forward(
         self,
-        query: Tensor,
-        query_mask: Tensor,
-        glance: Tensor,
-        glance_mask: Tensor,
-        capacity: Tensor,
-        cost: Tensor,
+        signals: dict[str, Tensor],
+        cells: Tensor,
+        encode: Tensor,
+        words: Tensor,
         price: Tensor,
-    ) -> Tensor:
-        """An Observation's members -> raw outputs, [B, T] or [B, S]."""
-        signals = {"query": query, "query_mask": query_mask, "glance": glance, "glance_mask": glance_mask}
-        return cast(Tensor, self.gate(Observation(signals, capacity, cost, price)))
+        max_tokens: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """signals: name -> [B, ...]; cells [B, T, 2] of each tile's map; encode [B, T] float64: FLOPs of
+        encoding it; words [B]: tokens of the prompt; price [B]; max_tokens [B].
+
+        -> the gate's raw outputs [B, ...] and, of the mode: tokens asked [B, T], rows and columns that maps
+        are pooled to [B, T, 2], FLOPs of the answer [B] float64, probability [B], margin [B].
+        """
+        layout = self.gate.layout
+        capacity = cells.prod(-1)
+        realised = realise(layout.actions.tokens(capacity, layout.budget), cells[:, None]).prod(-1)
+        cost = (self.cost_of(realised, encode, words).flops / self.unit).float()
+        seen = Observation(signals, capacity, cost, price)
+        outputs = self.gate(seen)
+        policy = self.gate.policy(seen, outputs)
+        decision = policy.mode(max_tokens)
+        pooled = realise(decision.tokens, cells)
+        flops = self.cost_of(pooled.prod(-1), encode, words).flops
+        # a sum of float32 may be a little over 1
+        probability = policy.log_prob(decision).exp().clamp(max=1)
+        return outputs, decision.tokens, pooled, flops, probability, policy.margin(decision, max_tokens)
 
 
 class VisionPart(nn.Module):
@@ -120,11 +140,17 @@ def _stacked(caches: Sequence[Cache]) -> tuple[Tensor, ...]:
     return tuple(torch.stack(part) for part in zip(*caches, strict=True))
 
 
-def parts_of(model: NativeModel, gate: Gate) -> dict[str, nn.Module]:
-    """Graph name -> module, in evaluation mode."""
+def is_bare(signal: Signal) -> bool:
+    """Whether a signal is its source, so that it needs no graph."""
+    return type(signal).forward is Signal.forward
+
+
+def parts_of(model: NativeModel, gate: Gate, unit: float) -> dict[str, nn.Module]:
+    """Graph name -> module, in evaluation mode. unit: FLOPs of relative cost 1."""
+    signals = signals_of(model, gate.config.needs)
     parts: dict[str, nn.Module] = {
-        "query": SignalPart(Query(model)),
-        "gate": GatePart(gate),
+        **{signal_graph(name): SignalPart(of) for name, of in signals.items() if not is_bare(of)},
+        "gate": GatePart(model, gate, unit),
         "vision": VisionPart(model.vision),
         "projector": ProjectorPart(model.projector),
         "prefill": PrefillPart(model.language),

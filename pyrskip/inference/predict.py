@@ -152,10 +152,9 @@ def _answer(engine: Engine, lines: Sequence[Line]) -> list[dict[str, Any]]:
         except UserError as error:
             results[row] = {"error": str(error)}
     if prepared:
-        decisions = engine.decide([p for _, p in prepared])
-        texts = engine.write(decisions).texts
-        for (row, _), text, selection in zip(prepared, texts, decisions.selections, strict=True):
-            results[row] = {"answer": text} | vars(selection)
+        answers = engine.answer_rows([p for _, p in prepared])
+        for (row, _), answer in zip(prepared, answers, strict=True):
+            results[row] = {"answer": answer.text} | vars(answer.selection)
     return results
 
 

@@ -10,8 +10,8 @@ a request. Nothing of pyrskip then runs in the server.
     decided = plan(engine, picture, image.size, "what colour is it?", price=0.05)
     messages = chat(views(engine, image, decided), "what colour is it?")
 
-A gate that looks at a level before it decides on the next cannot plan: it would need pixels that nobody has
-encoded yet.
+A gate that reads how sure the model is after the glance cannot plan: the model that answers is elsewhere, and
+tells nothing before it is sent its images.
 """
 
 import base64
@@ -67,11 +67,17 @@ def plan(
 ) -> Plan:
     """Decide from a thumbnail and a question. size: width and height of the whole image.
 
-    Raises UserError for a sequential gate, a thumbnail that is not this image's glance, and what
-    `Engine.select` refuses.
+    Raises UserError for a gate that needs the model's answer, a thumbnail that is not this image's glance,
+    and what `Engine.select` refuses.
     """
-    spec, pyramid = engine.spec, engine.spec.pyramid
-    refuse_sequential(spec.sequential)
+    pyramid = engine.spec.pyramid
+    for name, signal in engine.spec.signals.items():
+        if signal.source == "first_token":
+            raise UserError(
+                f"this gate reads {name}, which the model gives once it has read the glance, but a server "
+                "must know every image's size before it reads the first; allowed: gates that decide from the "
+                "question and the glance alone"
+            )
     width, height = fitted_size(*size, pyramid.size)
     shrink = 1 << (pyramid.levels - 1)
     wanted = (-(-width // shrink), -(-height // shrink))
@@ -81,7 +87,8 @@ def plan(
         )
     glance = np.asarray(thumbnail.convert("RGB")).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     picture = Picture(np.array([height, width]), [*[None] * (pyramid.levels - 1), glance])
-    decisions = engine.decide([engine.prepared(picture, Request(b"", question, price, max_tokens))])
+    rows = [engine.prepared(picture, Request(b"", question, price, max_tokens))]
+    decisions = engine.decide(rows, engine.glance(rows))
     pixels = pyramid.pixels(picture.size[None])[0]
     views = []
     for tile, (rows, columns) in enumerate(decisions.pooled[0].tolist()):
@@ -119,17 +126,6 @@ def conversation(pictures: Sequence[Image.Image], question: str) -> list[dict[st
     """A conversation for `apply_chat_template` of a processor of the transformers library."""
     parts = [{"type": "image", "image": picture} for picture in pictures]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-
-
-def refuse_sequential(sequential: bool) -> None:
-    """Raises UserError for a gate that cannot decide from the question and the glance in one step."""
-    if sequential:
-        raise UserError(
-            "this gate is sequential: it looks at an encoded level before it decides on the next, but a "
-            "server must know every "
-            "image's size before it encodes the first; allowed: gates that decide from the question and the "
-            "glance at once"
-        )
 
 
 def _levels(engine: Engine, image: Image.Image) -> list[Floats]:

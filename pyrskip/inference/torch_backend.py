@@ -7,23 +7,20 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
+from torch import Tensor
 
-from pyrskip.budget import BudgetRule
-from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
-from pyrskip.gates import build_gate
-from pyrskip.gates.gate import Gate, GateConfig
-from pyrskip.inference.bundle import GRAPHS, NATIVE, Spec
+from pyrskip.gates import described_gate
+from pyrskip.gates.gate import Gate
+from pyrskip.inference.bundle import NATIVE, Spec
+from pyrskip.inference.engine import Array, Arrays, Inputs
 from pyrskip.inference.modules import parts_of
 from pyrskip.models.language import LanguageConfig
 from pyrskip.models.native import CostConfig, ModelConfig, NativeModel, PyramidConfig
 from pyrskip.models.text import TextConfig
 from pyrskip.models.vision import VisionConfig
-from pyrskip.observation import Layout
-from pyrskip.signals import shapes_of, signals_of
 
 
 class TorchBackend:
@@ -33,22 +30,27 @@ class TorchBackend:
     def __init__(self, directory: Path, spec: Spec, tokenizer: Tokenizer, native: bool = False) -> None:
         self.parts: Mapping[str, Callable[..., Any]]
         if native:
-            missing = [graph for graph in GRAPHS if not (directory / NATIVE / f"{graph}.pt2").is_file()]
+            missing = [graph for graph in spec.graphs if not (directory / NATIVE / f"{graph}.pt2").is_file()]
             if missing:
                 raise UserError(
                     f"{directory} has no compiled {', '.join(missing)}; export with native=true, or "
                     "allow_native=False"
                 )
             load = torch._inductor.aoti_load_package
-            self.parts = {graph: load(str(directory / NATIVE / f"{graph}.pt2")) for graph in GRAPHS}
+            self.parts = {graph: load(str(directory / NATIVE / f"{graph}.pt2")) for graph in spec.graphs}
         else:
-            self.parts = parts_of(*load_modules(directory, spec, tokenizer))
+            self.parts = parts_of(*load_modules(directory, spec, tokenizer), spec.costs.unit)
 
     @torch.inference_mode()
-    def run(self, graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
-        outputs = self.parts[graph](**tensors)
+    def run(self, graph: str, inputs: Inputs) -> Arrays:
+        outputs = self.parts[graph](**{name: _tensors(value) for name, value in inputs.items()})
         return [out.numpy() for out in (outputs if isinstance(outputs, tuple | list) else (outputs,))]
+
+
+def _tensors(value: Array | Mapping[str, Array]) -> Tensor | dict[str, Tensor]:
+    if isinstance(value, Mapping):
+        return {name: torch.from_numpy(array) for name, array in value.items()}
+    return torch.from_numpy(np.ascontiguousarray(value))
 
 
 def load_modules(directory: Path, spec: Spec, tokenizer: Tokenizer) -> tuple[NativeModel, Gate]:
@@ -65,16 +67,7 @@ def load_modules(directory: Path, spec: Spec, tokenizer: Tokenizer) -> tuple[Nat
             CostConfig(**plain["cost"]),
         )
         model = NativeModel(ModelConfig(pyramid, *parts), tokenizer)
-        actions = spec.plain["actions"]
-        budget = spec.rule.budget
-        layout = Layout(
-            shapes_of(signals_of(model)),
-            model.pyramid.tiles,
-            ActionSet(torch.from_numpy(spec.rule.selection), tuple(actions["names"])),
-            BudgetRule(budget.total, budget.floor, budget.cap, budget.weights),
-        )
-        config = spec.plain["gate"]["config"]
-        gate = build_gate(GateConfig(**config | {"signals": tuple(config["signals"])}), layout)
+        gate = described_gate(spec.plain["gate"])
         state = safetensors.torch.load_file(directory / "model.safetensors")
         of = {
             prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -86,7 +79,7 @@ def load_modules(directory: Path, spec: Spec, tokenizer: Tokenizer) -> tuple[Nat
             raise ValueError("its tensors are not the model's")
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{directory}/model.safetensors is not what config.json describes ({reason}); export again"

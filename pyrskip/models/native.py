@@ -337,7 +337,6 @@ class NativeModel(nn.Module):
         return answer == answer.strip().lower() and self.language.can_write(answer)
 
     @torch.no_grad()
-    @torch.no_grad()
     def first_token(self, batch: Batch, features: Features) -> Tensor:
         """Logits [B, V] of the answer's first token after the glance alone, which is encoded."""
         maps = list(features.maps)
@@ -373,9 +372,13 @@ class NativeModel(nn.Module):
     def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
         """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> [B, ...] each; without a gate and what
         encodes its query."""
+        return self.cost_of(realised, self.encode_flops(size), prompt_tokens)
+
+    def cost_of(self, realised: Tensor, encode: Tensor, prompt_tokens: Tensor) -> Cost:
+        """`cost` by arithmetic alone, so that it can be traced. encode [B, T]: `encode_flops`."""
         tokens = realised.sum(-1)
-        batch = (len(size), *[1] * (realised.ndim - 2))
-        words, encode = prompt_tokens.view(batch), self.encode_flops(size).view(*batch, -1)
+        batch = (encode.shape[0], *[1] * (realised.ndim - 2))
+        words, encode = prompt_tokens.view(batch), encode.view(*batch, -1)
         spec, c = self.language.transformer, self.config.cost
         flops = self._reading_flops(tokens, words, c.answer_tokens) + self._share(1) * (
             (realised > 0) * encode

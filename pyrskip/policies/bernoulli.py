@@ -11,7 +11,7 @@ from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionConfig, ActionSet, Decision
 from pyrskip.errors import UserError
 from pyrskip.observation import Layout, Observation
-from pyrskip.policies.policy import POLICIES, Deciding, Policy, PolicyConfig, Relaxed, check_max_tokens, clip
+from pyrskip.policies.policy import POLICIES, Deciding, Limit, Policy, PolicyConfig, Relaxed, clip, limit_of
 from pyrskip.policies.sampling import gumbel_sigmoid, multilinear
 
 
@@ -72,19 +72,34 @@ class BernoulliPolicy(Policy):
     def probs(self) -> Tensor | None:
         return multilinear(self.marginals(), self.actions.selection) if self._enumerable else None
 
-    def mode(self, max_tokens: int | None = None) -> Decision:
-        keep = (self.logit > 0) & self.free
-        decision = self._decision(keep)
+    def mode(self, max_tokens: Limit = None) -> Decision:
+        wanted = (self.logit > 0) & self.free
         if max_tokens is None:
-            return decision
-        check_max_tokens(max_tokens)
-        for _ in range(keep.shape[-1]):
-            # what matters least goes first, one tile a round, until the row fits
-            over = decision.tokens.sum(-1) > max_tokens
-            least = self.logit.masked_fill(~keep, float("inf")).argmin(-1, keepdim=True)
-            keep = keep & ~(over[:, None] & torch.zeros_like(keep).scatter(1, least, True))
-            decision = self._decision(keep)
-        return clip(decision, max_tokens)
+            return self._decision(wanted)
+        # what matters least goes first, one tile after the other, until the row fits
+        before = self.logit[:, None] < self.logit[:, :, None]
+        tiles = torch.arange(wanted.shape[-1], device=wanted.device)
+        before = before | ((self.logit[:, None] == self.logit[:, :, None]) & (tiles < tiles[:, None]))
+        place = (before & wanted[:, None]).sum(-1)
+        keep = wanted[:, None] & (place[:, None] >= tiles[:, None])  # [B, tiles that have gone, T]
+        tokens = self.budget.tokens(keep | self.forced[:, None], self.capacity[:, None])
+        limit = limit_of(max_tokens, self.logit)
+        fits = (tokens.sum(-1) <= limit[:, None]) | (tiles == tiles[-1])
+        gone = fits.long().argmax(-1)
+        return clip(self._decision(keep[torch.arange(gone.shape[0], device=gone.device), gone]), limit)
+
+    def margin(self, decision: Decision, max_tokens: Limit = None) -> Tensor:
+        """The nearest logit to 0, where a tile would change sides; and, under a limit, the nearest two of
+        which one has gone first."""
+        nearest = self.logit.abs().masked_fill(~self.free, float("inf")).amin(-1)
+        if max_tokens is None:
+            return nearest
+        wanted = (self.logit > 0) & self.free
+        gone = wanted & ~decision.selection
+        tiles = torch.arange(wanted.shape[-1], device=wanted.device)
+        pairs = gone[:, :, None] & wanted[:, None] & (tiles != tiles[:, None])
+        apart = (self.logit[:, :, None] - self.logit[:, None]).abs().masked_fill(~pairs, float("inf"))
+        return torch.minimum(nearest, apart.amin((-1, -2)))
 
     def _decision(self, keep: Tensor) -> Decision:
         keep = (keep & self.free) | self.forced

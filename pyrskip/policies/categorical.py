@@ -11,11 +11,12 @@ from pyrskip.observation import Layout, Observation
 from pyrskip.policies.policy import (
     POLICIES,
     Deciding,
+    Limit,
     Policy,
     PolicyConfig,
     Relaxed,
-    check_max_tokens,
     clip,
+    limit_of,
     listed,
 )
 from pyrskip.policies.sampling import gumbel_softmax
@@ -44,10 +45,7 @@ class CategoricalPolicy(Policy):
         return Relaxed((weight[..., None] * self.actions.selection.to(weight)).sum(1), weight)
 
     def log_prob(self, decision: Decision) -> Tensor:
-        assert decision.action is not None, "a decision of the list is asked about"
-        first = self.candidates.first
-        same = first == first.gather(1, decision.action[:, None])
-        return self.logit.log_softmax(-1).masked_fill(~same, float("-inf")).logsumexp(-1)
+        return self.logit.log_softmax(-1).masked_fill(~self._same(decision), float("-inf")).logsumexp(-1)
 
     def entropy(self) -> Tensor:
         # of decisions, not of actions: those that are the same count as one
@@ -61,12 +59,30 @@ class CategoricalPolicy(Policy):
     def probs(self) -> Tensor:
         return self.logit.softmax(-1)
 
-    def mode(self, max_tokens: int | None = None) -> Decision:
+    def mode(self, max_tokens: Limit = None) -> Decision:
         if max_tokens is None:
             return self.candidates.take(self.logit.argmax(-1))
-        check_max_tokens(max_tokens)
+        limit = limit_of(max_tokens, self.logit)
+        return clip(self.candidates.take(self._fitting(limit).argmax(-1)), limit)
+
+    def margin(self, decision: Decision, max_tokens: Limit = None) -> Tensor:
+        logit = self.logit if max_tokens is None else self._fitting(limit_of(max_tokens, self.logit))
+        same = self._same(decision)
+        return logit.masked_fill(~same, float("-inf")).amax(-1) - logit.masked_fill(same, float("-inf")).amax(
+            -1
+        )
+
+    def _fitting(self, limit: Tensor) -> Tensor:
+        """The logits [B, S], -inf for what asks for more tokens than limit [B]; where all do, for what asks
+        for more than the least beside the glance."""
         tokens = self.candidates.tokens
         beside = tokens[..., :-1].sum(-1)
-        fits = tokens.sum(-1) <= max_tokens
-        fits |= ~fits.any(-1, keepdim=True) & (beside == beside.amin(-1, keepdim=True))
-        return clip(self.candidates.take(self.logit.masked_fill(~fits, float("-inf")).argmax(-1)), max_tokens)
+        fits = tokens.sum(-1) <= limit[:, None]
+        fits = fits | (~fits.any(-1, keepdim=True) & (beside == beside.amin(-1, keepdim=True)))
+        return self.logit.masked_fill(~fits, float("-inf"))
+
+    def _same(self, decision: Decision) -> Tensor:
+        """Which actions make the decision, [B, S] bool."""
+        assert decision.action is not None, "a decision of the list is asked about"
+        first = self.candidates.first
+        return first == first.gather(1, decision.action[:, None])

@@ -10,6 +10,7 @@ noise does not survive bfloat16, and inference knows no autocast.
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from types import FunctionType
@@ -26,7 +27,14 @@ from pyrskip.registry import Registry
 
 POLICIES: "Registry[type[Policy]]" = Registry("gate.policy")
 
+DEVICES = ("cpu", "cuda", "mps")
+"""Where gates are trained, as autocast names them."""
+
 T = TypeVar("T")
+
+Limit = int | Tensor | None
+"""Most tokens of a decision: of every row, int64 [B] of each, or None. A number is checked, a tensor is not,
+so that a graph can be traced."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +185,14 @@ class Policy(ABC):
         """Probability of each listed action, [B, S], where the actions list every selection."""
 
     @abstractmethod
-    def mode(self, max_tokens: int | None = None) -> Decision:
-        """The decision that inference runs, of at most max_tokens tokens a row where that is given."""
+    def mode(self, max_tokens: Limit = None) -> Decision:
+        """The decision that inference runs, of at most max_tokens tokens a row where that is given. It must
+        be traceable by torch.export for a batch of any size, with a tensor for max_tokens."""
+
+    @abstractmethod
+    def margin(self, decision: Decision, max_tokens: Limit = None) -> Tensor:
+        """By how much the mode's logits may move before it is another decision, [B]; inf where there is no
+        other."""
 
 
 def in_float32(method: Callable[..., T]) -> Callable[..., T]:
@@ -186,9 +200,12 @@ def in_float32(method: Callable[..., T]) -> Callable[..., T]:
 
     @functools.wraps(method)
     def guarded(*arguments: Any, **named: Any) -> T:
-        if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
+        devices = [device for device in DEVICES if torch.is_autocast_enabled(device)]
+        if not devices:
             return method(*arguments, **named)
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with ExitStack() as without:
+            for device in devices:
+                without.enter_context(torch.autocast(device, enabled=False))
             return method(*arguments, **named)
 
     return guarded
@@ -199,13 +216,15 @@ def listed(seen: Observation, layout: Layout) -> Candidates:
     return Candidates(layout.actions.tokens(seen.capacity, layout.budget))
 
 
-def check_max_tokens(max_tokens: int) -> None:
-    if max_tokens < 1:
+def limit_of(max_tokens: int | Tensor, tokens: Tensor) -> Tensor:
+    """Most tokens [B] of each row of tokens [B, ...]. Raises UserError for a number below 1."""
+    if isinstance(max_tokens, int) and max_tokens < 1:
         raise UserError(f"max_tokens={max_tokens}: at least 1 is needed, for the glance")
+    return torch.as_tensor(max_tokens, device=tokens.device).expand(tokens.shape[:1])
 
 
-def clip(decision: Decision, max_tokens: int) -> Decision:
-    """Take from the end of the row, the glance, what is still over: it is then pooled further."""
-    over = (decision.tokens.sum(-1) - max_tokens).clamp(min=0)
+def clip(decision: Decision, limit: Tensor) -> Decision:
+    """Take from the end of the row, the glance, what is over the limit [B]: it is then pooled further."""
+    over = (decision.tokens.sum(-1) - limit).clamp(min=0)
     tokens = torch.cat([decision.tokens[:, :-1], decision.tokens[:, -1:] - over[:, None]], dim=1)
     return Decision(tokens, decision.action)

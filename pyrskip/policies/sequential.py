@@ -24,11 +24,12 @@ from pyrskip.policies.categorical import CategoricalPolicy
 from pyrskip.policies.policy import (
     POLICIES,
     Deciding,
+    Limit,
     Policy,
     PolicyConfig,
     Relaxed,
-    check_max_tokens,
     clip,
+    limit_of,
     listed,
 )
 from pyrskip.policies.rungs import check_complete
@@ -189,33 +190,49 @@ class SequentialPolicy(Policy):
     def probs(self) -> Tensor | None:
         return None if self.listed is None else self.listed.probs
 
-    def mode(self, max_tokens: int | None = None) -> Decision:
+    def mode(self, max_tokens: Limit = None) -> Decision:
         """The likeliest decision where all are enumerated; where the gate looks, the likeliest choice at
         every step."""
         if self.listed is not None:
             return self.listed.mode(max_tokens)
-        if max_tokens is None:
-            return self.candidates.take(self._walk(lambda _, logit: logit.argmax(-1))[0])
-        check_max_tokens(max_tokens)
-        return clip(
-            self.candidates.take(self._walk(lambda _, logit: logit.argmax(-1), max_tokens)[0]), max_tokens
-        )
+        limit = None if max_tokens is None else limit_of(max_tokens, self.cost)
+        decision = self.candidates.take(self._walk(lambda _, logit: logit.argmax(-1), limit)[0])
+        return decision if limit is None else clip(decision, limit)
+
+    def margin(self, decision: Decision, max_tokens: Limit = None) -> Tensor:
+        """Where the gate looks, that of the closest step."""
+        if self.listed is not None:
+            return self.listed.margin(decision, max_tokens)
+        chosen, apart = self._chosen(decision), []
+
+        def follow(tile: int, logit: Tensor) -> Tensor:
+            best = logit.gather(1, chosen[:, tile, None])
+            others = logit.scatter(1, chosen[:, tile, None], float("-inf"))
+            apart.append(best.squeeze(1) - others.amax(-1))
+            return chosen[:, tile]
+
+        self._walk(follow, None if max_tokens is None else limit_of(max_tokens, self.cost))
+        return torch.stack(apart, dim=1).amin(-1)
 
     def steps(self, decision: Decision) -> Steps:
         """The episode that ends in a decision of the action set."""
-        assert decision.action is not None, "an episode ends in a decision of the list"
-        chosen = self.actions.steps.to(decision.action.device)[decision.action]
+        chosen = self._chosen(decision)
         return self._walk(lambda tile, _: chosen[:, tile])[1]
+
+    def _chosen(self, decision: Decision) -> Tensor:
+        """The choices of a decision of the action set, [B, T]."""
+        assert decision.action is not None, "an episode ends in a decision of the list"
+        return self.actions.steps.to(decision.action.device)[decision.action]
 
     def prefixes(self, steps: Steps) -> list[Decision]:
         """The decisions before the first step of an episode and after each, if nothing followed."""
         return [self.candidates.take(action) for action in steps.action.unbind(1)]
 
     def _walk(
-        self, choose: Callable[[int, Tensor], Tensor], max_tokens: int | None = None
+        self, choose: Callable[[int, Tensor], Tensor], limit: Tensor | None = None
     ) -> tuple[Tensor, Steps]:
-        """Play an episode: choose(tile, logits [B, R]) -> choice [B]; no choice but 0 may lead to more than
-        max_tokens.
+        """Play an episode: choose(tile, logits [B, R]) -> choice [B]; no choice but 0 may lead to more tokens
+        than limit [B].
 
         Returns the action [B] that it ends in, and its steps.
         """
@@ -232,8 +249,8 @@ class SequentialPolicy(Policy):
             then = actions[-1][:, None] + self.radix[tile] * torch.arange(self.head.choices, device=device)
             logit, value = self.head(self.context, chosen, self.cost.gather(1, then[:, :1]), tile, found)
             logit = logit.squeeze(1)
-            if max_tokens is not None:
-                over = self.candidates.tokens.sum(-1).gather(1, then) > max_tokens
+            if limit is not None:
+                over = self.candidates.tokens.sum(-1).gather(1, then) > limit[:, None]
                 logit = logit.masked_fill(over & (then != then[:, :1]), float("-inf"))
             choice = choose(tile, logit)
             log_probs = logit.log_softmax(-1)
@@ -250,7 +267,7 @@ class SequentialPolicy(Policy):
 
     def _log_probs(self) -> Tensor:
         """Log-probability of every listed action, [B, S]: the tree of prefixes, each evaluated once."""
-        rows, finer, choices = len(self.context), self.head.finer, self.head.choices
+        rows, finer, choices = self.context.shape[0], self.head.finer, self.head.choices
         chosen = torch.zeros(1, finer, dtype=torch.int64, device=self.context.device)
         total = torch.zeros(rows, 1, device=self.context.device)
         for tile in reversed(range(finer)):

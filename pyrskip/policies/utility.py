@@ -6,9 +6,10 @@ Axes: B batch, S actions.
 
 from torch import Tensor
 
+from pyrskip.decision import ActionSet, Candidates, Decision
 from pyrskip.observation import Observation
 from pyrskip.policies.categorical import CategoricalPolicy
-from pyrskip.policies.policy import POLICIES, Deciding, listed
+from pyrskip.policies.policy import POLICIES, Deciding, Limit, listed
 
 
 @POLICIES.register("utility")
@@ -18,7 +19,16 @@ class UtilityPolicy(CategoricalPolicy):
     options = ("temperature",)
     dial = False
 
+    def __init__(self, logit: Tensor, candidates: Candidates, actions: ActionSet, temperature: float) -> None:
+        super().__init__(logit, candidates, actions)
+        self.temperature = temperature
+
     @classmethod
     def of(cls, outputs: Tensor, seen: Observation, gate: Deciding) -> "UtilityPolicy":
-        logit = (outputs.sigmoid() - (seen.price[:, None] + gate.tilt) * seen.cost) / gate.config.temperature
-        return cls(logit, listed(seen, gate.layout), gate.layout.actions)
+        temperature = gate.config.temperature
+        logit = (outputs.sigmoid() - (seen.price[:, None] + gate.tilt) * seen.cost) / temperature
+        return cls(logit, listed(seen, gate.layout), gate.layout.actions, temperature)
+
+    def margin(self, decision: Decision, max_tokens: Limit = None) -> Tensor:
+        """In score."""
+        return super().margin(decision, max_tokens) * self.temperature

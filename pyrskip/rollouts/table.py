@@ -27,6 +27,7 @@ from pyrskip.signals import PER, Per
 
 OUTSIDE = ("reference", "question_only")
 COSTS = ("tokens", "flops", "kv_bytes")
+TABLE = "table.safetensors"
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,14 @@ class RolloutTable:
         }
         lists["actions"], lists["ladder"] = self.actions.names, self.actions.ladder
         content = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
-        write_whole(directory / "table.safetensors", content)
+        write_whole(directory / TABLE, content)
         write_whole(directory / "table.json", json.dumps(lists))
 
     @classmethod
     def load(cls, directory: Path) -> "RolloutTable":
         """Raises UserError where the directory holds no whole table."""
         try:
-            tensors = safetensors.torch.load_file(directory / "table.safetensors")
+            tensors = safetensors.torch.load_file(directory / TABLE)
             lists = json.loads((directory / "table.json").read_text())
             cost = Cost(*(tensors.pop(name) for name in COSTS))
             names, ladder = tuple(lists.pop("actions")), tuple(lists.pop("ladder"))
@@ -216,7 +217,7 @@ def _padded(members: Sequence[Tensor]) -> list[Tensor]:
 def stored_signals(directory: Path) -> set[str]:
     """Names of the tensors that a saved table keeps for gates. Raises UserError where there is no table."""
     try:
-        with safetensors.safe_open(directory / "table.safetensors", "pt") as file:
+        with safetensors.safe_open(directory / TABLE, "pt") as file:
             keys = file.keys()
     except (OSError, SafetensorError) as error:
         raise UserError(

@@ -20,8 +20,5 @@ class Glance(Signal):
         side = model.pyramid.side(model.pyramid.levels - 1) // model.vision.stride
         self.shapes = {"glance": (model.vision.channels, side, side), "glance_mask": (side, side)}
 
-    def forward(self, *source: Tensor) -> tuple[Tensor, ...]:
-        return source
-
     def flops(self, model: GatedModel, texts: Sequence[str], size: Tensor) -> Tensor:
         return model.glance_flops(size) * model.convention.per_mac / 2

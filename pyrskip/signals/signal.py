@@ -7,7 +7,6 @@ a service that has the source, and no model, can compute it from an exported gra
 function of, so that a rollout table keeps it once a question, text or image.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -26,7 +25,7 @@ PER: tuple[Per, ...] = ("question", "text", "image")
 SIGNALS: "Registry[type[Signal]]" = Registry("signal")
 
 
-class Signal(nn.Module, ABC):
+class Signal(nn.Module):
     """per: what it is a function of. source: what `forward` is given, a name of SOURCES. shapes: name of each
     tensor that it gives -> the shape of one row; the first has the signal's own name.
 
@@ -41,9 +40,10 @@ class Signal(nn.Module, ABC):
         """Takes what it needs of the model."""
         super().__init__()
 
-    @abstractmethod
     def forward(self, *source: Tensor) -> tuple[Tensor, ...]:
-        """The source's tensors [B, ...] -> a tensor [B, ...] for each of `shapes`."""
+        """The source's tensors [B, ...] -> a tensor [B, ...] for each of `shapes`: themselves, where a signal
+        makes nothing more of them."""
+        return source
 
     def flops(self, model: GatedModel, texts: Sequence[str], size: Tensor) -> Tensor:
         """What it costs beside what the answer runs anyway, in the cost model's unit. size [B, 2] of each

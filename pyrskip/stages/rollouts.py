@@ -18,7 +18,7 @@ from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.models.vlm.served import ServedModel, file_digest, identity
 from pyrskip.report.rollouts import print_needs
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
-from pyrskip.rollouts.table import RolloutTable, check_origin, stored_signals
+from pyrskip.rollouts.table import TABLE, RolloutTable, check_origin, stored_signals
 from pyrskip.stages.cache import inputs_of, pyramid_of
 from pyrskip.stages.data import DATA, report_faults, samples_of
 from pyrskip.stages.flex import FLEX, model_of
@@ -134,7 +134,10 @@ def origins_of(run: Run, splits: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def _missing_signals(config: Config, directory: Path) -> str:
-    """Signals that the run's gates read and the rollouts do not hold."""
+    """Signals that the run's gates read and the rollouts do not hold; what is no table is left to who reads
+    it."""
+    if not (directory / ROLLED[0] / TABLE).is_file():
+        return ""
     names = {config.gate.name, *config.ablations}
     read = {*config.gate.signals, *(need for name in names for need in GATES[name].needs)}
     missing = read - stored_signals(directory / ROLLED[0])
