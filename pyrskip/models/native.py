@@ -1,6 +1,7 @@
 """The native model: vision encoder, projector and language model over the tiles of a pyramid.
 
-Axes: B questions, I images, T tiles, N visual tokens, A answer tokens, C channels, D width.
+Axes: B questions, I images, T tiles, N visual tokens, A answer tokens, C channels, D width; where more than
+three are in play, a tensor's name ends in its axes.
 
 Training under any decision and inference under one are the same function of (image, question, decision): a
 tile is encoded alone from its own pixels and only where it is asked for; its tokens know where they look;
@@ -219,47 +220,50 @@ class NativeModel(nn.Module):
         """The tokens of `project`, once for all questions that ask the same of an image, and their tiles [U,
         N] int64.
 
-        An image's map is pooled and projected once for each size that its questions ask of it.
+        An image's map is pooled and projected once for each size that its questions ask of it. Axes beside
+        the file's: U views that differ, R of them that have the tile, K sizes of it that differ, P cells of
+        the largest, V real cells of all; 2 rows and columns.
         """
-        cells = self.pyramid.cells(batch.size)
-        size = realise(asked, cells[batch.image_of])
+        cells_IT2 = self.pyramid.cells(batch.size)
+        size_BT2 = realise(asked, cells_IT2[batch.image_of])
         # those who see nothing of any image see the same
-        seen = torch.cat(
-            [batch.image_of.where((size > 0).any(-1).any(-1), -1)[:, None], size.flatten(1)], dim=1
+        image_B1 = batch.image_of.where((size_BT2 > 0).any(-1).any(-1), -1)[:, None]
+        view_UX, view_of_B = torch.unique(
+            torch.cat([image_B1, size_BT2.flatten(1)], dim=1), dim=0, return_inverse=True
         )
-        seen, of = torch.unique(seen, dim=0, return_inverse=True)
-        image_of, size = seen[:, 0], seen[:, 1:].unflatten(1, (-1, 2))
-        count = size.prod(-1)
-        start = count.cumsum(-1) - count
-        longest = int(count.sum(-1).amax()) if len(count) else 0
-        source = torch.zeros(len(count), longest, dtype=torch.int64, device=asked.device)
-        tile_of = torch.zeros_like(source)
+        image_U, size_UT2 = view_UX[:, 0], view_UX[:, 1:].unflatten(1, (-1, 2))
+        count_UT = size_UT2.prod(-1)
+        start_UT = count_UT.cumsum(-1) - count_UT
+        longest = int(count_UT.sum(-1).amax()) if len(count_UT) else 0
+        source_UN = torch.zeros(len(count_UT), longest, dtype=torch.int64, device=asked.device)
+        tile_UN = torch.zeros_like(source_UN)
         flat = [features.maps[0].new_zeros(1, self.language.width, dtype=self.projector.down.weight.dtype)]
         filled = 1
         for tile in range(self.pyramid.tiles):
-            rows = count[:, tile].nonzero().squeeze(1)
-            if not len(rows):
+            view_R = count_UT[:, tile].nonzero().squeeze(1)
+            if not len(view_R):
                 continue
-            key = torch.cat([image_of[rows, None], size[rows, tile]], dim=1)
-            key, same = torch.unique(key, dim=0, return_inverse=True)
-            image, sizes = key[:, 0], key[:, 1:]
-            pooled, valid = pool(features.maps[tile][image], cells[image, tile], sizes)
-            shape = valid.shape[1], valid.shape[2]
-            centre, extent = self.pyramid.where(batch.size[image], tile, sizes, shape)
+            key_R3 = torch.cat([image_U[view_R, None], size_UT2[view_R, tile]], dim=1)
+            key_K3, key_of_R = torch.unique(key_R3, dim=0, return_inverse=True)
+            image_K, size_K2 = key_K3[:, 0], key_K3[:, 1:]
+            pooled_KCHW, real_KHW = pool(features.maps[tile][image_K], cells_IT2[image_K, tile], size_K2)
+            shape = real_KHW.shape[1], real_KHW.shape[2]
+            centre, extent = self.pyramid.where(batch.size[image_K], tile, size_K2, shape)
             level = self.pyramid.places[tile].level
-            tokens = self.projector(pooled.flatten(2).transpose(1, 2), centre, extent, level)
-            valid = valid.flatten(1)
-            flat.append(tokens[valid])
-            number = (valid.flatten().cumsum(0) - 1).view_as(valid) + filled
-            rank = valid.long().cumsum(-1) - 1
-            b, n = valid[same].nonzero(as_tuple=True)
-            slot = start[rows[b], tile] + rank[same[b], n]
-            source[rows[b], slot] = number[same[b], n]
-            tile_of[rows[b], slot] = tile
+            tokens_KPD = self.projector(pooled_KCHW.flatten(2).transpose(1, 2), centre, extent, level)
+            real_KP = real_KHW.flatten(1)
+            flat.append(tokens_KPD[real_KP])
+            number_KP = (real_KP.flatten().cumsum(0) - 1).view_as(real_KP) + filled
+            rank_KP = real_KP.long().cumsum(-1) - 1
+            row_V, cell_V = real_KP[key_of_R].nonzero(as_tuple=True)
+            view_V, key_V = view_R[row_V], key_of_R[row_V]
+            slot_V = start_UT[view_V, tile] + rank_KP[key_V, cell_V]
+            source_UN[view_V, slot_V] = number_KP[key_V, cell_V]
+            tile_UN[view_V, slot_V] = tile
             filled += len(flat[-1])
-        tokens = F.embedding(source, torch.cat([f.to(flat[-1].dtype) for f in flat]))
-        real = torch.arange(longest, device=asked.device) < count.sum(-1, keepdim=True)
-        return Visual(tokens, real, of), tile_of
+        tokens_UND = F.embedding(source_UN, torch.cat([f.to(flat[-1].dtype) for f in flat]))
+        real_UN = torch.arange(longest, device=asked.device) < count_UT.sum(-1, keepdim=True)
+        return Visual(tokens_UND, real_UN, view_of_B), tile_UN
 
     def forced(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Forced:
         """Teacher-force each question's first accepted answer. gates [B, T] in [0, 1] weigh each tile's
