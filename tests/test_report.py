@@ -322,6 +322,7 @@ def test_the_report_works_in_a_browser(
 ) -> None:
     write_report(request.getfixturevalue(what), tmp_path / "report.html")
     context = browser.new_context(**KINDS[kind], offline=True)
+    context.set_default_timeout(300_000)  # a loaded machine takes its time
     page = context.new_page()
     wrong: list[str] = []
     page.on(
