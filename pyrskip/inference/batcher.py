@@ -5,7 +5,7 @@ Nothing waits for a batch to fill: a lone request runs at once, and under load b
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
@@ -101,8 +101,8 @@ class Batcher:
             for wanted in (True, False):
                 numbers = [row for row, _ in good if batch[row].answer == wanted]
                 rows = [prepared for row, prepared in good if batch[row].answer == wanted]
-                found: Sequence[Answer | Selection]
-                found = self.engine.answer_rows(rows) if wanted else self.engine.select_rows(rows)
+                found: list[Answer | Selection] = []
+                found += self.engine.answer_rows(rows) if wanted else self.engine.select_rows(rows)
                 for row, result in zip(numbers, found, strict=True):
                     results[row] = result
         except Exception as error:
