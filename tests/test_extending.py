@@ -216,14 +216,21 @@ def test_a_sweep_varies_what_a_plugin_adds(outside: Outside) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("toy", "given"), [("toy_gate", GATE), ("toy_rule", RULE), ("toy_baseline", BASELINE)], ids=str
+    ("toy", "given", "stages"),
+    [
+        ("toy_gate", GATE, "[gate,frontier]"),
+        ("toy_policy", POLICY, "[gate,frontier]"),
+        ("toy_rule", RULE, "[gate,frontier]"),
+        ("toy_baseline", BASELINE, "[gate,frontier]"),
+        ("toy_signal", SIGNAL, ANEW),
+    ],
 )
 def test_what_one_file_adds_is_exported_and_served_without_it(
-    outside: Outside, toy: str, given: tuple[str, ...]
+    outside: Outside, toy: str, given: tuple[str, ...], stages: str
 ) -> None:
     pytest.importorskip("onnxscript")
     outside.put(toy)
-    run = outside.borrow("own", f"plugins=[{toy}]", *given)
+    run = outside.borrow("own", f"plugins=[{toy}]", *given, stages=stages)
     outside.fresh()
     main(["export", f"run={run}", "out=exported"])  # refused where it decides or answers otherwise
     outside.fresh()
