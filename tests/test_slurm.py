@@ -61,7 +61,13 @@ def test_a_sweep_is_an_array_of_jobs_that_ends_in_one_table(slurm: Cluster, trai
 
 
 def test_ranks_of_a_sweeps_job_are_slurms_tasks(slurm: Cluster, trained: Path) -> None:
-    ranks = ["trainer=ddp", "trainer.accelerator=cpu", "seeds=1", "stages=[gate,frontier]"]
+    ranks = [
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "loader.batch_images=1",
+        "seeds=1",
+        "stages=[gate,frontier]",
+    ]
     slurm.run(
         *TRAIN, "-m", *TINY, "name=ranks", "from=runs/easy_vqa", *ranks, *QUEUED, cwd=trained, seconds=300
     )
