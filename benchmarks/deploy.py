@@ -133,7 +133,7 @@ def full_pyramid(engine: Engine) -> Callable[[Any], object]:
         rows = engine.prepare(requests if isinstance(requests, list) else [requests])
         cells = engine.spec.pyramid.cells(np.stack([row.picture.size for row in rows]))
         nothing = np.zeros(len(rows), dtype=np.float32)
-        decided = Decisions(nothing, cells.prod(-1), cells, nothing, [])
+        decided = Decisions(nothing, cells.prod(-1), cells, [])
         return engine.write(rows, engine.look(rows, engine.glance(rows), decided), decided)
 
     return answer

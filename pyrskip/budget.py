@@ -73,9 +73,8 @@ class BudgetRule:
             if not rising or (self.total, self.floor, self.cap, self.weights) != (None, 0, None, None):
                 raise UserError(
                     f"budget.rungs={list(self.rungs)} with total={self.total}, floor={self.floor}, "
-                    f"cap={self.cap}, "
-                    f"weights={self.weights}: allowed: rungs that rise from 0, such as [0, 64, 144, 256], "
-                    "and no other rule"
+                    f"cap={self.cap}, weights={self.weights}: allowed: rungs that rise from 0, such as [0, "
+                    "64, 144, 256], and no other rule"
                 )
         for name, value, least in (("total", self.total, 0), ("floor", self.floor, 0), ("cap", self.cap, 1)):
             if value is not None and value < least:

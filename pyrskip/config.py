@@ -96,8 +96,7 @@ class Config:
         if self.vision.components is not None and self.model.served:
             raise UserError(
                 f"vision.components={self.vision.components} with model.name={self.model.name}, for which "
-                "nothing is fitted; "
-                "allowed: null"
+                "nothing is fitted; allowed: null"
             )
         if self.pyramid.levels < 2:
             raise UserError(
@@ -122,8 +121,7 @@ class Config:
             if SIGNALS[name].source not in self.model.sources:
                 raise UserError(
                     f"gate.signals={list(self.gate.signals)} with model.name={self.model.name}, which does "
-                    "not show "
-                    f"{SIGNALS[name].source}, from which {name} is computed; allowed: "
+                    f"not show {SIGNALS[name].source}, from which {name} is computed; allowed: "
                     f"{', '.join(n for n in SIGNALS if SIGNALS[n].source in self.model.sources)}"
                 )
         if self.gate.looks and (
@@ -139,8 +137,7 @@ class Config:
                 if not low <= price <= high:
                     raise UserError(
                         f"evaluation.prices={price} is outside of what the gate is trained on; allowed: "
-                        f"{low} to {high} "
-                        "(reward.low, reward.high)"
+                        f"{low} to {high} (reward.low, reward.high)"
                     )
 
     def check_served(self) -> None:

@@ -70,21 +70,19 @@ def realise(asked: Tensor, cells: Tensor) -> Tensor:
     0) where nothing is asked or the tile is padding. realised tokens = h * w, never more than asked nor than
     the map's cells.
     """
-    rows, columns = cells.unbind(-1)
-    on = (asked > 0) & (rows > 0) & (columns > 0)
-    rows, columns, asked = rows.clamp(min=1), columns.clamp(min=1), asked.clamp(min=1)
-
-    def side(of: Tensor, other: Tensor) -> Tensor:
-        # a whole ideal is exact: double division and square root are rounded correctly
-        ideal = (asked.double() * of / other).sqrt()
-        return torch.minimum(ideal.long().clamp(min=1), torch.minimum(of, asked))
-
-    tall = side(rows, columns)
-    wide = side(columns, rows)
-    by_rows = torch.stack([tall, torch.minimum(columns, asked // tall)], dim=-1)
-    by_columns = torch.stack([torch.minimum(rows, asked // wide), wide], dim=-1)
-    better = by_columns.prod(-1) > by_rows.prod(-1)
-    return torch.where(better[..., None], by_columns, by_rows) * on[..., None]
+    on = (asked[..., None] > 0) & (cells > 0).all(-1, keepdim=True)
+    asked, cells = asked.clamp(min=1)[..., None], cells.clamp(min=1)
+    # the sides that rows, and that columns, begin with; a whole ideal is exact: double division and square
+    # root are rounded correctly
+    ideal = (asked.double() * cells / cells.flip(-1)).sqrt().long().clamp(min=1)
+    side = torch.minimum(ideal, torch.minimum(cells, asked))
+    # the other side of each: columns behind rows, and rows behind columns
+    behind = torch.minimum(cells.flip(-1), asked // side)
+    tokens = side * behind
+    by_columns = tokens[..., 1:] > tokens[..., :1]
+    rows = torch.where(by_columns, behind[..., 1:], side[..., :1])
+    columns = torch.where(by_columns, side[..., 1:], behind[..., :1])
+    return torch.cat([rows, columns], dim=-1) * on
 
 
 @dataclass(frozen=True)
@@ -142,9 +140,8 @@ class ActionSet:
             )
             rungs = f"budget.rungs={list(ladder)} on " if ladder else ""
             raise UserError(
-                f"{rungs}{cut} gives {size} {'decisions' if ladder else 'selections'}; at most "
-                f"{MAX_ACTIONS} can be listed; "
-                "allowed: actions.sample=<how many>, or less of either"
+                f"{rungs}{cut} gives {size} {'decisions' if ladder else 'selections'}; at most {MAX_ACTIONS} "
+                "can be listed; allowed: actions.sample=<how many>, or less of either"
             )
         picks = torch.tensor(list(product(range(choices), repeat=finer))).view(size, finer)
         return cls._named(pyramid, _with_glance(picks, choices)[:, unit], ladder)
@@ -230,8 +227,7 @@ def _draw(pyramid: Pyramid, unit: Tensor, choices: int, config: ActionConfig) ->
     if len(whole) > config.sample:
         raise UserError(
             f"actions.sample={config.sample} has no room for the {len(whole)} selections of whole levels, "
-            "which are always "
-            f"among them; allowed: {len(whole)} to {MAX_ACTIONS}"
+            f"which are always among them; allowed: {len(whole)} to {MAX_ACTIONS}"
         )
     found = {tuple(row): None for row in _with_glance(whole, choices)[:, pyramid.tile_level].tolist()}
     generator = torch.Generator().manual_seed(config.seed)

@@ -9,8 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pyrskip.cost import Cost
-from pyrskip.decision import Decision
+from pyrskip.decision import Candidates, Decision
 from pyrskip.gates.gate import Gate
 from pyrskip.models.tiers import Features, GatedModel
 from pyrskip.observation import Layout, Observation
@@ -80,21 +79,19 @@ def observe(
     unit: float,
 ) -> Observation:
     """The observation of a batch whose glance is encoded. price [B]; unit: FLOPs of relative cost 1."""
+    size = rows.size[rows.image_of]
+    capacity = model.pyramid.capacity(rows.size)[rows.image_of]
+    candidates = Candidates(layout.actions.tokens(capacity, layout.budget))
+    realised = model.realise(candidates.tokens, size[:, None].expand(-1, len(layout.actions), -1))
+    cost = model.cost(realised, size, model.prompt_tokens(rows)).flops / unit
     return Observation(
         signals=read(signals, model, rows, features),
-        capacity=model.pyramid.capacity(rows.size)[rows.image_of],
-        cost=(action_costs(model, layout, rows).flops / unit).float(),
+        capacity=capacity,
+        cost=cost.float(),
         price=price,
         reveal=partial(reveal, model, rows, lambda tokens: model.look(rows, features, tokens)),
+        candidates=candidates,
     )
-
-
-def action_costs(model: GatedModel, layout: Layout, rows: Batch) -> Cost:
-    """Cost of every listed action, [B, S] each."""
-    size = rows.size[rows.image_of]
-    tokens = layout.actions.tokens(model.pyramid.capacity(rows.size)[rows.image_of], layout.budget)
-    realised = model.realise(tokens, size[:, None].expand(-1, tokens.shape[1], -1))
-    return model.cost(realised, size, model.prompt_tokens(rows))
 
 
 @torch.no_grad()

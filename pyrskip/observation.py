@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
-from pyrskip.decision import ActionSet
+from pyrskip.decision import ActionSet, Candidates
 from pyrskip.errors import UserError
 
 Shape = tuple[int | None, ...]
@@ -25,30 +25,35 @@ others."""
 class Observation:
     """signals: name of a tensor -> [B, ...], as the signals of `pyrskip.signals` give them; capacity [B, T]
     int64; cost [B, S]: relative cost of every action; price [B] >= 0. reveal: the way to look at a tile that
-    has been kept, None where the environment has none."""
+    has been kept, None where the environment has none. candidates: the listed decisions, None where they were
+    not needed yet."""
 
     signals: Mapping[str, Tensor]
     capacity: Tensor
     cost: Tensor
     price: Tensor
     reveal: Reveal | None = None
+    candidates: Candidates | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         """A signal's tensor. Raises UserError where the environment does not have it."""
         if name not in self.signals:
             raise UserError(
                 f"the gate reads the signal {name!r}, and this model, or this rollout table, has none; "
-                "allowed: "
-                f"{', '.join(self.signals)}, or rollouts made anew with a model that has it (delete these "
-                "first)"
+                f"allowed: {', '.join(self.signals)}, or rollouts made anew with a model that has it (delete "
+                "these first)"
             )
         return self.signals[name]
 
     def first(self) -> "Observation":
         """The first row alone."""
-        signals = {name: value[:1] for name, value in self.signals.items()}
         return replace(
-            self, signals=signals, capacity=self.capacity[:1], cost=self.cost[:1], price=self.price[:1]
+            self,
+            signals={name: value[:1] for name, value in self.signals.items()},
+            capacity=self.capacity[:1],
+            cost=self.cost[:1],
+            price=self.price[:1],
+            candidates=None if self.candidates is None else Candidates(self.candidates.tokens[:1]),
         )
 
 

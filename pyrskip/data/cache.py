@@ -93,9 +93,8 @@ def check_cache(directory: Path, wanted: Mapping[str, Any]) -> None:
         if made.get(key) != value:
             raise UserError(
                 f"data.cache={directory} is stale: made with {key}={_short(made.get(key))}, this run has "
-                f"{_short(value)}; "
-                f"allowed: {_short(made.get(key))}, data.cache=null, or data.cache=run in a run with "
-                "another name"
+                f"{_short(value)}; allowed: {_short(made.get(key))}, data.cache=null, or data.cache=run in a "
+                "run with another name"
             )
 
 
@@ -329,8 +328,7 @@ def _check_space(vision: VisionEncoder, pyramid: Pyramid, images: int, directory
     if needed > free:
         raise UserError(
             f"{directory} has {free / 1e9:.1f} GB free, and maps of {images} images need up to "
-            f"{needed / 1e9:.1f} GB; "
-            "allowed: another disk (root=), fewer images, or data.cache=null"
+            f"{needed / 1e9:.1f} GB; allowed: another disk (root=), fewer images, or data.cache=null"
         )
 
 

@@ -96,6 +96,5 @@ def too_many(faults: Sequence[Fault], what: str, allowed: float, where: str) -> 
     more = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
     return UserError(
         f"{what} are broken, more than data.max_bad_fraction={allowed}: {listed}{more}; mend them and delete "
-        f"{where}, "
-        "or allow more"
+        f"{where}, or allow more"
     )

@@ -258,9 +258,8 @@ def check_shards(parts: Parts, world: int, workers: int, directory: str = "<data
         if sum(size > 0 for size in shards) < slots:
             fit = max(1, sum(shards) // (slots * MIX))
             raise UserError(
-                f"loader.order=shards gives each of {world} ranks x {workers} workers shards of its own, "
-                "and there are "
-                f"{len(shards)}; allowed: loader.order=samples, fewer workers, or more shards: "
+                f"loader.order=shards gives each of {world} ranks x {workers} workers shards of its own, and "
+                f"there are {len(shards)}; allowed: loader.order=samples, fewer workers, or more shards: "
                 f"pyrskip data reshard {directory} <new directory> samples_per_shard={fit}"
             )
 

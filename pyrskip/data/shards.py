@@ -95,9 +95,8 @@ class DataConfig:
                 )
         if self.gate_fraction + self.val_fraction >= 1.0:
             raise UserError(
-                f"data.gate_fraction={self.gate_fraction} and data.val_fraction={self.val_fraction} leave "
-                "no image for "
-                "flex; allowed: a sum below 1"
+                f"data.gate_fraction={self.gate_fraction} and data.val_fraction={self.val_fraction} leave no "
+                "image for flex; allowed: a sum below 1"
             )
         if self.limit is not None and self.limit < 1:
             raise UserError(

@@ -56,8 +56,7 @@ class EvaluationConfig:
         if self.resamples < 2 or self.timing_repeats < 0 or self.images < 1:
             raise UserError(
                 f"evaluation.resamples={self.resamples}, timing_repeats={self.timing_repeats}, "
-                f"images={self.images}: "
-                "allowed: at least 2, 0 and 1"
+                f"images={self.images}: allowed: at least 2, 0 and 1"
             )
 
 

@@ -28,7 +28,7 @@ from pyrskip.models.text import MiniLmText
 from pyrskip.signals import signals_of
 
 OUTPUTS = {
-    "gate": ("outputs", "asked", "pooled", "flops", "probability", "margin"),
+    "gate": ("outputs", "asked", "pooled", "flops", "probability"),
     "vision": ("features",),
     "projector": ("tokens",),
     "prefill": ("logits", *STATE),

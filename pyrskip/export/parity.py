@@ -66,12 +66,11 @@ class Parity:
     def __str__(self) -> str:
         return (
             f"{self.backend}: {self.questions} questions, {self.decisions} decisions at {len(self.prices)} "
-            f"prices, without a limit and with max_tokens={self.limit}: "
-            f"{self.differ} differ, {self.inside} within {MARGIN} of a tie ({self.inside_that_differ} "
-            "differ); "
-            f"largest difference of gate outputs {self.outputs:.1e}, of logits {self.logits:.1e} "
-            f"({self.logits_over_scale:.1e} of their scale); {self.answers_differ} answers differ; "
-            f"accuracy {self.accuracy:.4f}, the model's {self.accuracy_of_model:.4f}"
+            f"prices, without a limit and with max_tokens={self.limit}: {self.differ} differ, {self.inside} "
+            f"within {MARGIN} of a tie ({self.inside_that_differ} differ); largest difference of gate "
+            f"outputs {self.outputs:.1e}, of logits {self.logits:.1e} ({self.logits_over_scale:.1e} of their "
+            f"scale); {self.answers_differ} answers differ; accuracy {self.accuracy:.4f}, the model's "
+            f"{self.accuracy_of_model:.4f}"
         )
 
 
@@ -109,10 +108,10 @@ def as_plain(results: Sequence[Parity]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Reference:
-    """asked: price and limit -> [B, T]; at the price of the answers, without a limit: the gate's outputs,
-    logits [B, V] of the first token, texts [B]."""
+    """asked: price and limit -> decisions [B, T] and which of them are within MARGIN of another [B]; at the
+    price of the answers, without a limit: the gate's outputs, logits [B, V] of the first token, texts [B]."""
 
-    asked: dict[tuple[float, int | None], NDArray[np.int64]]
+    asked: dict[tuple[float, int | None], tuple[NDArray[np.int64], NDArray[np.bool_]]]
     outputs: NDArray[np.float32]
     logits: NDArray[np.float32]
     texts: list[str]
@@ -124,10 +123,11 @@ class _Sums:
         self.decisions = 0
         self.outputs = self.logits = self.logits_over_scale = self.right = self.right_of_model = 0.0
 
-    def decisions_of(self, decided: Decisions, wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def decisions_of(
+        self, decided: Decisions, wanted: NDArray[np.int64], inside: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
         """Count a batch; returns which decisions differ, [B]."""
         differ: NDArray[np.bool_] = (decided.asked != wanted).any(-1)
-        inside = decided.margin <= MARGIN
         self.decisions += len(differ)
         self.inside += int(inside.sum())
         self.inside_that_differ += int((inside & differ).sum())
@@ -146,8 +146,9 @@ def _reference(
     logits = model.language.prefill(visual, model.language.tokenize(batch.texts))[0]
     asked = {}
     for price, most in product(prices, (None, limit)):
-        at = Gated(model, gated.gate, gated.unit, price, most)
-        asked[price, most] = at.decide(batch, answers.seen).tokens.numpy()
+        policy = gated.gate.policy(Gated(model, gated.gate, gated.unit, price).observe(batch, answers.seen))
+        decision = policy.mode(most)
+        asked[price, most] = decision.tokens.numpy(), (policy.margin(decision, most) <= MARGIN).numpy()
     return _Reference(asked, outputs.numpy(), logits.numpy(), answers.texts)
 
 
@@ -157,13 +158,13 @@ def _compare(
     pictures = [engine.picture(Image.fromarray(s.image.permute(1, 2, 0).numpy())) for s in samples]
     asked = list(zip(batch.image_of.tolist(), batch.texts, strict=True))
     sums.questions += len(asked)
-    for (dial, most), wanted in reference.asked.items():
+    for (dial, most), (wanted, inside) in reference.asked.items():
         rows = [engine.row(pictures[image], text, float(dial), most or UNLIMITED) for image, text in asked]
         if (dial, most) != (price, None):
-            sums.decisions_of(engine.decide(rows, engine.glance(rows)), wanted)
+            sums.decisions_of(engine.decide(rows, engine.glance(rows)), wanted, inside)
             continue
         answers = answer(engine, rows)
-        same = ~sums.decisions_of(answers.decided, wanted)
+        same = ~sums.decisions_of(answers.decided, wanted, inside)
         sums.outputs = max(sums.outputs, float(np.abs(answers.decided.outputs - reference.outputs).max()))
         if same.any():
             logits = engine.first_token(rows, answers.decided.pooled)

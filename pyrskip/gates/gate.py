@@ -39,9 +39,8 @@ class GateConfig(PolicyConfig):
             raise UserError(f"gate.dropout={self.dropout}: allowed: [0, 1)")
         if len(set(self.signals)) < len(self.signals) or set(self.signals) & set(known.needs):
             raise UserError(
-                f"gate.signals={list(self.signals)}: allowed: each once, and none that "
-                f"gate.name={self.name} reads anyway "
-                f"({', '.join(known.needs)})"
+                f"gate.signals={list(self.signals)}: allowed: each once, and none that gate.name={self.name} "
+                f"reads anyway ({', '.join(known.needs)})"
             )
 
     @property

@@ -99,8 +99,7 @@ class Spec:
         if not isinstance(version, int) or not 1 <= version <= VERSION:
             raise UserError(
                 f"config.json has format_version={version!r}, made by pyrskip "
-                f"{plain.get('pyrskip_version')}; "
-                f"this pyrskip reads 1 to {VERSION}: upgrade it"
+                f"{plain.get('pyrskip_version')}; this pyrskip reads 1 to {VERSION}: upgrade it"
             )
         cost, language, sizes, prices = (plain[key] for key in ("cost", "language", "pyramid", "prices"))
         grid = tuple(int(g) for g in sizes["grid"])

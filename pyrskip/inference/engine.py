@@ -100,12 +100,11 @@ class Prepared:
 @dataclass(frozen=True)
 class Decisions:
     """A batch that is decided. outputs: the gate's raw ones; asked [B, T] tokens; pooled [B, T, 2]: realised
-    rows and columns of each tile; margin [B]: by how much each decision won, as Policy.margin says."""
+    rows and columns of each tile."""
 
     outputs: Floats
     asked: Ints
     pooled: Ints
-    margin: Floats
     selections: list[Selection]
 
 
@@ -211,7 +210,7 @@ class Engine:
     def decide(self, rows: Sequence[Prepared], seen: Sequence[Picture]) -> Decisions:
         costs, cells = self.spec.costs, self._cells(seen)
         encode = [[costs.encode[r, c] if r else 0.0 for r, c in of] for of in cells.tolist()]
-        outputs, asked, pooled, flops, probability, margin = self.backend.run(
+        outputs, asked, pooled, flops, probability = self.backend.run(
             "gate",
             {
                 "signals": self._signals(rows, seen),
@@ -225,7 +224,7 @@ class Engine:
         tokens, flops = pooled.prod(-1).tolist(), (flops + costs.gate).tolist()
         parts = zip(tokens, flops, probability.tolist(), rows, strict=True)
         selections = [self._selection(tiles, cost, sure, row.price) for tiles, cost, sure, row in parts]
-        return Decisions(outputs.astype(np.float32), asked, pooled, margin, selections)
+        return Decisions(outputs.astype(np.float32), asked, pooled, selections)
 
     def look(
         self, rows: Sequence[Prepared], seen: Sequence[Picture], decided: Decisions

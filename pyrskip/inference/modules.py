@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pyrskip.decision import realise
+from pyrskip.decision import Candidates, realise
 from pyrskip.gates.gate import Gate
 from pyrskip.inference.bundle import signal_graph
 from pyrskip.models.language import Cache, Decoder, Visual
@@ -39,7 +39,7 @@ class GatePart(nn.Module):
 
     def __init__(self, model: NativeModel, gate: Gate, unit: float) -> None:
         super().__init__()
-        self.gate, self.unit, self.cost_of = gate, unit, model.cost_of
+        self.gate, self.unit, self.flops_of = gate, unit, model.flops_of
         # whether the list is complete is found out here: in a trace it would seem to depend on data
         self.complete = gate.layout.actions.complete
 
@@ -56,21 +56,22 @@ class GatePart(nn.Module):
         encoding it; words [B]: tokens of the prompt; price [B]; max_tokens [B].
 
         -> the gate's raw outputs [B, ...] and, of the mode: tokens asked [B, T], rows and columns that maps
-        are pooled to [B, T, 2], FLOPs of the answer [B] float64, probability [B], margin [B].
+        are pooled to [B, T, 2], FLOPs of the answer [B] float64, probability [B].
         """
         layout = self.gate.layout
         capacity = cells.prod(-1)
-        realised = realise(layout.actions.tokens(capacity, layout.budget), cells[:, None]).prod(-1)
-        cost = (self.cost_of(realised, encode, words).flops / self.unit).float()
-        seen = Observation(signals, capacity, cost, price)
+        candidates = Candidates(layout.actions.tokens(capacity, layout.budget))
+        realised = realise(candidates.tokens, cells[:, None]).prod(-1)
+        cost = (self.flops_of(realised, encode, words) / self.unit).float()
+        seen = Observation(signals, capacity, cost, price, candidates=candidates)
         outputs = self.gate(seen)
         policy = self.gate.policy(seen, outputs)
         decision = policy.mode(max_tokens)
         pooled = realise(decision.tokens, cells)
-        flops = self.cost_of(pooled.prod(-1), encode, words).flops
+        flops = self.flops_of(pooled.prod(-1), encode, words)
         # a sum of float32 may be a little over 1
         probability = policy.log_prob(decision).exp().clamp(max=1)
-        return outputs, decision.tokens, pooled, flops, probability, policy.margin(decision, max_tokens)
+        return outputs, decision.tokens, pooled, flops, probability
 
 
 class VisionPart(nn.Module):

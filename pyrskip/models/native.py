@@ -376,19 +376,19 @@ class NativeModel(nn.Module):
     def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
         """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> [B, ...] each; without a gate and what
         encodes its query."""
-        return self.cost_of(realised, self.encode_flops(size), prompt_tokens)
+        tokens, c = realised.sum(-1), self.config.cost
+        words = prompt_tokens.view(-1, *[1] * (realised.ndim - 2))
+        bytes_read = kv_bytes(
+            self.language.transformer, self._read(tokens) + words + c.answer_tokens, c.bytes_per_value
+        )
+        return Cost(tokens, self.flops_of(realised, self.encode_flops(size), prompt_tokens), bytes_read)
 
-    def cost_of(self, realised: Tensor, encode: Tensor, prompt_tokens: Tensor) -> Cost:
-        """`cost` by arithmetic alone, so that it can be traced. encode [B, T]: `encode_flops`."""
-        tokens = realised.sum(-1)
+    def flops_of(self, realised: Tensor, encode: Tensor, prompt_tokens: Tensor) -> Tensor:
+        """`cost`'s FLOPs by arithmetic alone, so that they can be traced. encode [B, T]: `encode_flops`."""
         batch = (encode.shape[0], *[1] * (realised.ndim - 2))
         words, encode = prompt_tokens.view(batch), encode.view(*batch, -1)
-        spec, c = self.language.transformer, self.config.cost
-        flops = self._reading_flops(tokens, words, c.answer_tokens) + self._share(1) * (
-            (realised > 0) * encode
-        ).sum(-1)
-        read = self._read(tokens) + words + c.answer_tokens
-        return Cost(tokens, flops, kv_bytes(spec, read, c.bytes_per_value))
+        reading = self._reading_flops(realised.sum(-1), words, self.config.cost.answer_tokens)
+        return reading + self._share(1) * ((realised > 0) * encode).sum(-1)
 
     def _read(self, tokens: Tensor) -> Tensor:
         """How many of so many visual tokens the language model reads."""

@@ -173,8 +173,7 @@ def build_backbone(config: VisionConfig) -> tuple[Any, dict[str, Any]]:
     except (RuntimeError, TypeError, IndexError, OSError) as error:
         raise UserError(
             f"vision.backbone={config.backbone!r} with out_index={config.out_index} cannot be built: "
-            f"{error}; "
-            "allowed: names of timm.list_models() and the number of one of their feature maps"
+            f"{error}; allowed: names of timm.list_models() and the number of one of their feature maps"
         ) from error
     channels = info["num_chs"]
     if config.components is not None and config.components > channels:

@@ -35,9 +35,8 @@ class BernoulliPolicy(Policy):
         super().check(config, actions, budget, grid)
         if budget.rungs is not None:
             raise UserError(
-                f"gate.policy=bernoulli with budget.rungs={list(budget.rungs)} knows no rung between all "
-                "and nothing; "
-                "allowed: gate.policy=rungs, categorical, autoregressive or sequential"
+                f"gate.policy=bernoulli with budget.rungs={list(budget.rungs)} knows no rung between all and "
+                "nothing; allowed: gate.policy=rungs, categorical, autoregressive or sequential"
             )
 
     @classmethod

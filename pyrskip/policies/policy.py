@@ -131,11 +131,9 @@ class Policy(ABC):
             choices = len(budget.rungs or (0, 1))
             raise UserError(
                 f"gate.policy={config.policy} with pyramid.grid={list(grid)} decides on single tiles and "
-                "needs all "
-                f"{choices ** (tiles - 1)} selections of them; actions.unit={actions.unit}, "
-                f"sample={actions.sample} lists "
-                "others; allowed: gate.policy=categorical, actions.unit=tile without a sample, or "
-                "pyramid.grid=[1]"
+                f"needs all {choices ** (tiles - 1)} selections of them; actions.unit={actions.unit}, "
+                f"sample={actions.sample} lists others; allowed: gate.policy=categorical, actions.unit=tile "
+                "without a sample, or pyramid.grid=[1]"
             )
 
     @classmethod
@@ -213,7 +211,7 @@ def in_float32(method: Callable[..., T]) -> Callable[..., T]:
 
 def listed(seen: Observation, layout: Layout) -> Candidates:
     """The listed decisions for the rows of an observation."""
-    return Candidates(layout.actions.tokens(seen.capacity, layout.budget))
+    return seen.candidates or Candidates(layout.actions.tokens(seen.capacity, layout.budget))
 
 
 def limit_of(max_tokens: int | Tensor, tokens: Tensor) -> Tensor:

@@ -53,9 +53,8 @@ def check_complete(config: PolicyConfig, layout: Layout) -> None:
     if not layout.actions.complete:
         raise UserError(
             f"gate.policy={config.policy} chooses level by level, but the action set of "
-            f"{len(layout.actions)} does not "
-            f"list every combination for {layout.tiles} tiles; allowed: gate.policy=categorical, or "
-            "pyramid.grid=[1]"
+            f"{len(layout.actions)} does not list every combination for {layout.tiles} tiles; allowed: "
+            "gate.policy=categorical, or pyramid.grid=[1]"
         )
 
 

@@ -99,20 +99,16 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         ratio, kept, cost = gate["cost_over_fixed"], gate["retention"], gate["relative_flops"]
         print(
             f"{float(target):.1%} of full, price chosen on validation: the gate keeps {kept['mean']:.2%} at "
-            f"{cost['mean']:.3f} "
-            f"of full's FLOPs, {ratio['mean']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}, "
-            f"{ratio['seeds']} seeds) of the "
-            f"cheapest fixed selection's ({fixed['method']}, {fixed['retention']:.2%} at "
-            f"{fixed['relative_flops']:.3f})"
+            f"{cost['mean']:.3f} of full's FLOPs, {ratio['mean']:.2f} ({ratio['min']:.2f} to "
+            f"{ratio['max']:.2f}, {ratio['seeds']} seeds) of the cheapest fixed selection's "
+            f"({fixed['method']}, {fixed['retention']:.2%} at {fixed['relative_flops']:.3f})"
         )
     real = summary["real_inference"]
     print(
         f"real inference on {real['questions']} test questions: accuracy {real['accuracy']:.2%}, from the "
-        "table "
-        f"{real['accuracy_from_table']:.2%}; {real['decisions_that_differ']} decisions and "
-        f"{real['scores_that_differ']} scores "
-        f"differ; "
-        f"{real['tiles_encoded']} tiles encoded, {real['tiles_asked_for']} decided"
+        f"table {real['accuracy_from_table']:.2%}; {real['decisions_that_differ']} decisions and "
+        f"{real['scores_that_differ']} scores differ; {real['tiles_encoded']} tiles encoded, "
+        f"{real['tiles_asked_for']} decided"
     )
     if summary["budget_weights"] is not None:
         print(

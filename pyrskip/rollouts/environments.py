@@ -144,9 +144,8 @@ class TableEnvironment:
             listed, tiles = self.table.actions.selection.shape
             raise UserError(
                 f"gate.policy=bernoulli decides tile by tile: it needs all {2 ** (tiles - 1)} selections, "
-                "and "
-                f"the rollout table lists {listed}; allowed: rule.online=true, gate.policy=categorical, or "
-                "actions.unit=tile without a sample"
+                f"and the rollout table lists {listed}; allowed: rule.online=true, gate.policy=categorical, "
+                "or actions.unit=tile without a sample"
             )
         scores = self.probabilities(rows) if soft else self.scores(rows)
         return (sample.weight * reward(scores, self.relative[rows])).sum(-1)

@@ -45,8 +45,7 @@ def cross(table: RolloutTable, other: RolloutTable, price: float, unit: float) -
     if other.actions.names != table.actions.names:
         raise UserError(
             "oracle:cross needs one action set: the other rollouts list "
-            f"{', '.join(other.actions.names[:8])}, these "
-            f"{', '.join(table.actions.names[:8])}"
+            f"{', '.join(other.actions.names[:8])}, these {', '.join(table.actions.names[:8])}"
         )
     where = {key: row for row, key in enumerate(other.keys)}
     missing = [key for key in table.keys if key not in where]

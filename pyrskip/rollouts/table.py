@@ -236,7 +236,6 @@ def check_origin(table: RolloutTable, wanted: Mapping[str, str], where: Path) ->
         old, new = table.origin.get(name), wanted.get(name)
         if old != new:
             raise UserError(
-                f"{where} holds rollouts of another {name}: {old}, this run has {new}; delete it to roll "
-                "out anew, or start "
-                "another run with name=<other>"
+                f"{where} holds rollouts of another {name}: {old}, this run has {new}; delete it to roll out "
+                "anew, or start another run with name=<other>"
             )

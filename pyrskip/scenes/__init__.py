@@ -61,8 +61,7 @@ class SceneSource:
         except BrokenProcessPool as error:
             raise UserError(
                 f"data.scenes.workers={self.config.workers}: a process that draws scenes was killed, for "
-                "want of memory "
-                "perhaps; allowed: fewer workers"
+                "want of memory perhaps; allowed: fewer workers"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)

@@ -51,7 +51,6 @@ class SceneConfig:
         if self.closeups and not self.further:
             raise UserError(
                 f"data.scenes.closeups={self.closeups} have none but further questions; allowed: "
-                "data.scenes.further of at "
-                "least 1, or no close-ups"
+                "data.scenes.further of at least 1, or no close-ups"
             )
         check_types(self.types)

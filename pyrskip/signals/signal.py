@@ -97,8 +97,7 @@ def signals_of(model: GatedModel, names: Collection[str] | None = None) -> dict[
         if SIGNALS[name].source not in model.sources:
             raise UserError(
                 f"signal {name!r} is computed from {SIGNALS[name].source}, which this model does not show; "
-                "allowed: "
-                f"{', '.join(n for n in SIGNALS if SIGNALS[n].source in model.sources)}"
+                f"allowed: {', '.join(n for n in SIGNALS if SIGNALS[n].source in model.sources)}"
             )
     wanted = SIGNALS if names is None else names
     return {name: SIGNALS[name](model) for name in wanted if SIGNALS[name].source in model.sources}

@@ -58,8 +58,7 @@ def _check_count(run: Run, model: RemoteModel) -> None:
     if model.counted and abs(model.taken / model.counted - 1) > COUNT_TOLERANCE:
         run.say(
             f"the server counted {model.counted} prompt tokens, model.remote's sizes say {model.taken}: "
-            "costs "
-            "are off"
+            "costs are off"
         )
 
 

@@ -107,8 +107,7 @@ def _check_jobs(
     if twice is not None:
         raise UserError(
             f"{max(stages.values())} jobs of the sweep would each make the same {twice} stage; allowed: "
-            "from=<its run>, "
-            f"or to make it once: python train.py {' '.join(common)}"
+            f"from=<its run>, or to make it once: python train.py {' '.join(common)}"
         )
 
 
@@ -143,9 +142,8 @@ def refuse_replay(trainer: TrainerConfig, launcher: Mapping[str, Any]) -> None:
         return
     raise UserError(
         f"trainer.strategy={trainer.strategy} with {ranks} ranks in a sweep (-m) would sweep anew on every "
-        "rank; allowed: "
-        "strategy=ddp_fork or ddp_spawn on one machine, or hydra/launcher=slurm with a task a rank (its "
-        "default)"
+        "rank; allowed: strategy=ddp_fork or ddp_spawn on one machine, or hydra/launcher=slurm with a task a "
+        "rank (its default)"
     )
 
 

@@ -84,6 +84,5 @@ def _check_space(study: optuna.Study, space: Mapping[str, BaseDistribution], dir
         if trial.distributions and dict(trial.distributions) != dict(space):
             raise UserError(
                 f"{directory / STUDY} searched {', '.join(sorted(trial.distributions))} in other ranges; "
-                "allowed: the same "
-                "ranges, or another name="
+                "allowed: the same ranges, or another name="
             )

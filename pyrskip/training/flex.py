@@ -47,9 +47,8 @@ class FlexConfig:
         if min(*shares, self.blind_share) < 0 or sum(shares) > 1 or self.blind_share >= 1:
             raise UserError(
                 f"flex.full_share={self.full_share}, reference_share={self.reference_share}, "
-                f"glance_share={self.glance_share}, "
-                f"blind_share={self.blind_share}: allowed: at least 0, the first three at most 1 together, "
-                "the last below 1"
+                f"glance_share={self.glance_share}, blind_share={self.blind_share}: allowed: at least 0, the "
+                "first three at most 1 together, the last below 1"
             )
         for name in ("close_share", "dropout"):
             if not 0 <= getattr(self, name) < 1:

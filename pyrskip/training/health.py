@@ -120,6 +120,5 @@ def glance_is_best(environment: TableEnvironment, reward: RewardConfig, price: f
             )
     return (
         f"at price {price:g} the glance alone is best for every question type, so a gate has nothing to "
-        "learn; "
-        f"what comes closest, {found}; lower the price, or set reward.form=bonus"
+        f"learn; what comes closest, {found}; lower the price, or set reward.form=bonus"
     )

@@ -42,9 +42,8 @@ class OptimizerConfig:
         ):
             raise UserError(
                 f"optimizer.steps={self.steps}, lr={self.lr}, warmup={self.warmup}, "
-                f"weight_decay={self.weight_decay}, "
-                f"beta2={self.beta2}: allowed: steps at least 1, lr above 0, beta2 in (0, 1), the others at "
-                "least 0"
+                f"weight_decay={self.weight_decay}, beta2={self.beta2}: allowed: steps at least 1, lr above "
+                "0, beta2 in (0, 1), the others at least 0"
             )
 
 

@@ -227,6 +227,5 @@ def check_readable(path: Path, module: torch.nn.Module | None = None) -> None:
         if wrong:
             raise UserError(
                 f"{path} is the checkpoint of another model: {wrong[0]} is {there.get(wrong[0], 'missing')} "
-                "there and "
-                f"{wanted.get(wrong[0], 'missing')} here; {mend}"
+                f"there and {wanted.get(wrong[0], 'missing')} here; {mend}"
             )

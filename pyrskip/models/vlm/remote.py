@@ -87,9 +87,8 @@ class RemoteConfig:
         ):
             raise UserError(
                 f"model.remote.max_answer={self.max_answer}, parallel={self.parallel}, "
-                f"timeout={self.timeout}, "
-                f"retries={self.retries}, template_tokens={self.template_tokens}: allowed: at least 1, 1, "
-                "above 0, 0 and 0"
+                f"timeout={self.timeout}, retries={self.retries}, template_tokens={self.template_tokens}: "
+                "allowed: at least 1, 1, above 0, 0 and 0"
             )
 
     def check(self) -> None:
@@ -109,8 +108,7 @@ class RemoteConfig:
         ) < 1:
             raise UserError(
                 f"model.remote.image_tokens={self.image_tokens}, token_pixels={self.token_pixels}: allowed: "
-                "one of them, at "
-                "least 1"
+                "one of them, at least 1"
             )
         if self.key and not os.environ.get(self.key):
             raise UserError(
@@ -250,8 +248,7 @@ class RemoteModel:
                 time.sleep(wait)
         raise UserError(
             f"model.remote.url: {address} gave no answer in {self.config.retries + 1} tries ({fault}); "
-            "chunks that are rolled "
-            "out are kept, so run the same command again once the server is up"
+            "chunks that are rolled out are kept, so run the same command again once the server is up"
         )
 
 

@@ -137,14 +137,12 @@ def check_served(config: AnswererConfig, vision: VisionConfig, text: TextConfig)
     if text.name == "embedding":
         raise UserError(
             f"text.name=embedding reads the native model's words, and model.name={config.name} has none to "
-            "show; "
-            "allowed: text=minilm"
+            "show; allowed: text=minilm"
         )
     if vision.weights == "none" or not vision.frozen:
         raise UserError(
             f"vision.weights={vision.weights}, frozen={vision.frozen}: the gate of a served model looks "
-            "through an "
-            "encoder that nothing trains; allowed: pretrained weights, frozen=true"
+            "through an encoder that nothing trains; allowed: pretrained weights, frozen=true"
         )
 
 

@@ -100,8 +100,7 @@ def _sweep_sections(runs: Sequence[Finished]) -> list[dict[str, Any]]:
 
 FRONTIER_NOTE = (
     "Accuracy against FLOPs over the mean full pyramid's, on the test split; bars are 95 % intervals over "
-    "images. "
-    "Hover or tap for a point's method, price, accuracy and cost; the legend hides and shows methods."
+    "images. Hover or tap for a point's method, price, accuracy and cost; the legend hides and shows methods."
 )
 SWEEP_NOTE = (
     "The gate's curve of every run, with 95 % intervals; full pyramid and fixed selections are the "
@@ -109,8 +108,7 @@ SWEEP_NOTE = (
 )
 HEALTH_NOTE = (
     "At the price that validation chose for each target. One distinct decision, or no information about the "
-    "question type, "
-    "is a gate that stopped to decide."
+    "question type, is a gate that stopped to decide."
 )
 METHODS_NOTE = (
     "Test split; seeds averaged, ±: their standard deviation; low, high: 95 %. A click on a heading sorts."
@@ -241,9 +239,8 @@ def _gallery(run: Finished) -> list[dict[str, Any]]:
         samples.append({**sample, "picture": f"data:image/png;base64,{picture}"})
     note = (
         "Levels from fine to coarse. Framed in blue: encoded; grey and crossed out: skipped, never encoded. "
-        "Wrong answers are "
-        f"shown more often than they occur: {run.gallery['wrong_share']:.2%} of the test questions at this "
-        "price."
+        f"Wrong answers are shown more often than they occur: {run.gallery['wrong_share']:.2%} of the test "
+        "questions at this price."
     )
     return [{"kind": "gallery", "title": "Samples", "samples": samples, "note": note}]
 

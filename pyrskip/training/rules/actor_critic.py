@@ -47,8 +47,7 @@ class ActorCriticConfig(RewardConfigured):
             raise UserError(
                 f"rule.trace={self.trace}, clip={self.clip}, epochs={self.epochs}, samples={self.samples}, "
                 f"value_weight={self.value_weight}: allowed: trace in [0, 1], clip null or above 0, epochs "
-                "and samples at "
-                "least 1, value_weight at least 0"
+                "and samples at least 1, value_weight at least 0"
             )
         if self.epochs > 1 and (self.clip is None or self.online):
             raise UserError(

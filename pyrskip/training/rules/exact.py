@@ -33,10 +33,8 @@ class ExactModule(RewardModule):
         if probs is None:
             raise UserError(
                 "rule.name='exact' needs every decision's probability, and "
-                f"gate.policy={self.gate.config.policy} "
-                f"does not list them for {len(self.environment.layout.actions)} actions; allowed: "
-                "rule=reinforce, "
-                "another policy"
+                f"gate.policy={self.gate.config.policy} does not list them for "
+                f"{len(self.environment.layout.actions)} actions; allowed: rule=reinforce, another policy"
             )
         reward = self.reward(price, batch_idx)(self.scores(rows), seen.cost)
         entropy = policy.entropy().mean()
