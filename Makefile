@@ -27,7 +27,7 @@ test: $(READY)  ## all tests but the slow ones, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
 test-slow: $(READY)  ## the slow tests: several ranks, kills, a wheel installed elsewhere
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow -n 2 --dist loadfile
 
 test-slurm: $(READY)  ## tests on a SLURM of two nodes on this machine, from Debian's packages (needs root)
 	command -v slurmd munged >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends slurm-wlm munge; }

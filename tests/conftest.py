@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,10 +38,16 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NativeModel, Gate]:
     """An export of random weights, and what it was made from. Not to be written to."""
-    from tests.exports import tiny_export  # brings the training stack, which most tests do without
+    from filelock import FileLock  # these bring the training stack, which most tests do without
 
-    directory = tmp_path_factory.mktemp("export")
-    return directory, *tiny_export(directory)
+    from tests.exports import tiny_export, tiny_parts
+
+    # graphs are traced once for all processes of a test session
+    directory = tmp_path_factory.getbasetemp()
+    directory = (directory.parent if "PYTEST_XDIST_WORKER" in os.environ else directory) / "export"
+    with FileLock(f"{directory}.lock"):
+        parts = tiny_parts() if directory.exists() else tiny_export(directory)
+    return directory, *parts
 
 
 @pytest.fixture(scope="session")

@@ -55,12 +55,15 @@ def tiny_gate(
     return gate
 
 
-def tiny_export(directory: Path) -> tuple[NativeModel, Gate]:
-    """Write an export of random weights on a grid of tiles with a budget, and return what it was made
-    from."""
+def tiny_parts() -> tuple[NativeModel, Gate]:
+    """Random weights on a grid of tiles with a budget, the same ones each time."""
     model = tiny_model(grid=PYRAMID.grid)
-    gate = tiny_gate(model, budget=BudgetRule(total=40, floor=2))
-    directory.mkdir(parents=True, exist_ok=True)
+    return model, tiny_gate(model, budget=BudgetRule(total=40, floor=2))
+
+
+def tiny_export(directory: Path) -> tuple[NativeModel, Gate]:
+    """Write an export of `tiny_parts`, and return what it was made from."""
+    model, gate = tiny_parts()
     write_parts(model, gate, described(model, gate), directory)
     return model, gate
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pyrskip.data import shards
+from pyrskip.data.convert import FORMATS
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import SPLITS, DataConfig, parse_index, prepare, read_index
 from pyrskip.data.sources import SOURCES, Record, easy_vqa
@@ -39,6 +40,12 @@ def keys(directory: Path, split: str) -> list[str]:
 def test_a_wrong_config_is_refused_with_its_key(bad: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         DataConfig(**bad)
+
+
+def test_a_name_is_a_source_or_a_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMATS._entries, "easy_vqa", FORMATS["tsv"])
+    with pytest.raises(UserError, match="data.source='easy_vqa' is registered as a format of files and as a"):
+        DataConfig()
 
 
 def test_images_are_divided_exactly_and_without_overlap(made_up_config: DataConfig, tmp_path: Path) -> None:

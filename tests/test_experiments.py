@@ -16,9 +16,12 @@ EXPERIMENTS = sorted(path.stem for path in (conf_directory() / "experiment").glo
 
 
 @pytest.mark.parametrize(
-    "experiment", [name for name in EXPERIMENTS if name not in ("compare_rules", "scenes_long")]
+    ("experiment", "rule"),
+    [
+        *((name, "supervised") for name in EXPERIMENTS if name not in ("compare_rules", "scenes_long")),
+        ("easy_vqa", "gumbel"),
+    ],
 )
-@pytest.mark.parametrize("rule", ["supervised", "gumbel"])
 def test_every_experiment_runs_two_steps_through_all_stages(
     experiment: str, rule: str, tmp_path: Path
 ) -> None:

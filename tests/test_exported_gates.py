@@ -179,11 +179,7 @@ def test_every_policy_decides_and_answers_as_in_training(
 
 @pytest.mark.parametrize(
     ("name", "policy", "signals"),
-    [
-        ("predictor", "utility", ()),
-        ("glance", "categorical", ("answer_stats",)),
-        ("letters", "cautious", ("brightness", "answer_stats")),
-    ],
+    [("glance", "categorical", ("answer_stats",)), ("letters", "cautious", ("brightness", "answer_stats"))],
 )
 def test_what_a_gate_reads_is_computed_as_in_training(
     name: str,

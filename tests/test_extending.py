@@ -82,8 +82,8 @@ def outside(tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch)
     fresh()
 
 
-def gate_of(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "gate/gate/seed-0/gate.json").read_text())
+def gate_of(run: Path, method: str = "gate") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / f"gate/{method}/seed-0/gate.json").read_text())
     return found
 
 
@@ -102,7 +102,7 @@ FORMAT = ("data=toy_format", "data.files.path=my_data.txt", "data.files.images=p
 ANEW = "[rollouts,gate,frontier]"
 
 
-def test_a_gate_from_an_installed_package_trains(outside: Outside) -> None:
+def test_a_gate_from_an_installed_package_trains_beside_the_runs_own(outside: Outside) -> None:
     outside.put("toy_gate")
     (outside.folder / "toy_gate-1.0.dist-info").mkdir()
     (outside.folder / "toy_gate-1.0.dist-info/METADATA").write_text("Name: toy_gate\nVersion: 1.0\n")
@@ -110,8 +110,9 @@ def test_a_gate_from_an_installed_package_trains(outside: Outside) -> None:
     (outside.folder / "toy_gate-1.0.dist-info/entry_points.txt").write_text(points)
     outside.fresh()
     sys.path.insert(0, str(outside.folder))  # as a site-packages is
-    run = outside.borrow("own", *GATE)
-    assert gate_of(run)["gate"]["name"] == "toy_gate" and "gate" in methods_of(run)
+    run = outside.borrow("own", "ablations=[toy_gate]")
+    assert gate_of(run, "ablation-toy_gate")["gate"]["name"] == "toy_gate"
+    assert {"gate", "ablation:toy_gate"} <= methods_of(run)
 
 
 @pytest.mark.parametrize(

@@ -105,12 +105,14 @@ def test_close_ups_show_whole_things_and_ask_about_them_alone(some_scenes: list[
         for picture, questions in closeups(scene, 3, 8, np.random.default_rng(index)):
             part = np.asarray(picture)
             assert part.shape == (CLOSE, CLOSE, 3) and 1 <= len(questions) <= 8
-            x, y = next(
-                (x, y)
-                for y in range(scene.size - CLOSE + 1)
-                for x in range(scene.size - CLOSE + 1)
-                if (whole[y, x : x + 4] == part[0, :4]).all()
-                and (whole[y : y + CLOSE, x : x + CLOSE] == part).all()
+            places = scene.size - CLOSE + 1
+            begins = np.ones((places, places), dtype=bool)
+            for i in range(8):
+                begins &= (whole[:places, i : i + places] == part[0, i]).all(-1)
+            y, x = next(
+                (y, x)
+                for y, x in np.argwhere(begins).tolist()
+                if (whole[y : y + CLOSE, x : x + CLOSE] == part).all()
             )
             inside = []
             for thing in scene.things.values():

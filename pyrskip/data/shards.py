@@ -86,6 +86,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.source not in (*SOURCES, *FORMATS, WRITTEN):
             raise FORMATS.unknown(self.source, (*SOURCES, WRITTEN))
+        if self.source in FORMATS and (self.source in SOURCES or self.source == WRITTEN):
+            raise UserError(
+                f"data.source={self.source!r} is registered as a format of files and as a source; "
+                "allowed: one of both under that name"
+            )
         if not 0.0 <= self.max_bad_fraction < 1.0:
             raise UserError(f"data.max_bad_fraction={self.max_bad_fraction}: allowed: at least 0 and below 1")
         for name in ("gate_fraction", "val_fraction"):

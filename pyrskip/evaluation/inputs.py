@@ -26,9 +26,9 @@ CHUNK = 4096
 class Inputs:
     """What a frontier is computed from.
 
-    tables: 'gate' (the gate's training rollouts), 'val' and 'test'. gates: 'gate' and, if they
-    were trained, 'gate:joint', 'gate:query_only' and 'gate:glance_only' -> one gate a seed, in the order of
-    `seeds`. gate_flops: of one decision, by the same names. tile_flops: split -> [M, T], FLOPs of encoding
+    tables: 'gate' (the gate's training rollouts), 'val' and 'test'. gates: 'gate' and, if they were trained,
+    'gate:joint', 'gate:query_only', 'gate:glance_only' and 'ablation:<name>' -> one gate a seed, in the order
+    of `seeds`. gate_flops: of one decision, by the same names. tile_flops: split -> [M, T], FLOPs of encoding
     each tile of each image, counted as the table's are; None where tables have no similarity. crossed:
     'gate', 'val' and 'test' of the same questions under another flex seed, for oracle:cross.
     """

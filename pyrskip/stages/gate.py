@@ -29,8 +29,8 @@ from pyrskip.training.health import glance_is_best
 from pyrskip.training.rules import RULES
 from pyrskip.training.trainer import CHECKPOINT, build_trainer, fit
 
-# directories of gates: the config's own, and the ablations by the gate that they train
-METHODS = {"predictor": "query_only", "glance": "glance_only", "joint": "joint"}
+# ablations by the gate that they train; of one from outside it is ablation:<its name>
+METHODS = {"predictor": "gate:query_only", "glance": "gate:glance_only", "joint": "gate:joint"}
 
 
 def train_gates(run: Run) -> None:
@@ -81,7 +81,7 @@ def methods_of(config: Config) -> dict[str, GateConfig]:
     """The frontier's name of each gate that is trained -> the gate. No ablation reads signals beside its own;
     one that is the run's own gate is left out."""
     ablations = {
-        f"gate:{METHODS.get(name, name)}": replace(config.gate, name=name, signals=())
+        METHODS.get(name, f"ablation:{name}"): replace(config.gate, name=name, signals=())
         for name in config.ablations
     }
     return {"gate": config.gate} | {method: gate for method, gate in ablations.items() if gate != config.gate}

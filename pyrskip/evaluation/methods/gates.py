@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrskip.evaluation.inputs import Inputs
 from pyrskip.evaluation.methods.method import METHODS, Decisions, Method
-from pyrskip.evaluation.style import BLUE, GREEN, GREY, ORANGE, PURPLE, Section, Style
+from pyrskip.evaluation.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Section, Style
 
 PERMUTATIONS = 20
 
@@ -23,6 +23,14 @@ def gate(name: str, inputs: Inputs, split: str) -> Iterator[Decisions]:
             inputs.prices_of(name, seed), inputs.decided(name, seed, split), strict=True
         ):
             yield Decisions(action, price=price, seed=seed, gate=name)
+
+
+def ablations(inputs: Inputs, split: str) -> Iterator[Decisions]:
+    """What gates from outside the package decide that were trained beside the run's own."""
+    for name in inputs.gates:
+        family, _, variant = name.partition(":")
+        if family == "ablation":
+            yield from (replace(of, variant=variant) for of in gate(name, inputs, split))
 
 
 def random(inputs: Inputs, split: str) -> Iterator[Decisions]:
@@ -69,5 +77,7 @@ for _name, _look in {
     "gate:glance_only": _style(GREEN, "-", "^", place=1, first=True),
 }.items():
     METHODS.register(_name, Method(partial(gate, _name), _look, candidate=True))
+_other = _style(SKY, "-", "D", first=True)
+METHODS.register("ablation", Method(ablations, _other, candidate=True, variants=True))
 METHODS.register("random", Method(random, Style(GREY, "-", ".", section=Section.RANDOM, place=1, first=True)))
 METHODS.register("gate:shuffled_query", Method(shuffled_query, _style(PURPLE, ":", "v")))
