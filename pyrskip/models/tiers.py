@@ -115,16 +115,3 @@ class GatedModel(BlackBox, Protocol):
     def first_token_flops(self, texts: Sequence[str], size: Tensor) -> Tensor:
         """Of `first_token`, in the cost model's unit. size [B, 2] of each text's image -> [B] float64."""
         ...
-
-
-class WhiteBox(GatedModel, Protocol):
-    """Also enough for online Gumbel and joint training: `encode` is the model's own."""
-
-    def project(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> tokens [B, N, D], which of them are real [B, N] bool, and the tile each is from [B, N] int64."""
-        ...
-
-    def loss(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Negative log-likelihood of the first accepted answer, [B]. gates [B, T] in [0, 1] weigh each tile's
-        tokens."""
-        ...
