@@ -34,9 +34,13 @@ def allocate(
 
     weights [B, T] finite, >= 0, in any unit; total >= 0, int or int [B]; floor and cap >= 0, int, [T] or
     [B, T], the floor lowered to the cap where that is less; keep [B, T] bool. Returns int64 [B, T], 0 where
-    not kept. Raises UserError for bad weights, a negative floor or cap, or a total outside [sum of floors,
-    sum of caps] of a row.
+    not kept. Raises UserError for bad weights, a negative floor or cap, or a total that is no whole number or
+    outside [sum of floors, sum of caps] of a row.
     """
+    if weights.ndim != 2:
+        raise UserError(f"budget weights of shape {list(weights.shape)}; allowed: [B, T], a row a decision")
+    if total.is_floating_point() if isinstance(total, Tensor) else not isinstance(total, int | np.integer):
+        raise UserError(f"a total of {total} tokens is no whole number; allowed: int, or an int tensor [B]")
     weights = weights.detach().double()
     if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
         raise UserError("budget weights must be finite and at least 0")

@@ -211,6 +211,17 @@ def test_weights_that_are_not_weights_are_refused(bad: float) -> None:
         one_row([1.0, bad], 10)
 
 
+@pytest.mark.parametrize("total", [10.5, torch.tensor([10.0]), torch.tensor(10.5)])
+def test_a_total_is_a_whole_number_of_tokens(total: object) -> None:
+    with pytest.raises(UserError, match="tokens is no whole number; allowed: int, or an int tensor"):
+        one_row([1.0, 2.0], total)  # type: ignore[arg-type]
+
+
+def test_weights_are_a_row_a_decision() -> None:
+    with pytest.raises(UserError, match=r"of shape \[3\]; allowed: \[B, T\]"):
+        allocate(torch.ones(3), 10, cap=9, keep=torch.ones(3, dtype=torch.bool))
+
+
 def test_negative_bounds_are_refused() -> None:
     for floor, cap in ((-1, 4), (0, -4), (torch.tensor([-1]), 4)):
         with pytest.raises(UserError, match="floor and cap must be at least 0"):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
-from pyrskip.decision import Decision
+from pyrskip.decision import Candidates, Decision
 from pyrskip.policies import Policy
 from pyrskip.policies.utility import UtilityPolicy
 from tests import test_choices, test_policies
@@ -108,10 +108,8 @@ def test_a_bernoulli_margin_is_the_nearest_tiles() -> None:
 
 
 def test_a_utilitys_margin_is_in_score() -> None:
-    logit = random_logit("categorical", ROWS)
-    plain = policy_of("categorical", logit)
-    assert hasattr(plain, "candidates")
-    scaled = UtilityPolicy(logit / 0.05, plain.candidates, ACTIONS, 0.05)
+    logit, candidates = random_logit("categorical", ROWS), Candidates(ACTIONS.tokens(CAPACITIES, WHOLE))
+    plain, scaled = (UtilityPolicy(logit / t, candidates, ACTIONS, t) for t in (1.0, 0.05))
     torch.testing.assert_close(scaled.margin(plain.mode()), plain.margin(plain.mode()), rtol=1e-4, atol=1e-6)
 
 

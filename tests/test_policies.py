@@ -18,6 +18,7 @@ from pyrskip.policies import Policy
 from pyrskip.policies.bernoulli import BernoulliPolicy
 from pyrskip.policies.categorical import CategoricalPolicy
 from pyrskip.policies.sampling import gumbel_sigmoid, gumbel_softmax, multilinear
+from pyrskip.policies.utility import UtilityPolicy
 from pyrskip.pyramid import Pyramid
 from tests.decisions import different, of_every_action, repeated, same
 
@@ -365,3 +366,24 @@ def test_a_score_function_gradient_is_that_of_the_expectation() -> None:
 def test_a_one_hot_choice_is_straight_through() -> None:
     weight = gumbel_softmax(torch.zeros(4, 3, requires_grad=True), 1.0)
     assert F.one_hot(weight.argmax(-1), 3).float().equal(weight) and weight.requires_grad
+
+
+def test_the_mode_is_the_likeliest_decision_and_not_the_likeliest_action() -> None:
+    # of the second row's padding, actions 0 and 2 make one decision: .322 twice against .356 of another
+    chance = torch.tensor([[0.322, 0.356, 0.322, 0, 0, 0, 0, 0]]).expand(2, -1)
+    policy = policy_of("categorical", chance.log().clamp(min=-100))
+    for limit in (None, 100):
+        mode = policy.mode(limit)
+        assert mode.action is not None and mode.action.tolist() == [1, 0]
+        expected = torch.tensor([0.356 / 0.322, 0.644 / 0.356]).log()
+        torch.testing.assert_close(policy.margin(mode, limit), expected)
+    candidates = Candidates(ACTIONS.tokens(CAPACITY, WHOLE))
+    utility = UtilityPolicy(chance / 0.05, candidates, ACTIONS, 0.05).mode()
+    assert utility.action is not None and utility.action.tolist() == [1, 1]
+
+
+def test_a_decision_that_cannot_happen_has_no_probability() -> None:
+    policy = policy_of("bernoulli", torch.zeros(2, TILES))
+    without_glance = Decision(torch.tensor([[64, 16, 4, 0], [40, 0, 4, 0]]))
+    assert policy.log_prob(without_glance).tolist() == [float("-inf")] * 2
+    assert policy.log_prob(policy.mode()).isfinite().all()

@@ -57,8 +57,10 @@ class BernoulliPolicy(Policy):
         return Relaxed(keep, multilinear(keep, self.actions.selection) if self._enumerable else None)
 
     def log_prob(self, decision: Decision) -> Tensor:
-        keep = decision.selection.float()
-        return (self.free * -F.binary_cross_entropy_with_logits(self.logit, keep, reduction="none")).sum(-1)
+        keep = decision.selection
+        log_prob = -F.binary_cross_entropy_with_logits(self.logit, keep.float(), reduction="none")
+        never = (~self.free & (keep != self.forced)).any(-1)
+        return (self.free * log_prob).sum(-1).masked_fill(never, float("-inf"))
 
     def entropy(self) -> Tensor:
         p = self.logit.sigmoid()

@@ -3,6 +3,8 @@
 Axes: B batch, T tiles, S actions.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -59,27 +61,36 @@ class CategoricalPolicy(Policy):
     def probs(self) -> Tensor:
         return self.logit.softmax(-1)
 
+    @cached_property
+    def merged(self) -> Tensor:
+        """Of every action, the logit of its decision [B, S]: actions that make the same one are likely
+        together."""
+        weight, first = (self.logit - self.logit.amax(-1, keepdim=True)).exp(), self.candidates.first
+        total = torch.zeros_like(weight).scatter_add(-1, first, weight).gather(-1, first)
+        others = (total - weight) / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+        return self.logit + others.log1p()
+
     def mode(self, max_tokens: Limit = None) -> Decision:
         if max_tokens is None:
-            return self.candidates.take(self.logit.argmax(-1))
+            return self.candidates.take(self.merged.argmax(-1))
         limit = limit_of(max_tokens, self.logit)
         return clip(self.candidates.take(self._fitting(limit).argmax(-1)), limit)
 
     def margin(self, decision: Decision, max_tokens: Limit = None) -> Tensor:
-        logit = self.logit if max_tokens is None else self._fitting(limit_of(max_tokens, self.logit))
+        logit = self.merged if max_tokens is None else self._fitting(limit_of(max_tokens, self.logit))
         same = self._same(decision)
         return logit.masked_fill(~same, float("-inf")).amax(-1) - logit.masked_fill(same, float("-inf")).amax(
             -1
         )
 
     def _fitting(self, limit: Tensor) -> Tensor:
-        """The logits [B, S], -inf for what asks for more tokens than limit [B]; where all do, for what asks
-        for more than the least beside the glance."""
+        """The merged logits [B, S], -inf for what asks for more tokens than limit [B]; where all do, for what
+        asks for more than the least beside the glance."""
         tokens = self.candidates.tokens
         beside = tokens[..., :-1].sum(-1)
         fits = tokens.sum(-1) <= limit[:, None]
         fits = fits | (~fits.any(-1, keepdim=True) & (beside == beside.amin(-1, keepdim=True)))
-        return self.logit.masked_fill(~fits, float("-inf"))
+        return self.merged.masked_fill(~fits, float("-inf"))
 
     def _same(self, decision: Decision) -> Tensor:
         """Which actions make the decision, [B, S] bool."""

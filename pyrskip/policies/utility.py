@@ -29,6 +29,11 @@ class UtilityPolicy(CategoricalPolicy):
         logit = (outputs.sigmoid() - (seen.price[:, None] + gate.tilt) * seen.cost) / temperature
         return cls(logit, listed(seen, gate.layout), gate.layout.actions, temperature)
 
+    @property
+    def merged(self) -> Tensor:
+        """What a decision is worth is no more for being listed twice."""
+        return self.logit
+
     def margin(self, decision: Decision, max_tokens: Limit = None) -> Tensor:
         """In score."""
         return super().margin(decision, max_tokens) * self.temperature
