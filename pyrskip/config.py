@@ -187,6 +187,9 @@ def read(cfg: DictConfig) -> tuple[Config, dict[str, Any]]:
     gate, rule = plain.get("gate"), plain.get("rule")
     if isinstance(gate, dict) and isinstance(rule, dict) and gate.get("policy") == "auto":
         gate["policy"] = RULES[rule.get("name", "supervised")].default_policy
+    model = plain.get("model")
+    if isinstance(model, dict) and isinstance(rule, dict) and rule.get("target") == "auto":
+        rule["target"] = "score" if model.get("name") == "remote" else "probability"
     return _build(Config, plain, ""), nodes
 
 

@@ -276,6 +276,7 @@ def test_a_rules_yaml_states_the_defaults_of_its_config_but_for_the_optimizer(na
     expected = to_plain(rule_config(name)())
     assert isinstance(stated, dict)
     assert stated.pop("optimizer").keys() == expected.pop("optimizer").keys()
+    assert (stated.pop("target"), expected.pop("target")) == ("auto", "probability")
     assert stated == expected
 
 

@@ -119,7 +119,7 @@ def config(root: Path, encoder: Path, *overrides: str) -> Config:
 
 def remote(root: Path, encoder: Path, server: Server, *overrides: str) -> Config:
     sizes = [f"model.remote.{name}={value}" for name, value in SIZES.items()]
-    keys = (f"model.remote.url={server.url}", "model.remote.model=looker", "rule.target=score", *sizes)
+    keys = (f"model.remote.url={server.url}", "model.remote.model=looker", *sizes)
     return config(root, encoder, "model=remote", *keys, *overrides)
 
 
@@ -362,7 +362,7 @@ def test_other_weights_in_the_same_folder_are_another_model(
             r"rule\.online=true .*model\.name=hf",
         ),
         (
-            ("model=remote", "model.remote.model=x"),
+            ("model=remote", "model.remote.model=x", "rule.target=probability"),
             r"rule\.target=probability is not given by model\.name=remote",
         ),
         (("model=remote",), r"model\.remote\.model is missing"),

@@ -27,7 +27,6 @@ class ActorCriticConfig(RewardConfigured):
     each step earns what it adds to the answer's probability (potential-based)."""
 
     name: str = "actor_critic"
-    target: str = "score"
     entropy: float = 0.2
     samples: int = 4
     trace: float = 0.95

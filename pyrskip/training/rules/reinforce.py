@@ -23,7 +23,6 @@ class ReinforceConfig(RewardConfigured):
     """samples: decisions of a question and step. baseline: a registered one (`estimators.BASELINES`)."""
 
     name: str = "reinforce"
-    target: str = "score"
     samples: int = 4
     baseline: str = "leave_one_out"
 
