@@ -100,7 +100,7 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
                 own = GATES if "experiment=compare_rules" in words else ""  # the rest is lent
                 words += [o for o in small if o.split("=")[0] not in given and o.startswith(own)]
             done = subprocess.run(
-                words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+                words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800
             )
             assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)

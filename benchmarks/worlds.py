@@ -1,0 +1,239 @@
+"""Three worlds whose best decisions are known: how near every rule and policy comes to them.
+
+python benchmarks/worlds.py [key=value ...]
+
+world=question,glance,both   which; steps=3000; seeds=3; target=probability,score; pair=exact-categorical,...
+(all by default); out=<directory> for worlds.csv and worlds.png. A row is the regret on unseen images as a
+share of the gap between the best constant decision and the best of each question, the mean over prices: 0% is
+the optimum, 100% no better than one decision for all. Costs a minute or so a gate, on one core.
+
+Axes: N questions, M images, T tiles, S actions.
+"""
+
+import csv
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pyrskip.budget import BudgetRule
+from pyrskip.cost import Cost
+from pyrskip.data.datamodule import StepData
+from pyrskip.decision import ActionConfig, ActionSet, blind, reference
+from pyrskip.gates import build_gate
+from pyrskip.gates.gate import Gate, GateConfig
+from pyrskip.launch import quiet
+from pyrskip.pyramid import Pyramid
+from pyrskip.reward import RewardConfig
+from pyrskip.rollouts.environments import TableEnvironment
+from pyrskip.rollouts.table import RolloutTable
+from pyrskip.training.module import OptimizerConfig
+from pyrskip.training.rules import RULES, rule_config, valid_pairs
+from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
+
+IMAGES = 2000
+QUESTIONS = 3
+"""On each image."""
+CHANNELS = 8
+SURE, UNSURE = 0.95, 0.5
+"""Probability of a right answer where what a question needs is kept, and where it is not."""
+PRICES = (0.1, 0.2, 0.35)
+
+
+@dataclass(frozen=True)
+class World:
+    """needs: (kind of question [N], what the image's glance shows [N, 2] in 0..3) -> the tile that a question
+    needs beside the glance [N], -1 for none."""
+
+    pyramid: Pyramid
+    unit: str
+    needs: Callable[[Tensor, Tensor], Tensor]
+
+
+def by_question(kind: Tensor, shown: Tensor) -> Tensor:
+    return torch.tensor([-1, 1, 0])[kind]
+
+
+def by_glance(kind: Tensor, shown: Tensor) -> Tensor:
+    return torch.tensor([-1, 1, 0, 0])[shown[:, 0]]
+
+
+def by_both(kind: Tensor, shown: Tensor) -> Tensor:
+    """Two kinds ask about a thing each, which lies in the quadrant where the glance shows it; the third about
+    the whole."""
+    return torch.where(kind < 2, shown.gather(1, kind.clamp(max=1)[:, None]).squeeze(1), -1)
+
+
+WORLDS = {
+    "question": World(Pyramid(64, 3, 8), "level", by_question),
+    "glance": World(Pyramid(64, 3, 8), "level", by_glance),
+    "both": World(Pyramid(64, 4, 8, (2, 1, 1, 1)), "tile", by_both),
+}
+
+
+def table_of(world: World, split: str, seed: int) -> RolloutTable:
+    """Each question drawn right or wrong once an action; `probability` is the truth."""
+    generator = torch.Generator().manual_seed(seed)
+    pyramid, tiles = world.pyramid, world.pyramid.tiles
+    actions = ActionSet.of(pyramid, BudgetRule(), ActionConfig(world.unit))
+    selection = torch.cat([actions.selection, reference(pyramid)[None], blind(pyramid)[None]])
+    image_of = torch.arange(IMAGES).repeat_interleave(QUESTIONS)
+    kind = torch.arange(3).repeat(IMAGES)
+    shown = torch.randint(0, 4, (IMAGES, 2), generator=generator)
+    needed = world.needs(kind, shown[image_of])
+    kept = torch.cat([torch.ones(len(selection), 1, dtype=torch.bool), selection], dim=1).T[needed + 1]
+    chance = torch.where(kept, SURE, UNSURE)
+    capacity = pyramid.capacity(torch.full((1, 2), pyramid.size))[0]
+    tokens = (selection.double() @ capacity.double()).expand(len(kind), -1)
+    # a thing is a channel of its own, bright in the quadrant where it lies; all else is noise
+    glance = torch.randn(IMAGES, CHANNELS, 4, generator=generator)
+    for thing in range(2):
+        glance[torch.arange(IMAGES), thing, shown[:, thing]] += 4.0
+    words = torch.randn(3, 4, CHANNELS, generator=torch.Generator().manual_seed(99))
+    query = words[kind] + 0.3 * torch.randn(len(kind), 4, CHANNELS, generator=generator)
+    return RolloutTable(
+        actions=actions,
+        score=(torch.rand(chance.shape, generator=generator) < chance).float(),
+        probability=chance,
+        cost=Cost(tokens, 1000 * tokens, 64 * tokens),
+        similarity=torch.zeros(len(kind), tiles),
+        image_of=image_of,
+        query_of=torch.arange(len(kind)),
+        signals={
+            "question": {},
+            "text": {"query": query, "query_mask": torch.ones(len(kind), 4, dtype=torch.bool)},
+            "image": {
+                "glance": glance.unflatten(2, (2, 2)),
+                "glance_mask": torch.ones(IMAGES, 2, 2, dtype=torch.bool),
+            },
+        },
+        size=torch.full((IMAGES, 2), pyramid.size),
+        types=tuple(f"kind {k}" for k in kind.tolist()),
+        keys=tuple(f"{split}-{i}" for i in range(len(kind))),
+        texts=tuple(f"kind {k}, {i}" for i, k in enumerate(kind.tolist())),
+        image_keys=tuple(f"{split}-{i}" for i in range(IMAGES)),
+        split=split,
+    )
+
+
+def environment_of(world: World, table: RolloutTable) -> TableEnvironment:
+    return TableEnvironment(table, world.pyramid, BudgetRule(), table.mean_full_flops)
+
+
+@torch.no_grad()
+def regret(gate: Gate, environment: TableEnvironment) -> float:
+    """Share of the gap between the best constant decision (1) and the best of each question (0), mean over
+    prices."""
+    rows, shares = torch.arange(len(environment.table)), []
+    for price in PRICES:
+        seen = environment.observe(rows, torch.full((len(rows),), price))
+        worth = environment.probabilities(rows) - price * environment.relative
+        action = environment.action(gate.eval().policy(seen).mode())
+        best, constant = worth.amax(1).mean(), worth.mean(0).amax()
+        shares.append(float((best - worth.gather(1, action[:, None]).mean()) / (best - constant)))
+    return mean(shares)
+
+
+def train(world: World, pair: tuple[str, str], target: str, steps: int, seed: int) -> float:
+    """The regret of a gate of the package's own width, trained by its own loop."""
+    rule, policy = pair
+    environment = environment_of(world, table_of(world, "gate", 1 + seed))
+    torch.manual_seed(seed)
+    gate = build_gate(GateConfig(policy=policy), environment.layout)
+    optimizer = OptimizerConfig(steps=steps, lr=0.003, weight_decay=0.01, warmup=20, beta2=0.98)
+    config = rule_config(rule)(target=target, optimizer=optimizer)
+    module = RULES[rule](config, gate, environment, RewardConfig(), seed)
+    rows: Any = range(len(environment.table))
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = build_trainer(TrainerConfig(quiet=True, checkpoint_every=steps), Path(directory))
+        fit(trainer, module, StepData(rows, torch.tensor, config.batch, steps, seed), Path(directory))
+    return regret(gate.cpu(), environment_of(world, table_of(world, "test", 0)))
+
+
+def draw(found: dict[tuple[str, str, str], list[float]], path: Path) -> None:
+    """A panel a world, a row a pair, a dot a gate."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    worlds = list(dict.fromkeys(world for world, _, _ in found))
+    names = list(dict.fromkeys(name for _, name, _ in found))
+    targets = list(dict.fromkeys(target for _, _, target in found))
+    figure, panels = plt.subplots(
+        1, len(worlds), figsize=(3.4 * len(worlds) + 1.6, 0.34 * len(names) + 1.3), sharey=True, squeeze=False
+    )
+    for world, panel in zip(worlds, panels[0], strict=True):
+        for colour, marker, target in zip(("#0072B2", "#D55E00"), "ox", targets, strict=False):
+            points = [
+                (100 * x, i) for i, name in enumerate(names) for x in found.get((world, name, target), ())
+            ]
+            panel.scatter(
+                *zip(*points, strict=True), s=22, c=colour, marker=marker, label=f"taught the {target}"
+            )
+        panel.axvline(5, color="0.7", linewidth=1, linestyle=":")
+        panel.set_title({"both": "both decide, 64 actions"}.get(world, f"the {world} decides"), fontsize=10)
+        panel.set_xscale("symlog", linthresh=1)
+        panel.set_xlim(left=-0.2)
+        panel.set_xlabel("regret, % of the gap")
+        panel.grid(axis="y", color="0.92")
+    panels[0][0].set_yticks(range(len(names)), names, fontsize=9)
+    panels[0][0].invert_yaxis()
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower left", fontsize=8, frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    quiet()
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    worlds, targets = (
+        given.get("world", ",".join(WORLDS)).split(","),
+        given.get("target", "probability").split(","),
+    )
+    steps, seeds = int(given.get("steps", 3000)), int(given.get("seeds", 3))
+    every = ["-".join(pair) for pair in valid_pairs(online=False) if pair[1] != "rungs"]
+    names = given["pair"].split(",") if "pair" in given else every
+    found: dict[tuple[str, str, str], list[float]] = {}
+    out = Path(given["out"]) if "out" in given else None
+    console = Console()
+    for world in worlds:
+        for name in names:
+            for target in targets:
+                pair = (name.partition("-")[0], name.partition("-")[2])
+                shares = [train(WORLDS[world], pair, target, steps, seed) for seed in range(seeds)]
+                found[world, name, target] = shares
+                console.print(world, name, target, " ".join(f"{100 * share:.1f}%" for share in shares))
+    table = Table(
+        "rule and policy", "target", *worlds, title=f"regret, % of the gap, {steps} steps, {seeds} seeds"
+    )
+    for name in names:
+        for target in targets:
+            cells = [found[world, name, target] for world in worlds]
+            spread = [f" ±{100 * stdev(of):.1f}" if len(of) > 1 else "" for of in cells]
+            table.add_row(
+                name, target, *(f"{100 * mean(of):.1f}{s}" for of, s in zip(cells, spread, strict=True))
+            )
+    console.print(table)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "worlds.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("world", "pair", "target", "steps", "seed", "regret"))
+            for (world, name, target), shares in found.items():
+                writer.writerows(
+                    (world, name, target, steps, seed, share) for seed, share in enumerate(shares)
+                )
+        draw(found, out / "worlds.png")
+
+
+if __name__ == "__main__":
+    main()
