@@ -7,14 +7,16 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-_OPEN, _CLOSE = r"\*{0,2}[(\[（]?", r"(?:[)\].:）．：、]+\*{0,2}|\*\*[.:]?)"
+_OPEN, _CLOSE = r"\*{0,2}[(\[\uff08]?", r"(?:[)\].:\uff09\uff0e\uff1a\u3001]+\*{0,2}|\*\*[.:]?)"
 _LINE = re.compile(
     rf"^[ \t]*(?:[-*•][ \t]+)?(?:(?:option|choice)[ \t]+)?{_OPEN}([a-z]|\d\d?)"
-    rf"(?:{_CLOSE}|[ \t]+[-–|](?=[ \t]))[ \t]*",
+    rf"(?:{_CLOSE}|[ \t]+[-\u2013|](?=[ \t]))[ \t]*",
     re.IGNORECASE | re.MULTILINE,
 )
 # within a line a small letter or a number is one with its bracket alone
-_WITHIN = re.compile(rf"(?:(?<![\w.'])|(?=[(\[（]))(?:{_OPEN}([A-Z]){_CLOSE}|[(\[（]?([a-z]|\d\d?)[)\]）])\s*")
+_WITHIN = re.compile(
+    rf"(?:(?<![\w.'])|(?=[(\[\uff08]))(?:{_OPEN}([A-Z]){_CLOSE}|[(\[\uff08]?([a-z]|\d\d?)[)\]\uff09])\s*"
+)
 _BARE = re.compile(r"^[ \t]*([A-Z])[ \t]+(?=\S)", re.MULTILINE)
 _INSTRUCTION = re.compile(r"\s(?:Answer|Please|Choose|Select|Respond)\b")
 
@@ -23,7 +25,7 @@ _LAST = 4
 _SAID = re.compile(r"(?i:answer\s+is)\s+\**([A-Z]|\d\d?)(?!\w)")
 _LABELLED = re.compile(
     r"[\W_]*(?:(?:the\s+)?(?:(?:correct|right|best|final)\s+)?(?:answer|option|choice)(?:\s+is)?[\W_]+)*"
-    r"([a-z]|\d\d?)(?:[\W_]*$|\s*[)\].:*]+\s+|\s+[-–]\s+)",
+    r"([a-z]|\d\d?)(?:[\W_]*$|\s*[)\].:*]+\s+|\s+[-\u2013]\s+)",
     re.IGNORECASE,
 )
 
@@ -82,9 +84,9 @@ def inferred(answer: str, listed: Mapping[str, str]) -> str | None:
     is a word of it, among its last four; none where Z is one; or 'answer is B'; or the one option whose text
     it holds, where it is at most twice as long as all of them. listed: label -> text.
 
-    Where can_infer leaves the rest to a language model, an option's text alone is that option (though it holds
-    another's), and so is a label alone or at the front, in either case. Not taken over: the refusals of APIs
-    that it knows; 'the answer is dog', which is D there.
+    Where can_infer leaves the rest to a language model, an option's text alone is that option (though it
+    holds another's), and so is a label alone or at the front, in either case. Not taken over: the refusals of
+    APIs that it knows; 'the answer is dog', which is D there.
     """
     words = answer.translate(_APART).split()
     named = [label for label in listed if label in words]

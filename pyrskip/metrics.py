@@ -115,8 +115,8 @@ def normalise_vqa(text: str) -> str:
     for mark in PUNCTUATION:
         alone = f"{mark} " in text or f" {mark}" in text or re.search(r"\d,\d", text)
         stripped = stripped.replace(mark, "" if alone else " ")
-    # the script means to keep decimal points, and its pattern keeps those that a digit follows; its re.UNICODE
-    # stands where a count does
+    # the script means to keep decimal points, and its pattern keeps those that a digit follows; its
+    # re.UNICODE stands where a count does
     stripped = re.sub(r"\.(?!\d)", "", stripped, count=int(re.UNICODE))
     words = [DIGITS.get(word, word) for word in stripped.lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)

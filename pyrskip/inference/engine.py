@@ -246,9 +246,7 @@ class Engine:
     def _selection(self, tiles: list[int], flops: float, confidence: float, row: Prepared) -> Selection:
         levels = dict.fromkeys(self.spec.pyramid.places[t].level for t, n in enumerate(tiles) if n)
         cost = flops / self.spec.costs.unit
-        return Selection(
-            tuple(levels), sum(tiles), tuple(tiles), cost, flops, confidence, row.price, row.cut
-        )
+        return Selection(tuple(levels), sum(tiles), tuple(tiles), cost, flops, confidence, row.price, row.cut)
 
     def check_dial(self, price: float | None, max_tokens: int | None) -> tuple[float, int]:
         """The price and the most tokens that a request means. Raises UserError where one is out of range."""

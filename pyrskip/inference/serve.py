@@ -67,8 +67,8 @@ class Ask(BaseModel):
 
 
 class Selected(BaseModel):
-    """What was looked at. cost is relative to the mean full pyramid; cut: tokens of the question that were too
-    many to be read."""
+    """What was looked at. cost is relative to the mean full pyramid; cut: tokens of the question that were
+    too many to be read."""
 
     levels: list[int]
     tokens: int

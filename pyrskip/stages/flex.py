@@ -113,13 +113,13 @@ def _check_questions(run: Run, tokenizer: Tokenizer) -> None:
                     refused, needed = refused + 1, max(needed, error.tokens)
     if refused:
         raise UserError(
-            f"language.max_words={most}: {refused} of {asked} questions have options of more tokens; allowed: "
-            f"{needed} or more"
+            f"language.max_words={most}: {refused} of {asked} questions have options of more tokens; "
+            f"allowed: {needed} or more"
         )
     if cut:
         run.say(
-            f"{cut} of {asked} questions have more than language.max_words={most} tokens and are cut at their "
-            "beginning, options never"
+            f"{cut} of {asked} questions have more than language.max_words={most} tokens and are cut at "
+            "their beginning, options never"
         )
 
 
