@@ -2,15 +2,15 @@
 
 An input line is {"image": path, "question": text} and, where wanted, "id", "price" and "max_tokens"; paths
 are relative to the file. An output line is the input's with "answer", "levels", "tokens", "cost",
-"confidence" and "cut", or with "error". Lines are written as they are answered. Another run leaves those that
-are answered, and answers the others behind them.
+"confidence" and "cut", or with "error". Lines are written as they are answered. Another run answers those
+that are not, or failed, and leaves all in their order.
 """
 
 import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import compress, islice
 from pathlib import Path
@@ -53,10 +53,11 @@ def run(given: dict[str, str]) -> None:
     out = Path(given["out"]) if given.get("out") else None
     made_by = {"export": engine.digest[:16], "dial": dial}
     done = _continue(out, made_by) if out else set()
+    order: dict[Key, int] = {}
     with _appended(out) if out else nullcontext(sys.stdout) as file:
-        failed = answer_lines(
-            engine, (line for line in lines if line.key not in done), file, made_by, batch, len(done)
-        )
+        failed = answer_lines(engine, _not_done(lines, done, order), file, made_by, batch, len(done))
+    if out and done:
+        _sort(out, order)
     if failed:
         sys.exit(1)
 
@@ -110,21 +111,43 @@ def _continue(out: Path, made_by: dict[str, Any]) -> set[Key]:
     try:
         records = [json.loads(line) for line in whole]
         found = [{key: record[key] for key in made_by} for record in records]
-        known = [key_of(record) for record in records if record["id"] is not None]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"out={out} is there and is no file of predict's; allowed: another name") from error
     if any(of != made_by for of in found):
         raise UserError(f"out={out} was made by another export, price or max_tokens; allowed: another name")
     answered = ["error" not in record for record in records]
+    done = _keys(compress(records, answered))
     kept = b"".join(compress(whole, answered))
     if kept != content:
         write_whole(out, kept)
+    return set(done)
+
+
+def _keys(records: Iterable[dict[str, Any]]) -> list[Key]:
+    """What the lines of a file of answers are known by."""
     times: Counter[tuple[str, str, str]] = Counter()
-    done = set()
-    for key in compress(known, answered):
+    keys: list[Key] = []
+    for record in records:
+        key = key_of(record)
         times[key] += 1
-        done.add((*key, times[key]))
-    return done
+        keys.append((*key, times[key]))
+    return keys
+
+
+def _not_done(lines: Iterable[Line], done: set[Key], order: dict[Key, int]) -> Iterator[Line]:
+    """order: takes the place of every line."""
+    for line in lines:
+        order[line.key] = len(order)
+        if line.key not in done:
+            yield line
+
+
+def _sort(out: Path, order: dict[Key, int]) -> None:
+    """Put a file's lines in the order of the input, those that are no more in it first."""
+    lines = out.read_bytes().splitlines(keepends=True)
+    places = [order.get(key, -1) for key in _keys(map(json.loads, lines))]
+    if places != sorted(places):
+        write_whole(out, b"".join(lines[i] for i in sorted(range(len(lines)), key=places.__getitem__)))
 
 
 def _appended(out: Path) -> IO[str]:
