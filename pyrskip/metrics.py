@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
-from pyrskip.choices import inferred, options, plain, right_labels, text_behind
 from pyrskip.errors import unknown_name
+from pyrskip.multiple_choice import inferred, options, plain, right_labels, text_behind
 
 Metric = Callable[[str, Sequence[str], str], float]
 
@@ -66,7 +66,7 @@ def relaxed(answer: str, accepted: Sequence[str], question: str = "") -> float:
 
 
 def choice(answer: str, accepted: Sequence[str], question: str = "") -> float:
-    """Whether an answer means an option that is accepted, as VLMEvalKit infers it (`choices.inferred`).
+    """Whether an answer means an option that is accepted, as VLMEvalKit infers it (see `inferred`).
 
     Options are those that the question lists; accepted: a label in any form ('B', '(b)', 'B. dog', 'Option
     B'), or an option's text. An accepted answer, word for word, is right whatever it is. Where no options are

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from tokenizers import Encoding, Tokenizer
 
-from pyrskip.choices import options
 from pyrskip.errors import UserError
+from pyrskip.multiple_choice import options
 
 LOOKED_AT = 1 << 16
 """Characters, the last ones of a question, that are looked at at all."""

@@ -36,8 +36,8 @@ def doubt(full: float, floors: Mapping[str, float]) -> str | None:
         return f"full is right on {full:.2%} of the test questions, near 0: {look}"
     if full < floors[name]:
         return (
-            f"full is right on {full:.2%} of the test questions, below the question's floor ({name}, without an "
-            f"image: {floors[name]:.2%}): {look}"
+            f"full is right on {full:.2%} of the test questions, below the question's floor ({name}, without "
+            f"an image: {floors[name]:.2%}): {look}"
         )
     return None
 
