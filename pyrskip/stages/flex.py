@@ -36,7 +36,7 @@ def train_flex(run: Run) -> None:
         ranks = config.trainer.devices * config.trainer.nodes
         check_shards(train.parts, ranks, of.workers, str(run.directory(DATA)))
     tokenizer = train_tokenizer(_texts(data), config.language.vocabulary)
-    _check_questions(run, tokenizer)
+    check_questions(run, tokenizer)
     torch.manual_seed(config.flex.seed)
     model = NativeModel(config.native, tokenizer)
     model.vision.load_state_dict(vision.state_dict())
@@ -95,7 +95,7 @@ def _texts(data: Samples) -> list[str]:
     return [text for questions in data.questions() for q in questions or () for text in (q.text, *q.answers)]
 
 
-def _check_questions(run: Run, tokenizer: Tokenizer) -> None:
+def check_questions(run: Run, tokenizer: Tokenizer) -> None:
     """Say how many questions are cut. Raises UserError where options would have to be."""
     most, directory, size = run.config.language.max_words, run.directory(DATA), run.config.pyramid.size
     asked = cut = refused = needed = 0
