@@ -16,7 +16,7 @@ class LongOptionsError(UserError):
 
     def __init__(self, tokens: int, most: int) -> None:
         super().__init__(
-            f"the question's options have {tokens} tokens, more than the {most} that the model reads"
+            f"the question's options have {tokens} tokens; allowed: {most} (language.max_words of its model)"
         )
         self.tokens = tokens
 

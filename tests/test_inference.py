@@ -98,7 +98,7 @@ def test_max_tokens_alone_spends_what_it_may(engine: Engine) -> None:
         ("nowhere.png", TEXTS[0], {}, "nowhere.png does not exist"),
         (None, "", {}, "empty"),
         (None, " \n", {}, "empty"),
-        (None, "which?\nA. {0}\nB. {0}".format("word " * 60), {}, "options have .* more than the 48"),
+        (None, "which?\nA. {0}\nB. {0}".format("word " * 60), {}, "options have .* allowed: 48"),
         (None, TEXTS[0], {"price": -0.1}, "allowed: at least 0"),
         (None, TEXTS[0], {"price": float("nan")}, "finite"),
         (None, TEXTS[0], {"price": float("inf")}, "finite"),

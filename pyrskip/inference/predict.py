@@ -66,16 +66,19 @@ def answer_lines(
     engine: Engine, lines: Iterator[Line], out: IO[str], made_by: dict[str, Any], batch: int, before: int = 0
 ) -> int:
     """Write an output line for each line, in order. Returns how many failed."""
-    start, answered, failed = time.monotonic(), 0, 0
+    start, answered, failed, cut = time.monotonic(), 0, 0, 0
     while some := list(islice(lines, batch)):
         results = _answer(engine, some)
         for line, result in zip(some, results, strict=True):
             answered, failed = answered + ("error" not in result), failed + ("error" in result)
+            cut += result.get("cut", 0) > 0
             given = {key: value for key, value in line.record.items() if key not in ("answer", "error")}
             out.write(json.dumps(given | {"id": line.id} | result | made_by) + "\n")
         out.flush()
         _progress(answered, failed, before, time.monotonic() - start, end="\r" if sys.stderr.isatty() else "")
     _progress(answered, failed, before, time.monotonic() - start, end="\n")
+    if cut:
+        print(f"{cut} questions were too long and cut; cut= says by how many tokens", file=sys.stderr)
     return failed
 
 
