@@ -90,8 +90,13 @@ def test_a_file_made_otherwise_is_not_continued(
     predict(exported[0], f"input={asked}", f"out={out}")
     assert predict(exported[0], f"input={asked}", f"out={out}", "price=0.9") == 2
     assert "another export, price or max_tokens" in capsys.readouterr().err
-    assert predict(exported[0], f"input={asked}", f"out={asked}") == 2
-    assert "no file of predict's" in capsys.readouterr().err
+    for other in (asked.read_text(), "notes", "[]", asked.read_text().splitlines()[0], ""):
+        asked.with_name("other").write_text(other)
+        assert predict(exported[0], f"input={asked}", f"out={asked.with_name('other')}") == (
+            2 if other else 1
+        )
+        assert "no file of predict's" in capsys.readouterr().err or not other
+        assert asked.with_name("other").read_text() == other or not other
 
 
 def test_a_folder_and_a_pipe_are_answered(
@@ -168,6 +173,7 @@ BAD = {
         "nested too deeply",
     ),
     "no JSON": (b"why?", "no JSON"),
+    "an array": (b'["a.png", "why?"]', 'no {"image": path'),
     "half of a line": (GOOD[:-9], "no JSON"),
     "a zero byte": (b"\0", "no JSON"),
     "a zero byte in a path": (b'{"image": "a\\u0000.png", "question": "why?"}', "cannot be read"),
@@ -208,6 +214,8 @@ def test_a_bad_line_has_its_error_and_costs_no_other(kind: str, bad_told: list[d
     [
         (b"\xef\xbb\xbf" + GOOD + b"\n\n" + b"\xef\xbb\xbf" + GOOD + b"\n", ["1", "3"]),
         ((GOOD + b"\n" + GOOD).decode().encode("utf-16"), ["1", "2"]),
+        ((GOOD + b"\n" + GOOD).decode().encode("utf-16-be"), ["1", "2"]),
+        ((GOOD + b"\n" + GOOD).decode().encode("utf-32"), ["1", "2"]),
         (
             GOOD.replace(b"}", b', "id": "x"}\n') * 2 + GOOD.replace(b"}", b', "id": null}\n') * 2,
             ["x", "x", "3", "4"],
@@ -221,6 +229,8 @@ def test_a_bad_line_has_its_error_and_costs_no_other(kind: str, bad_told: list[d
     ids=[
         "byte order marks",
         "utf-16",
+        "utf-16-be",
+        "utf-32",
         "ids",
         "nan and null",
         "an array",
@@ -244,9 +254,26 @@ def test_every_line_is_answered_however_it_is_written(
 @given(line=st.binary(max_size=40))
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_bytes_a_line_has_the_others_are_read(line: bytes, tmp_path: Path) -> None:
-    (tmp_path / "q.jsonl").write_bytes(b"\n".join([GOOD, line.translate(None, b"\r\n"), GOOD]))
-    told = list(read_lines(str(tmp_path / "q.jsonl"), None, {"price": None, "max_tokens": None}))
-    assert {"1", "3"} <= {of.id for of in told if not of.error}
+    line = line.translate(None, b"\r\n")
+    for number in range(3):
+        given = [GOOD] * 3
+        given[number] = line
+        (tmp_path / "q.jsonl").write_bytes(b"\n".join(given))
+        told = list(read_lines(str(tmp_path / "q.jsonl"), None, {"price": None, "max_tokens": None}))
+        assert {"1", "2", "3"} - {str(number + 1)} <= {of.id for of in told if not of.error}
+
+
+def test_a_damaged_array_of_lines_is_read_line_by_line(
+    exported: tuple[Path, NativeModel, Gate], tmp_path: Path
+) -> None:
+    code, told = answered(exported[0], tmp_path, b"[\n" + GOOD + b",\n" + GOOD[:-9] + b",\n" + GOOD + b",\n{")
+    assert code == 1
+    assert [(of["id"], "answer" in of) for of in told] == [
+        ("2", True),
+        ("3", False),
+        ("4", True),
+        ("5", False),
+    ]
 
 
 def test_failed_lines_are_tried_again_and_stand_where_they_stood(
@@ -256,6 +283,9 @@ def test_failed_lines_are_tried_again_and_stand_where_they_stood(
     content = b"\n".join([GOOD, late, late, GOOD])
     code, told = answered(exported[0], tmp_path, content)
     assert code == 1 and [("error" in of) for of in told] == [False, True, True, False]
+    assert answered(exported[0], tmp_path, content) == (1, told)
+    # a last line without its end is whole, if it is
+    (tmp_path / "o.jsonl").write_bytes((tmp_path / "o.jsonl").read_bytes()[:-1])
     assert answered(exported[0], tmp_path, content) == (1, told)
     (tmp_path / "late.png").write_bytes((tmp_path / "a.png").read_bytes())
     code, told = answered(exported[0], tmp_path, content)

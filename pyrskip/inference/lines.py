@@ -3,10 +3,11 @@
 What a file is, its content says rather than its name. What is wrong with a line is that line's own error.
 """
 
-import codecs
 import io
 import json
 import math
+import os
+import re
 import string
 import sys
 from collections import Counter
@@ -30,6 +31,13 @@ LOOKED_AT = 1 << 16
 TOLD = 20
 """Files of a folder that are left out by name."""
 BLANK = string.whitespace + "\ufeff"
+# with a byte order mark or a JSON value at the front, so that no damaged first line is taken for one of them
+WIDE = {
+    "utf-32": rb"\xff\xfe\0\0|\0\0\xfe\xff",
+    "utf-16": rb"\xff\xfe[^\0]\0|\xfe\xff\0[^\0]",
+    "utf-16-le": rb"[{\[]\0[^\0]\0",
+    "utf-16-be": rb"\0[{\[]\0[^\0]",
+}
 CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 FORM = '{"image": path, "question": text}'
 
@@ -61,7 +69,7 @@ def read_lines(source: str, question: str | None, dial: dict[str, Any]) -> Itera
     """Lines of a file or stdin ('-'), or one an image. dial: price and max_tokens of lines that say none.
     Raises UserError where the source is none of them."""
     path = Path(source)
-    if source != "-" and not path.exists():
+    if source != "-" and not os.path.exists(source):  # Path's raises for a name that is too long
         raise UserError(
             f"input={source} does not exist; allowed: a file of JSON lines, an image, a folder of them, or -"
         )
@@ -111,16 +119,19 @@ def _holds_lines(path: Path) -> bool:
     text = beginning.decode(_encoding(beginning), "replace").strip(BLANK)
     if path.suffix.lower() in LINES or (text[:1] in ("[", "{") and "\0" not in text):
         return True
-    return any(isinstance(_value(line), dict) for line in text.splitlines())
+    return any(isinstance(value_of(line), dict) for line in text.splitlines())
 
 
 def _beginning(path: Path, length: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(length)
+    try:
+        with path.open("rb") as file:
+            return file.read(length)
+    except OSError as error:
+        raise UserError(f"input={path} cannot be read: {error.strerror}") from error
 
 
 def _encoding(beginning: bytes) -> str:
-    return "utf-16" if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+    return next((name for name, mark in WIDE.items() if re.match(mark, beginning)), "utf-8")
 
 
 def _of_lines(path: Path | None, dial: dict[str, Any]) -> Iterator[Line]:
@@ -137,11 +148,16 @@ def _of_lines(path: Path | None, dial: dict[str, Any]) -> Iterator[Line]:
 def _opened(path: Path | None) -> AbstractContextManager[Iterable[str]]:
     """Bytes that are no UTF-8 come as lone surrogates, so that they cost no line but their own."""
     if path is None:
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        if isinstance(sys.stdin, io.TextIOWrapper) and isinstance(sys.stdin.buffer, io.BufferedReader):
+            encoding = _encoding(sys.stdin.buffer.peek(4))
+            sys.stdin.reconfigure(encoding=encoding, errors=_errors(encoding))
         return nullcontext(sys.stdin)
-    encoding = _encoding(_beginning(path, 2)) if path.is_file() else "utf-8"
-    return path.open(encoding=encoding, errors="replace" if encoding == "utf-16" else "surrogateescape")
+    encoding = _encoding(_beginning(path, 4)) if path.is_file() else "utf-8"
+    return path.open(encoding=encoding, errors=_errors(encoding))
+
+
+def _errors(encoding: str) -> str:
+    return "surrogateescape" if encoding == "utf-8" else "replace"
 
 
 def _records(lines: Iterable[str]) -> Iterator[tuple[str, object]]:
@@ -152,15 +168,18 @@ def _records(lines: Iterable[str]) -> Iterator[tuple[str, object]]:
     begins = first[0][1].strip(BLANK) if first else ""
     if begins.startswith("[") or begins == "{":
         first += numbered
-        whole = _value("".join(line for _, line in first))
+        whole = value_of("".join(line for _, line in first))
         if whole is not None:
             members = whole if isinstance(whole, list) else [whole]
             yield from ((str(number), member) for number, member in enumerate(members, 1))
             return
+        if begins.startswith("["):  # an array that is damaged, of a member a line
+            texts = ((number, line.strip(BLANK).rstrip(",")) for number, line in first)
+            first = [(number, text.removeprefix("[")) for number, text in texts if text not in ("[", "]")]
     yield from chain(first, numbered)
 
 
-def _value(text: str) -> object:
+def value_of(text: str) -> object:
     """None where a text is no JSON."""
     try:
         return _loaded(text)
@@ -184,11 +203,11 @@ def _parsed(given: object, number: str) -> tuple[str, dict[str, Any], str]:
             own.encode()
             id_ = own
         json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:
-        return id_, {}, f"line {number} holds a byte that is no UTF-8, or half of a character"
     except RecursionError:
         return id_, {}, f"line {number} is nested too deeply"
-    except ValueError as error:  # numbers that no JSON has, or of thousands of digits
+    except ValueError as error:  # of numbers that no JSON has, or of thousands of digits, too
+        if isinstance(error, UnicodeEncodeError) or re.search("[\ud800-\udfff]", str(given)):
+            return id_, {}, f"line {number} holds a byte that is no UTF-8, or half of a character"
         return id_, {}, f"line {number} is no JSON: {error}"
     fits = all(isinstance(record.get(key), str) for key in ("image", "question"))
     return id_, record, "" if fits else f"line {number} is no {FORM}"

@@ -21,7 +21,7 @@ from pyrskip.files import write_whole, writing
 from pyrskip.inference import load
 from pyrskip.inference.engine import Engine, Picture, Prepared
 from pyrskip.inference.keys import Keys
-from pyrskip.inference.lines import Key, Line, key_of, read_lines
+from pyrskip.inference.lines import Key, Line, key_of, read_lines, value_of
 
 USAGE = """usage: pyrskip predict model=<export> input=<what> [key=value ...]
 
@@ -110,7 +110,9 @@ def _continue(out: Path, made_by: dict[str, Any]) -> set[Key]:
         return set()
     with writing(out):
         content = out.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+    *whole, last = content.split(b"\n")
+    if last and (not last.startswith(b"{") or value_of(last.decode(errors="replace")) is not None):
+        whole.append(last)  # not torn, and may be of another's
     try:
         records = [json.loads(line) for line in whole]
         found = [{key: record[key] for key in made_by} for record in records]
@@ -120,7 +122,7 @@ def _continue(out: Path, made_by: dict[str, Any]) -> set[Key]:
         raise UserError(f"out={out} was made by another export, price or max_tokens; allowed: another name")
     answered = ["error" not in record for record in records]
     done = _keys(compress(records, answered))
-    kept = b"".join(compress(whole, answered))
+    kept = b"".join(line + b"\n" for line in compress(whole, answered))
     if kept != content:
         write_whole(out, kept)
     return set(done)
