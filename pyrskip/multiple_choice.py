@@ -15,10 +15,15 @@ _LINE = re.compile(
 )
 # within a line a small letter or a number is one with its bracket alone
 _WITHIN = re.compile(
-    rf"(?:(?<![\w.'])|(?=[(\[\uff08]))(?:{_OPEN}([A-Z]){_CLOSE}|[(\[\uff08]?([a-z]|\d\d?)[)\]\uff09])\s*"
+    rf"(?:(?<![\w.'])|(?=[(\[\uff08]))(?:{_OPEN}([A-Z]){_CLOSE}|[(\[\uff08]?([a-z]|\d\d?)[)\]\uff09])[ \t]*"
 )
 _BARE = re.compile(r"^[ \t]*([A-Z])[ \t]+(?=\S)", re.MULTILINE)
-_INSTRUCTION = re.compile(r"\s(?:Answer|Please|Choose|Select|Respond)\b")
+_INSTRUCTION = re.compile(
+    r"(?:^|\s)(?:Answer(?=:|\s(?:with|the|using|by)\b)"
+    r"|(?:Please|Choose|Select|Respond)\s(?:answer|choose|select|respond|the|one|with|an?)\b)"
+)
+
+_BETWEEN = " ,;/|?"
 
 _APART = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _LAST = 4
@@ -60,9 +65,9 @@ def options(question: str) -> tuple[Option, ...]:
     '(a) text', 'Option A: text', 'A text') or within one. None where it lists none."""
     lines, within = _listed(question, _LINE, gaps=True), _listed(question, _WITHIN)
     if lines and (len(lines) >= len(within) or len(lines) == _Mark(lines[-1].label, 0, 0).place):
-        return _spread(question, lines, "\n")
+        return _spread(question, lines)
     # two of them may stand on each line
-    return _spread(question, within or _listed(question, _BARE), "" if within else "\n")
+    return _spread(question, within or _listed(question, _BARE))
 
 
 def right_labels(accepted: str, listed: Mapping[str, str]) -> set[str]:
@@ -127,11 +132,14 @@ def _held(answer: str, listed: Mapping[str, str]) -> str | None:
 def _listed(question: str, pattern: re.Pattern[str], gaps: bool = False) -> list[_Mark]:
     """The longest row of marks whose labels follow each other, the last of several; capitals before small
     letters and numbers. gaps: labels may be left out."""
-    marks = [_Mark(m[m.lastindex or 1], m.start(), m.end()) for m in pattern.finditer(question)]
+    found = (_Mark(m[m.lastindex or 1], m.start(), m.end()) for m in pattern.finditer(question))
+    # text must follow: on the same line, where marks stand within one
+    end = len(question.rstrip())
+    marks = [m for m in found if m.stop < end and (gaps or not question[m.stop].isspace())]
     for kind in range(3):
-        found = _longest(question, [mark for mark in marks if mark.kind == kind], gaps)
-        if len(found) > 1:
-            return found
+        row = _longest(question, [mark for mark in marks if mark.kind == kind], gaps)
+        if len(row) > 1:
+            return row
     return []
 
 
@@ -160,22 +168,20 @@ def _longest(question: str, marks: Iterable[_Mark], gaps: bool) -> list[_Mark]:
     return row
 
 
-def _spread(question: str, marks: list[_Mark], end: str) -> tuple[Option, ...]:
-    """Marks -> options, each to the next one's mark and the last to its line's end. end: '' where an
-    instruction may follow the last one on its line."""
+def _spread(question: str, marks: list[_Mark]) -> tuple[Option, ...]:
+    """Marks -> options, each to the next one's mark, the last to the end of its line or an instruction."""
     found = []
     for number, mark in enumerate(marks):
         if number + 1 < len(marks):
             stop = marks[number + 1].start
         else:
-            line = question.find("\n", mark.stop)
+            begin = len(question) - len(question[mark.stop :].lstrip())
+            line = question.find("\n", begin)
             stop = len(question) if line < 0 else line
-            told = None if end else _INSTRUCTION.search(question, mark.stop, stop)
-            stop = told.start() if told else stop
-        text = " ".join(question[mark.stop : stop].split()).strip("*")
-        if not end:
-            text = text.rstrip(" ,;/|?")
-            for word in (" or", " and"):
-                text = text.removesuffix(word).rstrip(" ,;/|")
+            told = _INSTRUCTION.search(question[begin:stop])
+            stop = begin + told.start() if told else stop
+        text = " ".join(question[mark.stop : stop].split()).strip("*").rstrip(_BETWEEN)
+        for word in (" or", " and"):
+            text = text.removesuffix(word).rstrip(_BETWEEN)
         found.append(Option(mark.label.upper(), text, mark.start, stop))
     return tuple(found)

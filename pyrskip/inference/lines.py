@@ -101,7 +101,7 @@ def _images_in(folder: Path) -> list[Path]:
         if not path.name.startswith(".") and (path.suffix.lower() in IMAGES or is_image(path)):
             found.append(path)
         else:
-            others.append(ascii(str(path.relative_to(folder))))
+            others.append(repr(str(path.relative_to(folder))))
     if others:
         more = f" and {len(others) - TOLD} more" * (len(others) > TOLD)
         print(
