@@ -5,9 +5,11 @@ choice).
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 from pyrskip.errors import unknown_name
+from pyrskip.multiple_choice import inferred, options, plain, right_labels, text_behind
 
 Metric = Callable[[str, Sequence[str], str], float]
 
@@ -26,18 +28,21 @@ def vqa(answer: str, accepted: Sequence[str], question: str = "") -> float:
     """VQA's soft accuracy (VQA v2's vqaEval.py; VQA, TextVQA, OK-VQA, VizWiz). accepted: of every annotator,
     repeats included.
 
-    The mean over annotators of min(1, others who gave that answer / 3). As in the script, texts are
-    normalised only where annotators disagree, and with a single annotator nothing can agree: one accepted
-    answer is compared as it is.
+    The mean over annotators of min(1, others who gave that answer / 3). Texts are normalised where annotators
+    disagree; where all agree they are compared as they are, letter case included. With a single annotator
+    nothing can agree, and the script gives 0: here normalised texts are compared.
     """
-    given = [_one_line(a) for a in accepted]
-    answer = _one_line(answer)
-    if len(given) == 1:
-        return float(normalise_vqa(answer) == normalise_vqa(given[0]))
-    if len(set(given)) > 1:
+    given, answer = [_one_line(a) for a in accepted], _one_line(answer)
+    if len(given) == 1 or len(set(given)) > 1:
         given, answer = [normalise_vqa(a) for a in given], normalise_vqa(answer)
-    same = [a.lower() == answer.lower() for a in given]
-    return sum(min(1.0, (sum(same) - own) / ANNOTATORS) for own in same) / len(same)
+    return _agreement(answer, given)
+
+
+def vqa_normalised(answer: str, accepted: Sequence[str], question: str = "") -> float:
+    """`vqa`, as lmms-eval (vqav2_process_results) and VLMEvalKit (process_line) have it: texts are normalised
+    where annotators agree, too."""
+    given = [normalise_vqa(_one_line(a)) for a in accepted]
+    return _agreement(normalise_vqa(_one_line(answer)), given)
 
 
 def anls(answer: str, accepted: Sequence[str], question: str = "") -> float:
@@ -61,28 +66,32 @@ def relaxed(answer: str, accepted: Sequence[str], question: str = "") -> float:
 
 
 def choice(answer: str, accepted: Sequence[str], question: str = "") -> float:
-    """A letter among options, as VLMEvalKit infers it (can_infer): the one option letter among the answer's
-    words, or else the one option whose text the answer holds. Options are the question's lines 'A. text';
-    accepted: the letter, or its text.
+    """Whether an answer means an option that is accepted, as VLMEvalKit infers it (see `inferred`).
+
+    Options are those that the question lists; accepted: a label in any form ('B', '(b)', 'B. dog', 'Option
+    B'), or an option's text. An accepted answer, word for word, is right whatever it is. Where no options are
+    listed, labels are A to E.
     """
-    options = {
-        letter: text.strip() for letter, text in re.findall(r"(?m)^\s*\(?([A-Z])[.):]\s*(\S.*)$", question)
-    }
-    letters = options or dict.fromkeys("ABCDE", "")
-    right = {a.strip().rstrip(".").upper() for a in accepted}
-    right |= {
-        letter for letter, text in options.items() if text.lower() in {a.strip().lower() for a in accepted}
-    }
-    words = re.sub(r"[.()\[\],:;!*#{}]", " ", answer).split()
-    found = [letter for letter in letters if letter in words]
-    if len(found) != 1:
-        found = [letter for letter, text in options.items() if text.lower() in answer.lower()]
-    if not options and not found:
-        return exact(answer, accepted)
-    return float(len(found) == 1 and found[0] in right)
+    if plain(answer) in {plain(a) for a in accepted}:
+        return 1.0
+    listed, right = _listed(question), set()
+    known = {**(listed or dict.fromkeys("ABCDE", ""))}
+    for of in accepted:
+        labels, labelled = right_labels(of, listed), text_behind(of)
+        if not labels and labelled:  # one that the question does not list
+            known[labelled[0]], labels = labelled[1], {labelled[0]}
+        right |= labels
+    return float(inferred(answer, known) in right)
 
 
-METRICS: dict[str, Metric] = {"exact": exact, "vqa": vqa, "anls": anls, "relaxed": relaxed, "choice": choice}
+METRICS: dict[str, Metric] = {
+    "exact": exact,
+    "vqa": vqa,
+    "vqa_normalised": vqa_normalised,
+    "anls": anls,
+    "relaxed": relaxed,
+    "choice": choice,
+}
 """Name -> metric, as a question of a shard names it."""
 
 
@@ -106,10 +115,26 @@ def normalise_vqa(text: str) -> str:
     for mark in PUNCTUATION:
         alone = f"{mark} " in text or f" {mark}" in text or re.search(r"\d,\d", text)
         stripped = stripped.replace(mark, "" if alone else " ")
-    # the script means to keep decimal points, and its pattern keeps those that a digit follows
-    stripped = re.sub(r"\.(?!\d)", "", stripped)
+    # the script means to keep decimal points, and its pattern keeps those that a digit follows; its
+    # re.UNICODE stands where a count does
+    stripped = re.sub(r"\.(?!\d)", "", stripped, count=int(re.UNICODE))
     words = [DIGITS.get(word, word) for word in stripped.lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+@lru_cache(4096)
+def _listed(question: str) -> Mapping[str, str]:
+    """Label -> text of the options of a question, which is asked of many decisions."""
+    return {option.label: option.text for option in options(question)}
+
+
+def _agreement(answer: str, given: Sequence[str]) -> float:
+    """The mean over annotators of min(1, others who gave this answer / 3); of one annotator, whether it is
+    theirs."""
+    if len(given) == 1:
+        return float(answer == given[0])
+    same = [a == answer for a in given]
+    return sum(min(1.0, (sum(same) - own) / ANNOTATORS) for own in same) / len(same)
 
 
 def _one_line(text: str) -> str:

@@ -98,11 +98,11 @@ def test_max_tokens_alone_spends_what_it_may(engine: Engine) -> None:
         ("nowhere.png", TEXTS[0], {}, "nowhere.png does not exist"),
         (None, "", {}, "empty"),
         (None, " \n", {}, "empty"),
-        (None, "word " * 60, {}, "more than 48 tokens"),
-        (None, "word" * 1_000_000, {}, "more than 48 tokens"),
+        (None, "which?\nA. {0}\nB. {0}".format("word " * 60), {}, "options have .* allowed: 48"),
         (None, TEXTS[0], {"price": -0.1}, "allowed: at least 0"),
         (None, TEXTS[0], {"price": float("nan")}, "finite"),
         (None, TEXTS[0], {"price": float("inf")}, "finite"),
+        (None, TEXTS[0], {"price": 10**400}, "finite"),
         (None, TEXTS[0], {"max_tokens": 0}, "at least 1"),
         (None, TEXTS[0], {"max_tokens": True}, "at least 1"),
     ],
@@ -112,6 +112,18 @@ def test_bad_requests_are_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(UserError, match=says):
         engine.select(Image.new("RGB", (9, 9)) if image is None else image, question, **dial)
+
+
+@pytest.mark.parametrize("question", ["word " * 60, "word" * 1_000_000, "word " * 60 + "\nA. red\nB. blue"])
+def test_a_long_question_is_read_as_in_training_and_the_answer_says_so(
+    engine: Engine, exported: tuple[Path, NativeModel, Gate], question: str
+) -> None:
+    picture = engine.picture(Image.new("RGB", (9, 9)))
+    row = engine.prepared(picture, Request(b"", question))
+    ids, mask = exported[1].language.tokenize([question, TEXTS[0]])
+    assert row.words == ids[0][mask[0]].tolist()
+    assert engine.select(Image.new("RGB", (9, 9)), question).cut == row.cut > 0
+    assert engine.select(Image.new("RGB", (9, 9)), TEXTS[0]).cut == 0
 
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(engine: Engine) -> None:

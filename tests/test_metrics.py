@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyrskip.errors import UserError
-from pyrskip.metrics import METRICS, anls, choice, exact, normalise_vqa, relaxed, score, vqa
+from pyrskip.metrics import METRICS, anls, choice, exact, normalise_vqa, relaxed, score, vqa, vqa_normalised
 
 TEXT = st.text(alphabet="abc ABC.,12%'", max_size=8)
 
@@ -56,15 +56,39 @@ def test_vqa_leaves_each_annotator_out_in_turn(given_by: int, expected: float) -
         ("it's", "it's"),
         ("couldnt've", "couldn't've"),
         ("wheres it?", "where's it"),
+        ("1. 2.", "1 2"),
+        ("x" + "." * 40, "x" + "." * 8),  # the script's re.UNICODE is a count of 32
     ],
 )
 def test_vqa_normalises_as_its_script_does(text: str, normalised: str) -> None:
     assert normalise_vqa(text) == normalised
 
 
-def test_vqa_normalises_only_where_annotators_disagree() -> None:
-    assert vqa("a red", ["red"] * 10) == 0
-    assert vqa("a red", ["red"] * 9 + ["blue"]) == 1
+@pytest.mark.parametrize(
+    ("answer", "accepted", "script", "always"),
+    [
+        ("a red", ["red"] * 10, 0, 1),
+        ("a red", ["red"] * 9 + ["blue"], 1, 1),
+        ("Yes", ["yes"] * 10, 0, 1),
+        ("yes", ["Yes"] * 10, 0, 1),
+        ("Yes", ["Yes"] * 10, 1, 1),
+        ("yes", [" yes\n"] * 10, 1, 1),
+        ("Yes", ["yes"] * 9 + ["no"], 1, 1),
+        ("yes", ["yes"] * 9 + ["Yes"], 1, 1),
+        ("two", ["2"] * 10, 0, 1),
+        ("yes", ["yes", "no", "maybe"], 2 / 9, 2 / 9),
+        ("yes", ["yes", "yes"], 1 / 3, 1 / 3),
+        ("yes", ["Yes", "Yes"], 0, 1 / 3),
+        ("Yes", ["yes"], 1, 1),  # the script: 0, whatever is answered
+    ],
+)
+def test_vqa_is_vqaeval_and_normalised_lmms_evals_and_vlmevalkits(
+    answer: str, accepted: list[str], script: float, always: float
+) -> None:
+    # vqaEval.py (GT-Vision-Lab/VQA) normalises where annotators disagree; vqav2_process_results of lmms-eval
+    # and process_line of VLMEvalKit always
+    assert vqa(answer, accepted) == pytest.approx(script)
+    assert vqa_normalised(answer, accepted) == pytest.approx(always)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Claims about what is told of each type of question."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from io import StringIO
@@ -7,11 +8,28 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from pyrskip.evaluation.needs import Need, lists_levels, needs_of
+from pyrskip.evaluation.needs import Need, doubt, lists_levels, needs_of
 from pyrskip.report.rollouts import print_needs, verdicts
 from tests.tables import TYPES, synthetic_table
 
 ANSWERS = {kind: Counter({"a": 3, "b": 7}) for kind in TYPES}
+
+
+@pytest.mark.parametrize(
+    ("full", "floors", "says"),
+    [
+        (0.0, (0.0, 0.0), "right on 0.00% .* near 0"),
+        (0.005, (0.0, 0.0), "near 0"),
+        (0.4, (0.5, 0.1), "below the question's floor .question_only"),
+        (0.4, (0.1, 0.5), "below the question's floor .lookup_accuracy"),
+        (0.4, (0.4, 0.3), None),
+    ],
+)
+def test_a_full_pyramid_that_is_no_better_than_no_image_is_doubted(
+    full: float, floors: tuple[float, float], says: str | None
+) -> None:
+    found = doubt(full, dict(zip(("question_only", "lookup_accuracy"), floors, strict=True)))
+    assert found is None if says is None else found and re.search(says, found)
 
 
 def test_types_lose_what_they_need() -> None:

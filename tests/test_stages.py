@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,15 +12,18 @@ import torch
 from pyrskip.errors import UserError
 from pyrskip.files import whole_file
 from pyrskip.gates import load_gate
+from pyrskip.models.language import train_tokenizer
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.scenes.config import EDITION
 from pyrskip.stages import run_stages
 from pyrskip.stages.data import DATA
+from pyrskip.stages.flex import check_questions
 from pyrskip.stages.rollouts import ROLLED
 from pyrskip.stages.run import Run
 from pyrskip.training import checkpoint
 from pyrskip.training.flex import FlexModule
 from tests.configs import same, tiny, weights
+from tests.own_data import encoded, picture, write_tsv
 
 
 def test_a_price_at_which_the_glance_is_best_is_told_before_gates_are_trained(
@@ -341,3 +344,31 @@ def test_a_disk_that_is_full_for_a_while_costs_no_training(
     assert not left and same(whole / "flex" / "model.safetensors", short / "flex" / "model.safetensors")
     said = capsys.readouterr().err
     assert said.count("No space left on device; training goes on") == 1
+
+
+@pytest.mark.parametrize(
+    ("most", "says"),
+    [
+        (200, ""),
+        (48, "30 of 60 questions have more than language.max_words=48 tokens and are cut at their beginning"),
+        (4, r"language.max_words=4: 60 of 60 questions have options of more tokens; allowed: \d+ or more"),
+    ],
+)
+def test_questions_that_are_cut_are_counted_and_options_that_would_be_refused(
+    most: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"hint": "one " * 60 * (i % 2), "question": "which?", "A": "red", "B": "green", "answer": "A"}
+        | {"image": encoded(picture(i))}
+        for i in range(60)
+    ]
+    path = write_tsv(tmp_path / "t.tsv", rows)
+    keys = (f"data.files.path={path}", "data.files.workers=0", f"language.max_words={most}")
+    config = tiny(tmp_path, "data=tsv", *keys, "data.limit=null", "trainer.quiet=false", "stages=[data]")
+    run_stages(config, {})
+    capsys.readouterr()
+    tokenizer = train_tokenizer(["one which? red green"] * 3, 300)
+    with pytest.raises(UserError, match=says) if most == 4 else nullcontext():
+        check_questions(Run(config, {}), tokenizer)
+    said = capsys.readouterr().err
+    assert said == "" if most != 48 else says in said

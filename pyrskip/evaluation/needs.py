@@ -10,6 +10,8 @@ import torch
 from pyrskip.decision import ActionSet
 from pyrskip.rollouts.table import RolloutTable
 
+NEAR_NOTHING = 0.01
+
 
 @dataclass(frozen=True)
 class Need:
@@ -23,6 +25,21 @@ class Need:
     glance: float
     question_only: float
     majority: float
+
+
+def doubt(full: float, floors: Mapping[str, float]) -> str | None:
+    """Why figures of a split say nothing of gates, in a sentence; None where they may. full: accuracy of the
+    full pyramid; floors: accuracies without any image, by name."""
+    look = "look at answers beside the accepted ones, and at data.files.metric, before any other figure"
+    name = max(floors, key=lambda name: floors[name])
+    if full < NEAR_NOTHING:
+        return f"full is right on {full:.2%} of the test questions, near 0: {look}"
+    if full < floors[name]:
+        return (
+            f"full is right on {full:.2%} of the test questions, below the question's floor ({name}, without "
+            f"an image: {floors[name]:.2%}): {look}"
+        )
+    return None
 
 
 def lists_levels(actions: ActionSet) -> bool:

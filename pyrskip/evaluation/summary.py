@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyrskip.evaluation.frontier import Frontier, Point, Row, hull_at, regret
+from pyrskip.evaluation.needs import doubt
 from pyrskip.rollouts.health import health
 
 SHARED_MODEL = "All gate seeds decide for one flex model: their spread is that of the gates' training alone."
@@ -17,7 +18,8 @@ def summary(
 
     A seed's price is the cheapest on validation whose validation retention meets the target; everything else
     is measured on test. budget_weights: those that were learned, where actions are rungs. lookup: test
-    accuracy of the majority answer of each question text among the training questions.
+    accuracy of the majority answer of each question text among the training questions. doubt: see
+    `needs.doubt`.
     """
     result: dict[str, Any] = {
         "note": SHARED_MODEL,
@@ -28,6 +30,8 @@ def summary(
     result["budget_weights"] = None if weights is None else weights.tolist()
     for method in ("full", "reference", "question_only"):
         result[method] = _figures(frontier, frontier.select(method, "test")[0])
+    floors = {"question_only": result["question_only"]["accuracy"], "lookup_accuracy": lookup or 0.0}
+    result["doubt"] = doubt(result["full"]["accuracy"], floors)
     result["targets"] = {
         str(target): {"fixed": _fixed_at(frontier, target)}
         | {method: _gate_at(frontier, method, target) for method in frontier.inputs.gates}

@@ -57,7 +57,8 @@ made the weights:
 ## Limits
 
 * Accuracy and cost are those of the split above; on other images and questions they must be measured.
-* Images are shrunk to {size} px a side, questions hold at most {words} tokens, answers at most {answer}.
+* Images are shrunk to {size} px a side, questions hold at most {words} tokens (longer ones are cut,
+  options never), answers at most {answer}.
 * Checksums tell damage and changes, not who made the files.
 """
 

@@ -44,7 +44,7 @@ def load(
     if spec.own_query:
         query_tokenizer = _tokenizer(directory / "query" / "tokenizer.json")
         query_tokenizer.no_padding()
-        query_tokenizer.enable_truncation(spec.query_words)
+        query_tokenizer.enable_truncation(spec.query_words, direction="left")
     run: Backend
     if backend == "onnx":
         run = OnnxBackend(directory, spec.graphs, threads)

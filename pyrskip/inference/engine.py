@@ -8,6 +8,7 @@ encoded once.
 """
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from pyrskip.inference.arrays import Floats, Ints, pad_ids, pool
 from pyrskip.inference.bundle import STATE, Spec
 from pyrskip.inference.images import Source, open_image
 from pyrskip.picture import fitted, mipmaps
+from pyrskip.words import encoded, read
 
 MOST_TILES = 64
 """Tiles encoded in one run of the vision graph: bounds the memory of a large batch."""
@@ -58,7 +60,7 @@ class Request:
 class Selection:
     """What the gate decided. levels: kept, finest first; tokens: visual tokens in all; tiles: of each tile, 0
     = skipped; cost: FLOPs of everything that runs over the mean full pyramid's; confidence: the policy's
-    probability of this selection."""
+    probability of this selection; cut: tokens of the question that were too many to be read."""
 
     levels: tuple[int, ...]
     tokens: int
@@ -67,6 +69,7 @@ class Selection:
     flops: float
     confidence: float
     price: float
+    cut: int
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,12 @@ class Picture:
 @dataclass(frozen=True)
 class Prepared:
     """A request that was checked and whose image is open. words: ids of the question for the language model,
-    query: for the question encoder."""
+    query: for the question encoder; cut: tokens of the question that `words` leaves out."""
 
     picture: Picture
     words: list[int]
     query: list[int]
+    cut: int
     price: float
     max_tokens: int
 
@@ -126,7 +130,6 @@ class Engine:
     ) -> None:
         self.spec, self.backend, self.digest = spec, backend, digest
         self.tokenizer, self.query_tokenizer = tokenizer, query_tokenizer
-        self.longest = max(map(len, tokenizer.get_vocab()))
         self.encoded = 0
 
     def select(
@@ -175,32 +178,22 @@ class Engine:
     def prepared(self, picture: Picture, request: Request) -> Prepared:
         """A request whose picture is open. Raises UserError for a bad question, price or max_tokens."""
         price, most = self.check_dial(request.price, request.max_tokens)
-        self.check_question(request.question)
+        if not isinstance(request.question, str) or not request.question.strip():
+            raise UserError("the question is empty; allowed: one with at least a word")
         return self.row(picture, request.question, price, most)
 
     def row(self, picture: Picture, question: str, price: float, max_tokens: int = UNLIMITED) -> Prepared:
-        """A request as it is, its question cut to what the model reads."""
-        # one by one: the batch calls hand rows to threads, which costs more than so few rows do
-        words = query = self.tokenizer.encode(question).ids[: self.spec.max_words] or [self.spec.end]
+        """A request as it is, its question cut to what the model reads. Raises UserError where its options
+        alone are more."""
+        [tokens] = encoded([question], self.tokenizer)
+        words = query = read(question, tokens, self.spec.max_words) or [self.spec.end]
         if self.query_tokenizer is not None:
-            query = self.query_tokenizer.encode(question).ids
-        return Prepared(picture, words, query, price, max_tokens)
+            query = encoded([question], self.query_tokenizer)[0].ids
+        return Prepared(picture, words, query, max(0, len(tokens) - len(words)), price, max_tokens)
 
     def picture(self, image: Image.Image) -> Picture:
         pixels = fitted(image, self.spec.pyramid.size)
         return Picture(np.array(pixels.shape[1:]), mipmaps(pixels, self.spec.pyramid.levels))
-
-    def check_question(self, question: str) -> None:
-        """Raises UserError where it is empty or longer than the model reads."""
-        if not isinstance(question, str) or not question.strip():
-            raise UserError("the question is empty; allowed: one with at least a word")
-        # what is cut off here is more than max_words of the longest token
-        words = len(self.tokenizer.encode(question[: self.longest * self.spec.max_words + 1]).ids)
-        if words > self.spec.max_words:
-            raise UserError(
-                f"the question has more than {self.spec.max_words} tokens, which is as many as the model "
-                "reads"
-            )
 
     def glance(self, rows: Sequence[Prepared]) -> list[Picture]:
         seen = [row.picture for row in rows]
@@ -223,7 +216,7 @@ class Engine:
         )
         tokens, flops = pooled.prod(-1).tolist(), (flops + costs.gate).tolist()
         parts = zip(tokens, flops, probability.tolist(), rows, strict=True)
-        selections = [self._selection(tiles, cost, sure, row.price) for tiles, cost, sure, row in parts]
+        selections = [self._selection(tiles, cost, sure, row) for tiles, cost, sure, row in parts]
         return Decisions(outputs.astype(np.float32), asked, pooled, selections)
 
     def look(
@@ -250,10 +243,10 @@ class Engine:
                 logits[row] = of
         return np.stack(logits)
 
-    def _selection(self, tiles: list[int], flops: float, confidence: float, price: float) -> Selection:
+    def _selection(self, tiles: list[int], flops: float, confidence: float, row: Prepared) -> Selection:
         levels = dict.fromkeys(self.spec.pyramid.places[t].level for t, n in enumerate(tiles) if n)
         cost = flops / self.spec.costs.unit
-        return Selection(tuple(levels), sum(tiles), tuple(tiles), cost, flops, confidence, price)
+        return Selection(tuple(levels), sum(tiles), tuple(tiles), cost, flops, confidence, row.price, row.cut)
 
     def check_dial(self, price: float | None, max_tokens: int | None) -> tuple[float, int]:
         """The price and the most tokens that a request means. Raises UserError where one is out of range."""
@@ -265,7 +258,11 @@ class Engine:
         most = UNLIMITED if max_tokens is None else min(max_tokens, UNLIMITED)
         if price is None:
             return (prices.default if max_tokens is None else prices.low), most
-        if isinstance(price, bool) or not isinstance(price, int | float) or not math.isfinite(price):
+        if (
+            isinstance(price, bool)
+            or not isinstance(price, int | float)
+            or not abs(price) <= sys.float_info.max  # an int may be larger than any float
+        ):
             raise UserError(f"price={price!r}: allowed: a finite number")
         if not prices.low <= price <= prices.high:
             allowed = (

@@ -37,6 +37,17 @@ def open_image(source: Source) -> Image.Image:
     raise UserError(f"{name} has {width} x {height} pixels; allowed: {MAX_PIXELS} in all")
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file's content begins as an image of FORMATS does, whatever it is called."""
+    try:
+        with Image.open(path, formats=FORMATS):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # decoders raise almost anything on bytes that are none
+        return False
+
+
 def _reason(error: Exception) -> str:
     # Pillow names the object that held the bytes, which says nothing to a user
     return "it is none" if "cannot identify" in str(error) else " ".join(str(error).split())

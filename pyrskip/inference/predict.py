@@ -1,53 +1,42 @@
 """`pyrskip predict`: questions on images in, answers with their decisions and cost out, a JSON object a line.
 
 An input line is {"image": path, "question": text} and, where wanted, "id", "price" and "max_tokens"; paths
-are relative to the file. An output line is the input's with "answer", "levels", "tokens", "cost" and
-"confidence", or with "error". Lines are written as they are answered, and an interrupted run goes on behind
-the last whole one.
+are relative to the file. An output line is the input's with "answer", "levels", "tokens", "cost",
+"confidence" and "cut", or with "error". Lines are written as they are answered. Another run answers those
+that are not, or failed, and leaves all in their order.
 """
 
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import IO, Any
 
 from pyrskip.errors import UserError
+from pyrskip.files import write_whole, writing
 from pyrskip.inference import load
-from pyrskip.inference.engine import Engine, Picture, Prepared, Request
+from pyrskip.inference.engine import Engine, Picture, Prepared
 from pyrskip.inference.keys import Keys
+from pyrskip.inference.lines import Key, Line, key_of, read_lines, value_of
 
 USAGE = """usage: pyrskip predict model=<export> input=<what> [key=value ...]
 
   model=<directory or hub id>
-  input=<file.jsonl>        a line each: {"image": "a.png", "question": "what is it?"}; "id", "price",
-                            "max_tokens" as wanted
+  input=<file>              a line each: {"image": "a.png", "question": "what is it?"}; "id", "price",
+                            "max_tokens" as wanted; or one JSON array of them
   input=<image or folder>   with question=<text>; a folder's images in the order of their names
   input=-                   lines as above from stdin
-  out=<file.jsonl>          default: stdout. A file that is there is continued
+  out=<file.jsonl>          default: stdout. A file that is there is continued, and failed lines tried again
   price=<number>  max_tokens=<tokens>  of lines that say nothing else
   backend=onnx|torch        default: onnx
   batch=<lines>             answered together, default 16; 1 answers each line of a pipe at once
   threads=<number>          of one operator
 
 example: pyrskip predict model=exports/easy_vqa input=questions.jsonl out=answers.jsonl price=0.05"""
-
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
-DIAL = ("price", "max_tokens")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of input. record: as given; error: why there is no request."""
-
-    id: str
-    record: dict[str, Any]
-    request: Request | None
-    error: str = ""
 
 
 def run(given: dict[str, str]) -> None:
@@ -64,10 +53,11 @@ def run(given: dict[str, str]) -> None:
     out = Path(given["out"]) if given.get("out") else None
     made_by = {"export": engine.digest[:16], "dial": dial}
     done = _continue(out, made_by) if out else set()
-    with out.open("a") if out else nullcontext(sys.stdout) as file:
-        failed = answer_lines(
-            engine, (line for line in lines if line.id not in done), file, made_by, batch, len(done)
-        )
+    order: dict[Key, int] = {}
+    with _appended(out) if out else nullcontext(sys.stdout) as file:
+        failed = answer_lines(engine, _not_done(lines, done, order), file, made_by, batch, len(done))
+    if out and done:
+        _sort(out, order)
     if failed:
         sys.exit(1)
 
@@ -76,67 +66,20 @@ def answer_lines(
     engine: Engine, lines: Iterator[Line], out: IO[str], made_by: dict[str, Any], batch: int, before: int = 0
 ) -> int:
     """Write an output line for each line, in order. Returns how many failed."""
-    start, answered, failed = time.monotonic(), 0, 0
+    start, answered, failed, cut = time.monotonic(), 0, 0, 0
     while some := list(islice(lines, batch)):
         results = _answer(engine, some)
         for line, result in zip(some, results, strict=True):
             answered, failed = answered + ("error" not in result), failed + ("error" in result)
-            out.write(json.dumps(line.record | {"id": line.id} | result | made_by) + "\n")
+            cut += result.get("cut", 0) > 0
+            given = {key: value for key, value in line.record.items() if key not in ("answer", "error")}
+            out.write(json.dumps(given | {"id": line.id} | result | made_by) + "\n")
         out.flush()
         _progress(answered, failed, before, time.monotonic() - start, end="\r" if sys.stderr.isatty() else "")
     _progress(answered, failed, before, time.monotonic() - start, end="\n")
+    if cut:
+        print(f"{cut} questions were too long and cut; cut= says by how many tokens", file=sys.stderr)
     return failed
-
-
-def read_lines(source: str, question: str | None, dial: dict[str, Any]) -> Iterator[Line]:
-    """Lines of a JSONL file or stdin, or one an image. Raises UserError where the source is none of them."""
-    path = Path(source)
-    if source != "-" and not path.exists():
-        raise UserError(
-            f"input={source} does not exist; allowed: a .jsonl file, an image, a folder of images, or -"
-        )
-    if source == "-" or path.suffix == ".jsonl":
-        if question is not None:
-            raise UserError("question= is for an image or a folder; the lines of a file ask their own")
-        return _of_jsonl(path if source != "-" else None, dial)
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES) if path.is_dir() else [path]
-    if not question:
-        raise UserError(f"question= is missing: what to ask of {source}")
-    if not files:
-        raise UserError(f"input={source} holds no images; allowed: {', '.join(IMAGES)}")
-    return (
-        Line(str(file), {"image": str(file), "question": question}, Request(file, question, **dial))
-        for file in files
-    )
-
-
-def _of_jsonl(path: Path | None, dial: dict[str, Any]) -> Iterator[Line]:
-    folder = path.parent if path else Path()
-    seen: set[str] = set()
-    with path.open() if path else nullcontext(sys.stdin) as file:
-        for number, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            line = _parse(text, str(number), folder, dial)
-            if line.id in seen:
-                raise UserError(f"line {number} has the id {line.id!r} of an earlier one; ids must differ")
-            seen.add(line.id)
-            yield line
-
-
-def _parse(text: str, number: str, folder: Path, dial: dict[str, Any]) -> Line:
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        return Line(number, {}, None, f"line {number} is no JSON: {error}")
-    if not isinstance(record, dict) or not all(
-        isinstance(record.get(key), str) for key in ("image", "question")
-    ):
-        return Line(number, {}, None, f'line {number} is no {{"image": path, "question": text}}')
-    own = {key: record.get(key, dial[key]) for key in DIAL}
-    return Line(
-        str(record.get("id", number)), record, Request(folder / record["image"], record["question"], **own)
-    )
 
 
 def _answer(engine: Engine, lines: Sequence[Line]) -> list[dict[str, Any]]:
@@ -151,6 +94,8 @@ def _answer(engine: Engine, lines: Sequence[Line]) -> list[dict[str, Any]]:
             prepared.append((row, engine.prepare_one(line.request, opened)))
         except UserError as error:
             results[row] = {"error": str(error)}
+        except Exception as error:  # whatever else one line makes decoders raise
+            results[row] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     if prepared:
         answers = engine.answer_rows([p for _, p in prepared])
         for (row, _), answer in zip(prepared, answers, strict=True):
@@ -158,25 +103,61 @@ def _answer(engine: Engine, lines: Sequence[Line]) -> list[dict[str, Any]]:
     return results
 
 
-def _continue(out: Path, made_by: dict[str, Any]) -> set[str]:
-    """Ids that a file has answered, once a torn last line is cut off. Raises UserError where it was made
-    differently."""
+def _continue(out: Path, made_by: dict[str, Any]) -> set[Key]:
+    """The lines that a file has answered, once failed ones and a torn last one are taken out. Raises
+    UserError where it was made differently."""
     if not out.exists():
         return set()
-    content = out.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
+    with writing(out):
+        content = out.read_bytes()
+    *whole, last = content.split(b"\n")
+    if last and (not last.startswith(b"{") or value_of(last.decode(errors="replace")) is not None):
+        whole.append(last)  # not torn, and may be of another's
     try:
-        records = [json.loads(line) for line in whole.splitlines()]
+        records = [json.loads(line) for line in whole]
         found = [{key: record[key] for key in made_by} for record in records]
-        ids = {str(record["id"]) for record in records}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"out={out} is there and is no file of predict's; allowed: another name") from error
     if any(of != made_by for of in found):
         raise UserError(f"out={out} was made by another export, price or max_tokens; allowed: another name")
-    if len(whole) < len(content):
-        with out.open("r+b") as file:
-            file.truncate(len(whole))
-    return ids
+    answered = ["error" not in record for record in records]
+    done = _keys(compress(records, answered))
+    kept = b"".join(line + b"\n" for line in compress(whole, answered))
+    if kept != content:
+        write_whole(out, kept)
+    return set(done)
+
+
+def _keys(records: Iterable[dict[str, Any]]) -> list[Key]:
+    """What the lines of a file of answers are known by."""
+    times: Counter[tuple[str, str, str]] = Counter()
+    keys: list[Key] = []
+    for record in records:
+        key = key_of(record)
+        times[key] += 1
+        keys.append((*key, times[key]))
+    return keys
+
+
+def _not_done(lines: Iterable[Line], done: set[Key], order: dict[Key, int]) -> Iterator[Line]:
+    """order: takes the place of every line."""
+    for line in lines:
+        order[line.key] = len(order)
+        if line.key not in done:
+            yield line
+
+
+def _sort(out: Path, order: dict[Key, int]) -> None:
+    """Put a file's lines in the order of the input, those that are no more in it first."""
+    lines = out.read_bytes().splitlines(keepends=True)
+    places = [order.get(key, -1) for key in _keys(map(json.loads, lines))]
+    if places != sorted(places):
+        write_whole(out, b"".join(lines[i] for i in sorted(range(len(lines)), key=places.__getitem__)))
+
+
+def _appended(out: Path) -> IO[str]:
+    with writing(out):
+        return out.open("a")
 
 
 def _progress(answered: int, failed: int, before: int, seconds: float, end: str) -> None:

@@ -67,7 +67,8 @@ class Ask(BaseModel):
 
 
 class Selected(BaseModel):
-    """What was looked at. cost is relative to the mean full pyramid."""
+    """What was looked at. cost is relative to the mean full pyramid; cut: tokens of the question that were
+    too many to be read."""
 
     levels: list[int]
     tokens: int
@@ -76,6 +77,7 @@ class Selected(BaseModel):
     flops: float
     confidence: float
     price: float
+    cut: int
 
 
 class Answered(Selected):

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from pyrskip.cost import Transformer
 from pyrskip.errors import UserError, unknown_name
+from pyrskip.words import encoded, read
 
 PAD, ANSWER, END = 0, 1, 2
 SPECIAL = ("<pad>", "<answer>", "<end>")
@@ -37,7 +38,8 @@ class LanguageConfig:
     """name: 'decoder' (visual tokens go through every layer, as the question does) or 'cross' (every layer
     reads them).
 
-    max_words: questions are cut there. max_answer: tokens of an answer, its end included.
+    max_words: tokens of a question, its options and its end where it has more. max_answer: tokens of an
+    answer, its end included.
 
     vocabulary: most entries of the byte-level BPE, which is trained on the training split.
     """
@@ -292,7 +294,8 @@ class Decoder(nn.Module):
             self.last_question,
         )
         if last is None or last[0] != key:
-            ids = [e.ids[: self.config.max_words] or [END] for e in self.tokenizer.encode_batch(list(texts))]
+            tokens = zip(texts, encoded(texts, self.tokenizer), strict=True)
+            ids = [read(text, of, self.config.max_words) or [END] for text, of in tokens]
             last = self.last_question = (key, self._pad(ids))
         return last[1]
 

@@ -81,7 +81,9 @@ class MiniLmText(nn.Module):
 
         folder = path or packaged_minilm()
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, truncation_side="left"
+            )
             self.model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
         except (OSError, ValueError) as error:
             raise UserError(

@@ -3,10 +3,12 @@
 from functools import partial
 
 import torch
+from tokenizers import Tokenizer
 
 from pyrskip.data.datamodule import StepData
-from pyrskip.data.reader import Filled, Joined, Samples, collate
+from pyrskip.data.reader import Filled, Joined, Samples, ShardDataset, collate
 from pyrskip.data.sampler import check_shards
+from pyrskip.data.shards import read_index
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.models.language import train_tokenizer
@@ -22,6 +24,7 @@ from pyrskip.tracking.guard import first_rank
 from pyrskip.tracking.loggers import loggers
 from pyrskip.training.flex import FlexModule
 from pyrskip.training.trainer import build_trainer, fit
+from pyrskip.words import LongOptionsError, encoded, read
 
 
 def train_flex(run: Run) -> None:
@@ -33,6 +36,7 @@ def train_flex(run: Run) -> None:
         ranks = config.trainer.devices * config.trainer.nodes
         check_shards(train.parts, ranks, of.workers, str(run.directory(DATA)))
     tokenizer = train_tokenizer(_texts(data), config.language.vocabulary)
+    check_questions(run, tokenizer)
     torch.manual_seed(config.flex.seed)
     model = NativeModel(config.native, tokenizer)
     model.vision.load_state_dict(vision.state_dict())
@@ -89,6 +93,34 @@ def _with_closeups(run: Run, data: Samples, vision: VisionEncoder) -> Joined:
 
 def _texts(data: Samples) -> list[str]:
     return [text for questions in data.questions() for q in questions or () for text in (q.text, *q.answers)]
+
+
+def check_questions(run: Run, tokenizer: Tokenizer) -> None:
+    """Say how many questions are cut. Raises UserError where options would have to be."""
+    most, directory, size = run.config.language.max_words, run.directory(DATA), run.config.pyramid.size
+    asked = cut = refused = needed = 0
+    for split, shards in read_index(directory).splits.items():
+        for questions in ShardDataset(directory, split, size).questions() if shards else ():
+            texts = [q.text for q in questions or ()]
+            asked += len(texts)
+            # a token is a byte or more
+            longer = [text for text in texts if len(text.encode()) >= most]
+            for text, tokens in zip(longer, encoded(longer, tokenizer), strict=True):
+                cut += len(tokens) > most
+                try:
+                    read(text, tokens, most)
+                except LongOptionsError as error:
+                    refused, needed = refused + 1, max(needed, error.tokens)
+    if refused:
+        raise UserError(
+            f"language.max_words={most}: {refused} of {asked} questions have options of more tokens; "
+            f"allowed: {needed} or more"
+        )
+    if cut:
+        run.say(
+            f"{cut} of {asked} questions have more than language.max_words={most} tokens and are cut at "
+            "their beginning, options never"
+        )
 
 
 FLEX = Stage(

@@ -36,6 +36,8 @@ def draw_frontier(run: Run) -> None:
         {split: log.summary() for split in SPLITS if (log := fault_log(run, split)).read()},
     )
     present(evaluation, run.root, config.trainer.quiet)
+    if evaluation.summary["doubt"]:
+        run.say(evaluation.summary["doubt"])
     with loggers(run.nodes, run.root / FRONTIER.name, run.job(FRONTIER.name)) as built:
         drawn = load_runs(run.root)[0]
         for guard in built:

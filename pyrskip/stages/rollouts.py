@@ -11,7 +11,7 @@ from pyrskip.config import Config, to_plain
 from pyrskip.data.shards import read_index
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
-from pyrskip.evaluation.needs import lists_levels, needs_of
+from pyrskip.evaluation.needs import doubt, lists_levels, needs_of
 from pyrskip.files import write_json
 from pyrskip.gates.gate import GATES
 from pyrskip.models.vlm.remote import RemoteModel
@@ -63,7 +63,7 @@ def _check_count(run: Run, model: RemoteModel) -> None:
 
 
 def _report_needs(run: Run) -> None:
-    """What each type of test question loses without a level."""
+    """What each type of test question loses without a level, and whether the full pyramid is of any use."""
     table = tables_of(run, ("test",))["test"]
     if lists_levels(table.actions):
         answers: dict[str, Counter[str]] = defaultdict(Counter)
@@ -73,6 +73,11 @@ def _report_needs(run: Run) -> None:
         write_json(run.root / ROLLOUTS.name / "needs.json", [vars(need) for need in needs])
         if not run.config.trainer.quiet:
             print_needs(needs)
+    full, floor = (
+        float(table.score[:, i].mean()) for i in (table.actions.full, table.column("question_only"))
+    )
+    if found := doubt(full, {"question_only": floor}):
+        run.say(found)
 
 
 def tables_of(run: Run, splits: Sequence[str]) -> dict[str, RolloutTable]:
