@@ -31,6 +31,7 @@ from tests.models import tiny_batch, tiny_model
 
 SHARED = BudgetRule(total=40, floor=2)
 RUNGS = BudgetRule(rungs=(0, 64, 256))
+SLOW = [pytest.mark.slow]
 DIALS = ((0.3, None), (0.02, None), (0.3, 20), (0.02, 3))
 
 
@@ -150,11 +151,11 @@ def compare(model: NativeModel, gate: Gate, engines: dict[str, Engine], split: S
 
 
 def policies() -> list[Any]:
-    """Each in onnxruntime for one language, and in torch for both: of the language a gate's graph holds what
-    answers cost alone."""
+    """Each in torch for both languages, and in onnxruntime, whose graphs take seconds to trace, as slow tests
+    but for two."""
     some = []
     for policy, language in product(POLICIES, LANGUAGES):
-        traced = [] if language == "decoder" or policy == "utility" else [pytest.mark.slow]
+        traced = [] if policy == "utility" or (policy, language) == ("categorical", "decoder") else SLOW
         some.append(pytest.param(policy, language, ("torch", "onnx"), marks=traced))
         if traced:
             some.append(pytest.param(policy, language, ("torch",)))
