@@ -20,6 +20,7 @@ from pyrskip.errors import UserError
 from pyrskip.inference import load
 from pyrskip.inference.engine import Engine, Picture, Prepared, Request
 from pyrskip.inference.keys import Keys
+from pyrskip.picture import EXTENSIONS
 
 USAGE = """usage: pyrskip predict model=<export> input=<what> [key=value ...]
 
@@ -36,7 +37,7 @@ USAGE = """usage: pyrskip predict model=<export> input=<what> [key=value ...]
 
 example: pyrskip predict model=exports/easy_vqa input=questions.jsonl out=answers.jsonl price=0.05"""
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGES = tuple(f".{extension}" for extension in EXTENSIONS)
 DIAL = ("price", "max_tokens")
 
 
