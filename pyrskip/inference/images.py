@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from pyrskip.errors import UserError
+from pyrskip.files import there
 from pyrskip.picture import FORMATS, seen
 
 MAX_PIXELS = 40_000_000
@@ -24,7 +25,7 @@ def open_image(source: Source) -> Image.Image:
                 raise UserError("the image has no pixels")
             return seen(source)
         with Image.open(
-            io.BytesIO(source) if isinstance(source, bytes) else source, formats=tuple(FORMATS)
+            io.BytesIO(source) if isinstance(source, bytes) else there(str(source)), formats=tuple(FORMATS)
         ) as image:
             width, height = image.size
             if width * height <= MAX_PIXELS:
