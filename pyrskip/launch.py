@@ -292,7 +292,8 @@ def fail(error: UserError) -> NoReturn:
 @contextmanager
 def ended_outside() -> Iterator[None]:
     """What is ended from outside ends without a traceback, with a shell's exit codes: 130 after Ctrl-C, 141
-    where nobody reads what is printed any more, as behind `| head`."""
+    where nobody reads what is printed or logged any more, as behind `| head`."""
+    logging.Handler.handleError = _unless_closed  # type: ignore[method-assign,assignment]
     try:
         yield
     except KeyboardInterrupt:
@@ -309,6 +310,15 @@ def ended_outside() -> Iterator[None]:
         if isinstance(error.__context__, KeyboardInterrupt) and error.code != 130:
             interrupted()
         raise
+
+
+def _unless_closed(handler: logging.Handler, record: logging.LogRecord) -> None:
+    if isinstance(sys.exc_info()[1], BrokenPipeError):
+        raise  # from where logging caught it
+    _HANDLE(handler, record)
+
+
+_HANDLE = logging.Handler.handleError
 
 
 def _unread(stream: TextIO) -> bool:

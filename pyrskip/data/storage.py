@@ -198,8 +198,8 @@ def check_url(url: str) -> None:
     scheme = url.split("://")[0]
     if "://" not in url or "::" in url or scheme not in SCHEMES:
         raise UserError(
-            f"{url!r} may not be opened; allowed: URLs that begin with {', '.join(SCHEMES)}, and paths, with a "
-            f"colon in the first name as ./{url.split('/')[0]}"
+            f"{url!r} may not be opened; allowed: URLs that begin with {', '.join(SCHEMES)}, and paths, with "
+            f"a colon in the first name as ./{url.split('/')[0]}"
         )
 
 

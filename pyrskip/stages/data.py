@@ -45,7 +45,7 @@ def check_splits(run: Run, splits: Iterable[str]) -> None:
         raise UserError(
             f"{run.directory(DATA)} has no image for {' and '.join(empty)} "
             f"({', '.join(f'{split}: {number}' for split, number in images.items())}); allowed: at least one "
-            f"for each, from more images or other shares of them ({', '.join(shares)}), in a run of another name="
+            f"for each, from more images or other shares of them ({', '.join(shares)}), with another name="
         )
 
 
