@@ -7,16 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-FORMATS = {
-    "PNG": ("png",),
-    "JPEG": ("jpg", "jpeg"),
-    "WEBP": ("webp",),
-    "GIF": ("gif",),
-    "BMP": ("bmp",),
-    "TIFF": ("tif", "tiff"),
-}
-"""Formats that are opened, as Pillow names them -> how names of their files end."""
-EXTENSIONS = tuple(extension for of in FORMATS.values() for extension in of)
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""That are opened, as Pillow names them."""
+EXTENSIONS = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
+"""How names of their files end."""
 SIGNATURES = {
     "png": (b"\x89PNG\r\n\x1a\n",),
     "jpg": (b"\xff\xd8\xff",),
@@ -86,7 +80,10 @@ def _raw_mode(image: Image.Image) -> str:
 def _over_key(image: Image.Image, raw: str) -> Image.Image:
     """A picture without an alpha channel in RGB, white where its colour is the one that it names as
     transparent. raw: of a PNG, whose key has the depth of the file."""
-    flat = _grey(np.asarray(image), DEEP) if ";" in image.mode else image.convert("RGB")
+    if image.mode == "RGB":
+        flat = image
+    else:
+        flat = _grey(np.asarray(image), DEEP) if ";" in image.mode else image.convert("RGB")
     key: Any = image.info.get("transparency")
     if not isinstance(key, int | tuple) or isinstance(key, tuple) != (image.mode == "RGB"):
         return flat

@@ -163,7 +163,7 @@ class ShardDataset(Dataset[Sample | None]):
         parsed = parse_questions(questions)
         if not image:
             raise ValueError("the image has no bytes")
-        with Image.open(io.BytesIO(image), formats=tuple(FORMATS)) as opened:
+        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             return Sample(key, fit(opened, self._size), parsed)
 
     def decoded(

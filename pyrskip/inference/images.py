@@ -25,7 +25,7 @@ def open_image(source: Source) -> Image.Image:
                 raise UserError("the image has no pixels")
             return seen(source)
         with Image.open(
-            io.BytesIO(source) if isinstance(source, bytes) else there(str(source)), formats=tuple(FORMATS)
+            io.BytesIO(source) if isinstance(source, bytes) else there(str(source)), formats=FORMATS
         ) as image:
             width, height = image.size
             if width * height <= MAX_PIXELS:
