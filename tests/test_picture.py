@@ -98,6 +98,7 @@ def test_a_turned_picture_is_upright_in_every_format(kind: str, orientation: int
         assert undo is None or same(Image.open(io.BytesIO(content)), np.rot90(rows, -undo))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("exif", [b"Exif\0\0MM\0*", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"junk", bytes(300)])
 def test_broken_exif_loses_no_picture(exif: bytes) -> None:
     assert same(Image.open(io.BytesIO(stored(PAGE, exif=exif))), PAGE)

@@ -62,18 +62,23 @@ class ShardDataset(Dataset[Sample | None]):
         self._keys: list[str] = []
         shard_of: list[int] = []
         spans = []
-        seen: dict[str, tuple[Shard, list[int]]] = {}
+        seen: dict[str, tuple[int, int]] = {}  # key -> its shard, and its row there
+        found: list[Entries] = []
         for number, (shard, (entries, faults)) in enumerate(zip(self._shards, self._find(), strict=True)):
             prefix = f"{shard.part}-" if len(index.parts) > 1 else ""
+            found.append(entries)
             kept = []
             for row, key in enumerate(entries.keys):
-                name, place = prefix + key, (shard, entries.spans[row].tolist())
-                if name in seen and self._same(seen[name], place):
-                    faults.append(Fault(shard.shard, key, f"is in {seen[name][0].shard} as well", lost=0))
-                    continue
-                while name in seen:  # other tools count anew in every shard
-                    name += f"@{PurePosixPath(shard.shard).stem}"
-                seen[name] = place
+                name = prefix + key
+                if name in seen:  # other tools count anew in every shard
+                    of = self._shards[seen[name][0]]
+                    one, other = found[seen[name][0]].spans[seen[name][1]], entries.spans[row]
+                    if self._same((of, one.tolist()), (shard, other.tolist())):
+                        faults.append(Fault(shard.shard, key, f"is in {of.shard} as well", lost=0))
+                        continue
+                    while name in seen:
+                        name += f"@{PurePosixPath(shard.shard).stem}"
+                seen[name] = number, row
                 self._keys.append(name)
                 kept.append(row)
             shard_of += [number] * len(kept)
