@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+from unicodedata import normalize
 
 from pyrskip.errors import UserError
 
@@ -15,6 +16,21 @@ PATIENCE = 20
 """Seconds that a process waits for what is left of a killed one to release a directory."""
 # what the system says where a disk takes no more
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def there(path: str) -> str:
+    """A path as the disk spells it: a letter with an accent may be one character there, or two."""
+    if path.isascii() or os.path.lexists(path):
+        return path
+    found = ""
+    for part in path.split("/"):
+        found += next((form for form in forms(part) if os.path.lexists(found + form)), part) + "/"
+    return found[:-1]
+
+
+def forms(name: str) -> list[str]:
+    """A name as it is, and its letters with accents as one character and as two."""
+    return list(dict.fromkeys((name, normalize("NFC", name), normalize("NFD", name))))
 
 
 @contextmanager

@@ -76,6 +76,8 @@ def launch(
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from pyrskip.overrides import literal
+
     _plug_in(arguments)
     typed = sys.argv
     flags = [a for a in arguments if a in ("-m", "--multirun")]  # Hydra wants them first
@@ -102,6 +104,10 @@ def launch(
                     f"{', '.join(('--help', '--quiet', *FLAGS))}"
                 )
             )
+    try:
+        arguments = literal(arguments, sweep=bool(flags))
+    except UserError as error:
+        fail(error)
     plan = None
     if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what it cannot print, rather than trace it
@@ -245,8 +251,10 @@ def _line(error: Exception) -> str:
 def _sentence(error: Exception) -> str:
     """Hydra's message on one line, what is allowed included."""
     from omegaconf import DictConfig
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+    if isinstance(error, InterpolationResolutionError):
+        return f"{error.full_key}: {str(error).splitlines()[0]}; allowed: as a text, ${{ is written \\${{"
     cause = error.__cause__  # of a key that the command line gives a value and the config does not have
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         node = cause.parent_node
@@ -284,7 +292,8 @@ def fail(error: UserError) -> NoReturn:
 @contextmanager
 def ended_outside() -> Iterator[None]:
     """What is ended from outside ends without a traceback, with a shell's exit codes: 130 after Ctrl-C, 141
-    where nobody reads what is printed any more, as behind `| head`."""
+    where nobody reads what is printed or logged any more, as behind `| head`."""
+    logging.Handler.handleError = _unless_closed  # type: ignore[method-assign,assignment]
     try:
         yield
     except KeyboardInterrupt:
@@ -301,6 +310,15 @@ def ended_outside() -> Iterator[None]:
         if isinstance(error.__context__, KeyboardInterrupt) and error.code != 130:
             interrupted()
         raise
+
+
+def _unless_closed(handler: logging.Handler, record: logging.LogRecord) -> None:
+    if isinstance(sys.exc_info()[1], BrokenPipeError):
+        raise  # from where logging caught it
+    _HANDLE(handler, record)
+
+
+_HANDLE = logging.Handler.handleError
 
 
 def _unread(stream: TextIO) -> bool:

@@ -35,6 +35,7 @@ def made_up(split: str) -> Iterator[Record]:
 
 def write_data(directory: Path, *tars: bytes) -> Path:
     """A data directory whose train split is made of these tars."""
+    directory.mkdir(parents=True, exist_ok=True)
     entries = []
     for number, content in enumerate(tars):
         name = f"train-{number:06d}.tar"

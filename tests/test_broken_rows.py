@@ -27,10 +27,11 @@ from tests.own_data import embedded, encoded, picture, turns, write_llava, write
         ({"image": 7}, "image=7 is no path"),
         ({"image": "../../etc/passwd"}, "points out of the folder"),
         ({"image": "/etc/passwd"}, "points out of the folder"),
-        ({"image": "pipe:cat /etc/passwd"}, "points out of the folder"),
+        ({"image": "http://host/a.png"}, "points out of the folder"),
+        ({"image": "pipe:cat /etc/passwd"}, "FileNotFoundError"),
         ({"image": "coco/nowhere.jpg"}, "FileNotFoundError"),
         ({"image": "coco/empty.jpg"}, "the image has no bytes"),
-        ({"image": "coco/text.jpg"}, "the image is no png, jpg or webp"),
+        ({"image": "coco/text.jpg"}, "the image is no png, jpg, webp"),
         ({"image": "coco"}, "IsADirectoryError"),
     ],
 )
@@ -79,7 +80,7 @@ def test_a_json_file_that_is_cut_off_keeps_the_rows_before(cut: float, tmp_path:
         ({"answers": []}, "there is no answer"),
         ({"answers": None}, "None is no answer"),
         ({"image": None}, "the image is not embedded"),
-        ({"image": embedded(b"GIF89a")}, "the image is no png, jpg or webp"),
+        ({"image": embedded(b"\0\0\0 ftypheic")}, "the image is no png, jpg, webp"),
     ],
 )
 def test_a_broken_parquet_row_is_named_and_loses_no_other(

@@ -17,6 +17,7 @@ from pyrskip.data.conversion import convert
 from pyrskip.data.convert.rows import Found, image_extension, image_key, ordered
 from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError
+from pyrskip.picture import FORMATS, SIGNATURES
 from pyrskip.sample import Question
 from tests.conversions import Asked, config, report, together
 from tests.own_data import embedded, encoded, picture, turns, write_llava, write_parquet, write_tsv
@@ -235,7 +236,7 @@ def test_text_that_no_file_can_hold_is_refused() -> None:
 
 
 def test_the_kind_of_an_image_is_told_from_its_bytes() -> None:
-    assert [image_extension(picture(1, kind)) for kind in ("PNG", "JPEG", "WEBP")] == ["png", "jpg", "webp"]
+    assert [image_extension(picture(1, kind)) for kind in FORMATS] == list(SIGNATURES)
 
 
 def test_the_most_frequent_answer_comes_first_and_repeats_are_kept() -> None:

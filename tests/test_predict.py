@@ -307,7 +307,7 @@ def test_pictures_are_known_by_their_content_and_what_is_left_out_is_named(
     folder = tmp_path / "f"
     (folder / "sub.png").mkdir(parents=True)
     picture = Image.new("RGB", (20, 30))
-    for name, kind in (("a.jfif", "JPEG"), ("b.PNG", "PNG"), ("c.gif", "GIF"), ("sub.png/d", "WEBP")):
+    for name, kind in (("a.jfif", "JPEG"), ("b.PNG", "PNG"), ("c.ico", "ICO"), ("sub.png/d", "WEBP")):
         picture.save(folder / name, kind)
     (folder / "broken.png").write_bytes(b"no image")
     (folder / "notes.txt").write_text("hello")
@@ -317,9 +317,9 @@ def test_pictures_are_known_by_their_content_and_what_is_left_out_is_named(
     told = [json.loads(line) for line in said.out.splitlines()]
     assert [Path(of["image"]).name for of in told if "answer" in of] == ["a.jfif", "b.PNG", "d"]
     assert [Path(of["image"]).name for of in told if "error" in of] == ["broken.png"]
-    assert all(name in said.err.splitlines()[0] for name in ("c.gif", "notes.txt", "._b.png"))
+    assert all(name in said.err.splitlines()[0] for name in ("c.ico", "notes.txt", "._b.png"))
     assert predict(exported[0], f"input={folder / 'a.jfif'}", "question=why?") == 0
-    assert predict(exported[0], f"input={folder / 'c.gif'}") == 2
+    assert predict(exported[0], f"input={folder / 'c.ico'}") == 2
     assert "no JSON line and is no image" in capsys.readouterr().err
 
 

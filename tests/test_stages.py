@@ -23,7 +23,7 @@ from pyrskip.stages.run import Run
 from pyrskip.training import checkpoint
 from pyrskip.training.flex import FlexModule
 from tests.configs import same, tiny, weights
-from tests.own_data import encoded, picture, write_tsv
+from tests.own_data import encoded, picture, write_llava, write_tsv
 
 
 def test_a_price_at_which_the_glance_is_best_is_told_before_gates_are_trained(
@@ -43,6 +43,19 @@ def test_a_target_below_the_glances_cost_is_refused_before_gates_are_trained(cop
         UserError, match=r"reward.target=0.001: the glance alone costs 0\.\d+; allowed: from there to 1"
     ):
         run_stages(tiny(copied_run, "name=other", f"from={copied_run / 'done'}", *target), {})
+
+
+@pytest.mark.parametrize(
+    ("images", "empty"), [(5, "val and test"), (3, "val and test"), (2, "gate and val and test")]
+)
+def test_a_split_without_images_is_refused_before_training(images: int, empty: str, tmp_path: Path) -> None:
+    path = write_llava(tmp_path, images=images)
+    files = (f"data.files.path={path}", f"data.files.images={tmp_path}/images", "data.files.workers=0")
+    keys = ("data=llava", *files, "data.val_fraction=0.05", "name=few", "data.limit=null")
+    with pytest.raises(UserError, match=rf"few/data has no image for {empty} \(train: \d+.*test_fraction"):
+        run_stages(tiny(tmp_path, *keys), {})
+    assert not (tmp_path / "few" / "flex").exists()
+    run_stages(tiny(tmp_path, *keys, "stages=[data,flex]"), {})
 
 
 def damage(root: Path) -> None:

@@ -76,6 +76,13 @@ def test_every_combination_is_planned_however_many_are_checked(
         (("name=sweep", "from=runs/easy_vqa", "gate.width=interval(4,8)"), "allowed: hydra/sweeper=pareto"),
         (("from=runs/easy_vqa", "hydra/sweeper=pareto", "stages=[gate]", "seed=1,2"), "stages with frontier"),
         (("from=runs/easy_vqa", "hydra/sweeper=pareto"), "has nothing to choose"),
+        (("from=runs/easy_vqa", "name=a,b", "seed=0,1"), "name=a,b gives a sweep several places"),
+        (("from=runs/easy_vqa", "root=a,b"), "root=a,b gives a sweep several places"),
+        (("from=runs/easy_vqa", "++name=choice(a,b)"), "++name=choice(a,b) gives a sweep several places"),
+        (
+            ("from=runs/easy_vqa", "experiment=easy_vqa,scenes"),
+            "would run in runs/easy_vqa/experiment=easy_vqa, and the sweep is in runs/run",
+        ),
         (
             (
                 "from=runs/easy_vqa",

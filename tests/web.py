@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.parse import unquote, urlsplit
 
 
 @dataclass
@@ -32,7 +33,7 @@ def served(directory: Path) -> Iterator[Site]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            name = self.path.strip("/")
+            name = unquote(urlsplit(self.path).path).strip("/")
             path = directory / name
             if name in site.down:
                 self.send_error(503)

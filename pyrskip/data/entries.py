@@ -7,7 +7,9 @@ ranges from a server, and damage costs the samples that it hits and no other.
 
 import json
 import os
+import re
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,9 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrskip.data.faults import Fault
+from pyrskip.picture import EXTENSIONS
 
-IMAGES = ("png", "jpg", "jpeg", "webp")
+KINDS = ("image", "json")
+META = re.compile("__[^/]*__($|/)")
+"""Names of members that tell of the shard, not of a sample, as webdataset has them."""
 
+Span = tuple[int, int]
+"""Offset and length."""
 Spans = NDArray[np.int64]
 
 
@@ -58,44 +65,78 @@ def parse(content: bytes) -> Entries:
 
 
 def scan(path: Path) -> tuple[Entries, list[Fault]]:
-    """The whole samples of a shard, from the headers of its members alone, and what is wrong with the
-    others."""
+    """The whole samples of a shard, from the headers of its members alone, and what is wrong with the others.
+
+    Members are grouped as webdataset does it, but wherever they lie: what is neither an image nor json, or
+    has no name before its first dot, belongs to no sample and costs none. A key that comes again is a sample
+    of its own, unless it has the same bytes.
+    """
     faults: list[Fault] = []
-    members: dict[str, dict[str, tuple[int, int]]] = {}
+    groups: dict[str, list[dict[str, Span]]] = {}
+    refused: dict[str, str] = {}
     length = 0
     try:
         with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             length = os.fstat(file.fileno()).st_size
             for member in tar:
-                key, extension = split_name(member.name)
-                kind = "image" if extension in IMAGES else extension
-                reason = _refusal(member, extension)
-                if reason is None and kind in members.get(key, {}):
-                    reason = f"has more than one {kind}"
-                if reason is None:
-                    members.setdefault(key, {})[kind] = (member.offset_data, member.size)
-                else:
-                    faults.append(Fault(path.name, key, reason))
+                key, kind = _place(member.name)
+                if kind is None or member.isdir():
+                    continue
+                of_key, reason = groups.setdefault(key, [{}]), _refusal(member)
+                if reason is not None:
+                    refused[key] = reason
+                    continue
+                group = next((group for group in of_key if kind not in group), None)
+                if group is None:
+                    of_key.append(group := {})
+                group[kind] = (member.offset_data, member.size)
             # tarfile takes damage and truncation between members for the end, which is marked by a block of
             # zeros
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 faults.append(Fault(path.name, "", f"is damaged or cut off at byte {tar.offset} of {length}"))
-            elif not members and not faults:
+            elif not groups:
                 faults.append(Fault(path.name, "", "is empty"))
     except (OSError, tarfile.TarError, ValueError) as error:
         faults.append(Fault(path.name, "", f"{type(error).__name__}: {error}"))
-    keys, spans = [], []
-    for key, found in members.items():
-        missing = [kind for kind in ("image", "json") if kind not in found]
-        if missing:
-            faults.append(Fault(path.name, key, f"has no {missing[0]}"))
-        else:
-            keys.append(key)
-            spans.append((*found["image"], *found["json"]))
-    entries = Entries(tuple(keys), np.asarray(spans, dtype=np.int64).reshape(-1, 4))
+    found = list(_samples(groups, refused, path, faults))
+    spans = [(*group["image"], *group["json"]) for _, group in found]
+    entries = Entries(tuple(key for key, _ in found), np.asarray(spans, dtype=np.int64).reshape(-1, 4))
     whole, cut = cut_off(entries, path.name, length)
     return whole, faults + cut
+
+
+def _samples(
+    groups: dict[str, list[dict[str, Span]]], refused: dict[str, str], path: Path, faults: list[Fault]
+) -> Iterator[tuple[str, dict[str, Span]]]:
+    """The whole samples; for each key that has none, or more than is read, a fault is added."""
+
+    def content(group: dict[str, Span]) -> Iterator[bytes]:
+        with open(path, "rb") as file:
+            for kind in KINDS:
+                file.seek(group[kind][0])
+                yield file.read(group[kind][1])
+
+    for key, of_key in groups.items():
+        base, more = split_name(key)
+        if more and base in groups:  # a further field of that sample
+            continue
+        whole = [group for group in of_key if len(group) == len(KINDS)]
+        if whole:
+            yield key, whole[0]
+        else:
+            missing = next(kind for kind in KINDS if kind not in of_key[0])
+            faults.append(Fault(path.name, key, refused.get(key, f"has no {missing}")))
+            continue
+        known = {tuple(content(whole[0]))} if len(whole) > 1 else set()
+        for number, group in enumerate(whole[1:], 2):
+            if (own := tuple(content(group))) not in known:
+                known.add(own)
+                yield f"{key}~{number}", group
+        twice = next((kind for group in of_key[len(whole) :] for kind in group), None)
+        if key in refused or twice:
+            why = refused.get(key, f"has more than one {twice}, of which the first is read")
+            faults.append(Fault(path.name, key, why, lost=0))
 
 
 def cut_off(entries: Entries, shard: str, length: int) -> tuple[Entries, list[Fault]]:
@@ -116,12 +157,21 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _refusal(member: tarfile.TarInfo, extension: str) -> str | None:
+def _place(name: str) -> tuple[str, str | None]:
+    """The key and the kind of a member, None for one that belongs to no sample. Where an extension of several
+    parts is none, the key ends at the last dot."""
+    key, extension = split_name(name)
+    if not extension or key.endswith("/") or not key or META.match(name):
+        return key, None
+    last = extension.rpartition(".")[2]
+    kind = "image" if last in EXTENSIONS else "json" if last == "json" else None
+    return (key if last == extension else name[: -len(last) - 1]), kind
+
+
+def _refusal(member: tarfile.TarInfo) -> str | None:
     """Why a member is not to be read, or None."""
     if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
         return f"{member.name} points out of the shard"
     if not member.isreg() or member.issparse():
         return f"{member.name} is no plain file"
-    if extension not in (*IMAGES, "json"):
-        return f"{member.name} is none of {', '.join(IMAGES)}, json"
     return None

@@ -17,6 +17,7 @@ from pyrskip.data.shards import (
 )
 from pyrskip.data.storage import is_url, open_storage
 from pyrskip.errors import UserError
+from pyrskip.files import there
 
 
 def gather(config: ShardsConfig, directory: Path) -> Index:
@@ -32,7 +33,7 @@ def gather(config: ShardsConfig, directory: Path) -> Index:
         shares = sum(part.weight for part in index.parts)
         first = len(parts)
         for part in index.parts:
-            root = part.root or (path if is_url(path) else os.path.abspath(path))
+            root = part.root or (path if is_url(path) else os.path.abspath(there(path)))
             parts.append(Part(root, weight * part.weight / shares))
         for split in SPLITS:
             splits[split] += [

@@ -59,7 +59,7 @@ class Report:
                 f"{a} {count / found.questions:.0%}" for a, count in found.answers.most_common(SHOWN)
             )
             yield f"{kind:{width}}  {found.questions:9}  {levels:22}  {answers}{_more(len(found.answers))}"
-        yield f"broken  {len(self.faults)}"
+        yield f"broken  {sum(fault.lost for fault in self.faults)}"
         yield from (f"  {fault}" for fault in self.faults)
 
 

@@ -1,8 +1,8 @@
 """Shards as a map-style dataset: any sample by its index, so that the order of samples is for a sampler to
 choose.
 
-Nothing that is read can run code or leave the directory: shards hold plain png, jpg, webp and json members,
-which are read where they lie and never extracted. What is broken is recorded as a `Fault`, and no other
+Nothing that is read can run code or leave the directory: shards hold plain pictures and json members, which
+are read where they lie and never extracted. What is broken is recorded as a `Fault`, and no other
 sample is lost to it.
 """
 
@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -25,12 +25,12 @@ from pyrskip.data.shards import Shard, parse_index
 from pyrskip.data.storage import LocalStorage, Range, Storage, open_storage
 from pyrskip.errors import UserError, unknown_name
 from pyrskip.metrics import METRICS
+from pyrskip.picture import FORMATS
 from pyrskip.pyramid import fit
 from pyrskip.sample import Batch, Question, Sample
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("PNG", "JPEG", "WEBP")
 GAP = 1 << 14
 """Bytes between an image and its questions up to which they are read at once."""
 TOGETHER = 256
@@ -62,20 +62,28 @@ class ShardDataset(Dataset[Sample | None]):
         self._keys: list[str] = []
         shard_of: list[int] = []
         spans = []
-        seen: dict[str, str] = {}
+        seen: dict[str, tuple[int, int]] = {}  # key -> its shard, and its row there
+        found: list[Entries] = []
         for number, (shard, (entries, faults)) in enumerate(zip(self._shards, self._find(), strict=True)):
             prefix = f"{shard.part}-" if len(index.parts) > 1 else ""
+            found.append(entries)
             kept = []
             for row, key in enumerate(entries.keys):
-                if prefix + key in seen:
-                    faults.append(Fault(shard.shard, key, f"is in {seen[prefix + key]} as well"))
-                else:
-                    seen[prefix + key] = shard.shard
-                    self._keys.append(prefix + key)
-                    kept.append(row)
+                name = prefix + key
+                if name in seen:  # other tools count anew in every shard
+                    of = self._shards[seen[name][0]]
+                    one, other = found[seen[name][0]].spans[seen[name][1]], entries.spans[row]
+                    if self._same((of, one.tolist()), (shard, other.tolist())):
+                        faults.append(Fault(shard.shard, key, f"is in {of.shard} as well", lost=0))
+                        continue
+                    while name in seen:
+                        name += f"@{PurePosixPath(shard.shard).stem}"
+                seen[name] = number, row
+                self._keys.append(name)
+                kept.append(row)
             shard_of += [number] * len(kept)
             spans.append(entries.spans[kept])
-            self._record_found(faults, shard, len(kept))
+            self._record_found(faults, shard, len(entries.keys))
         self._shard_of = np.asarray(shard_of, dtype=np.int32)
         self._spans = np.concatenate([*spans, np.empty((0, 4), dtype=np.int64)])
         sizes = np.bincount(self._shard_of, minlength=len(self._shards))
@@ -98,7 +106,7 @@ class ShardDataset(Dataset[Sample | None]):
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
         """Several at once, which costs a server one round of requests."""
         return [
-            self._decoded(i, self._sample, *content)
+            self.decoded(i, self._sample, *content)
             for i, content in zip(indices, self.raw(indices), strict=True)
         ]
 
@@ -125,7 +133,7 @@ class ShardDataset(Dataset[Sample | None]):
                 for start, length in [self._spans[i, 2:].tolist()]
             ]
             for i, content in zip(of_part, self._storages[part].ranges(wanted), strict=True):
-                found[i] = self._decoded(i, self._questions, b"", content)
+                found[i] = self.decoded(i, _questions, b"", content)
         return [found[i] for i in indices]
 
     def raw(self, indices: Sequence[int]) -> list[tuple[bytes | Exception, bytes | Exception]]:
@@ -140,35 +148,42 @@ class ShardDataset(Dataset[Sample | None]):
                 results[i] = _split(found, self._spans[i].tolist())
         return [results[i] for i in indices]
 
+    def _same(self, *places: tuple[Shard, list[int]]) -> bool:
+        """Whether the samples at two places have the same bytes."""
+        if places[0][1][1::2] != places[1][1][1::2]:
+            return False
+        one, other = (
+            _split(iter(self._storages[shard.part].ranges(_ranges(shard.shard, span))), span)
+            for shard, span in places
+        )
+        return one == other
+
     def _by_part(self, indices: Sequence[int]) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
         for i in indices:
             found.setdefault(self._shards[int(self._shard_of[i])].part, []).append(i)
         return found
 
-    def _questions(self, index: int, image: bytes, questions: bytes) -> tuple[Question, ...]:
-        return parse_questions(questions)
-
-    def _sample(self, index: int, image: bytes, questions: bytes) -> Sample:
+    def _sample(self, key: str, image: bytes, questions: bytes) -> Sample:
         parsed = parse_questions(questions)
         if not image:
             raise ValueError("the image has no bytes")
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
-            return Sample(self._keys[index], fit(opened, self._size), parsed)
+            return Sample(key, fit(opened, self._size), parsed)
 
-    def _decoded(
+    def decoded(
         self,
         index: int,
-        decode: Callable[[int, bytes, bytes], T],
+        decode: Callable[[str, bytes, bytes], T],
         image: bytes | Exception,
         questions: bytes | Exception,
     ) -> T | None:
-        """decode's result, or None and a fault."""
+        """What decode makes of a sample's key and its bytes as `raw` has them, or None and a fault."""
         try:
             for content in (image, questions):
                 if isinstance(content, Exception):
                     raise content
-            return decode(index, image, questions)  # type: ignore[arg-type]
+            return decode(self._keys[index], image, questions)  # type: ignore[arg-type]
         except UserError:
             raise
         except Exception as error:  # decoders raise almost anything on broken bytes
@@ -195,7 +210,7 @@ class ShardDataset(Dataset[Sample | None]):
     def _record_found(self, faults: list[Fault], shard: Shard, found: int) -> None:
         """Of one shard. What it should hold and does not, and no fault names by its key, is lost to the
         shard's own."""
-        unnamed = max(0, shard.samples - found - sum(1 for fault in faults if fault.key))
+        unnamed = max(0, shard.samples - found - sum(fault.lost for fault in faults if fault.key))
         own = next((fault for fault in faults if not fault.key), None)
         if own is None and unnamed:
             faults.append(Fault(shard.shard, "", f"holds {found} of {shard.samples} samples", unnamed))
@@ -326,6 +341,10 @@ def _split(
     return first[image - start : image - start + image_length], first[
         questions - start : questions - start + length
     ]
+
+
+def _questions(key: str, image: bytes, questions: bytes) -> tuple[Question, ...]:
+    return parse_questions(questions)
 
 
 def parse_questions(content: bytes) -> tuple[Question, ...]:

@@ -1,23 +1,20 @@
-"""The shards of a data directory written again, more or fewer samples in each: one stream, on webdataset's
-own parts."""
+"""The shards of a data directory written again, more or fewer samples in each: what a training reads of them,
+in its order."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
-from webdataset import SimpleShardList
-from webdataset.tariterators import group_by_keys, tar_file_expander
-
-from pyrskip.data.convert.rows import image_extension
-from pyrskip.data.entries import IMAGES
+from pyrskip.data.convert.rows import image_extension, image_key
 from pyrskip.data.faults import Fault
-from pyrskip.data.gather import read_there
-from pyrskip.data.reader import parse_questions
-from pyrskip.data.shards import INDEX, Index, Shard, shard_name, write_index, write_shard
-from pyrskip.data.storage import open_file
+from pyrskip.data.gather import gather, read_there
+from pyrskip.data.reader import TOGETHER, ShardDataset, parse_questions
+from pyrskip.data.shards import INDEX, Index, Shard, ShardsConfig, shard_name, write_index, write_shard
+from pyrskip.data.storage import is_url
 from pyrskip.errors import UserError
-from pyrskip.record import Record
+from pyrskip.record import KEY, Record
 
 
 def reshard(source: str, directory: Path, samples_per_shard: int) -> tuple[Index, list[Fault]]:
@@ -33,56 +30,33 @@ def reshard(source: str, directory: Path, samples_per_shard: int) -> tuple[Index
     index = read_there(source)
     faults: list[Fault] = []
     splits: dict[str, list[Shard]] = {}
-    for split, shards in index.splits.items():
-        urls = [f"{(index.parts[shard.part].root or source).rstrip('/')}/{shard.shard}" for shard in shards]
-        records = _records(urls, faults.append)
-        splits[split] = []
-        for first in records:
-            name = shard_name(split, len(splits[split]))
-            splits[split].append(
-                write_shard(directory / name, chain([first], islice(records, samples_per_shard - 1)))
-            )
+    with TemporaryDirectory() as here:
+        place = Path(here if is_url(source) else source)
+        if is_url(source):
+            gather(ShardsConfig((source,)), place)
+        for split in index.splits:
+            data = ShardDataset(place, split, 1)
+            records = _records(data)
+            splits[split] = []
+            for first in records:
+                name = shard_name(split, len(splits[split]))
+                splits[split].append(
+                    write_shard(directory / name, chain([first], islice(records, samples_per_shard - 1)))
+                )
+            faults += data.faults
     return write_index(directory, index.source, splits), faults
 
 
-def _records(urls: list[str], broken: Callable[[Fault], None]) -> Iterator[Record]:
-    """The samples of these shards, one after another; what cannot be read is reported and loses no other."""
-    if not urls:
-        return
-    current = ""
+def _records(data: ShardDataset) -> Iterator[Record]:
+    """What can be read of them; what cannot is added to the faults of `data`."""
+    for low in range(0, len(data), TOGETHER):
+        rows = range(low, min(low + TOGETHER, len(data)))
+        for row, content in zip(rows, data.raw(rows), strict=True):
+            record = data.decoded(row, _record, *content)
+            if record is not None:
+                yield record
 
-    def report(error: Exception) -> bool:
-        broken(
-            Fault(
-                current.rsplit("/", 1)[-1],
-                "",
-                f"{type(error).__name__}: {error.args[0] if error.args else ''}",
-            )
-        )
-        return True
 
-    def opened() -> Iterator[dict[str, Any]]:
-        nonlocal current
-        for found in SimpleShardList(urls):
-            current = found["url"]
-            try:
-                with open_file(current) as stream:
-                    yield {"url": current, "stream": stream}
-            except OSError as error:
-                report(error)
-
-    seen: set[str] = set()
-    for sample in group_by_keys(tar_file_expander(opened(), handler=report), handler=report):
-        key, shard = sample["__key__"], sample["__url__"].rsplit("/", 1)[-1]
-        try:
-            image = next((sample[kind] for kind in IMAGES if kind in sample), None)
-            if image is None or "json" not in sample:
-                raise ValueError(f"has no {'json' if image else 'image'}")
-            if key in seen:
-                raise ValueError("is there twice")
-            record = Record(key, image, image_extension(image), parse_questions(sample["json"]))
-        except (ValueError, TypeError, KeyError, RecursionError, AssertionError) as error:
-            broken(Fault(shard, key, f"{type(error).__name__}: {error}"))
-            continue
-        seen.add(key)
-        yield record
+def _record(key: str, image: bytes, questions: bytes) -> Record:
+    key = key if re.fullmatch(KEY, key) else image_key(key)
+    return Record(key, image, image_extension(image), parse_questions(questions))

@@ -1,6 +1,6 @@
 """Data as tar shards: written once from a source, divided into splits by image, and listed in an index.
 
-A shard is a plain webdataset tar: `<key>.png`, `.jpg` or `.webp` holds an image file's own bytes and
+A shard is a plain webdataset tar: `<key>.png`, `.jpg`, `.webp`, ... holds an image file's own bytes and
 `<key>.json` its questions, {"questions": [{"text": ..., "answers": [...], "type": ...}]}, with "level" and
 "boxes" where the source knows them, and "metric" where it is not exact. Beside each shard a list says where
 its samples lie (`pyrskip.data.entries`). `index.json`, written last, lists the shards of each split.

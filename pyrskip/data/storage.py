@@ -4,19 +4,23 @@ knows them.
 A server that does not is asked for whole files, which are kept below `cache_directory()`.
 """
 
+import glob
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from pyrskip.errors import UserError
-from pyrskip.files import whole_path
+from pyrskip.files import forms, there, whole_path
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory")
 """URLs that may be opened: fsspec knows more, some of which run code."""
+WEB = ("http://", "https://")
 MAX_OPEN = 256
 """Files held open at a time by each process."""
 TRIES = 4
@@ -83,9 +87,9 @@ class RemoteStorage:
 
     def __init__(self, url: str) -> None:
         check_url(url)
-        self._url = url.rstrip("/")
+        self._url = url
         self._ranges: bool | None = None  # whether the server knows ranges, once one has been asked for
-        folder = hashlib.sha256(self._url.encode()).hexdigest()[:16]
+        folder = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
         self._cache = LocalStorage(cache_directory() / folder)
 
     def ranges(self, wanted: Sequence[Range]) -> list[bytes | Exception]:
@@ -161,16 +165,32 @@ class RemoteStorage:
         return None
 
     def _join(self, name: str) -> str:
-        return f"{self._url}/{name}"
+        return join(self._url, name)
 
 
 def open_storage(place: str) -> Storage:
     """A directory's path or URL. Raises UserError for a URL that may not be opened."""
-    return RemoteStorage(place) if is_url(place) else LocalStorage(Path(place))
+    return RemoteStorage(place) if is_url(place) else LocalStorage(Path(there(place)))
 
 
 def is_url(place: str) -> bool:
-    return ":" in place.split("/")[0]
+    """Whether it begins as a URL does, and is no path that is there."""
+    head = place.split("/")[0]
+    return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", head)) and ("://" in place or not os.path.lexists(head))
+
+
+def join(base: str, name: str) -> str:
+    """The path or URL of the file `name` in the directory or at the URL `base`. On a web server the name is
+    quoted, and goes before a query."""
+    if not base.startswith(WEB):
+        return f"{base.rstrip('/')}/{name}"
+    url = urlsplit(_on_the_web(base))
+    return urlunsplit(url._replace(path=f"{url.path.rstrip('/')}/{quote(name)}"))
+
+
+def _on_the_web(url: str) -> str:
+    """With a # that belongs to a name: what follows it in a URL would never be sent."""
+    return url.replace("#", "%23") if url.startswith(WEB) else url
 
 
 def check_url(url: str) -> None:
@@ -178,7 +198,8 @@ def check_url(url: str) -> None:
     scheme = url.split("://")[0]
     if "://" not in url or "::" in url or scheme not in SCHEMES:
         raise UserError(
-            f"{url!r} may not be opened; allowed: paths, and URLs that begin with {', '.join(SCHEMES)}"
+            f"{url!r} may not be opened; allowed: URLs that begin with {', '.join(SCHEMES)}, and paths, with "
+            f"a colon in the first name as ./{url.split('/')[0]}"
         )
 
 
@@ -186,32 +207,65 @@ def open_file(place: str) -> BinaryIO:
     """A path or URL, to read and seek in. Raises UserError for a URL that may not be opened, else OSError."""
     if is_url(place):
         check_url(place)
-        return cast(BinaryIO, filesystem(place).open(place, "rb"))
-    return open(place, "rb")
+        return cast(BinaryIO, filesystem(place).open(_on_the_web(place), "rb"))
+    return open(there(place), "rb")
+
+
+def open_in(base: str, name: str) -> BinaryIO:
+    """A file in a directory or at a URL, however its accents are spelt there. As `open_file`."""
+    *others, last = forms(name)
+    for form in others:
+        try:
+            return open_file(join(base, form))
+        except FileNotFoundError:
+            continue
+    return open_file(join(base, last))
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that a path or URL with *, ? or {a,b} means, in order. Raises UserError where there is
-    none."""
-    import glob
-
-    from braceexpand import braceexpand
-
-    found: list[str] = []
-    for one in braceexpand(pattern):
-        if is_url(one):
-            check_url(one)
-            fs = filesystem(one)
-            scheme = one.split("://")[0]
-            hits = sorted(fs.glob(one)) if glob.has_magic(one) else [one] if fs.exists(one) else []
-            found += [hit if "://" in hit else f"{scheme}://{hit.lstrip('/')}" for hit in hits]
-        else:
-            found += sorted(glob.glob(one))
+    """The files that a path or URL with *, ? or {a,b} means, in order; a file of that very name before all.
+    Raises UserError where there is none."""
+    base, rest = ("", pattern) if is_url(pattern) else _that_is_there(there(pattern))
+    whole = _urls(pattern, literal=True) if is_url(pattern) else []
+    found = whole or [
+        hit
+        for one in _braces(rest)
+        for hit in (_urls(one) if is_url(base + one) else sorted(glob.glob(glob.escape(base) + one)))
+    ]
     if not found:
         raise UserError(
             f"{pattern!r} is no file that is there; allowed: a path or URL, which may have *, ? and {{a,b}}"
         )
     return found
+
+
+def _that_is_there(pattern: str) -> tuple[str, str]:
+    """A pattern as the folders at its beginning that are there by these very names, and the rest."""
+    ends = [place + 1 for place, sign in enumerate(pattern) if sign == "/"] + [len(pattern)]
+    known = max((end for end in ends if os.path.lexists(pattern[:end])), default=0)
+    return pattern[:known], pattern[known:]
+
+
+def _braces(pattern: str) -> list[str]:
+    from braceexpand import braceexpand
+
+    try:
+        return list(braceexpand(pattern))
+    except ValueError:  # a brace that nothing closes
+        return [pattern]
+
+
+def _urls(url: str, literal: bool = False) -> list[str]:
+    """The files that a URL means. literal: by this very name, as a URL or as a path that is not quoted."""
+    check_url(url)
+    fs, (scheme, _, path) = filesystem(url), url.partition("://")
+    if literal or not glob.has_magic(url):
+        names = [_on_the_web(url)]
+        if url.startswith(WEB):
+            host, slash, path = path.partition("/")
+            names.append(f"{scheme}://{host}{slash}{quote(path)}")
+        return next(([name] for name in dict.fromkeys(names) if fs.exists(name)), [])
+    return [hit if "://" in hit else f"{scheme}://{hit.lstrip('/')}" for hit in sorted(fs.glob(url))]
 
 
 def cache_directory() -> Path:

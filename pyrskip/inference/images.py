@@ -6,8 +6,9 @@ from pathlib import Path
 from PIL import Image
 
 from pyrskip.errors import UserError
+from pyrskip.files import there
+from pyrskip.picture import FORMATS, seen
 
-FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 40_000_000
 """Of an image before it is decoded: 120 MB."""
 
@@ -15,21 +16,22 @@ Source = Image.Image | bytes | str | Path
 
 
 def open_image(source: Source) -> Image.Image:
-    """A decoded image. Raises UserError where there is none, where it is broken, of another format, or has
-    too many pixels."""
-    if isinstance(source, Image.Image):
-        if 0 in source.size:
-            raise UserError("the image has no pixels")
-        return source
-    name = "the image" if isinstance(source, bytes) else str(source)
+    """A decoded image in RGB, as a person sees it. Raises UserError where there is none, where it is broken,
+    of another format, or has too many pixels."""
+    name = str(source) if isinstance(source, str | Path) else "the image"
     try:
+        if isinstance(source, Image.Image):
+            if 0 in source.size:
+                raise UserError("the image has no pixels")
+            return seen(source)
         with Image.open(
-            io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
+            io.BytesIO(source) if isinstance(source, bytes) else there(str(source)), formats=FORMATS
         ) as image:
             width, height = image.size
             if width * height <= MAX_PIXELS:
-                image.load()
-                return image
+                return seen(image)
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{name} does not exist") from error
     except Exception as error:  # decoders raise almost anything on broken bytes

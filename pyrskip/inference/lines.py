@@ -20,9 +20,10 @@ from typing import Any
 
 from pyrskip.errors import UserError
 from pyrskip.inference.engine import Request
-from pyrskip.inference.images import FORMATS, is_image
+from pyrskip.inference.images import is_image
+from pyrskip.picture import EXTENSIONS, FORMATS
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGES = tuple(f".{extension}" for extension in EXTENSIONS)
 LINES = (".jsonl", ".ndjson", ".json")
 """Names that count where the content says nothing."""
 DIAL = ("price", "max_tokens")

@@ -5,6 +5,7 @@ its images' sizes before an encoder runs. So the decision must be made first, fr
 thumbnail: `plan` makes it, `views` cuts the images that it names, and `chat` or `conversation` puts them into
 a request. Nothing of pyrskip then runs in the server.
 
+    image = seen(Image.open("photo.jpg"))                 # upright, from pyrskip.picture
     picture = thumbnail(engine, image)                    # or made where the image is kept: 16 px for the
     default pyramid
     decided = plan(engine, picture, image.size, "what colour is it?", price=0.05)
@@ -26,7 +27,7 @@ from PIL import Image
 from pyrskip.errors import UserError
 from pyrskip.inference.arrays import Floats
 from pyrskip.inference.engine import Engine, Picture, Request, Selection
-from pyrskip.picture import fitted, fitted_size, mipmaps
+from pyrskip.picture import fitted, fitted_size, mipmaps, seen
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def plan(
     price: float | None = None,
     max_tokens: int | None = None,
 ) -> Plan:
-    """Decide from a thumbnail and a question. size: width and height of the whole image.
+    """Decide from a thumbnail and a question. size: width and height of the whole image, upright.
 
     Raises UserError for a gate that needs the model's answer, a thumbnail that is not this image's glance,
     and what `Engine.select` refuses.
@@ -83,9 +84,10 @@ def plan(
     wanted = (-(-width // shrink), -(-height // shrink))
     if thumbnail.size != wanted:
         raise UserError(
-            f"the thumbnail has {thumbnail.size} pixels; allowed for an image of {size}: {wanted}"
+            f"the thumbnail has {thumbnail.size} pixels; allowed for an image of {size}: {wanted}; the size "
+            "of an image that its EXIF turns is that of pyrskip.picture.seen(image)"
         )
-    glance = np.asarray(thumbnail.convert("RGB")).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    glance = np.asarray(seen(thumbnail)).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     picture = Picture(np.array([height, width]), [*[None] * (pyramid.levels - 1), glance])
     rows = [engine.prepared(picture, Request(b"", question, price, max_tokens))]
     decisions = engine.decide(rows, engine.glance(rows))
@@ -104,6 +106,7 @@ def plan(
 
 def views(engine: Engine, image: Image.Image, plan: Plan) -> list[Image.Image]:
     """The images of a plan, cut from the whole image."""
+    image = seen(image)
     if image.size != plan.size:
         raise UserError(f"the plan was made for an image of {plan.size} pixels, this one has {image.size}")
     levels = _levels(engine, image)

@@ -36,6 +36,7 @@ from pyrskip.inference.engine import Answer, Engine, Selection
 from pyrskip.inference.engine import Request as Question
 from pyrskip.inference.keys import Keys
 from pyrskip.inference.limits import GONE, Bounded, Limits
+from pyrskip.picture import FORMATS
 
 USAGE = """usage: pyrskip serve model=<export> [key=value ...]
 
@@ -56,7 +57,7 @@ class Ask(BaseModel):
     """A question on an image."""
 
     model_config = ConfigDict(extra="forbid")
-    image: Annotated[Base64Bytes, Field(min_length=1, description="PNG, JPEG or WebP, in base64")]
+    image: Annotated[Base64Bytes, Field(min_length=1, description=f"{', '.join(FORMATS)}, in base64")]
     question: Annotated[str, Field(min_length=1)]
     price: Annotated[
         float | None, Field(ge=0, allow_inf_nan=False, description="what relative cost 1 is worth")

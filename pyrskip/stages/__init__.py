@@ -13,7 +13,7 @@ from pyrskip.decision import ActionSet
 from pyrskip.models.vision import read_weights
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.stages.cache import CACHE, check_cache_of, encoder_of, pyramid_of
-from pyrskip.stages.data import DATA, check_source
+from pyrskip.stages.data import DATA, check_source, check_splits
 from pyrskip.stages.flex import FLEX
 from pyrskip.stages.frontier import FRONTIER
 from pyrskip.stages.gate import GATE
@@ -61,6 +61,9 @@ def run_stages(
             if run.done(stage):
                 run.say(f"{stage.name}: done before, in {run.directory(stage)}")
                 continue
+            if stage is not DATA:  # all that is to come, before the first of it
+                left = [s for s in stages if s.name in config.stages and not run.done(s)]
+                check_splits(run, {split: None for s in left for split in s.reads})
             run.say(f"{stage.name}: to {run.root / stage.name}")
             if stage.alone and not first_rank():
                 if stage is DATA:  # no work of theirs follows the other ones

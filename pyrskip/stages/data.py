@@ -1,5 +1,6 @@
 """Stage data: the images and questions of a source as shards, divided into splits."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from pyrskip.config import Config
@@ -8,7 +9,8 @@ from pyrskip.data.convert import FORMATS
 from pyrskip.data.faults import FaultLog
 from pyrskip.data.gather import gather, read_there
 from pyrskip.data.reader import ShardDataset
-from pyrskip.data.shards import WRITTEN, DataConfig, parse_index, prepare
+from pyrskip.data.shards import SPLITS, WRITTEN, DataConfig, parse_index, prepare
+from pyrskip.errors import UserError
 from pyrskip.scenes.config import EDITION
 from pyrskip.stages.run import Run, Stage
 
@@ -30,6 +32,21 @@ def check_source(config: DataConfig) -> None:
     if config.source == WRITTEN:
         for path in config.shards.paths:
             read_there(path)
+
+
+def check_splits(run: Run, splits: Iterable[str]) -> None:
+    """Refuse data of which one of these splits has no image. Raises UserError."""
+    held = parse_index(run.directory(DATA)).splits
+    images = {split: sum(shard.samples for shard in held[split]) for split in SPLITS if split != "close"}
+    empty = [split for split in splits if not images[split]]
+    if empty:
+        shares = ["data.gate_fraction", "data.val_fraction"]
+        shares += ["data.files.test_fraction"] * (run.config.data.source in FORMATS)
+        raise UserError(
+            f"{run.directory(DATA)} has no image for {' and '.join(empty)} "
+            f"({', '.join(f'{split}: {number}' for split, number in images.items())}); allowed: at least one "
+            f"for each, from more images or other shares of them ({', '.join(shares)}), with another name="
+        )
 
 
 def samples_of(run: Run, split: str) -> ShardDataset:

@@ -131,4 +131,5 @@ FLEX = Stage(
     applies=lambda config: not config.model.served,
     once=True,
     replans=True,
+    reads=("train",),
 )

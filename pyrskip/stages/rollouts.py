@@ -154,5 +154,6 @@ ROLLOUTS = Stage(
     after=FLEX,
     keys=("model", "pyramid", "vision", "text", "actions", "pruner", "budget", "cost"),
     once=True,
+    reads=ROLLED,
     lacks=_missing_signals,
 )

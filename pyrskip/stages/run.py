@@ -36,8 +36,8 @@ class Stage:
     what else identifies it. passes: nothing that follows depends on what it left. applies: whether a run of
     this config has it. alone: the first rank works alone. borrowed: other runs may take it over; once: a
     sweep's jobs must not each make the same one. replans: it may go on with other ranks, with loader.replan.
-    whole: whether all that it left can be read; lacks: what a config needs of a finished one in a directory
-    and does not find there, '' where it finds all.
+    reads: splits of the data that must hold an image. whole: whether all that it left can be read; lacks:
+    what a config needs of a finished one in a directory and does not find there, '' where it finds all.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Stage:
     borrowed: bool = True
     once: bool = False
     replans: bool = False
+    reads: tuple[str, ...] = ()
     whole: Callable[["Run"], bool] = lambda run: True
     lacks: Callable[[Config, Path], str] = lambda config, directory: ""
 

@@ -23,6 +23,8 @@ from pyrskip.stages.run import Run, digest
 from pyrskip.sweeps.jobs import Job, name_of
 from pyrskip.training.trainer import TrainerConfig
 
+# keys that say where a sweep is
+PLACE = ("name", "root")
 # jobs that are checked before the first runs; of more, as many as show each value once
 CHECKED = 256
 # Hydra's launchers and sweepers that are plugins -> the module, and the extra that brings it
@@ -57,6 +59,11 @@ def plan_sweep(overrides: Sequence[str], fixed: Sequence[str] | None = None) -> 
     parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
     given = Counter(str(o.get_key_element()) for o in parsed)
     for override in parsed:
+        if override.is_sweep_override() and override.key_or_group in PLACE:
+            raise UserError(
+                f"{override.input_line} gives a sweep several places, and its jobs are kept in one; allowed: "
+                f"one {override.key_or_group}, below which each job is named by what else varies"
+            )
         if override.is_sweep_override() and given[str(override.get_key_element())] > 1:
             raise UserError(
                 f"{override.input_line} and another value of {override.get_key_element()}: allowed: one of "
@@ -100,6 +107,11 @@ def _check_jobs(
         overrides = [*common, *row]
         config, nodes = read(in_sweep(hydra.compose("train", overrides), directory, overrides, fixed))
         refuse_replay(config.trainer, launcher)
+        if config.directory.resolve() != (directory / name_of(varied_of(overrides, fixed))).resolve():
+            raise UserError(
+                f"the job {name_of(row)} would run in {config.directory}, and the sweep is in {directory}; "
+                "allowed: one name= and one root= for all jobs"
+            )
         if sampled and "frontier" not in config.stages:
             raise UserError("hydra/sweeper=pareto compares frontiers; allowed: stages with frontier")
         stages.update(_own_stages(Run(config, nodes)))

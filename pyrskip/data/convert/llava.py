@@ -14,8 +14,9 @@ from typing import Any, BinaryIO
 from pyrskip.data.convert.format import FORMATS, Format
 from pyrskip.data.convert.rows import Found, Row, Skipped, image_key
 from pyrskip.data.faults import Fault
-from pyrskip.data.storage import expand, is_url, open_file
+from pyrskip.data.storage import expand, is_url, open_file, open_in
 from pyrskip.errors import UserError
+from pyrskip.files import there
 from pyrskip.sample import Question
 
 HUMAN, GPT = ("human", "user"), ("gpt", "assistant")
@@ -33,7 +34,7 @@ class Llava(Format):
             raise UserError(
                 "data.files.images is empty; allowed for data=llava: the folder that its images are in"
             )
-        if not is_url(images) and not Path(images).is_dir():
+        if not is_url(images) and not Path(there(images)).is_dir():
             raise UserError(f"data.files.images={images!r} is no folder that is there")
 
     def rows(self, path: str) -> Iterator[Row]:
@@ -51,7 +52,7 @@ class Llava(Format):
                     yield Fault(path, f"row {key}", f"{type(error).__name__}: {error}")
 
     def image(self, place: str) -> bytes:
-        with open_file(f"{self.files.images.rstrip('/')}/{place}") as file:
+        with open_in(self.files.images, place) as file:
             return file.read()
 
     def _row(self, row: dict[str, Any]) -> Row:
@@ -67,7 +68,7 @@ class Llava(Format):
         if not isinstance(image, str) or not image:
             raise TypeError(f"image={image!r} is no path")
         path = PurePosixPath(image)
-        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        if path.is_absolute() or ".." in path.parts or "://" in image:
             raise ValueError(f"image={image!r} points out of the folder of images")
         kind = row.get("type") or row.get("category") or (path.parts[0] if len(path.parts) > 1 else "all")
         return Found(image_key(str(path)), str(path), tuple(self._questions(row["conversations"], str(kind))))

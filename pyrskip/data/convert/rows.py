@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pyrskip.data.faults import Fault
+from pyrskip.picture import SIGNATURES
 from pyrskip.sample import Question
-
-SIGNATURES = {"png": b"\x89PNG\r\n\x1a\n", "jpg": b"\xff\xd8\xff", "webp": b"RIFF"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def image_extension(content: bytes) -> str:
     for extension, signature in SIGNATURES.items():
         if content.startswith(signature):
             return extension
-    raise ValueError("the image is no png, jpg or webp")
+    raise ValueError(f"the image is no {', '.join([*SIGNATURES][:-1])} or {[*SIGNATURES][-1]}")
 
 
 def ordered(answers: Iterable[object]) -> tuple[str, ...]:
