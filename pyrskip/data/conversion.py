@@ -172,10 +172,11 @@ def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
 
 def _check(plan: Plan, config: DataConfig, directory: Path) -> None:
     faults = plan.faults()
-    lost, whole = sum(fault.lost for fault in faults), plan.questions() + len(faults)
+    lost, whole = sum(fault.lost for fault in faults), plan.questions()
     if lost > config.max_bad_fraction * whole:
         write_json(directory / REPORT, _report(plan))
-        raise too_many(faults, f"{lost} of {whole} questions", config.max_bad_fraction, str(directory))
+        so_far = " so far" if plan.shards() else ""
+        raise too_many(faults, f"{lost} of {whole} questions{so_far}", config.max_bad_fraction, str(directory))
 
 
 def _report(plan: Plan) -> dict[str, Any]:
@@ -191,4 +192,5 @@ def _told(report: dict[str, Any]) -> Iterator[str]:
         yield f"skipped: {rows} x {reason}"
     if report["broken"]:
         first = Fault(**report["broken"][0])
-        yield f"broken and left out: {len(report['broken'])}, listed in {REPORT}; the first: {first}"
+        lost = sum(fault["lost"] for fault in report["broken"])
+        yield f"broken and left out: {lost}, listed in {REPORT}; the first: {first}"
