@@ -176,7 +176,9 @@ def _check(plan: Plan, config: DataConfig, directory: Path) -> None:
     if lost > config.max_bad_fraction * whole:
         write_json(directory / REPORT, _report(plan))
         so_far = " so far" if plan.shards() else ""
-        raise too_many(faults, f"{lost} of {whole} questions{so_far}", config.max_bad_fraction, str(directory))
+        raise too_many(
+            faults, f"{lost} of {whole} questions{so_far}", config.max_bad_fraction, str(directory)
+        )
 
 
 def _report(plan: Plan) -> dict[str, Any]:

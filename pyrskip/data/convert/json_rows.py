@@ -6,9 +6,8 @@ read. NaN and Infinity are read, as Python's json reads them.
 
 import json
 import re
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 from pyrskip.data.convert.text import MARK, decoder, encoding_of, lines
 from pyrskip.data.faults import Fault
@@ -32,8 +31,7 @@ END = re.compile(r"[\]}\s]*\Z")
 _decode = json.JSONDecoder(strict=False).raw_decode
 
 
-@dataclass(frozen=True)
-class Numbered:
+class Numbered(NamedTuple):
     """place: which row or line it is."""
 
     place: str
@@ -41,7 +39,7 @@ class Numbered:
 
 
 def json_rows(
-    file: BinaryIO, path: str, marks: Collection[str], others: Collection[str]
+    file: BinaryIO, path: str, marks: frozenset[str], others: frozenset[str]
 ) -> Iterator[Numbered | Fault]:
     """path: for faults, whose `lost` counts rows. marks: keys that rows have, and no object inside a row;
     others: keys that rows have too."""
@@ -55,14 +53,21 @@ def json_rows(
         yield from _Stream(left, path, marks, others).rows()
 
 
-def _are_lines(text: str, marks: Collection[str]) -> bool:
+def _are_lines(text: str, marks: frozenset[str]) -> bool:
     """Whether the first line is a row, or two of the first lines are."""
     rows = [_is_row(_loaded(line), marks) for line in text.split("\n", LOOK)[:LOOK]]
     return rows[0] or sum(rows) > 1
 
 
-def _is_row(value: Any, marks: Collection[str]) -> bool:
-    return isinstance(value, dict) and any(mark in value for mark in marks)
+def _is_row(value: Any, marks: frozenset[str]) -> bool:
+    return isinstance(value, dict) and not marks.isdisjoint(value)
+
+
+def _swallows(value: Any, marks: frozenset[str]) -> bool:
+    """Whether the list that ends a value ends with a row: it lost its own end, and has the file's."""
+    if isinstance(value, dict) and value:
+        value = value[next(reversed(value))]
+    return isinstance(value, list) and bool(value) and _is_row(value[-1], marks)
 
 
 def _loaded(line: str) -> Any:
@@ -125,7 +130,7 @@ class _Left:
 class _Stream:
     """Rows with commas, blanks or nothing between them."""
 
-    def __init__(self, left: _Left, path: str, marks: Collection[str], others: Collection[str]) -> None:
+    def __init__(self, left: _Left, path: str, marks: frozenset[str], others: frozenset[str]) -> None:
         self._left, self._path, self._marks, self._others = left, path, marks, others
         self._number, self._first = 0, ""
 
@@ -177,12 +182,15 @@ class _Stream:
                 continue
             try:
                 value, end = left.value()
-                behind = NEXT.match(left.text, left.at + end)[1]  # type: ignore[index]
-                if _is_row(value, self._marks) or behind in ("", ",", "]", "{"[: isinstance(value, dict)]):
-                    left.at += end
-                    yield self._numbered(value)
-                    continue
-                reason = f"{behind!r} is not what a row ends with"
+                if _swallows(value, self._marks):
+                    raise ValueError("other rows are inside it")
+                if not _is_row(value, self._marks):
+                    behind = NEXT.match(left.text, left.at + end)[1]  # type: ignore[index]
+                    if behind not in ("", ",", "]", "{"[: isinstance(value, dict)]):
+                        raise ValueError(f"{behind!r} is not what a row ends with")
+                left.at += end
+                yield self._numbered(value)
+                continue
             except (ValueError, RecursionError) as error:
                 reason = f"{type(error).__name__}: {error}"
             reason, place = f"cannot be read after {self._number} rows: {reason}", f"row {self._number}"
@@ -195,7 +203,7 @@ class _Stream:
             yield Fault(self._path, f"row {self._number}", reason)
 
     def _numbered(self, value: Any) -> Numbered:
-        if _is_row(value, self._marks):
+        if not self._first and _is_row(value, self._marks):
             self._first = next(iter(value))
         self._number += 1
         return Numbered(f"row {self._number - 1}", value)

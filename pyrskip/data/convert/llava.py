@@ -20,23 +20,18 @@ from pyrskip.data.storage import is_url, open_file
 from pyrskip.errors import UserError
 from pyrskip.sample import Question
 
-TURNS, PICTURES, VIDEOS = (
-    ("conversations", "messages", "conversation"),
-    ("image", "images"),
-    ("video", "videos"),
-)
-HUMAN, GPT = ("human", "user"), ("gpt", "assistant", "bot")
-BESIDE = (
-    "system",
-    "developer",
-    "tool",
-    "tool_call",
-    "tool_response",
-    "function",
-    "function_call",
-    "observation",
-)
-"""Who else may speak, and neither asks nor answers."""
+TURNS = frozenset(("conversations", "messages", "conversation"))
+PICTURES = frozenset(("image", "images"))
+HUMAN, GPT, BESIDE = "asks", "answers", "neither"
+SIDES = {
+    **dict.fromkeys(("human", "user"), HUMAN),
+    **dict.fromkeys(("gpt", "assistant", "bot"), GPT),
+    **dict.fromkeys(("system", "developer", "tool", "tool_call", "tool_response"), BESIDE),
+    **dict.fromkeys(("function", "function_call", "observation"), BESIDE),
+}
+"""Who speaks -> whether they ask or answer."""
+END = {"from": "human", "value": ""}
+"""Stands behind the last turn."""
 SHOWN = "<image>"
 
 
@@ -68,7 +63,7 @@ class Llava(Format):
                     place = f"row {value['id']}"
                 try:
                     yield self._row(value, path, place)
-                except (ValueError, TypeError, KeyError) as error:
+                except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
                     yield Fault(path, place, f"{type(error).__name__}: {error}")
 
     def image(self, place: str) -> bytes:
@@ -78,76 +73,88 @@ class Llava(Format):
     def _row(self, row: dict[str, Any], source: str, where: str) -> Row:
         if not isinstance(row, dict):
             raise TypeError("the row is no object")
-        turns = next((row[name] for name in TURNS if not missing(row.get(name))), None)
-        if any(row.get(name) for name in VIDEOS):
+        turns = row.get("conversations")
+        if not turns:
+            turns = row.get("messages") or row.get("conversation") or turns
+        if row.get("video") or row.get("videos"):
             return Skipped("a video")
-        images = _pictures(row) or _parts(turns)
+        images = _pictures(row.get("image"))
+        images += [one for one in _pictures(row.get("images")) if one not in images]
+        images = images or _parts(turns)
         if not images:
-            return Skipped("an empty picture field" if any(name in row for name in PICTURES) else WITHOUT)
+            return Skipped("an empty picture field" if PICTURES & row.keys() else WITHOUT)
         if len(images) > 1:
             return Skipped(SEVERAL)
         (image,) = images
         if not isinstance(image, str):
             raise TypeError(f"image={image!r} is no path")
         path = PurePosixPath(image)
-        if path.is_absolute() and path.is_relative_to(self.files.images):
+        if image[0] == "/" and path.is_relative_to(self.files.images):
             path = path.relative_to(self.files.images)
-        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        name, parts = str(path), path.parts
+        if path.is_absolute() or ".." in parts or ":" in parts[0]:
             raise ValueError(f"image={image!r} points out of the folder of images")
-        kind = row.get("type") or row.get("category") or (path.parts[0] if len(path.parts) > 1 else "all")
+        kind = row.get("type") or row.get("category") or (parts[0] if len(parts) > 1 else "all")
         questions, faults = self._questions(turns, str(kind), source, where)
-        return Found(image_key(str(path)), str(path), questions, faults)
+        return Found(image_key(name), name, questions, faults)
 
     def _questions(
         self, turns: Any, kind: str, source: str, where: str
     ) -> tuple[tuple[Question, ...], tuple[Fault, ...]]:
         """Raises ValueError where no turn is answered, TypeError or KeyError where a turn is none."""
         if not isinstance(turns, list):
-            raise TypeError(f"{TURNS[0]} is no list, and neither is {TURNS[1]}")
+            raise TypeError("conversations is no list, and neither is messages")
         questions: list[Question] = []
         faults: list[Fault] = []
-        asked: str | None = None
+        asked, metric = None, self.files.metric
 
-        for number, turn in enumerate([*turns, None]):
-            said, value = ("", "") if turn is None else _said(turn)
-            if said in BESIDE:
-                continue
-            if said in GPT and asked and value:
-                questions.append(Question(asked, (value,), kind, metric=self.files.metric))
-            elif said in GPT and value and (number > 0 or asked == ""):
-                faults.append(Fault(source, where, f"there is no question to the answer {value[:40]!r}"))
-            elif asked:
-                faults.append(Fault(source, where, f"there is no answer to {asked[:40]!r}"))
-            asked = value if said in HUMAN else None
+        for turn in (*turns, END):
+            # what nearly all turns are
+            name, value = turn.get("from"), turn.get("value")
+            side = SIDES.get(name)
+            if side is None or type(value) is not str:
+                side, value = _said(turn)
+            if side is HUMAN:
+                if asked:
+                    faults.append(Fault(source, where, f"there is no answer to {asked[:40]!r}"))
+                asked = value.replace(SHOWN, "").strip()
+            elif side is GPT:
+                value = value.strip()
+                if asked and value:
+                    questions.append(Question(asked, (value,), kind, metric=metric))
+                elif asked:
+                    faults.append(Fault(source, where, f"there is no answer to {asked[:40]!r}"))
+                elif value and turn is not turns[0]:
+                    faults.append(Fault(source, where, f"there is no question to the answer {value[:40]!r}"))
+                asked = None
         if not questions:
             raise ValueError("no human turn has an answer")
         return tuple(questions), tuple(faults)
 
 
 def _said(turn: Any) -> tuple[str, str]:
-    """Who speaks, and what. Raises ValueError, TypeError or KeyError."""
-    said = str(turn["from"] if "from" in turn else turn["role"]).strip().lower()
+    """Who speaks, one of SIDES' values, and what. Raises ValueError, TypeError or KeyError."""
+    name = turn["from"] if "from" in turn else turn["role"]
+    side = SIDES.get(name) or SIDES.get(str(name).strip().lower())
+    if side is None:
+        raise ValueError(f"{name!r} is nobody who speaks; allowed: {', '.join(SIDES)}")
     value = turn["content"] if "content" in turn and "value" not in turn else turn["value"]
-    if isinstance(value, list):
-        value = "\n".join(part.get("text") or "" if isinstance(part, dict) else part for part in value)
-    if said in GPT:
-        return said, text_of(value)
-    if said not in (*HUMAN, *BESIDE):
-        raise ValueError(f"{said!r} is nobody who speaks; allowed: {', '.join((*HUMAN, *GPT, *BESIDE))}")
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return said, (value or "").replace(SHOWN, "").strip()
+    if type(value) is not str:
+        if isinstance(value, list):
+            value = "\n".join(part.get("text") or "" if isinstance(part, dict) else part for part in value)
+        elif side is HUMAN and value is not None:
+            raise TypeError(f"{value!r} is no text")
+        value = text_of(value)
+    return side, value
 
 
-def _pictures(row: dict[str, Any]) -> list[Any]:
-    """The paths that a row gives, each once."""
-    found: list[Any] = []
-    for name in PICTURES:
-        value = row.get(name)
-        for one in value if isinstance(value, list) else [value]:
-            one = one.get("path") or one.get("url") if isinstance(one, dict) else one
-            if not missing(one) and one not in found:
-                found.append(one)
+def _pictures(value: Any) -> list[Any]:
+    """The paths that a picture field gives."""
+    found = []
+    for one in value if isinstance(value, list) else (value,):
+        one = (one.get("path") or one.get("url")) if isinstance(one, dict) else one
+        if not missing(one):
+            found.append(one)
     return found
 
 
@@ -158,6 +165,5 @@ def _parts(turns: Any) -> list[Any]:
         parts = turn.get("content") if isinstance(turn, dict) else None
         for part in parts if isinstance(parts, list) else ():
             if isinstance(part, dict):
-                shown = part.get("image") or part.get("image_url")
-                found += _pictures({"image": shown})
+                found += _pictures(part.get("image") or part.get("image_url"))
     return found

@@ -23,12 +23,14 @@ class Found:
     def __post_init__(self) -> None:
         """Raises ValueError for text that no file can hold: JSON may escape halves of characters, and bytes
         may be no UTF-8."""
-        for text in (self.place or "", *(t for q in self.questions for t in (q.text, q.type, *q.answers))):
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                shown = text[max(0, error.start - 20) : error.end + 20]
-                raise ValueError(f"{shown!r} holds bytes that are no UTF-8, or surrogates") from error
+        texts = [self.place or ""]
+        for question in self.questions:
+            texts += (question.text, question.type, *question.answers)
+        try:
+            "\n".join(texts).encode()
+        except UnicodeEncodeError as error:
+            shown = error.object[max(0, error.start - 20) : error.end + 20]
+            raise ValueError(f"{shown!r} holds bytes that are no UTF-8, or surrogates") from error
 
 
 WITHOUT, SEVERAL = "text only", "several images"
