@@ -27,8 +27,8 @@ def missing(value: object) -> bool:
 def listed(value: object) -> list[Any]:
     """'a', ['a', 'b'], "['a', 'b']" or [{'answer': 'a'}, ...] -> a list. The text of a list is that list, as
     VLMEvalKit's process_line has it."""
-    if isinstance(value, str):
-        value = list_in(value) or value
+    if isinstance(value, str) and (found := list_in(value)) is not None:
+        value = found
     values = value if isinstance(value, list) else [value]
     return [v["answer"] if isinstance(v, dict) else v for v in values]
 

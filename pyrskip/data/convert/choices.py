@@ -5,7 +5,7 @@ Columns are A, B, ... (MMBench), choice_a, ... (SEED-Bench), or a list in `optio
 (ScienceQA). How a file's answers name options is told by the rows in which that is clear.
 """
 
-import json
+import ast
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -122,11 +122,13 @@ def _of_list(value: Any) -> dict[str, str]:
 
 def _list(text: str) -> Any:
     found: Any = list_in(text)
-    if found is None:
+    if found is None and text.lstrip().startswith("{"):
         try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
-            found = text.strip().splitlines()
+            found = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            found = None
+    if found is None:
+        found = text.strip().splitlines()
     if not isinstance(found, list | Mapping) or len(found) < 2:
         raise ValueError(f"options={text!r} is no list")
     return found
