@@ -1,6 +1,7 @@
 """Stage data: the images and questions of a source as shards, divided into splits."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def _content(config: DataConfig, directory: Path | None) -> tuple[str, Known] | 
         if config.source in FORMATS:
             form = FORMATS[config.source](config.files)
             paths = [path for pattern in form.patterns() if pattern for path in expand(pattern)]
+            paths = [path for path in paths if not os.path.isdir(path)]
         elif config.source == WRITTEN:
             paths = [f"{path.rstrip('/')}/{INDEX}" for path in config.shards.paths]
         else:

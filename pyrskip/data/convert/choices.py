@@ -14,7 +14,7 @@ from pyrskip.data.convert.answers import list_in, missing, ordered, text_of
 
 LISTS = ("options", "choices")
 LETTER = re.compile(r"([A-Z])|(?i:choice|option)[_ ]?([A-Ja-j])")
-NAMED = re.compile(r"\(?([A-Z])[).:]?(?:\s+(\S.*))?", re.DOTALL)
+NAMED = re.compile(r"(?:(?i:option)\s+)?\(?([A-Z])[).:]?(?:\s+(\S.*))?", re.DOTALL)
 LETTERED = re.compile(r"\(?([A-Z])[).:]\s*(\S.*)", re.DOTALL)
 
 
@@ -127,8 +127,8 @@ def _list(text: str) -> Any:
             found = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             found = None
-    if found is None:
-        found = text.strip().splitlines()
-    if not isinstance(found, list | Mapping) or len(found) < 2:
+    if found is None and len(lines := text.strip().splitlines()) > 1:
+        found = lines
+    if not isinstance(found, list | Mapping):
         raise ValueError(f"options={text!r} is no list")
     return found

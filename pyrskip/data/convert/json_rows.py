@@ -25,6 +25,7 @@ BLANK = re.compile(rf"[\s,{MARK}]*")
 START = re.compile(r"[,\n\[}]\s*(?=\{)")
 KEY = re.compile(rf'[\s{MARK}]*[{{,]\s*"([^"\\]*)"\s*:\s*')
 OBJECTS = re.compile(r"\[\s*\{")
+BEGIN = re.compile(r"""\{\s*["']([^"']+)["']\s*:""")
 NEXT = re.compile(rf"[\s{MARK}]*(.?)", re.DOTALL)
 END = re.compile(r"[\]}\s]*\Z")
 
@@ -235,5 +236,8 @@ class _Stream:
 
     def _begun(self, far: int) -> int:
         """Rows that begin in the next `far` characters, but not with the first of them."""
-        begin = re.compile(rf'\{{\s*"{re.escape(self._first)}"\s*:')
-        return len(begin.findall(self._left.text, self._left.at + 1, self._left.at + far))
+        text, at = self._left.text, self._left.at
+        own = BEGIN.match(text, at)
+        first = self._first or (own[1] if own else "")
+        begin = re.compile(rf"""\{{\s*["']{re.escape(first)}["']\s*:""")
+        return len(begin.findall(text, at + 1, at + far))

@@ -81,6 +81,8 @@ class Llava(Format):
         images = _pictures(row.get("image"))
         images += [one for one in _pictures(row.get("images")) if one not in images]
         images = images or _parts(turns)
+        if not images and not turns:
+            raise ValueError("the row has neither conversations nor messages")
         if not images:
             return Skipped("an empty picture field" if PICTURES & row.keys() else WITHOUT)
         if len(images) > 1:

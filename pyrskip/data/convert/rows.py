@@ -23,11 +23,11 @@ class Found:
     def __post_init__(self) -> None:
         """Raises ValueError for text that no file can hold: JSON may escape halves of characters, and bytes
         may be no UTF-8."""
-        texts = [self.place or ""]
+        texts: list[str] = []
         for question in self.questions:
-            texts += (question.text, question.type, *question.answers)
+            texts += (question.text, *question.answers, question.type)
         try:
-            "\n".join(texts).encode()
+            "\n".join((*texts, self.place or "")).encode()
         except UnicodeEncodeError as error:
             shown = error.object[max(0, error.start - 20) : error.end + 20]
             raise ValueError(f"{shown!r} holds bytes that are no UTF-8, or surrogates") from error

@@ -8,7 +8,7 @@ from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import Iterator
 from typing import BinaryIO
 
-HEAD = 4096
+HEAD = 64
 MARK = "\ufeff"
 _ERRORS = {"utf-8": "surrogateescape", "utf-16-le": "surrogatepass", "utf-16-be": "surrogatepass"}
 

@@ -148,9 +148,9 @@ def _row(header: Sequence[str], cells: Sequence[str] | None) -> dict[str, str]:
         raise ValueError(
             "a cell begins with a quote that does not end it; allowed: quotes around a whole cell"
         )
-    if len(cells) != len(header):
+    if len(cells) != len(header) and (len(cells) < len(header) or any(cells[len(header) :])):
         raise ValueError(f"{len(cells)} cells for {len(header)} columns")
-    return {name: cell for name, cell in zip(header, cells, strict=True) if not missing(cell)}
+    return {name: cell for name, cell in zip(header, cells, strict=False) if not missing(cell)}
 
 
 def _asking(number: int, row: dict[str, str], cell: str) -> "_Asking | Skipped":
