@@ -33,6 +33,8 @@ SIDES = {
 END = {"from": "human", "value": ""}
 """Stands behind the last turn."""
 SHOWN = "<image>"
+UNUSUAL = frozenset(("", ".", ".."))
+"""Parts that a path may have and a name of a file has not."""
 
 
 @FORMATS.register("llava")
@@ -90,11 +92,13 @@ class Llava(Format):
         (image,) = images
         if not isinstance(image, str):
             raise TypeError(f"image={image!r} is no path")
-        path = PurePosixPath(image)
-        if image[0] == "/" and path.is_relative_to(self.files.images):
-            path = path.relative_to(self.files.images)
-        name, parts = str(path), path.parts
-        if path.is_absolute() or ".." in parts or ":" in parts[0]:
+        name, parts = image, tuple(image.split("/"))
+        if not UNUSUAL.isdisjoint(parts):
+            path = PurePosixPath(image)
+            if path.is_absolute() and path.is_relative_to(self.files.images):
+                path = path.relative_to(self.files.images)
+            name, parts = str(path), path.parts
+        if parts[0].startswith("/") or ".." in parts or ":" in parts[0]:
             raise ValueError(f"image={image!r} points out of the folder of images")
         kind = row.get("type") or row.get("category") or (parts[0] if len(parts) > 1 else "all")
         questions, faults = self._questions(turns, str(kind), source, where)

@@ -209,6 +209,8 @@ def _reach(row: Mapping[str, Any], name: str) -> Any:
 
 def _images(value: Any) -> list[Any]:
     """What is there of a picture, or of a list of them."""
+    if isinstance(value, dict) and value.get("bytes"):
+        return [value]
     values = value if isinstance(value, list) else [value]
     return [
         one
