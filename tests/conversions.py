@@ -12,7 +12,6 @@ from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import SPLITS, DataConfig
 
 pytest.importorskip("pyarrow")
-pytest.importorskip("ijson")
 Asked = tuple[str, tuple[str, ...], str]
 
 

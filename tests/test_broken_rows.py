@@ -78,8 +78,8 @@ def test_a_json_file_that_is_cut_off_keeps_the_rows_before(cut: float, tmp_path:
     [
         ({"question": None}, "question=None is no text"),
         ({"answers": []}, "there is no answer"),
-        ({"answers": None}, "None is no answer"),
-        ({"image": None}, "the image is not embedded"),
+        ({"answers": None}, "there is no answer"),
+        ({"image": {"bytes": None, "path": "a.png"}}, "the image is not embedded"),
         ({"image": embedded(b"\0\0\0 ftypheic")}, "the image is no png, jpg, webp"),
     ],
 )
@@ -98,9 +98,9 @@ def test_a_broken_parquet_row_is_named_and_loses_no_other(
     ("change", "reason"),
     [
         ({"image": "no base64!" * 20}, "Only base64 data is allowed|padding"),
-        ({"image": "999"}, "no row before this one"),
-        ({"image": ""}, "KeyError: 'image'"),
-        ({"answer": ""}, "KeyError: 'answer'"),
+        ({"image": "999"}, "image=999 is no row with an image of its own"),
+        ({"question": ""}, "there is no question"),
+        ({"answer": ""}, "there is no answer"),
     ],
 )
 def test_a_broken_tsv_row_is_named_and_loses_no_other(

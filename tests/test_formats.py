@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyrskip.data.conversion import convert
-from pyrskip.data.convert.rows import Found, image_extension, image_key, ordered
+from pyrskip.data.convert import ordered
+from pyrskip.data.convert.rows import Found, image_extension, image_key
 from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError
 from pyrskip.picture import FORMATS, SIGNATURES

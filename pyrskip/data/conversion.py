@@ -114,7 +114,7 @@ def _write(plan: Plan, form: Format, config: DataConfig, directory: Path) -> Non
         def note(split: str, number: int, done: Done) -> None:
             plan.wrote(split, number, *done)
             if done[1]:
-                _check(plan, config, directory)
+                _check(plan, config, directory, writing=True)
             advance()
 
         if workers <= 1:
@@ -170,12 +170,14 @@ def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
-def _check(plan: Plan, config: DataConfig, directory: Path) -> None:
+def _check(plan: Plan, config: DataConfig, directory: Path, writing: bool = False) -> None:
     faults = plan.faults()
-    lost, whole = sum(fault.lost for fault in faults), plan.questions() + len(faults)
+    lost, whole = sum(fault.lost for fault in faults), plan.questions()
     if lost > config.max_bad_fraction * whole:
         write_json(directory / REPORT, _report(plan))
-        raise too_many(faults, f"{lost} of {whole} questions", config.max_bad_fraction, str(directory))
+        at_least = "at least " if writing and plan.shards() else ""
+        what = f"{at_least}{lost} of {whole} questions"
+        raise too_many(faults, what, config.max_bad_fraction, str(directory))
 
 
 def _report(plan: Plan) -> dict[str, Any]:
@@ -191,4 +193,5 @@ def _told(report: dict[str, Any]) -> Iterator[str]:
         yield f"skipped: {rows} x {reason}"
     if report["broken"]:
         first = Fault(**report["broken"][0])
-        yield f"broken and left out: {len(report['broken'])}, listed in {REPORT}; the first: {first}"
+        lost = sum(fault["lost"] for fault in report["broken"])
+        yield f"broken and left out: {lost}, listed in {REPORT}; the first: {first}"

@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS images (
     number INTEGER PRIMARY KEY, key TEXT UNIQUE, part TEXT, place TEXT, split TEXT, shard INTEGER);
 CREATE TABLE IF NOT EXISTS questions (image INTEGER, part TEXT, content TEXT);
 CREATE TABLE IF NOT EXISTS skipped (reason TEXT PRIMARY KEY, rows INTEGER);
-CREATE TABLE IF NOT EXISTS faults (shard TEXT, key TEXT, reason TEXT, lost INTEGER);
+CREATE TABLE IF NOT EXISTS faults (shard TEXT, key TEXT, reason TEXT, lost INTEGER, asked INTEGER);
 CREATE TABLE IF NOT EXISTS shards (split TEXT, number INTEGER, content TEXT, PRIMARY KEY (split, number));
 CREATE INDEX IF NOT EXISTS questions_of ON questions (image);
 CREATE INDEX IF NOT EXISTS images_of ON images (split, shard);
@@ -58,7 +58,7 @@ class Plan:
         with self._base as base:
             count = 0
             for row in rows:
-                count += 1
+                count += row.lost if isinstance(row, Fault) else 1
                 if isinstance(row, Found):
                     self._found(row, part)
                 elif isinstance(row, Skipped):
@@ -67,8 +67,12 @@ class Plan:
                     self.fault(row)
             base.execute("INSERT INTO files VALUES (?, ?, ?)", (path, part, count))
 
-    def fault(self, fault: Fault) -> None:
-        self._base.execute("INSERT INTO faults VALUES (:shard, :key, :reason, :lost)", asdict(fault))
+    def fault(self, fault: Fault, asked: bool = False) -> None:
+        """asked: what it costs is among `questions`."""
+        self._base.execute(
+            "INSERT INTO faults VALUES (:shard, :key, :reason, :lost, :asked)",
+            asdict(fault) | {"asked": asked},
+        )
 
     def undivided(self) -> bool:
         return self._free() > 0
@@ -134,7 +138,7 @@ class Plan:
         """shard: None where no image of it could be read."""
         with self._base as base:
             for fault in faults:
-                self.fault(fault)
+                self.fault(fault, asked=True)
             content = None if shard is None else json.dumps(asdict(shard))
             base.execute("INSERT INTO shards VALUES (?, ?, ?)", (split, number, content))
 
@@ -150,7 +154,9 @@ class Plan:
         return int(self._base.execute("SELECT coalesce(sum(rows), 0) FROM files").fetchone()[0])
 
     def questions(self) -> int:
-        return int(self._base.execute("SELECT count(*) FROM questions").fetchone()[0])
+        """All that the files ask, what cannot be read included: a row of that counts as one."""
+        unread = "SELECT coalesce(sum(lost), 0) FROM faults WHERE NOT asked"
+        return int(self._base.execute(f"SELECT (SELECT count(*) FROM questions) + ({unread})").fetchone()[0])
 
     def skipped(self) -> dict[str, int]:
         return dict(self._base.execute("SELECT reason, rows FROM skipped ORDER BY reason").fetchall())
@@ -172,6 +178,8 @@ class Plan:
             (number, part, json.dumps(vars(question), ensure_ascii=False)) for question in row.questions
         ]
         self._base.executemany("INSERT INTO questions VALUES (?, ?, ?)", contents)
+        for fault in row.faults:
+            self.fault(fault)
 
     def _skip(self, reason: str, rows: int = 1) -> None:
         self._base.execute(
@@ -186,7 +194,9 @@ class Plan:
         )
         unasked = self._base.execute(f"UPDATE images SET split = '' WHERE {without}").rowcount
         missing = self._base.execute(
-            "SELECT key FROM images WHERE place IS NULL AND split IS NULL"
+            "SELECT key, count(*) FROM images AS i JOIN questions AS q "
+            "ON q.image = i.number AND q.part = i.part WHERE place IS NULL AND split IS NULL "
+            "GROUP BY i.number ORDER BY i.number"
         ).fetchall()
         self._base.execute("UPDATE images SET split = '' WHERE place IS NULL")
         both = (
@@ -194,8 +204,8 @@ class Plan:
             "images.part"
         )
         seen = self._base.execute(both).fetchone()[0]
-        for (key,) in missing:
-            self.fault(Fault("images", key, "is in none of the tables of images"))
+        for key, count in missing:
+            self.fault(Fault("images", key, "is in none of the tables of images", count), asked=True)
         for reason, rows in (
             ("images without a question", unasked),
             ("training questions on test images", seen),

@@ -1,22 +1,35 @@
 """Stage data: the images and questions of a source as shards, divided into splits."""
 
+import json
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from pyrskip.config import Config
+from pyrskip.data.content import Known, content_of
 from pyrskip.data.conversion import convert
 from pyrskip.data.convert import FORMATS
 from pyrskip.data.faults import FaultLog
 from pyrskip.data.gather import gather, read_there
 from pyrskip.data.reader import ShardDataset
-from pyrskip.data.shards import SPLITS, WRITTEN, DataConfig, parse_index, prepare
+from pyrskip.data.shards import INDEX, SPLITS, WRITTEN, DataConfig, parse_index, prepare
+from pyrskip.data.storage import expand
 from pyrskip.errors import UserError
+from pyrskip.files import write_json
 from pyrskip.scenes.config import EDITION
 from pyrskip.stages.run import Run, Stage
+
+CONTENT = "the content of data.files"
+"""In the fingerprint of a data stage."""
+KNOWN = "files.json"
+"""In its directory: what is known of each file that it was made from."""
 
 
 def prepare_data(run: Run) -> None:
     config, directory = run.config.data, run.root / DATA.name
+    found = _content(config, None)
+    if found:
+        write_json(directory / KNOWN, found[1])
     if config.source in FORMATS:
         convert(config, directory)
     elif config.source == WRITTEN:
@@ -72,8 +85,35 @@ def report_faults(run: Run, split: str) -> None:
         )
 
 
-def _edition(config: Config) -> dict[str, Any]:
-    return {"the scenes' edition": EDITION} if config.data.source == "scenes" else {}
+def _more(run: Run) -> dict[str, Any]:
+    """Of a source that reads files, what they hold. Files that are gone are those that they were, and so are
+    those of a run that kept no digest."""
+    config, recorded = run.config.data, run.recorded(DATA)
+    if config.source == "scenes":
+        return {"the scenes' edition": EDITION}
+    if recorded is not None and CONTENT not in recorded[1]:
+        return {}
+    found = _content(config, recorded[0] if recorded else None)
+    now = found[0] if found else recorded[1][CONTENT] if recorded else None
+    return {} if now is None else {CONTENT: now}
 
 
-DATA = Stage("data", prepare_data, keys=("data",), more=_edition, alone=True)
+def _content(config: DataConfig, directory: Path | None) -> tuple[str, Known] | None:
+    """The digest of a source's files, and what is known of each; None where it reads none, or one is gone.
+    directory: of a data stage that may have read them."""
+    try:
+        if config.source in FORMATS:
+            form = FORMATS[config.source](config.files)
+            paths = [path for pattern in form.patterns() if pattern for path in expand(pattern)]
+            paths = [path for path in paths if not os.path.isdir(path)]
+        elif config.source == WRITTEN:
+            paths = [f"{path.rstrip('/')}/{INDEX}" for path in config.shards.paths]
+        else:
+            return None
+        kept = directory / KNOWN if directory else None
+        return content_of(paths, json.loads(kept.read_text()) if kept and kept.is_file() else None)
+    except Exception:  # clients of stores raise their own
+        return None
+
+
+DATA = Stage("data", prepare_data, keys=("data",), more=_more, alone=True)

@@ -135,9 +135,9 @@ def _environment(run: Run, table: RolloutTable, unit: float, gate: GateConfig) -
     return TableEnvironment(table, pyramid_of(run.config), run.config.budget, unit)
 
 
-def _batch(config: Config) -> dict[str, Any]:
+def _batch(run: Run) -> dict[str, Any]:
     """Online a step is of images, and not of a table's rows."""
-    return select(config, "loader.batch_images") if config.rule.online else {}
+    return select(run.config, "loader.batch_images") if run.config.rule.online else {}
 
 
 GATE = Stage(

@@ -44,7 +44,7 @@ class Stage:
     work: Callable[["Run"], None]
     keys: tuple[str, ...]
     after: "Stage | None" = None
-    more: Callable[[Config], dict[str, Any]] = lambda config: {}
+    more: Callable[["Run"], dict[str, Any]] = lambda run: {}
     passes: bool = False
     applies: Callable[[Config], bool] = lambda config: True
     alone: bool = False
@@ -90,13 +90,21 @@ class Run:
 
     def fingerprint(self, stage: Stage) -> dict[str, Any]:
         """Flat: the stage's config keys, and the digest of the stage before it."""
-        flat = select(self.config, *stage.keys) | stage.more(self.config)
+        flat = select(self.config, *stage.keys) | stage.more(self)
         before = [s for s in stage.before(self.config) if not s.passes]
         if before:
             # the batch may change within a run (loader.replan), and is compared by its own stage alone
             made = self.fingerprint(before[-1])
             flat[f"the {before[-1].name} stage"] = digest({k: v for k, v in made.items() if RANKS not in k})
         return flat
+
+    def recorded(self, stage: Stage) -> tuple[Path, dict[str, Any]] | None:
+        """Where a stage was begun, here or in a run to borrow from, and its fingerprint then, unchecked."""
+        for directory in (self.root / stage.name, *(path / stage.name for path in self.lenders)):
+            state = _read_state(directory)
+            if state is not None:
+                return directory, state["fingerprint"]
+        return None
 
     def directory(self, stage: Stage) -> Path:
         """Where a stage is: borrowed if another run has it and this one does not. Raises UserError where that

@@ -17,9 +17,13 @@ class Format(ABC):
     def __init__(self, files: FilesConfig) -> None:
         self.files = files
 
+    def patterns(self) -> tuple[str, ...]:
+        """What names the files whose content identifies the data; '' names none."""
+        return self.files.path, self.files.test, self.files.images
+
     def check(self) -> None:
         """Refuse, before any work, what names no file. Raises UserError."""
-        for pattern in filter(None, (self.files.path, self.files.test, self.files.images)):
+        for pattern in filter(None, self.patterns()):
             expand(pattern)
 
     @abstractmethod

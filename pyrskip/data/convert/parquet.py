@@ -3,15 +3,19 @@ ChartQA, and GQA with its questions in one table and its images in another.
 
 An image is a struct of `bytes` and `path`, as the datasets library writes it, or plain bytes. It is known by
 its bytes, so that rows with the same image are questions on one image; or in GQA's form by its id. Columns
-are found by their usual names (`USUAL`), or given as data.files.columns; a dot reaches into a struct.
+are found by their usual names (`USUAL`), or given as data.files.columns; a dot reaches into a struct. Options
+in columns of their own and `hint` belong to the question, as in VLMEvalKit's tables.
 """
 
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pyrskip.data.convert.answers import listed, missing, text_of
+from pyrskip.data.convert.choices import Choices, Later, asked
 from pyrskip.data.convert.format import FORMATS, Format
-from pyrskip.data.convert.rows import Found, Row, content_key, image_key, ordered
+from pyrskip.data.convert.rows import SEVERAL, WITHOUT, Found, Row, Skipped, content_key, image_key
 from pyrskip.data.faults import Fault
 from pyrskip.data.storage import expand, open_file
 from pyrskip.errors import UserError
@@ -43,24 +47,51 @@ class Parquet(Format):
             table = _open(file, path)
             wanted = ("question", "answers", "image_id" if self.files.images else "image")
             named = {role: self._column(table, role, path) for role in wanted}
-            kind = self._column(table, "type", path, needed=False)
-            for number, place, row in _rows(table, path, [*named.values(), *([kind] if kind else [])]):
+            named["type"] = self._column(table, "type", path, needed=False)
+            names = table.schema_arrow.names
+            choices = Choices(names, self.files.metric)
+            read = {*filter(None, named.values()), *choices.columns, *(("hint",) if "hint" in names else ())}
+            waiting = deque[tuple[int, str, str | None, dict[str, Any]]]()
+            image = named[wanted[2]]
+            for number, place, row in _rows(table, path, sorted(read)):
+                if isinstance(row, Fault):
+                    yield row
+                    continue
                 try:
-                    question = _reach(row, named["question"])
-                    if not isinstance(question, str) or not question.strip():
-                        raise ValueError(f"question={question!r} is no text")
-                    question = Question(
-                        question.strip(),
-                        ordered(_answers(_reach(row, named["answers"]))),
-                        _kind(_reach(row, kind) if kind else None),
-                        metric=self.files.metric,
-                    )
+                    images = _images(_reach(row, image))
+                    if len(images) != 1:
+                        yield Skipped(SEVERAL if images else WITHOUT)
+                        continue
                     if self.files.images:
-                        yield Found(image_key(str(_reach(row, named["image_id"]))), None, (question,))
+                        found, key = None, image_key(text_of(images[0]))
                     else:
-                        yield Found(content_key(_bytes(_reach(row, named["image"]))), place, (question,))
+                        found, key = place, content_key(_bytes(images[0]))
+                    if "." not in image:
+                        del row[image]
+                    yield Found(key, found, (self._question(row, named, choices, last=False),))
+                except Later:
+                    waiting.append((number, key, found, row))
                 except (ValueError, TypeError, KeyError) as error:
                     yield Fault(path, f"row {number}", f"{type(error).__name__}: {error}")
+            while waiting:
+                number, key, found, row = waiting.popleft()
+                try:
+                    yield Found(key, found, (self._question(row, named, choices, last=True),))
+                except ValueError as error:
+                    yield Fault(path, f"row {number}", f"{type(error).__name__}: {error}")
+
+    def _question(self, row: dict[str, Any], named: dict[str, str], choices: Choices, last: bool) -> Question:
+        """Raises ValueError, TypeError, KeyError, or Later as of Choices."""
+        text = _reach(row, named["question"])
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"question={text!r} is no text")
+        options = choices.options(row)
+        return Question(
+            asked(text.strip(), options, row.get("hint")),
+            choices.answers(listed(_reach(row, named["answers"])), options, last),
+            _kind(_reach(row, named["type"]) if named["type"] else None),
+            metric=self.files.metric,
+        )
 
     def image_rows(self) -> Iterator[tuple[str, Iterator[Row]]]:
         for path in expand(self.files.images) if self.files.images else ():
@@ -73,12 +104,13 @@ class Parquet(Format):
             key = self._column(table, "key", path)
             self._column(table, "image", path)
             for _, place, row in _rows(table, path, [key]):
-                yield Found(image_key(str(_reach(row, key))), place)
+                yield row if isinstance(row, Fault) else Found(image_key(text_of(_reach(row, key))), place)
 
     def image(self, place: str) -> bytes:
         path, group, row = place.rsplit("\t", 2)
         column = self.files.columns.get("image", "")
-        return _bytes(_group_images(path, int(group), column)[int(row)].as_py())
+        (image,) = _images(_group_images(path, int(group), column)[int(row)].as_py())
+        return _bytes(image)
 
     def _column(self, table: "ParquetFile", role: str, path: str, needed: bool = True) -> str:
         """The name of the column that is there for this; '' where none is and none is needed."""
@@ -110,16 +142,38 @@ def _open(file: Any, path: str) -> "ParquetFile":
         ) from error
 
 
-def _rows(table: "ParquetFile", path: str, columns: list[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """The number of every row, where it is, and its values."""
+def _rows(
+    table: "ParquetFile", path: str, columns: list[str]
+) -> Iterator[tuple[int, str, dict[str, Any] | Fault]]:
+    """The number of every row, where it is, and its values, or what is wrong with it or with the rest of its
+    row group."""
+    import pyarrow
+
     number = 0
     for group in range(table.num_row_groups):
-        in_group = 0
-        for batch in table.iter_batches(ROWS, row_groups=[group], columns=columns):
-            for row in range(batch.num_rows):
-                values = {name: batch.column(name)[row].as_py() for name in batch.schema.names}
-                yield number, f"{path}\t{group}\t{in_group}", values
-                number, in_group = number + 1, in_group + 1
+        in_group, length = 0, table.metadata.row_group(group).num_rows
+        try:
+            for batch in table.iter_batches(ROWS, row_groups=[group], columns=columns):
+                for row in range(batch.num_rows):
+                    place, values = f"{path}\t{group}\t{in_group}", _values(batch, row)
+                    if isinstance(values, ValueError):
+                        yield number, place, Fault(path, f"row {number}", f"ValueError: {values}")
+                    else:
+                        yield number, place, values
+                    number, in_group = number + 1, in_group + 1
+        except (pyarrow.ArrowException, OSError) as error:
+            lost = length - in_group
+            reason = f"row group {group} cannot be read: {' '.join(str(error).split())}"
+            yield number, "", Fault(path, f"rows {number} to {number + lost - 1}", reason, lost)
+            number += lost
+
+
+def _values(batch: Any, row: int) -> dict[str, Any] | ValueError:
+    """A row's, by column. A text whose bytes are no UTF-8 is a ValueError."""
+    try:
+        return {name: batch.column(name)[row].as_py() for name in batch.schema.names}
+    except ValueError as error:
+        return error
 
 
 def _group_images(path: str, group: int, column: str) -> Any:
@@ -153,15 +207,19 @@ def _reach(row: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _answers(value: Any) -> list[Any]:
-    """'a', ['a', 'b'] or [{'answer': 'a'}, ...] -> a list."""
+def _images(value: Any) -> list[Any]:
+    """What is there of a picture, or of a list of them."""
+    if isinstance(value, dict) and value.get("bytes"):
+        return [value]
     values = value if isinstance(value, list) else [value]
-    return [v["answer"] if isinstance(v, dict) else v for v in values]
+    return [
+        one
+        for one in values
+        if not missing(one) and not (isinstance(one, dict) and not any(one.get(k) for k in ("bytes", "path")))
+    ]
 
 
 def _bytes(value: Any) -> bytes:
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
     if isinstance(value, dict):
         value = value.get("bytes")
     if not isinstance(value, bytes):

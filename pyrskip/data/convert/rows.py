@@ -2,8 +2,6 @@
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pyrskip.data.faults import Fault
@@ -14,16 +12,28 @@ from pyrskip.sample import Question
 @dataclass(frozen=True)
 class Found:
     """Questions on an image, or where an image is, or both. image: its key; place: what the format finds its
-    bytes by."""
+    bytes by; faults: what else the row asks, and cannot be used."""
 
     image: str
     place: str | None = None
     questions: tuple[Question, ...] = ()
+    faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises ValueError for text that no file can hold: JSON may escape halves of characters."""
-        for text in (self.place or "", *(t for q in self.questions for t in (q.text, q.type, *q.answers))):
-            text.encode()
+        """Raises ValueError for text that no file can hold: JSON may escape halves of characters, and bytes
+        may be no UTF-8."""
+        texts: list[str] = []
+        for question in self.questions:
+            texts += (question.text, *question.answers, question.type)
+        try:
+            "\n".join((*texts, self.place or "")).encode()
+        except UnicodeEncodeError as error:
+            shown = error.object[max(0, error.start - 20) : error.end + 20]
+            raise ValueError(f"{shown!r} holds bytes that are no UTF-8, or surrogates") from error
+
+
+WITHOUT, SEVERAL = "text only", "several images"
+"""Reasons that formats share."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +65,3 @@ def image_extension(content: bytes) -> str:
         if content.startswith(signature):
             return extension
     raise ValueError(f"the image is no {', '.join([*SIGNATURES][:-1])} or {[*SIGNATURES][-1]}")
-
-
-def ordered(answers: Iterable[object]) -> tuple[str, ...]:
-    """Answers as text, repeats included, the most frequent first: what comes first is what a model learns to
-    write.
-
-    Raises ValueError where there is none, or one is no text or number.
-    """
-    texts = [_text(answer) for answer in answers]
-    if not any(texts):
-        raise ValueError("there is no answer")
-    texts = [text for text in texts if text]
-    counts = Counter(texts)
-    return tuple(sorted(texts, key=lambda text: -counts[text]))
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{value!r} is no answer")
-    return str(value).strip()
