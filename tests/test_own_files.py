@@ -499,12 +499,15 @@ def test_what_a_number_names_is_told_by_the_rows_in_which_it_is_clear(
 # what is lost
 
 
-def test_failed_images_are_counted_once_and_the_share_is_of_the_questions(tmp_path: Path) -> None:
+def test_failed_images_are_counted_once_and_the_share_is_of_the_questions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_llava(tmp_path, rows=[row_of(i) for i in range(100)])
     for number in range(6):
         (tmp_path / f"images/{number}.png").unlink()
     wanted = config("llava", path, images=str(tmp_path / "images"))
     convert(replace(wanted, max_bad_fraction=0.06), tmp_path / "out")
+    assert "kept: 94 of 100 questions" in capsys.readouterr().err
     with pytest.raises(UserError, match=r" of 100 questions.* more than data.max_bad_fraction=0.059"):
         convert(replace(wanted, max_bad_fraction=0.059), tmp_path / "other")
 

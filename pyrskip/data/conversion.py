@@ -58,7 +58,7 @@ def convert(config: DataConfig, directory: Path) -> Index:
         _list(plan, form, config, directory)
         _write(plan, form, config, directory)
         splits = plan.written()
-        report = _report(plan)
+        report, asked = _report(plan), plan.questions()
     except sqlite3.OperationalError as error:
         raise UserError(f"{directory / PLAN} cannot be written: {error}") from error
     finally:
@@ -71,7 +71,8 @@ def convert(config: DataConfig, directory: Path) -> Index:
     index = write_index(directory, config.source, splits)
     (directory / PLAN).unlink()
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    for line in (*counted(splits), *_told(report)):
+    kept = sum(shard.questions for shards in splits.values() for shard in shards)
+    for line in (*counted(splits), f"kept: {kept} of {asked} questions", *_told(report)):
         console.print(line, markup=False)
     return index
 
