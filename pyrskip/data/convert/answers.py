@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-NOTHING = ("", "nan", "NaN", "<NA>")
+NOTHING = frozenset(("", "nan", "NaN", "<NA>"))
 """What tables write where nothing is."""
 ARRAY = re.compile(r"""\[\s*((?:'[^']*'|"[^"]*")\s+)+(?:'[^']*'|"[^"]*")\s*\]""")
 """How numpy writes an array of texts: without commas."""
@@ -67,6 +67,8 @@ def ordered(answers: Iterable[object]) -> tuple[str, ...]:
     texts = [text for answer in answers if (text := text_of(answer))]
     if not texts:
         raise ValueError("there is no answer")
+    if len(texts) == 1:
+        return (texts[0],)
     counts = Counter(texts)
     return tuple(sorted(texts, key=lambda text: -counts[text]))
 
@@ -74,10 +76,11 @@ def ordered(answers: Iterable[object]) -> tuple[str, ...]:
 def text_of(value: object) -> str:
     """'' where it is missing; a whole number without a point, another with the digits that it was written
     with, in 32 bits too. Raises ValueError for what is no text or number."""
+    if isinstance(value, str):
+        text = value.strip()
+        return "" if text in NOTHING else text
     if missing(value):
         return ""
-    if isinstance(value, str):
-        return value.strip()
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not math.isfinite(value):
         raise ValueError(f"{value!r} is no answer")
     if value == int(value):

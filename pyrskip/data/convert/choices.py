@@ -40,6 +40,8 @@ class Choices:
         """Letter -> text; {} where the row has none. Raises ValueError where they cannot be read."""
         if self._lists:
             return _of_list(next((row[n] for n in self._lists if not missing(row.get(n))), None))
+        if not self._letters:
+            return {}
         found = {letter: text_of(row.get(name)) for name, letter in self._letters.items()}
         return {letter: found[letter] for letter in sorted(found) if found[letter]}
 
@@ -83,6 +85,8 @@ class Choices:
 def asked(text: str, options: Mapping[str, str], hint: object = None) -> str:
     """A question with its hint above it and its options below, a line 'A. text' each, as VLMEvalKit's prompts
     have them; without those that it has already."""
+    if not options and hint is None:
+        return text
     lines = [f"{letter}. {option}" for letter, option in options.items()]
     lines = [] if all(line in text for line in lines) else lines
     return "\n".join([*([] if missing(hint) else [str(hint).strip()]), text, *lines])

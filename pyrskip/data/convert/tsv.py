@@ -10,7 +10,7 @@ import base64
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from pyrskip.data.convert.answers import list_in, listed, missing
@@ -50,16 +50,15 @@ class Tsv(Format):
             header = [name.strip(f" {MARK}") for name in header]
             table = _Table(self, path, header)
             image, waiting = self.name("image", header), deque[_Asking]()
+            column = header.index(image)  # _Table has seen that it is there
             for number, (start, length, cells) in enumerate(records):
                 try:
                     row = _row(header, cells)
-                    asking = _asking(number, row, row.pop(image, ""))
+                    place = f"{path}\t{start}\t{length}\t{column}\t{encoding}"
+                    asking = _asking(number, row, row.pop(image, ""), place)
                     if isinstance(asking, Skipped):
                         yield asking
                         continue
-                    if asking.key:
-                        place = f"{path}\t{start}\t{length}\t{header.index(image)}\t{encoding}"
-                        asking = replace(asking, place=place)
                     try:
                         yield table.read(asking, last=False)
                     except Later:
@@ -153,19 +152,21 @@ def _row(header: Sequence[str], cells: Sequence[str] | None) -> dict[str, str]:
     return {name: cell for name, cell in zip(header, cells, strict=False) if not missing(cell)}
 
 
-def _asking(number: int, row: dict[str, str], cell: str) -> "_Asking | Skipped":
+def _asking(number: int, row: dict[str, str], cell: str, place: str) -> "_Asking | Skipped":
     images = _images(cell)
     if len(images) != 1:
         return Skipped(SEVERAL if images else WITHOUT)
     (image,) = images
     if len(image) <= REFERENCE:
         return _Asking(number, row, _index(image))
-    return _Asking(number, row, "", content_key(_decoded(image)))
+    return _Asking(number, row, "", content_key(_decoded(image)), place)
 
 
 def _images(cell: str) -> list[str]:
     """Of a cell: a list of one image is that image, as VLMEvalKit's toliststr has it."""
-    found = list_in(cell) if cell.startswith("[") else [cell]
+    if not cell.startswith("["):
+        return [] if missing(cell) or cell in ("None", "null") else [cell.strip()]
+    found = list_in(cell)
     return [str(one).strip() for one in found or () if not missing(one) and str(one) not in ("None", "null")]
 
 
