@@ -162,7 +162,7 @@ def test_a_method_looks_the_same_in_every_picture() -> None:
         for trace in frontier_figure(rows).data
     }
     drawn["fixed"] = drawn.pop("fixed selections")
-    # no axis reaches down to the question alone; oracle:cross needs a second run, ablation a gate from outside
+    # no axis reaches down to the question alone; oracle:cross needs a second run, ablation a plug-in
     assert METHODS.keys() - drawn.keys() == {"question_only", "oracle:cross", "ablation"}
     for method in METHODS.keys() & drawn.keys():
         assert drawn[method].line.color == METHODS[method].style.colour
