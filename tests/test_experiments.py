@@ -20,6 +20,7 @@ EXPERIMENTS = sorted(path.stem for path in (conf_directory() / "experiment").glo
     [
         *((name, "supervised") for name in EXPERIMENTS if name not in ("compare_rules", "scenes_long")),
         ("easy_vqa", "gumbel"),
+        *(pytest.param(name, "gumbel", marks=pytest.mark.slow) for name in ("scenes", "your_data")),
     ],
 )
 def test_every_experiment_runs_two_steps_through_all_stages(

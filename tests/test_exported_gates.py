@@ -180,7 +180,11 @@ def test_every_policy_decides_and_answers_as_in_training(
 
 @pytest.mark.parametrize(
     ("name", "policy", "signals"),
-    [("glance", "categorical", ("answer_stats",)), ("letters", "cautious", ("brightness", "answer_stats"))],
+    [
+        pytest.param("predictor", "utility", (), marks=SLOW),
+        ("glance", "categorical", ("answer_stats",)),
+        ("letters", "cautious", ("brightness", "answer_stats")),
+    ],
 )
 def test_what_a_gate_reads_is_computed_as_in_training(
     name: str,
