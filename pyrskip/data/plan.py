@@ -27,6 +27,8 @@ CREATE INDEX IF NOT EXISTS questions_of ON questions (image);
 CREATE INDEX IF NOT EXISTS images_of ON images (split, shard);
 """
 
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
+
 
 class Planned(NamedTuple):
     """An image that is to be written. place: what its format finds it by."""
@@ -174,9 +176,7 @@ class Plan:
             "SET place = coalesce(place, ?3), part = min(part, ?2) RETURNING number",
             (row.image, part, row.place),
         ).fetchall()
-        contents = [
-            (number, part, json.dumps(vars(question), ensure_ascii=False)) for question in row.questions
-        ]
+        contents = [(number, part, _to_json(vars(question))) for question in row.questions]
         self._base.executemany("INSERT INTO questions VALUES (?, ?, ?)", contents)
         for fault in row.faults:
             self.fault(fault)
@@ -231,6 +231,5 @@ def _digest(seed: int, key: str) -> bytes:
 
 def _question(content: str) -> Question:
     plain = json.loads(content)
-    return Question(
-        **plain | {"answers": tuple(plain["answers"]), "boxes": tuple(map(tuple, plain["boxes"]))}
-    )
+    plain["answers"], plain["boxes"] = tuple(plain["answers"]), tuple(map(tuple, plain["boxes"]))
+    return Question(**plain)

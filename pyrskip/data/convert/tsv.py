@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pyrskip.data.convert.answers import list_in, listed, missing
+from pyrskip.data.convert.answers import NOTHING, list_in, listed, missing
 from pyrskip.data.convert.choices import Choices, Later, asked
 from pyrskip.data.convert.format import FORMATS, Format
 from pyrskip.data.convert.rows import SEVERAL, WITHOUT, Found, Row, Skipped, content_key
@@ -149,7 +149,7 @@ def _row(header: Sequence[str], cells: Sequence[str] | None) -> dict[str, str]:
         )
     if len(cells) != len(header) and (len(cells) < len(header) or any(cells[len(header) :])):
         raise ValueError(f"{len(cells)} cells for {len(header)} columns")
-    return {name: cell for name, cell in zip(header, cells, strict=False) if not missing(cell)}
+    return {name: cell for name, cell in zip(header, cells, strict=False) if cell.strip() not in NOTHING}
 
 
 def _asking(number: int, row: dict[str, str], cell: str, place: str) -> "_Asking | Skipped":
