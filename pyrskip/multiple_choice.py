@@ -25,12 +25,17 @@ _INSTRUCTION = re.compile(
 
 _BETWEEN = " ,;/|?"
 
-_APART = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+_APART = str.maketrans(dict.fromkeys(".()[],:;!*#{}\u3001\u3002\uff0c\uff1a\uff08\uff09", " "))
 _LAST = 4
-_SAID = re.compile(r"(?i:answer\s+is)\s+\**([A-Z]|\d\d?)(?!\w)")
+_TAG = re.compile(r"</\w+>|<\|?\w{2,}\|?>|<s>")
+_CHOSEN = r"(?:\u7b54\u6848|(?<!\u4e0d)\u9009\u62e9?)[\u662f\u4e3a]?[\W_]*"
+"""'The answer is' and 'choose', in Chinese."""
+_SAID = re.compile(rf"(?:(?i:answer\s+is)\s+\**|{_CHOSEN})([A-Z]|\d\d?)(?!\w)")
 _LABELLED = re.compile(
     r"[\W_]*(?:(?:the\s+)?(?:(?:correct|right|best|final)\s+)?(?:answer|option|choice)(?:\s+is)?[\W_]+)*"
-    r"([a-z]|\d\d?)(?:[\W_]*$|\s*[)\].:*]+\s+|\s+[-\u2013]\s+)",
+    rf"(?:(?:\u6b63\u786e)?{_CHOSEN})?([a-z]|\d\d?)(?:(?:\s+is\s+(?:the\s+)?(?:correct|right|best)"
+    r"(?:\s+(?:answer|option|choice))?)?[\W_]*$|\s*[)\].:*]+\s+|\s+[-\u2013]\s+"
+    r"|[\u3001\uff0e\uff1a](?!\s*[a-z](?!\w)))",
     re.IGNORECASE,
 )
 
@@ -73,8 +78,8 @@ def options(question: str) -> tuple[Option, ...]:
 def right_labels(accepted: str, listed: Mapping[str, str]) -> set[str]:
     """Labels of the options that an accepted answer names: by its label, its text, or both. listed: label ->
     text. A capital letter is a label before it is another option's text."""
-    found = _LABELLED.match(accepted)
-    label, whole = (found[1].upper(), found.end() == len(accepted)) if found else ("", False)
+    found = _labelled(accepted)
+    label, whole = (found[1].upper(), found.end() == len(found.string)) if found else ("", False)
     if found and whole and found[1] in listed:
         return {label}
     same = {of for of, text in listed.items() if plain(text) == plain(accepted)}
@@ -90,22 +95,24 @@ def inferred(answer: str, listed: Mapping[str, str]) -> str | None:
     it holds, where it is at most twice as long as all of them. listed: label -> text.
 
     Where can_infer leaves the rest to a language model, an option's text alone is that option (though it
-    holds another's), and so is a label alone or at the front, in either case. Not taken over: the refusals of
+    holds another's), and so is a label alone or at the front, in either case, also in Chinese; tags of chat
+    templates do not count. Not taken over: the refusals of
     APIs that it knows; 'the answer is dog', which is D there.
     """
-    words = answer.translate(_APART).split()
+    bare = _TAG.sub(" ", answer)
+    words = bare.translate(_APART).split()
     named = [label for label in listed if label in words]
     if len(named) == 1 and words.index(named[0]) >= len(words) - _LAST:
         return named[0]
     same = [label for label, text in listed.items() if plain(text) == plain(answer)]
     if not named and "Z" in words and not same:
         return None
-    said = _SAID.search(answer)
+    said = _SAID.search(bare)
     if said and said[1] in listed:
         return said[1]
     if len(answer) <= 2 * sum(map(len, listed.values())) and (held := _held(answer, listed)):
         return held
-    found = _LABELLED.match(answer)
+    found = _labelled(answer)
     if not same and found and {*named, found[1].upper()} <= {found[1].upper()} & set(listed):
         same = [found[1].upper()]
     return same[0] if len(same) == 1 else None
@@ -113,13 +120,17 @@ def inferred(answer: str, listed: Mapping[str, str]) -> str | None:
 
 def text_behind(answer: str) -> tuple[str, str] | None:
     """The label that an answer begins with, and the text behind it; None where it begins with none."""
-    found = _LABELLED.match(answer)
-    return (found[1].upper(), answer[found.end() :]) if found else None
+    found = _labelled(answer)
+    return (found[1].upper(), found.string[found.end() :]) if found else None
 
 
 def plain(text: str) -> str:
     """Letter case, white space and the end of a sentence apart."""
     return " ".join(text.lower().split()).rstrip(".?!")
+
+
+def _labelled(answer: str) -> re.Match[str] | None:
+    return _LABELLED.match(_TAG.sub(" ", answer))
 
 
 def _held(answer: str, listed: Mapping[str, str]) -> str | None:

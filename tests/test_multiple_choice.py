@@ -30,6 +30,13 @@ SPOKEN = (
     "Answer: {0}",
     "The answer is {0}.",
     "the correct answer is ({0}) {1}",
+    "{0} is correct",
+    "option {0} is the right answer.",
+    "{0}</s>",
+    "<answer>{0}</answer>",
+    "\u9009{0}",
+    "\u6b63\u786e\u7b54\u6848\u662f\uff1a{0}\u3002",
+    "{0}\u3001{1}",
 )
 
 
@@ -139,6 +146,8 @@ def test_an_answer_means_what_can_infer_says(answer: str, means: str | None) -> 
         ("B. because this is an animal that barks at night", "B"),
         ("b) because this is an animal that barks at night", "B"),
         ("A. cat B. dog", None),
+        ("\u4e0d\u9009B", None),  # not B
+        ("A\u3001B", None),
         ("The answer is dog", "B"),  # can_infer: D, its first letter
         ("The answer is a dog", "B"),  # can_infer: A
     ],
