@@ -61,7 +61,7 @@ def test_llava_every_answered_turn_is_a_question_on_its_image(
 @settings(max_examples=4, suppress_health_check=FOLDERS)
 @given(images=st.lists(st.integers(0, 8), min_size=8, max_size=24), group=st.integers(1, 9))
 def test_parquet_rows_of_one_image_are_questions_on_it(images: list[int], group: int, tmp_path: Path) -> None:
-    images += range(10, 18)
+    images = [*images, *range(10, 18)]
     rows = [
         {
             "question_id": str(i),

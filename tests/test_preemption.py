@@ -1,5 +1,6 @@
 """Claims about preemption: a signal costs a training nothing, and its job comes back."""
 
+import atexit
 import os
 import signal
 import sys
@@ -120,6 +121,21 @@ def test_a_worker_that_is_deaf_to_others_ends_when_its_parent_ends_it(tmp_path: 
     assert worker.exitcode == 0
 
 
+class Leaving(Recorder):
+    """Once it is pickled, notes whether the process group is there when the interpreter ends."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        atexit.register(self.note)
+
+    def note(self) -> None:
+        (self.folder / f"{self.global_rank}").write_text(str(torch.distributed.is_initialized()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "rank"), [("ddp_fork", 1), ("ddp_spawn", 0)])
 def test_all_ranks_stop_after_the_same_step_whichever_was_told(
@@ -130,8 +146,11 @@ def test_all_ranks_stop_after_the_same_step_whichever_was_told(
         train(Told(signal.SIGUSR1, 3, rank), tmp_path / "told", **ranks)
     saved = torch.load(tmp_path / "told" / CHECKPOINT, weights_only=True)
     assert saved["global_step"] == 4
-    whole, resumed = (train(Recorder(), tmp_path / name, **ranks) for name in ("whole", "told"))
+    whole = train(Leaving(tmp_path), tmp_path / "whole", **ranks)
+    resumed = train(Recorder(), tmp_path / "told", **ranks)
     assert torch.equal(resumed.weight, whole.weight)
+    if strategy == "ddp_spawn":
+        assert [(tmp_path / f"{rank}").read_text() for rank in range(2)] == ["False"] * 2
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The Lightning Trainer of every stage that trains, and its resumption."""
 
+import atexit
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -99,9 +100,23 @@ def build_trainer(
         config,
         sharded,
         logger=list(loggers),
-        callbacks=[Clock(), *callbacks, checkpoint, Stop(directory / CHECKPOINT), *progress],
+        callbacks=[Clock(), *callbacks, checkpoint, Stop(directory / CHECKPOINT), Leave(), *progress],
         enable_progress_bar=terminal,
     )
+
+
+class Leave(Callback):
+    """Leaves the process group before the interpreter ends: threads of gloo may still hold tensors, and to
+    free one in an interpreter that ends aborts the process."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.world_size > 1:
+            atexit.register(_leave)
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def check_trainer(config: TrainerConfig, steps: Iterable[int]) -> None:
