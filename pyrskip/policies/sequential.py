@@ -52,8 +52,8 @@ class Steps:
 
 
 class StepHead(nn.Module):
-    """State -> logits of the next tile's choices and the state's value. channels: of the features that it is
-    shown, if any."""
+    """State -> logits of the next tile's choices and the state's value, each tile with a reading of its own.
+    channels: of the features that it is shown, if any."""
 
     def __init__(
         self, width: int, tiles: int, choices: int, open_bias: float, channels: int | None = None
@@ -62,32 +62,39 @@ class StepHead(nn.Module):
         self.finer, self.choices = tiles - 1, choices
         self.state = nn.Linear(self.finer * (choices + 1) + 1, width, bias=False)
         self.found = None if channels is None else nn.Linear(channels, width, bias=False)
-        self.out = nn.Linear(width, choices - 1)
+        self.out = nn.Linear(width, self.finer * (choices - 1))
         # the critic shares what is read and moves none of it: its gradients drown the policy's, which then
         # collapses
-        self.critic = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+        self.critic = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, self.finer))
         nn.init.zeros_(self.out.weight)
         with torch.no_grad():
-            self.out.bias.copy_(open_bias * torch.arange(1, choices) / (choices - 1))
+            opening = open_bias * torch.arange(1, choices) / (choices - 1)
+            self.out.bias.copy_(opening.repeat(self.finer))
 
-    def forward(
+    def state_of(
         self, context: Tensor, chosen: Tensor, cost: Tensor, tile: int, found: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         """context [B, D]; chosen [B, P, F] int64, 0 where undecided; cost [B, P]; found [B, P, C] the sum of
-        revealed features.
-
-        -> logits [B, P, R], that to skip always 0, value [B, P].
-        """
+        revealed features -> [B, P, D]."""
         place = torch.zeros(self.finer, device=cost.device)
         place[tile] = 1.0
         one_hot = nn.functional.one_hot(chosen, self.choices).flatten(2).float()
         state = torch.cat([one_hot, place.expand(*cost.shape, -1), cost[..., None]], dim=-1)
-        hidden = context[:, None] + self.state(state)
+        hidden: Tensor = context[:, None] + self.state(state)
         if found is not None and self.found is not None:
             hidden = hidden + self.found(found)
-        return nn.functional.pad(self.out(nn.functional.gelu(hidden)), (1, 0)), self.critic(
-            hidden.detach()
-        ).squeeze(-1)
+        return hidden
+
+    def logits(self, state: Tensor, tile: int) -> Tensor:
+        """[..., D] -> [..., R], that to skip always 0."""
+        own = slice(tile * (self.choices - 1), (tile + 1) * (self.choices - 1))
+        logit = nn.functional.linear(nn.functional.gelu(state), self.out.weight[own], self.out.bias[own])
+        return nn.functional.pad(logit, (1, 0))
+
+    def value(self, state: Tensor, tile: int) -> Tensor:
+        """[..., D] -> [...]."""
+        value: Tensor = self.critic(state.detach())[..., tile]
+        return value
 
 
 class SequentialHead(nn.Linear):
@@ -247,15 +254,18 @@ class SequentialPolicy(Policy):
         parts: list[tuple[Tensor, ...]] = []
         for tile in reversed(range(finer)):
             then = actions[-1][:, None] + self.radix[tile] * torch.arange(self.head.choices, device=device)
-            logit, value = self.head(self.context, chosen, self.cost.gather(1, then[:, :1]), tile, found)
-            logit = logit.squeeze(1)
+            spent = self.cost.gather(1, then[:, :1])
+            state = self.head.state_of(self.context, chosen, spent, tile, found).squeeze(1)
+            logit = self.head.logits(state, tile)
             if limit is not None:
                 over = self.candidates.tokens.sum(-1).gather(1, then) > limit[:, None]
                 logit = logit.masked_fill(over & (then != then[:, :1]), float("-inf"))
             choice = choose(tile, logit)
             log_probs = logit.log_softmax(-1)
             entropy = -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(-1)
-            parts.append((log_probs.gather(1, choice[:, None]).squeeze(1), entropy, value.squeeze(1)))
+            parts.append(
+                (log_probs.gather(1, choice[:, None]).squeeze(1), entropy, self.head.value(state, tile))
+            )
             chosen = chosen.clone()
             chosen[:, 0, tile] = choice
             actions.append(then.gather(1, choice[:, None]).squeeze(1))
@@ -272,8 +282,9 @@ class SequentialPolicy(Policy):
         total = torch.zeros(rows, 1, device=self.context.device)
         for tile in reversed(range(finer)):
             action = (chosen * self.radix).sum(-1)
-            logit, _ = self.head(self.context, chosen.expand(rows, -1, -1), self.cost[:, action], tile, None)
-            total = (total[..., None] + logit.log_softmax(-1)).flatten(1)
+            before = chosen.expand(rows, -1, -1)
+            state = self.head.state_of(self.context, before, self.cost[:, action], tile, None)
+            total = (total[..., None] + self.head.logits(state, tile).log_softmax(-1)).flatten(1)
             chosen = chosen.repeat_interleave(choices, dim=0)
             chosen[:, tile] = torch.arange(choices, device=chosen.device).repeat(len(chosen) // choices)
         return total[:, (chosen * self.radix).sum(-1).argsort()]
