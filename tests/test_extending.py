@@ -32,7 +32,7 @@ from tests.configs import REPOSITORY, TWO_STEPS
 from tests.own_data import picture
 from tests.test_cli import refused
 
-SMALL = [*TWO_STEPS, "ablations=[]", "evaluation.timing_repeats=0", "evaluation.images=1"]
+SMALL = [*TWO_STEPS, "ablations=[]", "evaluation.timing_seconds=0", "evaluation.images=1"]
 TOYS = Path(__file__).parent / "toys_outside"
 REGISTRIES: tuple[Registry[Any], ...] = (
     *(GATES, POLICIES, RULES, BASELINES),

@@ -57,7 +57,7 @@ def test_the_stages_are_those_that_a_config_may_list() -> None:
         "trainer.log_every=7",
         "trainer.timeout=7",
         "trainer.quiet=false",
-        "evaluation.timing_repeats=3",
+        "evaluation.timing_seconds=3",
         "evaluation.images=3",
     ],
 )

@@ -67,7 +67,7 @@ def test_every_stage_before_the_first_is_borrowed_from_any_run(lender: Config) -
 
 def test_what_the_own_stages_depend_on_and_where_they_run_is_the_runs_own(lender: Config) -> None:
     config, plain = comparing(lender, "pair=exact-categorical"), Config()
-    assert (config.ablations, config.evaluation.timing_repeats, config.evaluation.resamples) == ((), 0, 1000)
+    assert (config.ablations, config.evaluation.timing_seconds, config.evaluation.resamples) == ((), 0, 1000)
     assert (config.rule.name, config.gate.policy, config.gate.name) == ("exact", "categorical", "joint")
     assert (config.gate.signals, config.reward) == ((), plain.reward)
     assert (config.trainer.precision, config.flex) == ("bf16-mixed", lender.flex)

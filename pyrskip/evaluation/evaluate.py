@@ -35,15 +35,15 @@ class EvaluationConfig:
     """prices: the dial's positions on the frontier. resamples: of the bootstrap. retentions: targets of the
     summary.
 
-    timing_repeats: rounds that a measured time is the median of; 0 measures none, nor is a served model
-    timed. images: shown in selections.png; the report shows four times as many. cross: another run's
-    directory, of another flex seed on the same data, for oracle:cross.
+    timing_seconds: how long times are measured; 0 measures none, nor is a served model timed. images: shown
+    in selections.png; the report shows four times as many. cross: another run's directory, of another flex
+    seed on the same data, for oracle:cross.
     """
 
     prices: tuple[float, ...] = (0.001, 0.0025, 0.006, 0.013, 0.03, 0.07, 0.15, 0.4)
     resamples: int = 1000
     retentions: tuple[float, ...] = (0.98, 0.99, 0.995)
-    timing_repeats: int = field(default=15, metadata=HOW)
+    timing_seconds: float = field(default=60.0, metadata=HOW)
     images: int = field(default=12, metadata=HOW)
     cross: str | None = None
 
@@ -53,9 +53,9 @@ class EvaluationConfig:
                 f"evaluation.prices={list(self.prices)}: one or more different prices of at least 0 are "
                 "needed"
             )
-        if self.resamples < 2 or self.timing_repeats < 0 or self.images < 1:
+        if self.resamples < 2 or not 0 <= self.timing_seconds < float("inf") or self.images < 1:
             raise UserError(
-                f"evaluation.resamples={self.resamples}, timing_repeats={self.timing_repeats}, "
+                f"evaluation.resamples={self.resamples}, timing_seconds={self.timing_seconds}, "
                 f"images={self.images}: allowed: at least 2, 0 and 1"
             )
 
@@ -100,8 +100,10 @@ def evaluate(
     unit, budget = tables["gate"].mean_full_flops, first.layout.budget
     one = {method: of[0] for method, of in trained.items()}
     timing = None
-    if config.timing_repeats and isinstance(model, NativeModel):
-        timing = measure(model, one, batch, first.layout.actions, budget, unit, config.timing_repeats)
+    if config.timing_seconds and isinstance(model, NativeModel):
+        actions = first.layout.actions
+        flops = tables["test"].cost.flops[:, : len(actions)].mean(0)
+        timing = measure(model, one, batch, actions, budget, unit, flops, config.timing_seconds)
     inputs = Inputs(
         tables=tables,
         pyramid=model.pyramid,

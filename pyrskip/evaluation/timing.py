@@ -2,7 +2,8 @@
 
 Every decision runs the gathered path: only tiles that it keeps are encoded. A fixed decision encodes them in
 one pass; a gated one encodes the glance, then what the gate decided, and is listed as 'gated:<name>'
-without the gate's time.
+without the gate's time. Of many listed decisions a few are timed well, evenly spread over what they cost; the
+others' times lie between those of their neighbours in FLOPs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +26,10 @@ from pyrskip.rollouts.table import OUTSIDE
 from pyrskip.sample import Batch
 
 GATED = "gated:"
-WARM_UP = 2
+ROUNDS = 15
+"""That a time is the median of, at most."""
+TIMED = 16
+"""Listed decisions that are timed, at most."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +58,24 @@ def measure(
     actions: ActionSet,
     budget: BudgetRule,
     unit: float,
-    repeats: int = 20,
+    flops: Tensor,
+    seconds: float,
 ) -> Timing:
-    """Time every listed action, the decisions outside of the set, and the gates.
+    """Time the listed actions, the decisions outside of the set, and the gates.
 
-    batch: any questions, of which one an image is used; unit: FLOPs of relative cost 1; repeats >= 1 rounds
-    after a warm-up, each over all decisions in turn, so that a slow moment of the machine hits all alike.
+    batch: any questions, of which one an image is used; unit: FLOPs of relative cost 1; flops [S]: of each
+    listed action; seconds: after which no other round begins, though one always ends, and one before it to
+    warm up. A round is over all decisions in turn, so that a slow moment of the machine hits all alike.
     """
     training = [(module, module.training) for module in (model, *gates.values())]
     for module, _ in training:
         module.eval()
-    singles = [_alone(batch, [i]) for i in range(min(repeats, len(batch.image)))]
+    singles = [_alone(batch, [i]) for i in range(min(ROUNDS, len(batch.image)))]
     batched = [_alone(batch, [i % len(batch.image) for i in range(32)])]
-    clocks = [_clock(model, gates, rows, actions, budget, unit, repeats) for rows in (singles, batched)]
+    clocks = [
+        _clock(model, gates, rows, actions, budget, unit, flops.tolist(), seconds / 2)
+        for rows in (singles, batched)
+    ]
     for module, mode in training:
         module.train(mode)
     return Timing(*clocks)
@@ -78,18 +88,23 @@ def _clock(
     actions: ActionSet,
     budget: BudgetRule,
     unit: float,
-    repeats: int,
+    flops: Sequence[float],
+    seconds: float,
 ) -> Clock:
-    kept = dict(zip(actions.names, actions.selection, strict=True))
+    timed = spread(flops, TIMED)
+    kept = {actions.names[i]: actions.selection[i] for i in timed}
+    scripted = {GATED + name: _Scripted(model, selection, budget, True) for name, selection in kept.items()}
     kept |= dict(zip(OUTSIDE, (reference(model.pyramid), blind(model.pyramid)), strict=True))
-    scripted = {name: _Scripted(model, selection, budget, False) for name, selection in kept.items()}
-    scripted |= {GATED + name: _Scripted(model, kept[name], budget, True) for name in actions.names}
+    scripted |= {name: _Scripted(model, selection, budget, False) for name, selection in kept.items()}
     gated = {name: Gated(model, gate, unit, 0.1) for name, gate in gates.items()}  # any price takes as long
 
     encode: dict[str, list[float]] = {name: [] for name in scripted}
     total: dict[str, list[float]] = {name: [] for name in scripted}
     decide: dict[str, list[float]] = {name: [] for name in gates}
-    for turn in range(WARM_UP + repeats):
+    end = perf_counter() + seconds
+    for turn in range(1 + ROUNDS):
+        if turn > 1 and perf_counter() > end:
+            break
         rows = pool[turn % len(pool)]
         for name, decided in scripted.items():
             marks = _Marks(model)
@@ -103,10 +118,28 @@ def _clock(
             marks("gate")
             decide[name].append(marks.seconds["gate"])
 
-    def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
-        return {name: 1000 * median(times[WARM_UP:]) / len(pool[0]) for name, times in seconds.items()}
+    def medians(of: dict[str, list[float]]) -> dict[str, float]:
+        return {name: 1000 * median(times[1:]) / len(pool[0]) for name, times in of.items()}
 
-    return Clock(medians(encode), medians(total), medians(decide))
+    def filled(times: dict[str, float]) -> dict[str, float]:
+        for prefix in ("", GATED):
+            own = [times[prefix + actions.names[i]] for i in timed]
+            every = np.interp(flops, [flops[i] for i in timed], own).tolist()
+            times = dict(zip((prefix + name for name in actions.names), every, strict=True)) | times
+        return times
+
+    return Clock(filled(medians(encode)), filled(medians(total)), medians(decide))
+
+
+def spread(flops: Sequence[float], most: int) -> list[int]:
+    """At most this many of the actions, in order of their FLOPs: all, or the cheapest, the dearest and those
+    that are nearest to equal steps between them."""
+    order = sorted(range(len(flops)), key=lambda i: flops[i])
+    if len(order) <= most:
+        return order
+    ranked = np.array([flops[i] for i in order])
+    steps = np.linspace(ranked[0], ranked[-1], most)
+    return [order[i] for i in sorted({int(np.abs(ranked - step).argmin()) for step in steps})]
 
 
 class _Scripted:
