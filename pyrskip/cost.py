@@ -29,9 +29,8 @@ Attention = Literal["full", "causal"]
 Unit = Literal["flops", "macs"]
 Counted = Literal["run", "ptp", "fastv"]
 PUBLISHED = {"ptp": 3, "fastv": 2}
-"""Papers' formulas of a decoder layer, k (n d^2 terms), by how many n d m terms their MLP has: 4 n d^2 +
-2 n^2 d + 3 n d m in PTP (arXiv:2509.15704) and PyramidDrop (arXiv:2410.17247), 2 n d m in FastV
-(arXiv:2403.06764, equation 5)."""
+"""Papers' formulas of a decoder layer, 4 n d^2 + 2 n^2 d + k n d m: name -> k. PTP (arXiv:2509.15704) and
+PyramidDrop (arXiv:2410.17247) have 3, FastV (arXiv:2403.06764, equation 5) has 2."""
 Count = TypeVar("Count", float, "NDArray[np.float64]", "Tensor")
 
 
@@ -101,8 +100,8 @@ def prefill_flops(spec: Transformer, tokens: Count, *, convention: Convention = 
     after it.
 
     Per layer 2 n d (d + d_kv) + 2 d pairs + matrices n d m multiply-adds, then d vocab once for the output
-    head; in the last of a lean model n d_kv 2 d + 2 d^2 + 2 d n + matrices d m. Published formulas know
-    neither head nor lean models.
+    head; in the last layer of a lean model 2 n d d_kv + 2 d^2 + 2 d n + matrices d m. Published formulas
+    count every layer alike, and no head.
     """
     n = _float64(tokens)
     pairs = n * n if convention.attention == "full" else n * (n + 1) / 2
