@@ -2,8 +2,9 @@
 
 Costs are computed, never quoted. One multiply-add is 2 FLOPs or 1 MAC; softmax, norms, activations and
 embedding look-ups are not counted. Attention over a prompt of n tokens counts either all n^2 pairs ("full":
-what papers quote and dense kernels do) or the n (n + 1) / 2 that a causal model needs ("causal"). A
-`Convention` says which; the default is full FLOPs. Counts are float64, exact for whole numbers up to 2^53.
+what papers quote and dense kernels do) or the n (n + 1) / 2 that a causal model needs ("causal"). What is
+counted is what inference runs, or what a paper's formula says of the same sizes. A `Convention` says which;
+the default is full FLOPs of what runs. Counts are float64, exact for whole numbers up to 2^53.
 
 The formulas take numbers, numpy arrays and tensors alike, and torch is imported where something is measured
 alone: a service without torch counts with this file.
@@ -26,22 +27,26 @@ if TYPE_CHECKING:
 
 Attention = Literal["full", "causal"]
 Unit = Literal["flops", "macs"]
+Counted = Literal["run", "ptp", "fastv"]
+PUBLISHED = {"ptp": 3, "fastv": 2}
+"""Papers' formulas of a decoder layer, 4 n d^2 + 2 n^2 d + k n d m: name -> k. PTP (arXiv:2509.15704) and
+PyramidDrop (arXiv:2410.17247) have 3, FastV (arXiv:2403.06764, equation 5) has 2."""
 Count = TypeVar("Count", float, "NDArray[np.float64]", "Tensor")
 
 
 @dataclass(frozen=True)
 class Convention:
-    """How to count. attention: the pairs of a prompt, full or causal; unit: flops or macs. Else raises
-    UserError."""
+    """How to count. attention: the pairs of a prompt, full or causal; unit: flops or macs; count: of the
+    language model what inference runs, or one of PUBLISHED. Else raises UserError."""
 
     attention: Attention = "full"
     unit: Unit = "flops"
+    count: Counted = "run"
 
     def __post_init__(self) -> None:
-        if self.attention not in get_args(Attention):
-            raise unknown_name("convention.attention", self.attention, get_args(Attention))
-        if self.unit not in get_args(Unit):
-            raise unknown_name("convention.unit", self.unit, get_args(Unit))
+        for name, kind in (("attention", Attention), ("unit", Unit), ("count", Counted)):
+            if getattr(self, name) not in get_args(kind):
+                raise unknown_name(f"cost.{name}", getattr(self, name), get_args(kind))
 
     @property
     def per_mac(self) -> int:
@@ -57,8 +62,9 @@ class Transformer:
 
     heads divides width and kv_heads divides heads (fewer: grouped-query attention). mlp: hidden width; gated:
     three MLP matrices instead of two. vocab: size of the output head, 0 for none. cross: visual tokens are no
-    part of the sequence; every layer has a cross-attention that reads their keys and values. Raises UserError
-    where sizes do not fit.
+    part of the sequence; every layer has a cross-attention that reads their keys and values, and a learned
+    one beside them. lean: of a prompt the last layer computes keys and values alone, and the rest of its work
+    for the last token, whose output is read. Raises UserError where sizes do not fit.
     """
 
     layers: int
@@ -69,6 +75,7 @@ class Transformer:
     gated: bool
     vocab: int = 0
     cross: bool = False
+    lean: bool = False
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "kv_heads", "mlp"):
@@ -89,14 +96,18 @@ class Transformer:
 
 
 def prefill_flops(spec: Transformer, tokens: Count, *, convention: Convention = FULL) -> Count:
-    """FLOPs (or MACs) to read a prompt of `tokens` (a number, or any shape) and predict one token after it.
+    """FLOPs (or MACs) to read a prompt of `tokens` (a number, or any shape; at least 1) and predict one token
+    after it.
 
     Per layer 2 n d (d + d_kv) + 2 d pairs + matrices n d m multiply-adds, then d vocab once for the output
-    head.
+    head; in the last layer of a lean model 2 n d d_kv + 2 d^2 + 2 d n + matrices d m. Published formulas
+    count every layer alike, and no head.
     """
     n = _float64(tokens)
     pairs = n * n if convention.attention == "full" else n * (n + 1) / 2
-    return convention.per_mac * (_layer_macs(spec, n, pairs) + spec.width * spec.vocab)
+    layer = _layer_macs(spec, convention, n, n, pairs)
+    last = _layer_macs(spec, convention, n, 1.0, n) if _is_lean(spec, convention) else layer
+    return convention.per_mac * ((spec.layers - 1) * layer + last + _head_macs(spec, convention))
 
 
 def decode_flops(
@@ -111,7 +122,8 @@ def decode_flops(
     context = _float64(context)
     rows = float(steps) if isinstance(steps, int) else _float64(steps)
     pairs = context * rows + rows * (rows + 1) / 2
-    return convention.per_mac * (_layer_macs(spec, rows, pairs) + rows * spec.width * spec.vocab)
+    layer = _layer_macs(spec, convention, rows, rows, pairs)
+    return convention.per_mac * (spec.layers * layer + rows * _head_macs(spec, convention))
 
 
 def answer_flops(
@@ -121,23 +133,22 @@ def answer_flops(
     after them.
 
     With cross-attention a layer adds 2 n d d_kv multiply-adds for the keys and values of n visual tokens, and
-    for each of m text tokens 2 d^2 for its query and what it read and 2 d n for what it compares and sums.
+    for each text token that it computes more than keys and values of 2 d^2 for its query and what it read and
+    2 d (n + 1) for what it compares and sums.
     """
     if not spec.cross:
         context = visual + words
         prefill = prefill_flops(spec, context, convention=convention)
         return prefill + decode_flops(spec, context, answer, convention=convention)
-    n, m = (
-        _float64(visual),
-        _float64(words) + (float(answer) if isinstance(answer, int) else _float64(answer)),
-    )
-    read = (
-        spec.layers * 2 * (n * spec.width * spec.kv_width + m * spec.width * spec.width + m * n * spec.width)
-    )
+    n, m = _float64(visual), _float64(words)
+    steps = float(answer) if isinstance(answer, int) else _float64(answer)
+    rows = spec.layers * (m + steps) - (m - 1 if _is_lean(spec, convention) else 0)
+    memory = 2 * spec.layers * n * spec.width * spec.kv_width
+    read = rows * (2 * spec.width * spec.width + 2 * spec.width * (n + 1))
     text = prefill_flops(spec, words, convention=convention) + decode_flops(
         spec, words, answer, convention=convention
     )
-    return text + convention.per_mac * read
+    return text + convention.per_mac * (memory + read)
 
 
 def kv_bytes(spec: Transformer, tokens: Count, bytes_per_value: float = 2) -> Count:
@@ -171,12 +182,25 @@ class Cost:
     kv_bytes: Tensor
 
 
-def _layer_macs(spec: Transformer, rows: Count | float, pairs: Count) -> Count:
-    """Multiply-adds of all layers: projections and MLP for each of `rows` tokens, scores and values for
-    `pairs`."""
-    projections = 2 * spec.width * (spec.width + spec.kv_width)
-    mlp = (3 if spec.gated else 2) * spec.width * spec.mlp
-    return spec.layers * (rows * (projections + mlp) + pairs * (2 * spec.width))
+def _is_lean(spec: Transformer, convention: Convention) -> bool:
+    return spec.lean and convention.count not in PUBLISHED
+
+
+def _layer_macs(
+    spec: Transformer, convention: Convention, keys: Count | float, rows: Count | float, pairs: Count
+) -> Count:
+    """Multiply-adds of a layer: keys and values of `keys` tokens, queries, output and MLP of `rows`, scores
+    and sums of `pairs`. A published formula takes keys for as wide as queries."""
+    width, kv, matrices = spec.width, spec.kv_width, 3 if spec.gated else 2
+    if convention.count in PUBLISHED:
+        kv, matrices = width, PUBLISHED[convention.count]
+    own = 2 * width * width + matrices * width * spec.mlp
+    return keys * (2 * width * kv) + rows * own + pairs * (2 * width)
+
+
+def _head_macs(spec: Transformer, convention: Convention) -> int:
+    """Multiply-adds of the output head at one position."""
+    return 0 if convention.count in PUBLISHED else spec.width * spec.vocab
 
 
 def _float64(count: Count) -> Count:

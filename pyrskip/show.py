@@ -28,7 +28,7 @@ def report(arguments: Sequence[str]) -> None:
 
 def plot(arguments: Sequence[str]) -> None:
     """A picture of the frontiers of one or more runs."""
-    from pyrskip.evaluation.runs import load_runs
+    from pyrskip.evaluation.runs import check_costs, load_runs
     from pyrskip.report.plots import plot_runs, run_colours
     from pyrskip.report.styles import RULES
 
@@ -39,6 +39,7 @@ def plot(arguments: Sequence[str]) -> None:
             "method=<name>"
         )
     runs = [run for place in places[1:] for run in load_runs(Path(place))]
+    check_costs(runs)
     labels = [run.label for run in runs]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:

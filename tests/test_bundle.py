@@ -76,6 +76,16 @@ def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
         pyrskip.load(tmp_path, "tensorrt")
 
 
+def test_costs_that_are_not_said_how_to_count_are_not_counted_anew(copied: Path) -> None:
+    plain = json.loads((copied / "config.json").read_text())
+    del plain["model"]["cost"]["count"]
+    (copied / "config.json").write_text(json.dumps(plain))
+    write_checksums(copied)
+    pyrskip.load(copied, "onnx")
+    with pytest.raises(UserError, match=r"model\.cost\.count.*; allowed: backend='onnx'"):
+        pyrskip.load(copied, "torch")
+
+
 def test_weights_that_do_not_fit_are_refused(copied: Path) -> None:
     plain = json.loads((copied / "config.json").read_text())
     plain["gate"]["gate"]["width"] = 16

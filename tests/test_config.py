@@ -87,7 +87,8 @@ def test_the_policy_follows_the_rule() -> None:
         ("trainer.gradient_clip=0", "trainer.gradient_clip=0.0 .*null"),
         ("name=../elsewhere", "name='../elsewhere'"),
         ("+flex.budgte=fixed", "flex.budgte is unknown; allowed here: .*budget"),
-        ("cost.unit=joules", "joules.*flops, macs"),
+        ("cost.unit=joules", "cost.unit='joules'.*flops, macs"),
+        ("cost.count=all", "cost.count='all' is unknown; allowed: fastv, ptp, run"),
         ("language.heads=5", "language.heads=5"),
         ("+logger.x._target_=os.system", "logger.x._target_='os.system' may not be built"),
         (

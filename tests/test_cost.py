@@ -1,6 +1,13 @@
 """Costs: published numbers, prefill against decode, formulas against what torch really runs, and what
 decisions cost."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from typing import Any
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,15 +15,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pyrskip.cost import Convention, Cost, Transformer, decode_flops, kv_bytes, measured_flops, prefill_flops
+from pyrskip.cost import (
+    Convention,
+    Cost,
+    Transformer,
+    answer_flops,
+    decode_flops,
+    kv_bytes,
+    measured_flops,
+    prefill_flops,
+)
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
+from pyrskip.models.language import LANGUAGES, Decoder, Visual
 from pyrskip.models.native import CostConfig, NativeModel
 from pyrskip.sample import Batch
 from tests.models import every_tile, mixed_decisions, tiny_batch, tiny_model
 
 examples = settings(max_examples=60)
 PTP = Transformer(layers=24, width=2048, heads=16, kv_heads=16, mlp=8192, gated=True)
+AS_PTP = Convention(count="ptp")
 MIB = 2**20
 
 
@@ -35,7 +53,7 @@ def specs(draw: st.DrawFn) -> Transformer:
     )
 
 
-class Decoder(nn.Module):
+class Layers(nn.Module):
     """The layers and head that a Transformer spec describes, without norms or embeddings."""
 
     def __init__(self, spec: Transformer) -> None:
@@ -62,11 +80,28 @@ class Decoder(nn.Module):
 
 
 def test_prefill_equals_the_published_flops() -> None:
-    assert prefill_flops(PTP, 1792) == 2 * 24 * (
+    assert prefill_flops(PTP, 1792, convention=AS_PTP) == 2 * 24 * (
         4 * 1792 * 2048**2 + 2 * 1792**2 * 2048 + 3 * 1792 * 2048 * 8192
     )
-    assert prefill_flops(PTP, 1792) == pytest.approx(6.404e12, rel=1e-4)
-    assert prefill_flops(PTP, 896) == pytest.approx(3.044e12, rel=1e-4)
+    assert prefill_flops(PTP, 1792, convention=AS_PTP) == pytest.approx(6.404e12, rel=1e-4)
+    assert prefill_flops(PTP, 896, convention=AS_PTP) == pytest.approx(3.044e12, rel=1e-4)
+
+
+def test_a_published_formula_is_the_same_for_every_model_of_its_sizes() -> None:
+    """Whatever the last layer skips, heads share, the MLP has and the head writes."""
+    n, d, m = 1792, 2048, 8192
+    for kv_heads, gated, lean, vocab in product((16, 4), (False, True), (False, True), (0, 32_000)):
+        spec = Transformer(24, d, 16, kv_heads, m, gated, vocab, lean=lean)
+        assert prefill_flops(spec, n, convention=AS_PTP) == prefill_flops(PTP, n, convention=AS_PTP)
+        fastv = answer_flops(spec, n - 10, 10, 0, convention=Convention(unit="macs", count="fastv"))
+        assert fastv == 24 * (4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m)
+
+
+def test_under_a_published_formula_a_model_pays_every_layer_in_full() -> None:
+    model, batch = tiny_model(cost=CostConfig(count="ptp", answer_tokens=0)), tiny_batch()
+    counted = decision_cost(model, batch, torch.zeros(len(batch), 3, dtype=torch.int64)).flops
+    n, d, m = model.prompt_tokens(batch).double(), 32, 48
+    assert counted.equal(2 * 2 * (4 * n * d**2 + 2 * n**2 * d + 3 * n * d * m))
 
 
 def test_the_cache_takes_the_published_bytes() -> None:
@@ -129,7 +164,56 @@ def test_a_plain_mlp_has_two_matrices_and_the_head_is_paid_for_one_position() ->
 @settings(max_examples=10)
 @given(specs(), st.integers(1, 12))
 def test_the_prefill_formula_equals_what_a_transformer_runs(spec: Transformer, tokens: int) -> None:
-    assert measured_flops(Decoder(spec), torch.zeros(1, tokens, spec.width)) == prefill_flops(spec, tokens)
+    assert measured_flops(Layers(spec), torch.zeros(1, tokens, spec.width)) == prefill_flops(spec, tokens)
+
+
+@pytest.mark.parametrize(
+    ("keys", "more"),
+    [(7, {}), (5, {"is_causal": True}), (7, {"attn_mask": torch.ones(5, 7, dtype=torch.bool)})],
+    ids=["plain", "causal", "masked"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_is_measured_in_full_whatever_its_mask(
+    keys: int, more: dict[str, Any], dtype: torch.dtype
+) -> None:
+    q, kv = torch.zeros(2, 4, 5, 8, dtype=dtype), torch.zeros(2, 2, keys, 8, dtype=dtype)
+    attend = partial(F.scaled_dot_product_attention, enable_gqa=True, **more)
+    assert measured_flops(attend, q, kv, kv) == 2 * 2 * (2 * 4 * 5 * keys * 8)
+
+
+def measured(language: Decoder, call: Callable[[], object]) -> tuple[int, int]:
+    """FLOPs of a call that writes an answer, and how many tokens it decodes behind the cache."""
+    with patch.object(language, "decode", wraps=language.decode) as decode:
+        flops = measured_flops(call)
+    return flops, decode.call_count
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_a_language_model_is_paid_for_what_it_runs(name: str, layers: int) -> None:
+    language = tiny_model(language=name, layers=layers).language
+    for tokens, words in ((0, 5), (9, 1), (100, 14), (1360, 14)):
+        visual = Visual(
+            torch.randn(1, tokens, language.width),
+            torch.ones(1, tokens, dtype=torch.bool),
+            torch.zeros(1, dtype=torch.int64),
+        )
+        question = torch.full((1, words), 5), torch.ones(1, words, dtype=torch.bool)
+        flops, answer = measured(language, partial(language.generate, visual, question))
+        # the mark that starts the answer is a word of the prompt
+        assert flops == answer_flops(language.transformer, float(tokens), words + 1.0, answer)
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_an_answer_is_paid_for_what_runs_from_its_pixels_on(name: str) -> None:
+    model, batch = tiny_model(language=name, layers=6), tiny_batch()
+    asked = mixed_decisions(model, batch)
+    for row in (0, 1, 4, 8):
+        flops, answer = measured(model.language, partial(model.answer, batch.rows([row]), asked[[row]]))
+        model.config = replace(model.config, cost=CostConfig(answer_tokens=answer))
+        counted = float(decision_cost(model, batch, asked).flops[row])
+        # pooling is a matrix product for the counter, and none for the cost model
+        assert counted <= flops <= 1.01 * counted
 
 
 def test_measured_linear_and_convolution_equal_their_formulas() -> None:
@@ -179,6 +263,8 @@ def test_an_unknown_convention_is_refused_with_what_is_allowed() -> None:
         Convention(attention="sparse")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="allowed: flops, macs"):
         Convention(unit="tops")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="allowed: fastv, ptp, run"):
+        Convention(count="all")  # type: ignore[arg-type]
 
 
 def decision_cost(model: NativeModel, batch: Batch, asked: Tensor) -> Cost:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pyrskip.cost import measured_flops
 from pyrskip.errors import UserError
+from pyrskip.models.native import CostConfig
 from pyrskip.pyramid import Pyramid
 from pyrskip.registry import load_plugins
 from pyrskip.sample import Batch, Question, Sample
@@ -75,6 +77,14 @@ def test_every_row_answers_from_its_kept_tiles(family: str, tower: str, language
     assert vlm.realise(ASKED, size).equal(ASKED * TOKENS)
     flops = vlm.cost(vlm.realise(ASKED, size), size, vlm.prompt_tokens(batch)).flops
     assert flops[2] > flops[0] > flops[1] > flops[3]
+    # greedy answers are written token by token, each but the last of which is run again
+    passes: list[object] = []
+    hook = vlm.model.register_forward_hook(lambda *_: passes.append(0))
+    measured = measured_flops(vlm.answer, batch.rows([2]), ASKED[[2]])
+    hook.remove()
+    vlm.counting = CostConfig(answer_tokens=len(passes) - 1)
+    flops = vlm.cost(vlm.realise(ASKED, size), size, vlm.prompt_tokens(batch)).flops
+    assert measured == pytest.approx(float(flops[2]), rel=0.01)
     loglik = vlm.loglik(batch, ASKED)
     assert (loglik <= 0).all() and loglik.unique().numel() == len(batch)
     for row in range(len(batch)):

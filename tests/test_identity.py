@@ -74,6 +74,7 @@ def test_how_a_run_runs_and_what_it_does_not_read_identify_no_stage(override: st
         ("trainer.precision=bf16-mixed", "flex"),
         ("trainer.gradient_clip=2", "flex"),
         ("cost.answer_tokens=2", "rollouts"),
+        ("cost.count=ptp", "rollouts"),
         ("gate.dropout=0.1", "gate"),
         ("reward.low=0.002", "gate"),
         ("seeds=2", "gate"),

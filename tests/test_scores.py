@@ -82,6 +82,16 @@ def test_questions_are_put_in_the_first_runs_order_and_others_are_refused(run: P
         load_scores([*load_runs(run), one])
 
 
+@pytest.mark.parametrize("cost", [{"count": "ptp"}, {"unit": "macs"}, {}], ids=str)
+def test_runs_that_count_costs_differently_are_not_compared(run: Path, cost: dict[str, str]) -> None:
+    (one,) = load_runs(run)
+    # of a run that was made before the key was there, nobody knows what it counts
+    counted = {**one.config["cost"], **cost} if cost else {"attention": "full"}
+    other = replace(one, directory=run.parent / "b", config={**one.config, "cost": counted})
+    with pytest.raises(UserError, match=r"/b counts costs by cost=.*/a by cost=.*; allowed: runs that count"):
+        load_scores([one, other])
+
+
 def test_a_run_without_scores_is_named(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "old")
     (directory / FILE).unlink()

@@ -21,7 +21,7 @@ from pyrskip.pyramid import Pyramid
 PYRAMID = Pyramid(64, 3, 8, (2, 1, 1))
 # constants of float64 arithmetic that float32 does not hold
 CAUSAL = Transformer(27, 4097, 1, 1, 8191, True, vocab=128_257)
-CROSS = Transformer(2, 32, 2, 2, 48, True, vocab=321, cross=True)
+CROSS = Transformer(2, 32, 2, 2, 48, True, vocab=321, cross=True, lean=True)
 # full and proportional budgets and rungs are in tests/test_exported_gates.py
 BUDGETS = {
     "capped": BudgetRule(cap=9),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +64,17 @@ def load_runs(directory: Path) -> list[Finished]:
             "allowed: a directory that train made, or a sweep's"
         )
     return [_load(path) for path in inside]
+
+
+def check_costs(runs: Sequence[Finished]) -> None:
+    """Raises UserError for a run that counts costs in another way than the first does."""
+    for run in runs:
+        first, own = (of.config.get("cost") for of in (runs[0], run))
+        if own != first:
+            raise UserError(
+                f"{run.directory} counts costs by cost={own}, {runs[0].directory} by cost={first}; allowed: "
+                "runs that count alike"
+            )
 
 
 def _load(directory: Path) -> Finished:

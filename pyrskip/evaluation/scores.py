@@ -20,7 +20,7 @@ from pyrskip.errors import UserError, unknown_name
 from pyrskip.evaluation.bootstrap import Bootstrap
 from pyrskip.evaluation.curves import of_tiles
 from pyrskip.evaluation.frontier import Frontier, Row
-from pyrskip.evaluation.runs import Finished
+from pyrskip.evaluation.runs import Finished, check_costs
 from pyrskip.files import write_whole
 
 FILE = "frontier/scores.safetensors"
@@ -70,7 +70,7 @@ def save_scores(frontier: Frontier, path: Path) -> None:
 
 def load_scores(runs: Sequence[Finished]) -> list[Scored]:
     """Runs whose frontiers are of the same test questions, each in the first one's order. Raises UserError
-    for others."""
+    for others, and for runs that count costs differently."""
     keys = same_questions(runs)
     where = [{key: column for column, key in enumerate(own)} for own in keys]
     return [_load(run).take([of[key] for key in keys[0]]) for run, of in zip(runs, where, strict=True)]
@@ -78,7 +78,8 @@ def load_scores(runs: Sequence[Finished]) -> list[Scored]:
 
 def same_questions(runs: Sequence[Finished]) -> list[tuple[str, ...]]:
     """The keys of each run's test questions, in its own order. Raises UserError for a run with others than
-    the first has."""
+    the first has, or one that counts costs differently."""
+    check_costs(runs)
     found: list[tuple[str, ...]] = []
     for run in runs:
         with _opened(run) as file:

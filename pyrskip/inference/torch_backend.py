@@ -55,9 +55,14 @@ def _tensors(value: Array | Mapping[str, Array]) -> Tensor | dict[str, Tensor]:
 
 def load_modules(directory: Path, spec: Spec, tokenizer: Tokenizer) -> tuple[NativeModel, Gate]:
     """The model and the gate of an export, in evaluation mode. Raises UserError where weights and config.json
-    disagree."""
+    disagree, or where that does not say what its costs count: this backend counts them itself."""
     plain = spec.plain["model"]
     try:
+        if "count" not in plain["cost"]:
+            raise UserError(
+                f"{directory}/config.json does not say what its costs count (model.cost.count); allowed: "
+                "backend='onnx', or to export again"
+            )
         pyramid = PyramidConfig(**plain["pyramid"] | {"grid": tuple(plain["pyramid"]["grid"])})
         text = TextConfig(plain["text"]["name"], str(directory / "query") if spec.own_query else None)
         parts = (

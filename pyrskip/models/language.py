@@ -81,6 +81,7 @@ class LanguageConfig:
             gated=True,
             vocab=vocabulary,
             cross=cross,
+            lean=True,
         )
 
 

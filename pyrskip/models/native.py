@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from pyrskip.cost import Attention, Convention, Cost, Unit, answer_flops, kv_bytes
+from pyrskip.cost import Attention, Convention, Cost, Counted, Unit, answer_flops, kv_bytes
 from pyrskip.decision import realise, reference
 from pyrskip.errors import UserError
 from pyrskip.files import write_json, write_whole
@@ -62,13 +62,14 @@ class PyramidConfig:
 @dataclass(frozen=True)
 class CostConfig:
     """attention: 'full' counts all n^2 pairs, 'causal' half of them. unit: 'flops' (2 a multiply-add) or
-    'macs'.
+    'macs'. count: of the language model 'run', what inference runs, or the formula of 'ptp' or 'fastv'.
 
     answer_tokens: decoded after the prefill, per answer. bytes_per_value: of the KV cache.
     """
 
     attention: str = "full"
     unit: str = "flops"
+    count: str = "run"
     answer_tokens: int = 1
     bytes_per_value: int = 2
 
@@ -82,7 +83,7 @@ class CostConfig:
 
     @property
     def convention(self) -> Convention:
-        return Convention(cast(Attention, self.attention), cast(Unit, self.unit))
+        return Convention(cast(Attention, self.attention), cast(Unit, self.unit), cast(Counted, self.count))
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class RemoteConfig:
     @property
     def transformer(self) -> Transformer:
         sizes = {name: int(getattr(self, name)) for name in SIZES}
-        return Transformer(**sizes, gated=self.gated, cross=False)
+        return Transformer(**sizes, gated=self.gated, cross=False, lean=False)
 
 
 class RemoteModel:
