@@ -39,10 +39,11 @@ from pyrskip.training.module import OptimizerConfig
 from pyrskip.training.rules import RULES, rule_config, valid_pairs
 from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
 
-IMAGES = 2000
+IMAGES = {"gate": 5000, "test": 2000}
 QUESTIONS = 3
 """On each image."""
 CHANNELS = 8
+NOISE = 0.5
 SURE, UNSURE = 0.95, 0.5
 """Probability of a right answer where what a question needs is kept, and where it is not."""
 PRICES = (0.1, 0.2, 0.35)
@@ -85,18 +86,19 @@ def table_of(world: World, split: str, seed: int) -> RolloutTable:
     pyramid, tiles = world.pyramid, world.pyramid.tiles
     actions = ActionSet.of(pyramid, BudgetRule(), ActionConfig(world.unit))
     selection = torch.cat([actions.selection, reference(pyramid)[None], blind(pyramid)[None]])
-    image_of = torch.arange(IMAGES).repeat_interleave(QUESTIONS)
-    kind = torch.arange(3).repeat(IMAGES)
-    shown = torch.randint(0, 4, (IMAGES, 2), generator=generator)
+    images = IMAGES[split]
+    image_of = torch.arange(images).repeat_interleave(QUESTIONS)
+    kind = torch.arange(3).repeat(images)
+    shown = torch.randint(0, 4, (images, 2), generator=generator)
     needed = world.needs(kind, shown[image_of])
     kept = torch.cat([torch.ones(len(selection), 1, dtype=torch.bool), selection], dim=1).T[needed + 1]
     chance = torch.where(kept, SURE, UNSURE)
     capacity = pyramid.capacity(torch.full((1, 2), pyramid.size))[0]
     tokens = (selection.double() @ capacity.double()).expand(len(kind), -1)
     # a thing is a channel of its own, bright in the quadrant where it lies; all else is noise
-    glance = torch.randn(IMAGES, CHANNELS, 4, generator=generator)
+    glance = NOISE * torch.randn(images, CHANNELS, 4, generator=generator)
     for thing in range(2):
-        glance[torch.arange(IMAGES), thing, shown[:, thing]] += 4.0
+        glance[torch.arange(images), thing, shown[:, thing]] += 4.0
     words = torch.randn(3, 4, CHANNELS, generator=torch.Generator().manual_seed(99))
     query = words[kind] + 0.3 * torch.randn(len(kind), 4, CHANNELS, generator=generator)
     return RolloutTable(
@@ -112,14 +114,14 @@ def table_of(world: World, split: str, seed: int) -> RolloutTable:
             "text": {"query": query, "query_mask": torch.ones(len(kind), 4, dtype=torch.bool)},
             "image": {
                 "glance": glance.unflatten(2, (2, 2)),
-                "glance_mask": torch.ones(IMAGES, 2, 2, dtype=torch.bool),
+                "glance_mask": torch.ones(images, 2, 2, dtype=torch.bool),
             },
         },
-        size=torch.full((IMAGES, 2), pyramid.size),
+        size=torch.full((images, 2), pyramid.size),
         types=tuple(f"kind {k}" for k in kind.tolist()),
         keys=tuple(f"{split}-{i}" for i in range(len(kind))),
         texts=tuple(f"kind {k}, {i}" for i, k in enumerate(kind.tolist())),
-        image_keys=tuple(f"{split}-{i}" for i in range(IMAGES)),
+        image_keys=tuple(f"{split}-{i}" for i in range(images)),
         split=split,
     )
 
