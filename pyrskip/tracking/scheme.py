@@ -174,7 +174,13 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "frontier/<target>/cost_over_fixed",
-        "over the cheapest fixed selection that keeps as much",
+        "over the cheapest fixed selection that meets the target on validation",
+        "ratio",
+        (FRONTIER,),
+    ),
+    Metric(
+        "frontier/<target>/cost_over_hull",
+        "the same over the mix of fixed selections that keeps exactly as much",
         "ratio",
         (FRONTIER,),
     ),
