@@ -14,16 +14,12 @@ from pyrskip.reward import RewardConfig
 from pyrskip.training.best import KEPT, PRICES, Best
 from pyrskip.training.gate import GateModule
 from pyrskip.training.rules import rule_config
-from pyrskip.training.trainer import CHECKPOINT, TrainerConfig, build_trainer, fit
-from tests.toys import toy_environment, toy_module
+from pyrskip.training.trainer import CHECKPOINT, TrainerConfig
+from tests.toys import fit_until, toy_environment, toy_module
 
 STEPS = 12
 SAMPLED = RewardConfig(low=0.01, high=2.0)
 QUESTIONS: Any = range(200)
-
-
-class Killed(RuntimeError):
-    pass
 
 
 class Scripted(Best):
@@ -47,18 +43,8 @@ def train(
 ) -> GateModule:
     """A training of twelve steps, from the checkpoint that it finds; it is killed at step `until`."""
     module = module or toy_module("supervised", "utility", SAMPLED, STEPS)
-    step = module.training_step
-
-    def dies(rows: Tensor, batch_idx: int) -> Tensor:
-        if batch_idx == until:
-            raise Killed
-        found: Tensor = step(rows, batch_idx)
-        return found
-
-    module.training_step = dies  # type: ignore[method-assign]
     config = TrainerConfig(quiet=True, checkpoint_every=accumulate, accumulate=accumulate)
-    trainer = build_trainer(config, folder, callbacks=[best])
-    fit(trainer, module, StepData(QUESTIONS, torch.tensor, 16, STEPS, 1), folder)
+    fit_until(module, StepData(QUESTIONS, torch.tensor, 16, STEPS, 1), folder, until, config, best)
     return module
 
 
@@ -81,11 +67,9 @@ def test_a_training_that_was_killed_stops_at_the_same_step_with_the_same_weights
 ) -> None:
     rewards = [1, 2, 5, 3, 4, 5, *[9.0] * 6]
     whole = train(tmp_path / "whole", Scripted(rewards, STEPS, 3, tmp_path / "whole" / KEPT))
-    # killed after the sixth step it has stopped already
-    try:
-        train(tmp_path, Scripted(rewards, STEPS, 3, tmp_path / KEPT), until=until)
-    except Killed:
-        assert until < 6
+    # before its seventh step it has stopped already
+    train(tmp_path, Scripted(rewards, STEPS, 3, tmp_path / KEPT), until=until)
+    assert (tmp_path / KEPT).exists() == (until > 6)
     (tmp_path / KEPT).unlink(missing_ok=True)
     again = Scripted(rewards, STEPS, 3, tmp_path / KEPT)
     resumed = train(tmp_path, again)
@@ -104,8 +88,8 @@ def test_its_own_rewards_choose_the_same_weights_when_it_was_killed(
         return module.state_dict()
 
     whole = trained("whole", STEPS)
-    with pytest.raises(Killed):
-        trained("killed", 7)
+    trained("killed", 7)
+    assert not (tmp_path / "killed" / KEPT).exists()
     killed = trained("killed", STEPS)
     assert kept(tmp_path / "killed") == kept(tmp_path / "whole")
     assert all(killed[name].equal(value) for name, value in whole.items())

@@ -91,7 +91,7 @@ def _say_kept(run: Run, name: str, kept: dict[str, Any] | None) -> None:
         figure = f"reward {kept['reward']:.4f} on validation"
         run.say(f"{name}: keeps the weights of step {kept['step']} ({figure}), {ended}")
     elif run.config.rule.validations:
-        run.say(f"{name}: keeps its last weights, validation rollouts have told nothing of it")
+        run.say(f"{name}: keeps its last weights: validation rollouts tell nothing of it")
 
 
 def kept_in(directory: Path) -> dict[str, Any] | None:
