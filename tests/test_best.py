@@ -106,9 +106,14 @@ def test_validation_changes_nothing_of_the_training(tmp_path: Path) -> None:
     assert all(each[name].equal(value) for name, value in none.items())
 
 
-@pytest.mark.parametrize("target", ["probability", "score"])
-def test_a_validation_is_the_reward_of_every_question_at_prices_that_are_drawn(target: str) -> None:
-    module = toy_module("exact", "categorical", SAMPLED, target=target)
+@pytest.mark.parametrize(
+    ("rule", "policy", "target"),
+    [("exact", "categorical", "probability"), ("supervised", "utility", "score")],
+)
+def test_a_validation_is_the_reward_of_every_question_at_prices_that_are_drawn(
+    rule: str, policy: str, target: str
+) -> None:
+    module = toy_module(rule, policy, SAMPLED, target=target)
     torch.nn.init.normal_(module.gate.head.weight)
     environment = toy_environment()
     environment.table.score.copy_(torch.rand(environment.table.score.shape))
@@ -122,6 +127,22 @@ def test_a_validation_is_the_reward_of_every_question_at_prices_that_are_drawn(t
     module.gate.train()
     assert best.reward(module) == pytest.approx(float(torch.stack(wanted).mean()), abs=1e-6)
     assert module.gate.training
+
+
+@pytest.mark.parametrize(("rule", "policy"), [("exact", "categorical"), ("supervised", "utility")])
+def test_a_validation_asks_no_more_than_its_share(
+    rule: str, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = toy_module(rule, policy, SAMPLED, steps=100, batch=64)
+    best, asked = Best(toy_environment(), 20, 0, Path()), []
+    observe = best.environment.observe
+    monkeypatch.setattr(
+        best.environment, "observe", lambda rows, price: asked.append(rows) or observe(rows, price)
+    )
+    monkeypatch.setattr("pyrskip.training.best.LEAST", 30)
+    best.reward(module)
+    (rows,) = asked
+    assert len(rows) == len(rows.unique()) == 64  # a fifth of 5 steps of 64
 
 
 def test_with_a_target_cost_a_validation_is_the_score_at_that_cost() -> None:

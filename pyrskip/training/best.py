@@ -1,22 +1,23 @@
 """Keeps the weights with which a gate decides the validation rollouts best, and ends a training that no
 longer gets better: taught scores of 0 and 1, a gate comes to know its own questions by heart."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor
 
 from pyrskip.files import write_json
-from pyrskip.reward import RewardConfig
+from pyrskip.policies.policy import listed
 from pyrskip.rollouts.environments import TableEnvironment
 
 KEPT = "kept.json"
-PRICES, DECISIONS, CHUNK = 5, 4096, 1024
-"""Prices that each question is decided at, evenly among those that are drawn; decisions of a validation, at
-most; how many at once."""
+PRICES, SHARE, LEAST, CHUNK = 5, 5, 1024, 512
+"""Prices that questions are decided at, evenly among those that are drawn. A validation asks the gate a
+fifth of what it learns from between two, so that it takes about a twentieth of the time, but so many at
+least; questions at once."""
 
 
 class Best(Callback):
@@ -33,8 +34,7 @@ class Best(Callback):
         self.path = path
         self.state: dict[str, Any] = {"reward": -float("inf"), "missed": 0, "weights": {}}
         questions = len(environment.table)
-        order = torch.randperm(questions * PRICES, generator=torch.Generator().manual_seed(0))
-        self.pairs = order[:DECISIONS].sort().values
+        self.order = torch.randperm(questions, generator=torch.Generator().manual_seed(0))
 
     def state_dict(self) -> dict[str, Any]:
         return self.state
@@ -44,7 +44,7 @@ class Best(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.environment.to(pl_module.device)
-        self.pairs = self.pairs.to(pl_module.device)
+        self.order = self.order.to(pl_module.device)
         self._stop(trainer)  # the checkpoint may be of the last step
 
     def on_train_batch_end(
@@ -81,21 +81,31 @@ class Best(Callback):
     def reward(self, module: Any) -> float:
         """Mean reward of a GateModule's mode, in the scale of a step's: over 1 + price. For a target cost, of
         which every price is right for its moment alone, the mean score of the mode that costs it."""
-        training = module.gate.training
-        module.gate.eval()
-        if module.price.config.mode == "target":
-            module.calibrate(self.environment, (self.pairs // PRICES).unique())
-        found = float(torch.cat([self._rewards(module, pairs) for pairs in self.pairs.split(CHUNK)]).mean())
-        module.gate.tilt.zero_()
-        module.gate.train(training)
-        return found
-
-    def _rewards(self, module: Any, pairs: Tensor) -> Tensor:
-        rows = pairs // PRICES
-        price: Tensor = module.price.at((pairs % PRICES + 0.5) / PRICES)
-        mode = module.gate.policy(self.environment.observe(rows, price)).mode()
-        score: Tensor = module.score(rows, mode, self.environment)
-        of: RewardConfig = module.price.config
+        gate, of, training = module.gate, module.price.config, module.gate.training
+        gate.eval()
+        device, questions = self.order.device, len(self.order)
+        prices = module.price.at((torch.arange(PRICES, device=device) + 0.5) / PRICES).unique()
+        learnt = module.config.batch * module.optimizer_config.steps // max(1, self.validations)
+        # a gate that is given the price is asked about each question at one of them, then at the next
+        rounds = len(prices) if gate.dial else 1
+        asked = torch.arange(min(max(LEAST, learnt // SHARE), rounds * questions), device=device)
         if of.mode == "target":
-            return score
-        return of.reward(score, self.environment.cost(rows, mode), price) / (1 + price)
+            module.calibrate(self.environment, self.order[: len(asked)])
+        rewards = []
+        for some in asked.split(CHUNK):
+            place, turn = some % questions, some // questions
+            rows = self.order[place]
+            price = prices[(place + turn) % len(prices)]
+            seen = self.environment.observe(rows, price)
+            asks, outputs = [seen], gate(seen)
+            if not gate.dial:  # what it predicts, and between what it decides, is alike at every price
+                seen = replace(seen, candidates=listed(seen, gate.layout))
+                asks = [replace(seen, price=each.expand_as(price)) for each in prices]
+            for ask in asks:
+                mode = gate.policy(ask, outputs).mode()
+                score, cost = module.score(rows, mode, self.environment), self.environment.cost(rows, mode)
+                reward = of.reward(score, cost, ask.price) / (1 + ask.price)
+                rewards.append(score if of.mode == "target" else reward)
+        gate.tilt.zero_()
+        gate.train(training)
+        return float(torch.cat(rewards).mean())
