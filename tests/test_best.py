@@ -142,7 +142,7 @@ def test_a_validation_asks_no_more_than_its_share(
     monkeypatch.setattr("pyrskip.training.best.LEAST", 30)
     best.reward(module)
     (rows,) = asked
-    assert len(rows) == len(rows.unique()) == 64  # a fifth of 5 steps of 64
+    assert len(rows) == len(rows.unique()) == 40  # an eighth of 5 steps of 64
 
 
 def test_with_a_target_cost_a_validation_is_the_score_at_that_cost() -> None:

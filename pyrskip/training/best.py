@@ -14,10 +14,10 @@ from pyrskip.policies.policy import listed
 from pyrskip.rollouts.environments import TableEnvironment
 
 KEPT = "kept.json"
-PRICES, SHARE, LEAST, CHUNK = 5, 5, 1024, 512
-"""Prices that questions are decided at, evenly among those that are drawn. A validation asks the gate a
-fifth of what it learns from between two, so that it takes about a twentieth of the time, but so many at
-least; questions at once."""
+PRICES, SHARE, LEAST, CHUNK = 5, 8, 1024, 512
+"""Prices that questions are decided at, evenly among those that are drawn. A validation asks the gate as
+many as an eighth of what it learns from between two, for less than a twentieth of the time, but so many at
+least; how many at once."""
 
 
 class Best(Callback):

@@ -42,7 +42,7 @@ class RuleConfig:
     batch: int = field(default=256, metadata=PER_RANK | read_where("online", (False,)))
     target: str = "probability"
     validations: int = 20
-    patience: int = 5
+    patience: int = 10
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
