@@ -3,7 +3,8 @@
 python benchmarks/worlds.py [key=value ...]
 
 world=question,glance,both   which; steps=3000; seeds=3; target=probability,score; pair=exact-categorical,...
-(all by default); out=<directory> for worlds.csv and worlds.png. A row is the regret on unseen images as a
+(all by default); validations=, patience= as in rule (0: the last weights); out=<directory> for worlds.csv and
+worlds.png. A row is the regret on unseen images as a
 share of the gap between the best constant decision and the best of each question, the mean over prices: 0% is
 the optimum, 100% no better than one decision for all. Costs a minute or so a gate, on one core.
 
@@ -35,6 +36,7 @@ from pyrskip.pyramid import Pyramid
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.table import RolloutTable
+from pyrskip.training.best import KEPT, Best
 from pyrskip.training.module import OptimizerConfig
 from pyrskip.training.rules import RULES, rule_config, valid_pairs
 from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
@@ -144,20 +146,27 @@ def regret(gate: Gate, environment: TableEnvironment) -> float:
     return mean(shares)
 
 
-def train(world: World, pair: tuple[str, str], target: str, steps: int, seed: int) -> float:
-    """The regret of a gate of the package's own width, trained by its own loop."""
+def train(
+    world: World, pair: tuple[str, str], target: str, steps: int, seed: int, **options: int
+) -> tuple[float, int]:
+    """The regret of a gate of the package's own width, trained by its own loop, and the steps that it took.
+    options: of the rule."""
     rule, policy = pair
     environment = environment_of(world, table_of(world, "gate", 1 + seed))
     torch.manual_seed(seed)
     gate = build_gate(GateConfig(policy=policy), environment.layout)
     optimizer = OptimizerConfig(steps=steps, lr=0.003, weight_decay=0.01, warmup=20, beta2=0.98)
-    config = rule_config(rule)(target=target, optimizer=optimizer)
+    config = rule_config(rule)(target=target, optimizer=optimizer, **options)  # type: ignore[arg-type]
     module = RULES[rule](config, gate, environment, RewardConfig(), seed)
     rows: Any = range(len(environment.table))
     with tempfile.TemporaryDirectory() as directory:
-        trainer = build_trainer(TrainerConfig(quiet=True, checkpoint_every=steps), Path(directory))
+        val = environment_of(world, table_of(world, "val", 101 + seed))
+        best = Best(val, config.validations, config.patience, Path(directory) / KEPT)
+        settings = TrainerConfig(quiet=True, checkpoint_every=steps)
+        trainer = build_trainer(settings, Path(directory), callbacks=[best])
         fit(trainer, module, StepData(rows, torch.tensor, config.batch, steps, seed), Path(directory))
-    return regret(gate.cpu(), environment_of(world, table_of(world, "test", 0)))
+    test = environment_of(world, table_of(world, "test", 0))
+    return regret(gate.cpu(), test), trainer.global_step
 
 
 def draw(found: dict[tuple[str, str, str], list[float]], path: Path) -> None:
@@ -202,6 +211,7 @@ def main() -> None:
         given.get("target", "probability").split(","),
     )
     steps, seeds = int(given.get("steps", 3000)), int(given.get("seeds", 3))
+    options = {key: int(given[key]) for key in ("validations", "patience") if key in given}
     every = ["-".join(pair) for pair in valid_pairs(online=False) if pair[1] != "rungs"]
     names = given["pair"].split(",") if "pair" in given else every
     found: dict[tuple[str, str, str], list[float]] = {}
@@ -211,9 +221,12 @@ def main() -> None:
         for name in names:
             for target in targets:
                 pair = (name.partition("-")[0], name.partition("-")[2])
-                shares = [train(WORLDS[world], pair, target, steps, seed) for seed in range(seeds)]
-                found[world, name, target] = shares
-                console.print(world, name, target, " ".join(f"{100 * share:.1f}%" for share in shares))
+                trained = [
+                    train(WORLDS[world], pair, target, steps, seed, **options) for seed in range(seeds)
+                ]
+                found[world, name, target] = [share for share, _ in trained]
+                told = (f"{100 * share:.1f}% ({taken} steps)" for share, taken in trained)
+                console.print(world, name, target, *told)
     table = Table(
         "rule and policy", "target", *worlds, title=f"regret, % of the gap, {steps} steps, {seeds} seeds"
     )

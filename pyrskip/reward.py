@@ -90,13 +90,18 @@ class Price(nn.Module):
 
     def sample(self, batch: int) -> Tensor:
         """[B]"""
+        if self.config.mode == "sampled":
+            return self.at(torch.rand(batch, device=self.log_price.device))
+        return self.at(self.log_price.new_zeros(batch))
+
+    def at(self, quantile: Tensor) -> Tensor:
+        """The prices at quantiles [B] in [0, 1] of those that are drawn, [B]: one price has no others."""
         c = self.config
         if c.price is not None:
-            return self.log_price.new_full((batch,), c.price)
+            return torch.full_like(quantile, c.price)
         if c.mode == "sampled":
-            u = torch.rand(batch, device=self.log_price.device)
-            return (math.log(c.low) + u * math.log(c.high / c.low)).exp()
-        return self.log_price.exp().expand(batch)
+            return (math.log(c.low) + quantile * math.log(c.high / c.low)).exp()
+        return self.log_price.exp().expand(len(quantile))
 
     def update(self, mean_cost: Tensor, weight: float = 1.0) -> None:
         """Dual ascent on log price. mean_cost: relative, averaged over the batch and all ranks; weight: how

@@ -22,6 +22,7 @@ from pyrskip.errors import UserError
 from pyrskip.models.vision import VisionConfig
 from pyrskip.reward import RewardConfig
 from pyrskip.sample import Batch
+from pyrskip.training.best import KEPT, Best
 from pyrskip.training.flex import FlexConfig, FlexModule
 from pyrskip.training.module import OptimizerConfig, StepModule
 from pyrskip.training.trainer import (
@@ -33,7 +34,7 @@ from pyrskip.training.trainer import (
 )
 from tests.models import BACKBONE, tiny_batch, tiny_model
 from tests.ranks import on_two_ranks
-from tests.toys import PAIRS, fit_until, online_module, toy_module
+from tests.toys import PAIRS, fit_until, online_module, toy_environment, toy_module
 
 STEPS = 3
 ROWS = 24
@@ -216,6 +217,36 @@ def test_ranks_that_are_killed_amid_a_cycle_go_on_with_their_own_episodes(tmp_pa
         assert len(found["whole"]) > 10
         assert all(found["killed"][name].equal(value) for name, value in found["whole"].items())
     assert not ranks[0]["whole"]["rows"].equal(ranks[1]["whole"]["rows"])
+
+
+@pytest.mark.slow
+def test_ranks_stop_together_at_what_the_first_one_measures(tmp_path: Path) -> None:
+    rewards = [1, 2, 5, 3, 4, 5, 9, 9]
+
+    def train(rank: int, name: str, until: int) -> Found:
+        module, steps = toy_module("reinforce", "bernoulli", SAMPLED, 8), []
+        best = Best(toy_environment(), 8, 3, tmp_path / name / KEPT)
+
+        def reward(of: Any) -> float:
+            steps.append(of.trainer.global_step)
+            assert rank == 0
+            return float(rewards[steps[-1] - 1])
+
+        best.reward = reward  # type: ignore[method-assign]
+        data = StepData(Rows(list(range(200))), torch.tensor, 4, 8)
+        config = TrainerConfig(devices=2, checkpoint_every=1, quiet=True)
+        fit_until(module, data, tmp_path / name, until, config, best)
+        return {**module.state_dict(), "kept": best.state["step"], "steps": best.state["steps"]}
+
+    def work(rank: int) -> dict[str, Found]:
+        train(rank, "killed", 4)
+        return {name: train(rank, name, 8) for name in ("whole", "killed")}
+
+    for found in on_two_ranks(work, tmp_path):
+        assert found["whole"]["kept"] == 3 and found["whole"]["steps"] == 6
+        assert all(
+            torch.as_tensor(found["killed"][n]).equal(torch.as_tensor(v)) for n, v in found["whole"].items()
+        )
 
 
 @pytest.mark.slow

@@ -311,6 +311,32 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     assert not same(resumed / file, copied_run / "done" / file.replace("seed-3", "seed-0"))
 
 
+def test_a_run_says_which_weights_of_a_gate_it_keeps(
+    copied_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = copied_run / "done"
+    told = json.loads((done / "gate/gate/seed-0/kept.json").read_text())
+    assert json.loads((done / "summary.json").read_text())["kept"]["gate"] == [told]
+    lent = (f"from={done}", "ablations=[]", "stages=[gate]", "rule.optimizer.steps=4", "rule.patience=1")
+    run = run_stages(tiny(copied_run, "name=kept", "trainer.quiet=false", *lent), {})
+    kept = json.loads((run / "gate/gate/seed-0/kept.json").read_text())
+    ended = "of 4" if kept["steps"] == 4 else f"stopped at {kept['steps']} of 4"
+    figure = f"reward {kept['reward']:.4f} on validation"
+    said = capsys.readouterr().err
+    assert f"gate/seed-0: keeps the weights of step {kept['step']} ({figure}), {ended}\n" in said
+
+
+@pytest.mark.slow
+def test_a_gate_that_looks_keeps_its_last_weights_and_the_run_says_so(
+    copied_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lent = (f"from={copied_run / 'done'}", "ablations=[]", "stages=[gate]", "trainer.quiet=false")
+    looks = ("rule=actor_critic", "gate=sequential", "rule.online=true", "gate.looks=true")
+    run_stages(tiny(copied_run, "name=looks", *lent, *looks), {})
+    said = capsys.readouterr().err
+    assert "gate/seed-0: keeps its last weights: validation rollouts tell nothing of it\n" in said
+
+
 @pytest.mark.parametrize(
     ("torn", "start"), [("gate.json", "its checkpoint"), ("gate.safetensors", "its start")]
 )

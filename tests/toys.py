@@ -138,7 +138,12 @@ def online_module(rule: str, policy: str, grid: tuple[int, ...]) -> GateModule:
 
 
 def fit_until(
-    module: StepModule, data: StepData, directory: Path, until: int, config: TrainerConfig
+    module: StepModule,
+    data: StepData,
+    directory: Path,
+    until: int,
+    config: TrainerConfig,
+    *callbacks: pl.Callback,
 ) -> dict[str, Tensor]:
     """Train in a directory, from its last checkpoint if there is one; what kills it kills it at step
     `until`."""
@@ -151,5 +156,5 @@ def fit_until(
 
     module.training_step = dies
     with suppress(InterruptedError):
-        fit(build_trainer(config, directory), module, data, directory)
+        fit(build_trainer(config, directory, callbacks=callbacks), module, data, directory)
     return module.state_dict()

@@ -84,11 +84,13 @@ def evaluate(
     out: Path,
     crossed: Mapping[str, RolloutTable] | None = None,
     broken: Mapping[str, Any] | None = None,
+    kept: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Measure every method, and write `out`/frontier.json, summary.json and the scores.
 
     gates: method -> one directory a seed, of `seeds`. data: the data stage's directory. crossed: another flex
-    seed's tables. broken: split -> what of it could not be read, for the summary.
+    seed's tables. For the summary, broken: split -> what of it could not be read; kept: method -> of each
+    seed, which step's weights.
     """
     trained = {
         method: [_load_gate(path, tables["gate"]) for path in paths] for method, paths in gates.items()
@@ -121,7 +123,7 @@ def evaluate(
     figures = summary(result, config.retentions, lookup=lookup_accuracy(data, model.pyramid.size))
     price = first.prices([shown_price(figures, config)])[0]
     figures["real_inference"] = check_inference(model, first, tables["test"], test, unit, price)
-    figures["broken"] = dict(broken or {})
+    figures |= {"broken": dict(broken or {}), "kept": dict(kept or {})}
     write_json(out / "frontier.json", [asdict(row) for row in result.rows])
     write_json(out / "summary.json", figures)
     save_scores(result, out / SCORES)

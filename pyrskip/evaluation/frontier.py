@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyrskip.evaluation.bootstrap import Bootstrap, Interval
-from pyrskip.evaluation.hull import value_at
+from pyrskip.evaluation.hull import cost_at, value_at
 from pyrskip.evaluation.inputs import Inputs
 from pyrskip.evaluation.methods import METHODS, Decisions
 from pyrskip.evaluation.timing import GATED, Clock
@@ -136,8 +136,18 @@ def hull_at(rows: Sequence[Row], split: str, relative_flops: float) -> float | N
 
     None below the cheapest; the dearest vertex's accuracy above it.
     """
-    hull = sorted((r.relative_flops, r.accuracy) for r in rows if r.method == "hull" and r.split == split)
-    return value_at(hull, relative_flops)
+    return value_at(_hull(rows, split), relative_flops)
+
+
+def hull_cost(rows: Sequence[Row], split: str, accuracy: float) -> float | None:
+    """Relative FLOPs of the cheapest mix of two fixed selections of the hull that is as accurate; None where
+    none is."""
+    return cost_at(_hull(rows, split), accuracy)
+
+
+def _hull(rows: Sequence[Row], split: str) -> list[tuple[float, float]]:
+    """(relative FLOPs, accuracy) of the hull's vertices, cheapest first."""
+    return sorted((r.relative_flops, r.accuracy) for r in rows if r.method == "hull" and r.split == split)
 
 
 def regret(row: Row, oracle: Row) -> float:

@@ -30,6 +30,19 @@ def value_at(hull: Sequence[tuple[float, float]], cost: float) -> float | None:
     return hull[-1][1]
 
 
+def cost_at(hull: Sequence[tuple[float, float]], value: float) -> float | None:
+    """Cost of the cheapest mix of two neighbours of a hull that is worth this much. hull: as of `value_at`.
+
+    The cheapest vertex's below its value; None above the value of all.
+    """
+    if hull and value <= hull[0][1]:
+        return hull[0][0]
+    for (low, below), (high, above) in pairwise(hull):
+        if value <= above:
+            return low + (high - low) * (value - below) / (above - below)
+    return None
+
+
 def _turns_down(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
     """The slope from b to c is less than that from a to b. Costs rise strictly from a to c."""
     return (c[1] - b[1]) * (b[0] - a[0]) < (b[1] - a[1]) * (c[0] - b[0])

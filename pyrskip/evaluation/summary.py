@@ -4,7 +4,7 @@ test."""
 from collections.abc import Sequence
 from typing import Any
 
-from pyrskip.evaluation.frontier import Frontier, Point, Row, hull_at, regret
+from pyrskip.evaluation.frontier import Frontier, Point, Row, hull_at, hull_cost, regret
 from pyrskip.evaluation.needs import doubt
 from pyrskip.rollouts.health import health
 
@@ -17,7 +17,9 @@ def summary(
     """What the frontier says at each target retention, in words for a report's keys.
 
     A seed's price is the cheapest on validation whose validation retention meets the target; everything else
-    is measured on test. budget_weights: those that were learned, where actions are rungs. lookup: test
+    is measured on test. cost_over_fixed: over the cheapest fixed selection by the same rule, whatever that
+    retains on test; cost_over_hull: over the mix of fixed selections that retains as much, None where none
+    does. budget_weights: those that were learned, where actions are rungs. lookup: test
     accuracy of the majority answer of each question text among the training questions. doubt: see
     `needs.doubt`.
     """
@@ -78,7 +80,7 @@ def _gate_at(frontier: Frontier, method: str, target: float) -> dict[str, Any]:
     seeds = [_seed_at(frontier, method, seed, target, fixed) for seed in frontier.inputs.seeds]
     keys = (
         *("accuracy", "retention", "relative_flops", "flops_of_reference", "cost_over_fixed"),
-        *("gain_over_hull", "regret_to_oracle_type", "gain_over_random"),
+        *("cost_over_hull", "gain_over_hull", "regret_to_oracle_type", "gain_over_random"),
     )
     spread = {key: _spread([s[key] for s in seeds if s.get(key) is not None]) for key in keys}
     return {"seeds": seeds, **{key: value for key, value in spread.items() if value is not None}}
@@ -97,9 +99,11 @@ def _seed_at(
     row, table = point.row, frontier.inputs.tables["test"]
     oracle = frontier.select("oracle:type", "test", price)[0].row
     hull = hull_at(frontier.rows, "test", row.relative_flops)
+    equal = hull_cost(frontier.rows, "test", row.accuracy)
     result = {"seed": seed, "price": price, "val_retention": chosen.retention, **_figures(frontier, point)}
     result |= {
         "cost_over_fixed": fixed and row.relative_flops / fixed["relative_flops"],
+        "cost_over_hull": equal and row.relative_flops / equal,
         "gain_over_hull": None if hull is None else row.accuracy - hull,
         "regret_to_oracle_type": regret(row, oracle),
         "health": health(point.action, table.types, table.actions, frontier.inputs.pyramid.tile_level),

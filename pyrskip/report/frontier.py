@@ -101,7 +101,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
             f"{float(target):.1%} of full, price chosen on validation: the gate keeps {kept['mean']:.2%} at "
             f"{cost['mean']:.3f} of full's FLOPs, {ratio['mean']:.2f} ({ratio['min']:.2f} to "
             f"{ratio['max']:.2f}, {ratio['seeds']} seeds) of the cheapest fixed selection's "
-            f"({fixed['method']}, {fixed['retention']:.2%} at {fixed['relative_flops']:.3f})"
+            f"({fixed['method']}, {fixed['retention']:.2%} at {fixed['relative_flops']:.3f}){_at_equal(gate)}"
         )
     real = summary["real_inference"]
     print(
@@ -116,3 +116,12 @@ def print_summary(summary: Mapping[str, Any]) -> None:
             f"budget.weights=[{','.join(f'{weight:.4g}' for weight in summary['budget_weights'])}]"
         )
     print(summary["note"])
+
+
+def _at_equal(gate: Mapping[str, Any]) -> str:
+    """What a gate costs of fixed selections that retain as much; nothing where none do."""
+    ratio = gate.get("cost_over_hull")
+    if ratio is None:
+        return ""
+    seeds = f"{ratio['min']:.2f} to {ratio['max']:.2f}, {ratio['seeds']} seeds"
+    return f"; {ratio['mean']:.2f} ({seeds}) of what mixed fixed selections cost that keep as much"

@@ -9,7 +9,7 @@ from pyrskip.evaluation.runs import load_runs
 from pyrskip.report.frontier import present
 from pyrskip.stages.data import DATA, fault_log
 from pyrskip.stages.flex import model_of
-from pyrskip.stages.gate import GATE, gates_of
+from pyrskip.stages.gate import GATE, gates_of, kept_in
 from pyrskip.stages.rollouts import ROLLED, other_tables, tables_of
 from pyrskip.stages.run import Run, Stage
 from pyrskip.tracking.frontier import frontier_media, frontier_metrics
@@ -34,6 +34,7 @@ def draw_frontier(run: Run) -> None:
         run.root,
         None if cross is None else other_tables(tables, cross, "evaluation.cross"),
         {split: log.summary() for split in SPLITS if (log := fault_log(run, split)).read()},
+        {method: [kept_in(directory) for directory in of] for method, of in gates.items()},
     )
     present(evaluation, run.root, config.trainer.quiet)
     if evaluation.summary["doubt"]:

@@ -1,5 +1,6 @@
 """Stage gate: the run's gate and its ablations, one of each seed."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from pyrskip.stages.run import Run, Stage, select
 from pyrskip.tracking.guard import first_rank
 from pyrskip.tracking.loggers import loggers
 from pyrskip.tracking.watch import Watch
+from pyrskip.training.best import KEPT, Best
 from pyrskip.training.health import glance_is_best
 from pyrskip.training.rules import RULES
 from pyrskip.training.trainer import CHECKPOINT, build_trainer, fit
@@ -68,13 +70,34 @@ def _train_gate(
         watches: list[Callback] = [] if config.gate.looks else [Watch(val, built)]
         if run.stopper is not None and watches and name == f"gate/seed-{config.seed}":
             watches.append(run.stopper(run.root, val))
+        if (
+            config.rule.validations and watches
+        ):  # before Watch, whose last look is at the weights that are kept
+            watches.insert(0, Best(val, config.rule.validations, config.rule.patience, directory / KEPT))
         fit(build_trainer(config.trainer, directory, built, name, watches), module, batches, directory)
+    _say_kept(run, name, kept_in(directory))
     if config.reward.target is not None:
         val.to(torch.device("cpu"))
         reached = module.calibrate(val, torch.arange(len(tables["val"])))
         run.say(f"{name}: costs {reached:.3f} on validation, {config.reward.target} wanted")
     if first_rank():
         save_gate(gate.cpu(), directory)
+
+
+def _say_kept(run: Run, name: str, kept: dict[str, Any] | None) -> None:
+    total = run.config.rule.optimizer.steps
+    if kept is not None:
+        ended = f"stopped at {kept['steps']} of {total}" if kept["steps"] < total else f"of {total}"
+        figure = f"reward {kept['reward']:.4f} on validation"
+        run.say(f"{name}: keeps the weights of step {kept['step']} ({figure}), {ended}")
+    elif run.config.rule.validations:
+        run.say(f"{name}: keeps its last weights: validation rollouts tell nothing of it")
+
+
+def kept_in(directory: Path) -> dict[str, Any] | None:
+    """Which weights a gate's training kept, as it says in its directory; None where it was not validated."""
+    path = directory / KEPT
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def methods_of(config: Config) -> dict[str, GateConfig]:

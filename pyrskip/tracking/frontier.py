@@ -15,7 +15,7 @@ def frontier_metrics(summary: dict[str, Any]) -> dict[str, float]:
     """frontier/*: means over seeds; what a target was not met with is left out."""
     metrics = {"frontier/full/accuracy": float(summary["full"]["accuracy"])}
     for target, figures in summary["targets"].items():
-        for key in ("retention", "relative_flops", "cost_over_fixed"):
+        for key in ("retention", "relative_flops", "cost_over_fixed", "cost_over_hull"):
             if key in figures["gate"]:
                 metrics[f"frontier/{target}/{key}"] = float(figures["gate"][key]["mean"])
     return metrics

@@ -133,6 +133,12 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("val/tokens", "mean realised visual tokens", "tokens", _BY_RULE),
     Metric("val/reward", "the same of the mode at val/price", "score", _BY_RULE),
+    Metric(
+        "val/mean_reward",
+        "mean of reward / (1 + price) on all rollouts at five prices; the weights with the most are kept",
+        "score",
+        _BY_RULE,
+    ),
     Metric("val/price", "the price asked: its own, or the middle of the sampled range", "score", _BY_RULE),
     Metric("val/keep_rate/level_<level>", "share of questions for which the level is kept", "0..1", _BY_RULE),
     Metric(
@@ -168,7 +174,13 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "frontier/<target>/cost_over_fixed",
-        "over the cheapest fixed selection that keeps as much",
+        "over the cheapest fixed selection that meets the target on validation",
+        "ratio",
+        (FRONTIER,),
+    ),
+    Metric(
+        "frontier/<target>/cost_over_hull",
+        "the same over the mix of fixed selections that keeps exactly as much",
         "ratio",
         (FRONTIER,),
     ),

@@ -44,7 +44,9 @@ def sections() -> dict[str, list[Any]]:
         return wr.MediaBrowser(title=title, media_keys=[_known(name).name for name in names])
 
     target = f"frontier/{TARGET}"
-    measured = [f"{target}/{part}" for part in ("relative_flops", "retention", "cost_over_fixed")]
+    measured = [
+        f"{target}/{part}" for part in ("relative_flops", "retention", "cost_over_fixed", "cost_over_hull")
+    ]
     columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(key), display_name=key) for key in COMPARED]
     columns += [
         wr.ParallelCoordinatesPlotColumn(
@@ -83,7 +85,7 @@ def sections() -> dict[str, list[Any]]:
             lines("Information about the type", "gate/mutual_information", "val/information"),
         ],
         "Rewards and losses": [
-            lines("Reward", "reward/mean", "val/reward"),
+            lines("Reward", "reward/mean", "val/reward", "val/mean_reward"),
             lines("Price", "reward/price", "val/price"),
             lines("Loss", "train/loss"),
             lines("Accuracy in training", "train/accuracy", "gate/accuracy"),

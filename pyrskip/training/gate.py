@@ -33,12 +33,16 @@ CHUNK = 4096
 class RuleConfig:
     """What every rule has. name: a registered rule. online: ask the model instead of the rollout table.
     batch: table rows a step (offline). target: what is learned of an answer, its probability or its score
-    (the metric, all that a black box gives)."""
+    (the metric, all that a black box gives). validations: how often it decides the validation rollouts, in
+    equal steps; the best weights are kept (0: the last). patience: it stops after so many in a row that were
+    no better (0: never)."""
 
     name: str
     online: bool = False
     batch: int = field(default=256, metadata=PER_RANK | read_where("online", (False,)))
     target: str = "probability"
+    validations: int = 20
+    patience: int = 10
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
@@ -46,6 +50,10 @@ class RuleConfig:
             raise unknown_name("rule.target", self.target, TARGETS)
         if self.batch < 1:
             raise UserError(f"rule.batch={self.batch}: allowed: at least 1")
+        if min(self.validations, self.patience) < 0:
+            raise UserError(
+                f"rule.validations={self.validations}, patience={self.patience}: allowed: at least 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -141,12 +149,10 @@ class GateModule(StepModule):
         """What the price is multiplied with."""
         return 1.0
 
-    def score(self, rows: Any, decision: Decision) -> Tensor:
-        """The target of answers under a decision, [B]."""
-        soft = self.config.target == "probability"
-        return (
-            self.environment.probability(rows, decision) if soft else self.environment.score(rows, decision)
-        )
+    def score(self, rows: Any, decision: Decision, environment: Environment[Any] | None = None) -> Tensor:
+        """The target of answers under a decision, [B]; in another environment than it learns in, if given."""
+        of = environment or self.environment
+        return (of.probability if self.config.target == "probability" else of.score)(rows, decision)
 
     def scores(self, rows: Any) -> Tensor:
         """The target under every listed action, [B, S]."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyrskip.evaluation.inputs import Inputs
 from pyrskip.evaluation.methods.method import METHODS, Decisions, Method
 from pyrskip.evaluation.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Section, Style
+from pyrskip.rollouts.table import RolloutTable
 
 PERMUTATIONS = 20
 
@@ -34,16 +35,28 @@ def ablations(inputs: Inputs, split: str) -> Iterator[Decisions]:
 
 
 def random(inputs: Inputs, split: str) -> Iterator[Decisions]:
-    """The mean over permutations of the gate's own decisions dealt out to other questions: of equal cost by
-    construction."""
-    share = torch.full((PERMUTATIONS,), 1 / PERMUTATIONS, dtype=torch.float64)
+    """The mean over permutations of the gate's own decisions dealt out to other questions, at exactly what
+    they cost where the gate took them."""
+    table = inputs.tables[split]
     for seed in inputs.seeds if "gate" in inputs.gates else ():
-        orders = _orders(seed, len(inputs.tables[split]))
+        orders = _orders(seed, len(table))
         for price, action in zip(
             inputs.prices_of("gate", seed), inputs.decided("gate", seed, split), strict=True
         ):
             dealt = torch.stack([action[order] for order in islice(orders, PERMUTATIONS)])
-            yield Decisions(dealt, share, price, seed, "gate")
+            yield replace(_at_cost_of(action, dealt, table), price=price, seed=seed, gate="gate")
+
+
+def _at_cost_of(action: Tensor, dealt: Tensor, table: RolloutTable) -> Decisions:
+    """A mix that costs as many FLOPs as action [N]: of dealt [K, N] and, as decisions cost more or less with
+    another question, as little of each question's cheapest or dearest action as makes up for that."""
+    flops = table.cost.flops[:, : len(table.actions)]
+    even = torch.full((len(dealt),), 1 / len(dealt), dtype=torch.float64)
+    own, others = (float(of.mean(flops).mean()) for of in (Decisions(action), Decisions(dealt, even)))
+    end = flops.argmin(-1) if others > own else flops.argmax(-1)
+    room = others - float(Decisions(end).mean(flops).mean())
+    part = torch.tensor([min(1.0, (others - own) / room) if room else 0.0], dtype=torch.float64)
+    return Decisions(torch.cat([dealt, end[None]]), torch.cat([even * (1 - part), part]))
 
 
 def shuffled_query(inputs: Inputs, split: str) -> Iterator[Decisions]:

@@ -86,7 +86,7 @@ def _sweep_sections(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     types = [[run.label, *row] for run in runs for row in _type_rows(run)]
     return [
         _plot("Frontier", runs_figure(rows, run_colours(rules, RULES)), SWEEP_NOTE, tall=True),
-        _table(Table("Runs", SWEEP_COLUMNS, targets, "A line a target; means over seeds.")),
+        _table(Table("Runs", SWEEP_COLUMNS, targets, TARGETS_NOTE)),
         _table(Table("Health of the gates", *_health_of_all(runs), HEALTH_NOTE)),
         _table(Table("By question type", (Column("run"), *TYPE_COLUMNS), types)),
         {
@@ -106,6 +106,10 @@ SWEEP_NOTE = (
     "The gate's curve of every run, with 95 % intervals; full pyramid and fixed selections are the "
     "first run's."
 )
+TARGETS_NOTE = (
+    "A line a target; means over seeds. over fixed: cost over the cheapest fixed selection's that meets the "
+    "target on validation; over hull: over that of mixed fixed selections that keep as much as the gate."
+)
 HEALTH_NOTE = (
     "At the price that validation chose for each target. One distinct decision, or no information about the "
     "question type, is a gate that stopped to decide."
@@ -121,7 +125,8 @@ def _columns(*names: str) -> tuple[Column, ...]:
 
 TYPE_COLUMNS = _columns("method", "price", "type", "accuracy %", "x full", "questions")
 SWEEP_COLUMNS = _columns(
-    *("run", "rule", "gate", "target %", "retention %", "x full", "over fixed", "regret to oracle:type")
+    *("run", "rule", "gate", "target %", "retention %", "x full", "over fixed", "over hull"),
+    "regret to oracle:type",
 )
 
 
@@ -164,7 +169,8 @@ def _target_rows(run: Finished) -> list[list[Any]]:
     for target, at in run.summary["targets"].items():
         gate = {key: value["mean"] for key, value in at["gate"].items() if isinstance(value, dict)}
         retention = gate.get("retention")
-        figures = [gate.get(key) for key in ("relative_flops", "cost_over_fixed", "regret_to_oracle_type")]
+        shown = ("relative_flops", "cost_over_fixed", "cost_over_hull", "regret_to_oracle_type")
+        figures = [gate.get(key) for key in shown]
         name = run.config.get("gate", {}).get("name")
         rows.append(
             [
