@@ -41,7 +41,7 @@ from pyrskip.training.module import OptimizerConfig
 from pyrskip.training.rules import RULES, rule_config, valid_pairs
 from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
 
-IMAGES = {"gate": 5000, "test": 2000}
+IMAGES = {"gate": 5000, "val": 2000, "test": 2000}
 QUESTIONS = 3
 """On each image."""
 CHANNELS = 8
