@@ -3,10 +3,10 @@
 python benchmarks/worlds.py [key=value ...]
 
 world=question,glance,both   which; steps=3000; seeds=3; target=probability,score; pair=exact-categorical,...
-(all by default); validations=, patience= as in rule (0: the last weights); out=<directory> for worlds.csv and
-worlds.png. A row is the regret on unseen images as a
-share of the gap between the best constant decision and the best of each question, the mean over prices: 0% is
-the optimum, 100% no better than one decision for all. Costs a minute or so a gate, on one core.
+(all by default); images=5000 to learn from; validations=, patience= as in rule (0: the last weights);
+out=<directory> for worlds.csv and worlds.png. A row is the regret on unseen images as a share of the gap
+between the best constant decision and the best of each question, the mean over prices: 0% is the optimum,
+100% no better than one decision for all. Costs a minute or so a gate, on one core.
 
 Axes: N questions, M images, T tiles, S actions.
 """
@@ -41,7 +41,7 @@ from pyrskip.training.module import OptimizerConfig
 from pyrskip.training.rules import RULES, rule_config, valid_pairs
 from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
 
-IMAGES = {"gate": 5000, "val": 1000, "test": 2000}
+IMAGES = {"gate": 5000, "val": 2000, "test": 2000}
 QUESTIONS = 3
 """On each image."""
 CHANNELS = 8
@@ -211,6 +211,7 @@ def main() -> None:
         given.get("target", "probability").split(","),
     )
     steps, seeds = int(given.get("steps", 3000)), int(given.get("seeds", 3))
+    IMAGES["gate"] = int(given.get("images", IMAGES["gate"]))
     options = {key: int(given[key]) for key in ("validations", "patience") if key in given}
     every = ["-".join(pair) for pair in valid_pairs(online=False) if pair[1] != "rungs"]
     names = given["pair"].split(",") if "pair" in given else every
