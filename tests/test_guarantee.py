@@ -10,7 +10,7 @@ from pyrskip.evaluation.guarantee import by_image, guarantee, images_needed, lar
 
 Floats = NDArray[np.float64]
 LOST = np.array([0.0, 0.004, 0.012, 0.018, 0.0204, 0.03, 0.08])
-"""Of what full gets right, the share that each price of a planted dial loses: 98 % is kept by all but three."""
+"""Of what full gets right, the share that each price of a planted dial loses: all but three keep 98 %."""
 HARD = np.array([0.0201])
 """A dial whose only price is just too dear: every guarantee of 98 % that it is given is false."""
 
@@ -20,8 +20,8 @@ def planted(
 ) -> tuple[Floats, Floats]:
     """Mean score on each image of a dial's prices [P, M] and of full [M]; an image's questions go together.
 
-    Full is right with probability .8; a price loses `lost` of that, in expectation, and gains `gained` of what
-    full gets wrong.
+    Full is right with probability .8. A price loses `lost` of that, in expectation, and gains `gained` of
+    what full gets wrong.
     """
     ease = rng.beta(8, 2, images)  # the questions of a hard image are lost together
     right = rng.random((images, questions)) < ease[:, None]

@@ -143,7 +143,7 @@ def _missing(of: Sequence[Mapping[str, Any]]) -> str:
     if all(needed):
         return f"it would take about {max(needed)}"
     if not kept:
-        return "full scores nothing on them"
+        return "full scores nothing there"
     if min(kept) <= of[0]["asked"]:
         return f"the safest price keeps {min(kept):.2%} of them, and more would not help"
     return f"it would take more than {MOST_IMAGES}"
