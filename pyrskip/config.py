@@ -110,10 +110,6 @@ class Config:
         ]
         if not set(self.ablations) <= set(ablations) or len(set(self.ablations)) < len(self.ablations):
             raise UserError(f"ablations={list(self.ablations)}: allowed: each once, {', '.join(ablations)}")
-        if not all(0 < target <= 1.5 for target in self.evaluation.retentions):
-            raise UserError(
-                f"evaluation.retentions={list(self.evaluation.retentions)}: allowed: numbers in (0, 1.5]"
-            )
         check_pruner(self.pruner, self.model.name, self.model.prunable)
         RULES[self.rule.name].check(self.rule, self.gate, self.reward)
         POLICIES[self.gate.policy].check(self.gate, self.actions, self.budget, self.pyramid.whole_grid)

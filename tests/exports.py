@@ -17,7 +17,7 @@ from pyrskip.gated import Gated
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.inference import Request
-from pyrskip.inference.bundle import Prices, write_checksums
+from pyrskip.inference.bundle import Guaranteed, Prices, write_checksums
 from pyrskip.inference.modules import parts_of
 from pyrskip.models.native import NativeModel
 from pyrskip.observation import Layout
@@ -29,6 +29,7 @@ from tests.models import SIDE, tiny_model
 
 UNIT = 2e7
 GATE_FLOPS = 12_345.0
+GUARANTEED = (Guaranteed(0.9, 0.2, 0.95, 400, 0.93), Guaranteed(0.98, 0.02, 0.95, 400, None))
 PYRAMID = Pyramid(SIDE, 3, 8, (2, 1, 1))
 
 
@@ -81,7 +82,7 @@ def with_gate(directory: Path, model: NativeModel, gate: Gate, base: Path, trace
 
 
 def described(model: NativeModel, gate: Gate) -> dict[str, Any]:
-    return describe(model, gate, UNIT, GATE_FLOPS, Prices(0.0, inf, 0.05))
+    return describe(model, gate, UNIT, GATE_FLOPS, Prices(0.0, inf, 0.05, GUARANTEED))
 
 
 def images(batch: Batch) -> list[Image.Image]:

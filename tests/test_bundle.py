@@ -4,6 +4,7 @@ sentence."""
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pyrskip.errors import UserError
 from pyrskip.gates.gate import Gate
 from pyrskip.inference.bundle import GRAPHS, read_bundle, write_checksums
 from pyrskip.models.native import NativeModel
+from tests.exports import GUARANTEED
 
 
 @pytest.fixture
@@ -49,6 +51,10 @@ def test_a_tampered_export_is_refused(name: str, damage: str, copied: Path) -> N
         ({"format_version": "1"}, "upgrade"),
         ({"format": "onnx"}, "format='onnx'"),
         ({"cost": None}, "config.json cannot be read"),
+        (
+            {"prices": {"low": 0.1, "high": 1, "default": 1, "guaranteed": [asdict(GUARANTEED[1])]}},
+            "prices: 0.02, which guarantees 0.98, is out of range",
+        ),
         ({"signals": {"a": {"source": "luck", "tensors": ["a"], "graph": None}}}, "source='luck' is none of"),
         (
             {"signals": {"a": {"source": "glance", "tensors": ["a"], "graph": "../a"}}},

@@ -3,6 +3,7 @@ all."""
 
 import json
 import shutil
+from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from pyrskip.budget import BudgetRule
 from pyrskip.cli import main
 from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError
-from pyrskip.export.export import _check_gate, describe, encode_flops, write_parts
+from pyrskip.evaluation.guarantee import Guarantee, said
+from pyrskip.export.export import _check_gate, describe, encode_flops, guaranteed, write_parts
 from pyrskip.export.parity import check
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.inference import Engine
-from pyrskip.inference.bundle import Prices, read_bundle
+from pyrskip.inference.bundle import Guaranteed, Prices, read_bundle
 from pyrskip.inference.hub import push_to_hub
 from pyrskip.models.native import NativeModel
 from pyrskip.stages import run_stages
@@ -54,6 +56,16 @@ def export(*keys: str) -> int:
     return 0
 
 
+def test_what_is_guaranteed_for_a_seed_is_what_its_export_guarantees() -> None:
+    def told(seed: int, price: float, holds: bool) -> dict[str, Any]:
+        found = Guarantee(0.98, 0.9, holds, 0.99, 400, None, 0.99)
+        return {"seed": seed, "price": price, "guarantee": asdict(found) | {"kept_on_test": 0.985}}
+
+    both = {"targets": {"0.98": {"gate": {"seeds": [told(0, 0.1, True), told(1, 0.2, False)]}}}}
+    assert guaranteed(both, 0) == (Guaranteed(0.98, 0.1, 0.9, 400, 0.985),)
+    assert guaranteed(both, 1) == ()
+
+
 @pytest.mark.slow
 def test_a_run_becomes_an_export(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
@@ -70,6 +82,10 @@ def test_a_run_becomes_an_export(finished: Path, tmp_path: Path, capsys: pytest.
         if r["method"] == "gate" and r["split"] == "test" and r["price"] == metrics["price"]
     )
     assert metrics["parity"][0]["accuracy"] == pytest.approx(row["accuracy"])
+    for target, at in metrics["summary"]["targets"].items():
+        found = at["gate"]["seeds"][0]
+        told = f"* {float(target):g}: {said([found['guarantee']])}. Price {found['price']:g}, kept on test: "
+        assert told in (out / "README.md").read_text()
     test = ShardDataset(finished / "data", "test", 64)
     samples = [s for s in (test[i] for i in range(len(test))) if s is not None]
     engine = pyrskip.load(out, "onnx")

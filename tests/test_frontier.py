@@ -16,11 +16,12 @@ from torch import Tensor
 
 from pyrskip.budget import BudgetRule
 from pyrskip.evaluation.frontier import Frontier, Row, frontier, hull_at, hull_cost
+from pyrskip.evaluation.guarantee import guarantee
 from pyrskip.evaluation.hull import cost_at, upper_hull
 from pyrskip.evaluation.inference import Shown
 from pyrskip.evaluation.inputs import Inputs
 from pyrskip.evaluation.methods.gates import _at_cost_of
-from pyrskip.evaluation.summary import summary
+from pyrskip.evaluation.summary import default_price, summary
 from pyrskip.evaluation.timing import Clock, Timing
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
@@ -29,6 +30,7 @@ from pyrskip.report.frontier import print_methods
 from pyrskip.report.plots import plot_frontier
 from pyrskip.report.selections import plot_selections
 from pyrskip.rollouts.health import health
+from pyrskip.rollouts.held_out import held_out, looked_at
 from pyrskip.rollouts.table import RolloutTable
 from tests.tables import TYPES, synthetic_pyramid, synthetic_table, synthetic_tile_flops
 
@@ -297,16 +299,26 @@ def test_times_follow_the_decisions() -> None:
     assert cosine.total_ms == pytest.approx(14.0)
 
 
-def test_the_summary_takes_its_price_from_validation() -> None:
-    result = summary(computed(), lookup=0.4)
+def test_the_summary_takes_its_price_from_the_held_out_images() -> None:
+    result = summary(computed(), targets=(0.7, 0.98), lookup=0.4)
     assert "one flex model" in result["note"]
     assert result["lookup_accuracy"] == 0.4
-    at = result["targets"]["0.98"]
+    val = computed().inputs.tables["val"]
+    means = val.score[:, val.actions.full].view(-1, 3).double().mean(-1)
+    full = means[held_out(val)].numpy()
+    at = result["targets"]["0.7"]
+    assert {entry["price"] for entry in at["gate"]["seeds"]} != {PRICES[0]}
     for entry in at["gate"]["seeds"]:
-        met = [p for p in PRICES if (row("gate", "val", p, entry["seed"]).retention or 0) >= 0.98]
-        cheapest = min(met, key=lambda p: row("gate", "val", p, entry["seed"]).relative_flops)
-        assert entry["price"] == cheapest
-        assert entry["accuracy"] == row("gate", "test", cheapest, entry["seed"]).accuracy
+        points = [computed().select("gate", "val", p, entry["seed"])[0] for p in PRICES]
+        score = torch.stack([computed().score(p).view(-1, 3).mean(-1)[held_out(val)] for p in points])
+        costs = [p.row.relative_flops for p in points]
+        chosen, found = guarantee(score.numpy(), full, costs, 0.7, 0.95)
+        assert entry["price"] == PRICES[chosen]
+        assert entry["guarantee"] == asdict(found) | {
+            "kept_on_test": pytest.approx(entry["retention"])  # as many questions on every image
+        }
+        assert entry["guarantee"]["guaranteed"] and entry["guarantee"]["images"] == 30
+        assert entry["accuracy"] == row("gate", "test", PRICES[chosen], entry["seed"]).accuracy
         fixed = row(at["fixed"]["method"])
         assert entry["cost_over_fixed"] == pytest.approx(entry["relative_flops"] / fixed.relative_flops)
         assert entry["gain_over_random"] > 0
@@ -317,10 +329,50 @@ def test_the_summary_takes_its_price_from_validation() -> None:
     json.dumps(result, allow_nan=False)
 
 
-def test_a_target_that_no_price_meets_is_said_to_be_missed() -> None:
-    at = summary(computed(), targets=(1.5,))["targets"]["1.5"]
-    assert at["fixed"] is None
-    assert at["gate"]["seeds"] == [{"seed": seed, "price": None} for seed in (0, 1, 2)]
+def test_a_target_that_the_images_cannot_carry_takes_the_safest_price_and_full() -> None:
+    result = summary(computed(), targets=(0.7, 0.98))
+    at = result["targets"]["0.98"]
+    assert at["fixed"]["method"] == "fixed:0,1"
+    for entry in at["gate"]["seeds"]:
+        assert (entry["price"], entry["guarantee"]["guaranteed"]) == (PRICES[0], False)
+        assert entry["guarantee"]["largest"] < 0.98
+    # what is shown, and what an export starts at
+    held = result["targets"]["0.7"]["gate"]["seeds"][1]["price"]
+    assert (default_price(result, 1), default_price(summary(computed(), targets=(0.98,)), 1)) == (
+        held,
+        PRICES[0],
+    )
+
+
+def test_a_price_depends_on_no_image_that_training_may_look_at() -> None:
+    def prices(hidden: bool) -> list[float]:
+        splits = tables(False)
+        val = splits["val"]
+        # where it counts, only full is right
+        flipped = torch.isin(val.image_of, torch.tensor(held_out(val))) == hidden
+        score = val.score.clone()
+        score[flipped] = torch.eye(score.shape[1])[val.actions.full]
+        changed = frontier(inputs_of(splits | {"val": replace(val, score=score)}))
+        return [of["price"] for of in summary(changed, (0.7,))["targets"]["0.7"]["gate"]["seeds"]]
+
+    before = [of["price"] for of in summary(computed(), (0.7,))["targets"]["0.7"]["gate"]["seeds"]]
+    assert prices(hidden=False) == before != prices(hidden=True)
+
+
+def test_no_held_out_image_is_looked_at_and_none_is_lost() -> None:
+    val = computed().inputs.tables["val"]
+    hidden, seen = held_out(val), looked_at(val)
+    assert sorted({*hidden, *seen.image_of.tolist()}) == list(range(60))
+    assert len(hidden) == 30 and not {*hidden} & {*seen.image_of.tolist()}
+    for i, key in enumerate(seen.keys):
+        at = val.keys.index(key)
+        assert seen.score[i].equal(val.score[at]) and seen.cost.flops[i].equal(val.cost.flops[at])
+        assert (seen.types[i], int(seen.query_of[i])) == (val.types[at], int(val.query_of[at]))
+    # by the keys, whatever their order
+    order = torch.arange(59, -1, -1)
+    turned = replace(val, image_keys=val.image_keys[::-1], image_of=order[val.image_of])
+    assert [turned.image_keys[i] for i in held_out(turned)] == [val.image_keys[i] for i in hidden]
+    assert held_out(val.take(torch.arange(3))) == []
 
 
 def test_mutual_information_is_0_for_independent_and_the_types_entropy_for_determined_decisions() -> None:

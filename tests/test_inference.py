@@ -19,7 +19,7 @@ from pyrskip.inference import Engine, Request
 from pyrskip.inference.bundle import SignalSpec
 from pyrskip.inference.processor import chat, conversation, plan, thumbnail, views
 from pyrskip.models.native import NativeModel
-from tests.exports import GATE_FLOPS, PYRAMID, UNIT, expected, images, requests
+from tests.exports import GATE_FLOPS, GUARANTEED, PYRAMID, UNIT, expected, images, requests
 from tests.models import SIDE, TEXTS, tiny_batch
 
 PRICE = 0.3
@@ -90,6 +90,23 @@ def test_max_tokens_alone_spends_what_it_may(engine: Engine) -> None:
         assert selection.price == 0.0
 
 
+def test_a_guaranteed_retention_is_its_price(engine: Engine) -> None:
+    image = images(tiny_batch())[0]
+    for of in GUARANTEED:
+        wanted = engine.answer(image, TEXTS[0], price=of.price)
+        assert engine.answer(image, TEXTS[0], retention=of.retention) == wanted
+        assert engine.select(image, TEXTS[0], retention=of.retention) == wanted.selection
+
+
+def test_an_export_that_guarantees_nothing_says_so(engine: Engine) -> None:
+    prices = replace(engine.spec.prices, guaranteed=())
+    bare = Engine(replace(engine.spec, prices=prices), engine.tokenizer, None, engine.backend, "")
+    with pytest.raises(
+        UserError, match="retention=0.98 .* allowed: price, since this export guarantees none"
+    ):
+        bare.check_dial(None, None, 0.98)
+
+
 @pytest.mark.parametrize(
     ("image", "question", "dial", "says"),
     [
@@ -105,6 +122,12 @@ def test_max_tokens_alone_spends_what_it_may(engine: Engine) -> None:
         (None, TEXTS[0], {"price": 10**400}, "finite"),
         (None, TEXTS[0], {"max_tokens": 0}, "at least 1"),
         (None, TEXTS[0], {"max_tokens": True}, "at least 1"),
+        (None, TEXTS[0], {"retention": 0.97}, "retention=0.97 is not guaranteed .* allowed: 0.9, 0.98"),
+        (None, TEXTS[0], {"retention": True}, "allowed: 0.9, 0.98"),
+        (None, TEXTS[0], {"retention": "0.98"}, "allowed: 0.9, 0.98"),
+        (None, TEXTS[0], {"retention": float("nan")}, "allowed: 0.9, 0.98"),
+        (None, TEXTS[0], {"retention": 0.98, "price": 0.02}, "allowed: retention alone"),
+        (None, TEXTS[0], {"retention": 0.98, "max_tokens": 9}, "allowed: retention alone"),
     ],
 )
 def test_bad_requests_are_refused_in_a_sentence(

@@ -83,13 +83,26 @@ def test_an_interrupted_run_goes_on_behind_the_last_whole_line(
     assert out.read_text() == whole
 
 
+def test_a_retention_is_of_the_lines_that_ask_for_nothing_else(
+    asked: Path, exported: tuple[Path, NativeModel, Gate], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    with asked.open("a") as file:
+        file.write(json.dumps({"image": "a.png", "question": TEXTS[0], "retention": 0.9}) + "\n")
+    assert predict(exported[0], f"input={asked}", f"out={out}", "retention=0.98") == 1
+    prices = [line["price"] for line in lines(out) if "error" not in line]
+    assert prices == [0.02, 0.0, 0.0, 0.02, 0.02, 0.02, 0.2]
+    assert predict(exported[0], f"input={asked}", "retention=0.5") == 2
+    assert "retention=0.5 is not guaranteed by this export; allowed: 0.9, 0.98" in capsys.readouterr().err
+
+
 def test_a_file_made_otherwise_is_not_continued(
     asked: Path, exported: tuple[Path, NativeModel, Gate], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.jsonl"
     predict(exported[0], f"input={asked}", f"out={out}")
     assert predict(exported[0], f"input={asked}", f"out={out}", "price=0.9") == 2
-    assert "another export, price or max_tokens" in capsys.readouterr().err
+    assert "another export, price, max_tokens or retention" in capsys.readouterr().err
     for other in (asked.read_text(), "notes", "[]", asked.read_text().splitlines()[0], ""):
         asked.with_name("other").write_text(other)
         assert predict(exported[0], f"input={asked}", f"out={asked.with_name('other')}") == (

@@ -104,6 +104,11 @@ def test_the_service_answers_as_the_engine_does(client: TestClient, engine: Engi
     assert selected.json() == {k: v for k, v in got.json().items() if k != "answer"}
 
 
+def test_the_service_takes_a_guaranteed_retention(client: TestClient) -> None:
+    asked = {key: value for key, value in GOOD.items() if key != "price"} | {"retention": 0.98}
+    assert client.post("/select", json=asked).json()["price"] == 0.02
+
+
 @pytest.mark.parametrize(
     ("change", "status", "says"),
     [
@@ -119,6 +124,8 @@ def test_the_service_answers_as_the_engine_does(client: TestClient, engine: Engi
         ({"price": "cheap"}, 422, "price"),
         ({"max_tokens": 0}, 422, "max_tokens"),
         ({"max_tokens": 2.5}, 422, "max_tokens"),
+        ({"retention": 0.98}, 422, "allowed: retention alone"),
+        ({"retention": 0.5, "price": None}, 422, "retention=0.5 is not guaranteed"),
         ({"colour": 1}, 422, "colour"),
         ({"image": "A" * 60_000}, 413, "more than 50000 bytes"),
     ],

@@ -13,6 +13,8 @@ from pyrskip.errors import UserError
 from pyrskip.files import whole_file
 from pyrskip.gates import load_gate
 from pyrskip.models.language import train_tokenizer
+from pyrskip.rollouts.environments import TableEnvironment
+from pyrskip.rollouts.held_out import held_out
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.scenes.config import EDITION
 from pyrskip.stages import run_stages
@@ -20,8 +22,11 @@ from pyrskip.stages.data import DATA
 from pyrskip.stages.flex import check_questions
 from pyrskip.stages.rollouts import ROLLED
 from pyrskip.stages.run import Run
+from pyrskip.tracking.watch import Watch
 from pyrskip.training import checkpoint
+from pyrskip.training.best import Best
 from pyrskip.training.flex import FlexModule
+from pyrskip.training.gate import GateModule
 from tests.configs import same, tiny, weights
 from tests.own_data import encoded, picture, write_llava, write_tsv
 
@@ -35,6 +40,32 @@ def test_a_price_at_which_the_glance_is_best_is_told_before_gates_are_trained(
     assert (
         "warning: at price 50 the glance alone is best for every question type" in told and "for 50 x" in told
     )
+
+
+def test_no_gate_is_validated_or_calibrated_on_a_held_out_image(
+    copied_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables: list[RolloutTable] = []
+
+    def spied(of: Any, name: str) -> None:
+        original = getattr(of, name)
+
+        def spy(self: Any, environment: TableEnvironment, *rest: Any) -> Any:
+            tables.append(environment.table)
+            return original(self, environment, *rest)
+
+        monkeypatch.setattr(of, name, spy)
+
+    spied(Best, "__init__")
+    spied(Watch, "__init__")
+    spied(GateModule, "calibrate")
+    keys = ("rule=gumbel", "reward.target=0.6", "ablations=[]", "stages=[gate]", "name=other")
+    run_stages(tiny(copied_run, f"from={copied_run / 'done'}", *keys), {})
+    val = RolloutTable.load(copied_run / "done" / "rollouts" / "val")
+    hidden = {val.image_keys[image] for image in held_out(val)}
+    assert len(tables) >= 3 and hidden
+    for table in tables:
+        assert not hidden & {key.rpartition("/")[0] for key in table.keys}
 
 
 def test_a_target_below_the_glances_cost_is_refused_before_gates_are_trained(copied_run: Path) -> None:

@@ -16,7 +16,7 @@ from pyrskip.evaluation.inputs import Inputs, decide
 from pyrskip.evaluation.pick import pick
 from pyrskip.evaluation.scores import FILE as SCORES
 from pyrskip.evaluation.scores import save_scores
-from pyrskip.evaluation.summary import summary
+from pyrskip.evaluation.summary import default_price, summary
 from pyrskip.evaluation.timing import measure
 from pyrskip.files import write_json
 from pyrskip.gated import Gated
@@ -32,8 +32,8 @@ from pyrskip.sample import Batch, Question, Sample
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """prices: the dial's positions on the frontier. resamples: of the bootstrap. retentions: targets of the
-    summary.
+    """prices: the dial's positions on the frontier. resamples: of the bootstrap. retentions: shares of full's
+    score that the summary finds prices for, which keep them on new images with this confidence.
 
     timing_seconds: how long times are measured; 0 measures none, nor is a served model timed. images: shown
     in selections.png; the report shows four times as many. cross: another run's directory, of another flex
@@ -43,6 +43,7 @@ class EvaluationConfig:
     prices: tuple[float, ...] = (0.001, 0.0025, 0.006, 0.013, 0.03, 0.07, 0.15, 0.4)
     resamples: int = 1000
     retentions: tuple[float, ...] = (0.98, 0.99, 0.995)
+    confidence: float = 0.95
     timing_seconds: float = field(default=60.0, metadata=HOW)
     images: int = field(default=12, metadata=HOW)
     cross: str | None = None
@@ -53,6 +54,12 @@ class EvaluationConfig:
                 f"evaluation.prices={list(self.prices)}: one or more different prices of at least 0 are "
                 "needed"
             )
+        if not self.retentions or not all(0 < target <= 1.5 for target in self.retentions):
+            raise UserError(
+                f"evaluation.retentions={list(self.retentions)}: allowed: one or more numbers in (0, 1.5]"
+            )
+        if not 0 < self.confidence < 1:
+            raise UserError(f"evaluation.confidence={self.confidence}: allowed: above 0 and below 1")
         if self.resamples < 2 or not 0 <= self.timing_seconds < float("inf") or self.images < 1:
             raise UserError(
                 f"evaluation.resamples={self.resamples}, timing_seconds={self.timing_seconds}, "
@@ -120,8 +127,9 @@ def evaluate(
         crossed=crossed,
     )
     result = frontier(inputs)
-    figures = summary(result, config.retentions, lookup=lookup_accuracy(data, model.pyramid.size))
-    price = first.prices([shown_price(figures, config)])[0]
+    lookup = lookup_accuracy(data, model.pyramid.size)
+    figures = summary(result, config.retentions, lookup, config.confidence)
+    price = default_price(figures, seeds[0])
     figures["real_inference"] = check_inference(model, first, tables["test"], test, unit, price)
     figures |= {"broken": dict(broken or {}), "kept": dict(kept or {})}
     write_json(out / "frontier.json", [asdict(row) for row in result.rows])
@@ -173,15 +181,6 @@ def lookup_accuracy(data: Path, side: int) -> float:
     guesses = {text: answers.most_common(1)[0][0] for text, answers in seen.items()}
     test = list(_questions(ShardDataset(data, "test", side)))
     return sum(score(guesses.get(q.text, overall), q.answers, q.metric, q.text) for q in test) / len(test)
-
-
-def shown_price(summary: Mapping[str, Any], config: EvaluationConfig) -> float:
-    """The first seed's price at the highest target that it meets, else the middle one."""
-    for target in sorted(config.retentions, reverse=True):
-        price = summary["targets"][str(target)]["gate"]["seeds"][0]["price"]
-        if price is not None:
-            return float(price)
-    return sorted(config.prices)[len(config.prices) // 2]
 
 
 def _picked(

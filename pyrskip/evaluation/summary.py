@@ -1,25 +1,41 @@
-"""What a frontier says at each target retention: the price that validation chooses, and what it gives on
-test."""
+"""What a frontier says at each target retention: the price at which held-out images guarantee it, and what it
+gives on test."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from pyrskip.evaluation.frontier import Frontier, Point, Row, hull_at, hull_cost, regret
+from pyrskip.evaluation.frontier import Frontier, Point, hull_at, hull_cost, regret
+from pyrskip.evaluation.guarantee import by_image, guarantee
 from pyrskip.evaluation.needs import doubt
 from pyrskip.rollouts.health import health
+from pyrskip.rollouts.held_out import held_out
 
 SHARED_MODEL = "All gate seeds decide for one flex model: their spread is that of the gates' training alone."
 
 
+@dataclass(frozen=True)
+class _Target:
+    """A retention to guarantee. images: validation's held-out ones, in the order that they are looked at."""
+
+    retention: float
+    confidence: float
+    images: list[int]
+
+
 def summary(
-    frontier: Frontier, targets: Sequence[float] = (0.98, 0.99, 0.995), lookup: float | None = None
+    frontier: Frontier,
+    targets: Sequence[float] = (0.98, 0.99, 0.995),
+    lookup: float | None = None,
+    confidence: float = 0.95,
 ) -> dict[str, Any]:
     """What the frontier says at each target retention, in words for a report's keys.
 
-    A seed's price is the cheapest on validation whose validation retention meets the target; everything else
-    is measured on test. cost_over_fixed: over the cheapest fixed selection by the same rule, whatever that
-    retains on test; cost_over_hull: over the mix of fixed selections that retains as much, None where none
-    does. budget_weights: those that were learned, where actions are rungs. lookup: test
+    A seed's price is the cheapest that keeps the target on new images with this confidence, by the held-out
+    half of validation, else its lowest (`guarantee`). Everything else is measured on test. cost_over_fixed:
+    over the cheapest fixed selection that is held to the same, else full, whatever that retains on test;
+    cost_over_hull: over the mix of fixed selections that retains as much, None where none does.
+    budget_weights: those that were learned, where actions are rungs. lookup: test
     accuracy of the majority answer of each question text among the training questions. doubt: see
     `needs.doubt`.
     """
@@ -34,12 +50,19 @@ def summary(
         result[method] = _figures(frontier, frontier.select(method, "test")[0])
     floors = {"question_only": result["question_only"]["accuracy"], "lookup_accuracy": lookup or 0.0}
     result["doubt"] = doubt(result["full"]["accuracy"], floors)
-    result["targets"] = {
-        str(target): {"fixed": _fixed_at(frontier, target)}
-        | {method: _gate_at(frontier, method, target) for method in frontier.inputs.gates}
-        for target in targets
-    }
+    images, result["targets"] = held_out(frontier.inputs.tables["val"]), {}
+    for target in (_Target(retention, confidence, images) for retention in targets):
+        fixed = _fixed_at(frontier, target)
+        gates = {method: _gate_at(frontier, method, target, fixed) for method in frontier.inputs.gates}
+        result["targets"][str(target.retention)] = {"fixed": fixed} | gates
     return result
+
+
+def default_price(summary: Mapping[str, Any], seed: int) -> float:
+    """A gate's price at the highest retention that is guaranteed, else its safest one."""
+    targets = sorted(summary["targets"].items(), key=lambda item: float(item[0]))
+    own = [of for _, at in targets for of in at["gate"]["seeds"] if of["seed"] == seed]
+    return float(([of for of in own if of["guarantee"]["guaranteed"]] or own)[-1]["price"])
 
 
 def _figures(frontier: Frontier, point: Point) -> dict[str, Any]:
@@ -58,25 +81,48 @@ def _figures(frontier: Frontier, point: Point) -> dict[str, Any]:
     }
 
 
-def _cheapest(points: Sequence[Point], target: float) -> Row | None:
-    fit = [p.row for p in points if p.row.retention is not None and p.row.retention >= target]
-    return min(fit, key=lambda row: row.relative_flops, default=None)
+def _guaranteed(frontier: Frontier, points: Sequence[Point], target: _Target) -> tuple[Point, dict[str, Any]]:
+    """The test point of the setting that the held-out images choose, and its guarantee, with what it keeps of
+    full's score on the test images. points: validation's, the safest first."""
+
+    def scores(points: Sequence[Point], split: str, images: Sequence[int]) -> Any:
+        of = [frontier.score(point).numpy() for point in (*points, frontier.select("full", split)[0])]
+        return by_image(of, frontier.inputs.tables[split].image_of.numpy(), images)
+
+    *score, full = scores(points, "val", target.images)
+    cost = [point.row.relative_flops for point in points]
+    chosen, found = guarantee(score, full, cost, target.retention, target.confidence)
+    row = points[chosen].row
+    point = frontier.select(row.method, "test", row.price, row.seed)[0]
+    asked = frontier.inputs.tables["test"].image_of.unique().tolist()
+    kept, full = scores([point], "test", asked).sum(-1).tolist()
+    return point, asdict(found) | {"kept_on_test": kept / full if full else None}
 
 
-def _fixed_at(frontier: Frontier, target: float) -> dict[str, Any] | None:
-    names = frontier.inputs.tables["val"].actions.names
-    row = _cheapest([p for name in names for p in frontier.select(f"fixed:{name}", "val")], target)
-    if row is None:
-        return None
-    return {"method": row.method, **_figures(frontier, frontier.select(row.method, "test")[0])}
+def _fixed_at(frontier: Frontier, target: _Target) -> dict[str, Any]:
+    """The cheapest fixed selection that holds, else full. Tried are those that, on the gate's training
+    rollouts, no cheaper one is as good as, from the dearest on."""
+    table = frontier.inputs.tables["gate"]
+    means = zip(
+        table.cost.flops.mean(0).tolist(),
+        table.score.mean(0).tolist(),
+        table.actions.names,
+        strict=False,  # the decisions outside of the set come last
+    )
+    best = -1.0
+    names: list[str] = []
+    for _, score, name in sorted(means, key=lambda of: (of[0], -of[1])):
+        if score > best:
+            best, names = score, [name, *names]
+    full = table.actions.names[table.actions.full]
+    names = [full, *(name for name in names if name != full)]
+    points = [frontier.select(f"fixed:{name}", "val")[0] for name in names]
+    point, found = _guaranteed(frontier, points, target)
+    return {"method": point.row.method, **_figures(frontier, point), "guarantee": found}
 
 
-def _gate_at(frontier: Frontier, method: str, target: float) -> dict[str, Any]:
-    """The seeds of a gate at the price that validation chose, and their mean and range.
-
-    Seeds that never meet the target on validation say price: None and count in no mean.
-    """
-    fixed = _fixed_at(frontier, target)
+def _gate_at(frontier: Frontier, method: str, target: _Target, fixed: dict[str, Any]) -> dict[str, Any]:
+    """The seeds of a gate, each at its own price, and their mean and range."""
     seeds = [_seed_at(frontier, method, seed, target, fixed) for seed in frontier.inputs.seeds]
     keys = (
         *("accuracy", "retention", "relative_flops", "flops_of_reference", "cost_over_fixed"),
@@ -87,22 +133,20 @@ def _gate_at(frontier: Frontier, method: str, target: float) -> dict[str, Any]:
 
 
 def _seed_at(
-    frontier: Frontier, method: str, seed: int, target: float, fixed: dict[str, Any] | None
+    frontier: Frontier, method: str, seed: int, target: _Target, fixed: dict[str, Any]
 ) -> dict[str, Any]:
-    chosen = _cheapest(frontier.select(method, "val", seed=seed), target)
-    if chosen is None:
-        return {"seed": seed, "price": None}
-    price = chosen.price
-    assert price is not None
-    point = frontier.select(method, "test", price, seed)[0]
+    points = frontier.select(method, "val", seed=seed)
+    point, found = _guaranteed(frontier, sorted(points, key=lambda p: p.row.price or 0.0), target)
+    price = point.row.price
     assert point.action is not None
+    assert price is not None
     row, table = point.row, frontier.inputs.tables["test"]
     oracle = frontier.select("oracle:type", "test", price)[0].row
     hull = hull_at(frontier.rows, "test", row.relative_flops)
     equal = hull_cost(frontier.rows, "test", row.accuracy)
-    result = {"seed": seed, "price": price, "val_retention": chosen.retention, **_figures(frontier, point)}
+    result = {"seed": seed, "price": price, "guarantee": found, **_figures(frontier, point)}
     result |= {
-        "cost_over_fixed": fixed and row.relative_flops / fixed["relative_flops"],
+        "cost_over_fixed": row.relative_flops / fixed["relative_flops"],
         "cost_over_hull": equal and row.relative_flops / equal,
         "gain_over_hull": None if hull is None else row.accuracy - hull,
         "regret_to_oracle_type": regret(row, oracle),

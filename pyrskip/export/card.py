@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyrskip.config import Config, to_plain
+from pyrskip.evaluation.guarantee import said
 from pyrskip.export.parity import Parity
 
 # sections of the run's config that made the weights
@@ -39,6 +40,13 @@ full pyramid's.
 |---|---|---|---|---|---|---|
 {frontier}
 
+## What is guaranteed
+
+Shares of the full pyramid's score, on an image that is drawn anew as the data's were and a question that is
+drawn from those on it. Each line is for itself; `model.answer(..., retention=...)` takes what is guaranteed.
+
+{guarantees}
+
 ## Parity
 
 Checked on the whole test split before this was written; an export that differs is not written.
@@ -71,8 +79,10 @@ def card(
     rows: Sequence[Mapping[str, Any]],
     parity: Sequence[Parity],
     seed: int,
+    targets: Mapping[str, Any],
 ) -> str:
-    """README.md. plain: config.json; rows: the frontier's, of this seed and of methods without one."""
+    """README.md. plain: config.json; rows: the frontier's, of this seed and of methods without one; targets:
+    of summary.json."""
     whole = to_plain(config)
     pyramid = plain["pyramid"]
     levels = len(pyramid["grid"])
@@ -91,6 +101,13 @@ def card(
             for row in rows
             if row["method"] == method and row["split"] == "test"
         ),
+        guarantees="\n".join(
+            f"* {of['guarantee']['asked']:.4g}: {said([of['guarantee']])}. Price {of['price']:g}, kept on "
+            f"test: {_share(of['guarantee']['kept_on_test'])}."
+            for at in targets.values()
+            for of in at["gate"]["seeds"]
+            if of["seed"] == seed
+        ),
         parity="\n".join(f"* {result}" for result in parity),
         seed=seed,
         rule=config.rule.name,
@@ -98,6 +115,10 @@ def card(
         words=plain["language"]["max_words"],
         answer=plain["language"]["max_answer"],
     )
+
+
+def _share(value: float | None) -> str:
+    return "nothing, nor does full" if value is None else f"{value:.2%}"
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -22,13 +22,23 @@ import pyrskip
 from pyrskip.config import Config
 from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.errors import UserError
+from pyrskip.evaluation.summary import default_price
 from pyrskip.export.card import card
 from pyrskip.export.graphs import trace, write_native, write_onnx
 from pyrskip.export.parity import as_plain, check
 from pyrskip.gated import Gated
 from pyrskip.gates import describe_gate, load_gate
 from pyrskip.gates.gate import Gate
-from pyrskip.inference.bundle import FORMAT, NATIVE, SOURCES, VERSION, Prices, signal_graph, write_checksums
+from pyrskip.inference.bundle import (
+    FORMAT,
+    NATIVE,
+    SOURCES,
+    VERSION,
+    Guaranteed,
+    Prices,
+    signal_graph,
+    write_checksums,
+)
 from pyrskip.inference.modules import is_bare
 from pyrskip.models.language import END
 from pyrskip.models.native import NativeModel
@@ -89,7 +99,7 @@ def export_run(
     told = _read(run.root / "summary.json")
     rows = [row for row in _read(run.root / "frontier.json") if row["seed"] in (None, seed)]
     prices = sorted({row["price"] for row in rows if row["method"] == "gate"})
-    price = _default_price(told, prices, seed)
+    price = default_price(told, seed)
     test = ShardDataset(run.directory(DATA), "test", config.pyramid.size)
 
     part = out.with_name(out.name + ".part")
@@ -99,7 +109,9 @@ def export_run(
         batch = collate([test[i] for i in range(min(SAMPLES, len(test)))], config.pyramid.size)
         unit = float(told["unit_flops"])
         own_flops = Gated(model, gate, unit).gate_flops(batch)
-        plain = describe(model, gate, unit, own_flops, prices_of(gate, config.reward, price))
+        plain = describe(
+            model, gate, unit, own_flops, prices_of(gate, config.reward, price, guaranteed(told, seed))
+        )
         say("tracing the graphs")
         write_parts(model, gate, plain, part, native)
         say(f"checking {len(test)} test images at {len(prices)} prices")
@@ -117,7 +129,7 @@ def export_run(
             "frontier": rows,
         }
         (part / "metrics.json").write_text(json.dumps(metrics, indent=1))
-        (part / "README.md").write_text(card(config, plain, rows, parity, seed))
+        (part / "README.md").write_text(card(config, plain, rows, parity, seed, told["targets"]))
         write_checksums(part)
         if out.exists():
             out.rmdir()
@@ -198,6 +210,7 @@ def describe(model: NativeModel, gate: Gate, unit: float, own_flops: float, pric
             "low": prices.low,
             "high": None if prices.high == inf else prices.high,
             "default": prices.default,
+            "guaranteed": [asdict(of) for of in prices.guaranteed],
         },
         "cost": {
             "gate": own_flops,
@@ -233,13 +246,26 @@ def encode_flops(model: NativeModel) -> Mapping[tuple[int, int], int]:
     return {size: counted(size) for size in sizes}
 
 
-def prices_of(gate: Gate, reward: RewardConfig, default: float) -> Prices:
+def prices_of(
+    gate: Gate, reward: RewardConfig, default: float, guaranteed: tuple[Guaranteed, ...] = ()
+) -> Prices:
     """What may be asked: the one price that the gate was trained for, those that were sampled, or any where
     the price is in the policy's arithmetic alone."""
     own = gate.prices(())
     if own:
-        return Prices(own[0], own[0], own[0])
-    return Prices(reward.low, reward.high, default) if gate.dial else Prices(0.0, inf, default)
+        return Prices(own[0], own[0], own[0], guaranteed)
+    low, high = (reward.low, reward.high) if gate.dial else (0.0, inf)
+    return Prices(low, high, default, guaranteed)
+
+
+def guaranteed(told: Mapping[str, Any], seed: int) -> tuple[Guaranteed, ...]:
+    """The retentions that are guaranteed for a seed's gate, from summary.json."""
+    own = [of for at in told["targets"].values() for of in at["gate"]["seeds"] if of["seed"] == seed]
+    return tuple(
+        Guaranteed(found["asked"], of["price"], found["confidence"], found["images"], found["kept_on_test"])
+        for of in own
+        if (found := of["guarantee"])["guaranteed"]
+    )
 
 
 def _check_gate(gate: Gate) -> None:
@@ -267,15 +293,6 @@ def _write_weights(model: NativeModel, gate: Gate, directory: Path) -> None:
     if isinstance(model.text, MiniLmText):
         model.text.model.save_pretrained(directory / "query")
         model.text.tokenizer.save_pretrained(directory / "query")
-
-
-def _default_price(told: dict[str, Any], prices: list[float], seed: int) -> float:
-    """The price at the highest retention that the gate reaches on validation, else the middle one."""
-    for target in sorted(told["targets"], key=float, reverse=True):
-        for of in told["targets"][target]["gate"]["seeds"]:
-            if of["seed"] == seed and of["price"] is not None:
-                return float(of["price"])
-    return float(prices[len(prices) // 2])
 
 
 def _read(path: Path) -> Any:

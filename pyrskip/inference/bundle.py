@@ -47,12 +47,31 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Guaranteed:
+    """retention: the share of the full pyramid's score that `price` keeps on new images, with this
+    confidence, by so many held-out images. kept: what it kept on test, None where full scored nothing."""
+
+    retention: float
+    price: float
+    confidence: float
+    images: int
+    kept: float | None
+
+
+@dataclass(frozen=True)
 class Prices:
-    """Allowed: low <= price <= high. default: what is used where neither a price nor max_tokens is given."""
+    """Allowed: low <= price <= high. default: what is used where neither a price, a retention nor max_tokens
+    is given. guaranteed: what can be asked for by its retention."""
 
     low: float
     high: float
     default: float
+    guaranteed: tuple[Guaranteed, ...] = ()
+
+    def __post_init__(self) -> None:
+        for of in self.guaranteed:
+            if not self.low <= of.price <= self.high:
+                raise ValueError(f"prices: {of.price}, which guarantees {of.retention}, is out of range")
 
 
 @dataclass(frozen=True)
@@ -116,7 +135,12 @@ class Spec:
                 unit=float(cost["full_pyramid"]),
                 encode={(int(r), int(c)): float(flops) for r, c, flops in cost["encode"]},
             ),
-            prices=Prices(float(prices["low"]), high, float(prices["default"])),
+            prices=Prices(
+                float(prices["low"]),
+                high,
+                float(prices["default"]),
+                tuple(Guaranteed(**of) for of in prices.get("guaranteed", ())),
+            ),
             max_words=int(language["max_words"]),
             max_answer=int(language["max_answer"]),
             end=int(language["end"]),

@@ -47,13 +47,14 @@ class Backend(Protocol):
 @dataclass(frozen=True)
 class Request:
     """A question on an image: a path, bytes or a PIL image. price: what relative cost 1 is worth in score;
-    max_tokens: most visual tokens; with neither, the export's default price; with max_tokens alone, the
-    lowest price."""
+    max_tokens: most visual tokens; retention: of the full pyramid's score, one that the export guarantees,
+    alone; with none, the export's default price; with max_tokens alone, the lowest price."""
 
     image: Source
     question: str
     price: float | None = None
     max_tokens: int | None = None
+    retention: float | None = None
 
 
 @dataclass(frozen=True)
@@ -133,17 +134,28 @@ class Engine:
         self.encoded = 0
 
     def select(
-        self, image: Source, question: str, *, price: float | None = None, max_tokens: int | None = None
+        self,
+        image: Source,
+        question: str,
+        *,
+        price: float | None = None,
+        max_tokens: int | None = None,
+        retention: float | None = None,
     ) -> Selection:
-        """What to look at. Raises UserError for a bad image, question, price or max_tokens."""
-        return self.select_many([Request(image, question, price, max_tokens)])[0]
+        """What to look at. Raises UserError for a bad image or question, or what `check_dial` refuses."""
+        return self.select_many([Request(image, question, price, max_tokens, retention)])[0]
 
     def answer(
-        self, image: Source, question: str, *, price: float | None = None, max_tokens: int | None = None
+        self,
+        image: Source,
+        question: str,
+        *,
+        price: float | None = None,
+        max_tokens: int | None = None,
+        retention: float | None = None,
     ) -> Answer:
-        """The answer, from what was selected alone. Raises UserError for a bad image, question, price or
-        max_tokens."""
-        return self.answer_many([Request(image, question, price, max_tokens)])[0]
+        """The answer, from what was selected alone. Raises UserError as `select` does."""
+        return self.answer_many([Request(image, question, price, max_tokens, retention)])[0]
 
     def select_many(self, requests: Sequence[Request]) -> list[Selection]:
         """A batch. One request's selection never depends on the others."""
@@ -176,8 +188,8 @@ class Engine:
         return self.prepared(opened[key], request)
 
     def prepared(self, picture: Picture, request: Request) -> Prepared:
-        """A request whose picture is open. Raises UserError for a bad question, price or max_tokens."""
-        price, most = self.check_dial(request.price, request.max_tokens)
+        """A request whose picture is open. Raises UserError for a bad question, and as `check_dial` does."""
+        price, most = self.check_dial(request.price, request.max_tokens, request.retention)
         if not isinstance(request.question, str) or not request.question.strip():
             raise UserError("the question is empty; allowed: one with at least a word")
         return self.row(picture, request.question, price, most)
@@ -248,9 +260,19 @@ class Engine:
         cost = flops / self.spec.costs.unit
         return Selection(tuple(levels), sum(tiles), tuple(tiles), cost, flops, confidence, row.price, row.cut)
 
-    def check_dial(self, price: float | None, max_tokens: int | None) -> tuple[float, int]:
-        """The price and the most tokens that a request means. Raises UserError where one is out of range."""
+    def check_dial(
+        self, price: float | None, max_tokens: int | None, retention: float | None = None
+    ) -> tuple[float, int]:
+        """The price and the most tokens that a request means. Raises UserError where one is out of range, or
+        for a retention that is not guaranteed or does not stand alone."""
         prices = self.spec.prices
+        if retention is not None:
+            if price is not None or max_tokens is not None:
+                raise UserError(
+                    f"retention={retention!r} with price={price!r}, max_tokens={max_tokens!r}: a guarantee "
+                    "is of its own price, without a limit of tokens; allowed: retention alone"
+                )
+            return self._guaranteed(retention), UNLIMITED
         if max_tokens is not None and (
             isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1
         ):
@@ -272,6 +294,14 @@ class Engine:
                 allowed = f"{prices.low} alone, which it was trained for"
             raise UserError(f"price={price} is out of this gate's range; allowed: {allowed}")
         return float(price), most
+
+    def _guaranteed(self, retention: float) -> float:
+        """The price that guarantees it."""
+        known = {of.retention: of.price for of in self.spec.prices.guaranteed}
+        if not isinstance(retention, bool) and isinstance(retention, int | float) and retention in known:
+            return known[retention]
+        allowed = ", ".join(map(str, known)) or "price, since this export guarantees none"
+        raise UserError(f"retention={retention!r} is not guaranteed by this export; allowed: {allowed}")
 
     def _cells(self, seen: Sequence[Picture]) -> Ints:
         """Rows and columns of every tile's map, [B, T, 2]."""

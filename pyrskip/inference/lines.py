@@ -26,7 +26,7 @@ from pyrskip.picture import EXTENSIONS, FORMATS
 IMAGES = tuple(f".{extension}" for extension in EXTENSIONS)
 LINES = (".jsonl", ".ndjson", ".json")
 """Names that count where the content says nothing."""
-DIAL = ("price", "max_tokens")
+DIAL = ("price", "max_tokens", "retention")
 LOOKED_AT = 1 << 16
 """Bytes of a file that tell what it is."""
 TOLD = 20
@@ -67,8 +67,8 @@ def key_of(record: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def read_lines(source: str, question: str | None, dial: dict[str, Any]) -> Iterator[Line]:
-    """Lines of a file or stdin ('-'), or one an image. dial: price and max_tokens of lines that say none.
-    Raises UserError where the source is none of them."""
+    """Lines of a file or stdin ('-'), or one an image. dial: DIAL's keys, of lines that say none. Raises
+    UserError where the source is none of them."""
     path = Path(source)
     if source != "-" and not os.path.exists(source):  # Path's raises for a name that is too long
         raise UserError(
@@ -215,5 +215,7 @@ def _parsed(given: object, number: str) -> tuple[str, dict[str, Any], str]:
 
 
 def _request(record: dict[str, Any], folder: Path, dial: dict[str, Any]) -> Request:
-    own = {key: dial[key] if record.get(key) is None else record[key] for key in DIAL}
-    return Request(folder / record["image"], record["question"], **own)
+    own = {key: record[key] for key in DIAL if record.get(key) is not None}
+    # a retention stands alone
+    rest = {key: value for key, value in dial.items() if not own or "retention" not in (key, *own)}
+    return Request(folder / record["image"], record["question"], **(rest | own))

@@ -1,9 +1,9 @@
 """`pyrskip predict`: questions on images in, answers with their decisions and cost out, a JSON object a line.
 
-An input line is {"image": path, "question": text} and, where wanted, "id", "price" and "max_tokens"; paths
-are relative to the file. An output line is the input's with "answer", "levels", "tokens", "cost",
-"confidence" and "cut", or with "error". Lines are written as they are answered. Another run answers those
-that are not, or failed, and leaves all in their order.
+An input line is {"image": path, "question": text} and, where wanted, "id", and "price" and "max_tokens" or
+"retention"; paths are relative to the file. An output line is the input's with "answer", "levels", "tokens",
+"cost", "confidence" and "cut", or with "error". Lines are written as they are answered. Another run answers
+those that are not, or failed, and leaves all in their order.
 """
 
 import json
@@ -21,17 +21,18 @@ from pyrskip.files import write_whole, writing
 from pyrskip.inference import load
 from pyrskip.inference.engine import Engine, Picture, Prepared
 from pyrskip.inference.keys import Keys
-from pyrskip.inference.lines import Key, Line, key_of, read_lines, value_of
+from pyrskip.inference.lines import DIAL, Key, Line, key_of, read_lines, value_of
 
 USAGE = """usage: pyrskip predict model=<export> input=<what> [key=value ...]
 
   model=<directory or hub id>
   input=<file>              a line each: {"image": "a.png", "question": "what is it?"}; "id", "price",
-                            "max_tokens" as wanted; or one JSON array of them
+                            "max_tokens", "retention" as wanted; or one JSON array of them
   input=<image or folder>   with question=<text>; a folder's images in the order of their names
   input=-                   lines as above from stdin
   out=<file.jsonl>          default: stdout. A file that is there is continued, and failed lines tried again
   price=<number>  max_tokens=<tokens>  of lines that say nothing else
+  retention=<share>         of full's score, one that the export guarantees; in place of the two
   backend=onnx|torch        default: onnx
   batch=<lines>             answered together, default 16; 1 answers each line of a pipe at once
   threads=<number>          of one operator
@@ -41,15 +42,16 @@ example: pyrskip predict model=exports/easy_vqa input=questions.jsonl out=answer
 
 def run(given: dict[str, str]) -> None:
     """The command. Exits with 1 where a line could not be answered."""
-    keys = Keys(
-        given, ("model", "input", "question", "out", "price", "max_tokens", "backend", "batch", "threads")
-    )
-    price, max_tokens = keys.number("price"), keys.whole("max_tokens")
-    dial = {"price": price, "max_tokens": max_tokens}
+    keys = Keys(given, ("model", "input", "question", "out", *DIAL, "backend", "batch", "threads"))
+    dial: dict[str, Any] = {
+        "price": keys.number("price"),
+        "max_tokens": keys.whole("max_tokens"),
+        "retention": keys.number("retention"),
+    }
     model, backend, batch = keys.text("model"), keys.text("backend", "onnx"), keys.whole("batch", default=16)
     lines = read_lines(keys.text("input"), given.get("question"), dial)
     engine = load(model, backend, threads=keys.whole("threads"))
-    engine.check_dial(price, max_tokens)
+    engine.check_dial(**dial)
     out = Path(given["out"]) if given.get("out") else None
     made_by = {"export": engine.digest[:16], "dial": dial}
     done = _continue(out, made_by) if out else set()
@@ -119,7 +121,9 @@ def _continue(out: Path, made_by: dict[str, Any]) -> set[Key]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"out={out} is there and is no file of predict's; allowed: another name") from error
     if any(of != made_by for of in found):
-        raise UserError(f"out={out} was made by another export, price or max_tokens; allowed: another name")
+        raise UserError(
+            f"out={out} was made by another export, price, max_tokens or retention; allowed: another name"
+        )
     answered = ["error" not in record for record in records]
     done = _keys(compress(records, answered))
     kept = b"".join(line + b"\n" for line in compress(whole, answered))

@@ -65,6 +65,7 @@ def plan(
     *,
     price: float | None = None,
     max_tokens: int | None = None,
+    retention: float | None = None,
 ) -> Plan:
     """Decide from a thumbnail and a question. size: width and height of the whole image, upright.
 
@@ -89,7 +90,7 @@ def plan(
         )
     glance = np.asarray(seen(thumbnail)).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     picture = Picture(np.array([height, width]), [*[None] * (pyramid.levels - 1), glance])
-    rows = [engine.prepared(picture, Request(b"", question, price, max_tokens))]
+    rows = [engine.prepared(picture, Request(b"", question, price, max_tokens, retention))]
     decisions = engine.decide(rows, engine.glance(rows))
     pixels = pyramid.pixels(picture.size[None])[0]
     views = []

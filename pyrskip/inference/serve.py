@@ -1,9 +1,9 @@
 """`pyrskip serve`: an HTTP service of one export.
 
-POST /select and /answer take {"image": base64, "question": text, "price"?: number, "max_tokens"?: number};
-GET /health says whether it takes requests, GET /metrics speaks Prometheus. Every error is {"error": sentence}
-with the status that fits it: 400 no text, 408 too slow a sender, 413 too large, 422 bad input, 503 full or
-shutting down, 504 not done in time.
+POST /select and /answer take {"image": base64, "question": text, "price"?: number, "max_tokens"?: number,
+"retention"?: number}; GET /health says whether it takes requests, GET /metrics speaks Prometheus. Every
+error is {"error": sentence} with the status that fits it: 400 no text, 408 too slow a sender, 413 too large,
+422 bad input, 503 full or shutting down, 504 not done in time.
 """
 
 import asyncio
@@ -64,6 +64,12 @@ class Ask(BaseModel):
     ] = None
     max_tokens: Annotated[
         int | None, Field(ge=1, le=2**53, strict=True, description="most visual tokens")
+    ] = None
+    retention: Annotated[
+        float | None,
+        Field(
+            gt=0, allow_inf_nan=False, description="of full's score, one that the export guarantees; alone"
+        ),
     ] = None
 
 
@@ -162,7 +168,8 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
         if batcher is None:
             raise HTTPException(503, "the service is starting")
         try:
-            result = batcher.submit(Question(body.image, body.question, body.price, body.max_tokens), answer)
+            asked = Question(body.image, body.question, body.price, body.max_tokens, body.retention)
+            result = batcher.submit(asked, answer)
         except BusyError:
             raise HTTPException(
                 503, "too many requests wait; try again later", {"Retry-After": "1"}

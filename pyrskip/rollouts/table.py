@@ -83,6 +83,25 @@ class RolloutTable:
         moved["actions"] = replace(self.actions, selection=self.actions.selection.to(device), rung=rung)
         return RolloutTable(**moved)
 
+    def take(self, rows: Tensor) -> "RolloutTable":
+        """Some of its questions, [n] int64; images and texts stay as they are."""
+        at = rows.tolist()
+        return replace(
+            self,
+            score=self.score[rows],
+            probability=None if self.probability is None else self.probability[rows],
+            cost=Cost(*(getattr(self.cost, name)[rows] for name in COSTS)),
+            similarity=None if self.similarity is None else self.similarity[rows],
+            signals={
+                per: {name: value[rows] if per == "question" else value for name, value in of.items()}
+                for per, of in self.signals.items()
+            },
+            image_of=self.image_of[rows],
+            query_of=self.query_of[rows],
+            types=tuple(self.types[i] for i in at),
+            keys=tuple(self.keys[i] for i in at),
+        )
+
     def save(self, directory: Path) -> None:
         tensors = {name: getattr(self.cost, name) for name in COSTS}
         tensors |= {

@@ -18,6 +18,7 @@ from pyrskip.gates import build_gate, load_gate, save_gate
 from pyrskip.gates.gate import GateConfig
 from pyrskip.models.native import NativeModel
 from pyrskip.rollouts.environments import Environment, ModelEnvironment, TableEnvironment
+from pyrskip.rollouts.held_out import looked_at
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.stages.cache import inputs_of, pyramid_of
 from pyrskip.stages.flex import model_of
@@ -56,7 +57,7 @@ def _train_gate(
     torch.manual_seed(seed)
     gate = build_gate(wanted, environment.layout)
     module = RULES[config.rule.name](config.rule, gate, environment, config.reward, seed)
-    val = TableEnvironment(tables["val"], pyramid_of(config), config.budget, unit)
+    val = TableEnvironment(looked_at(tables["val"]), pyramid_of(config), config.budget, unit)
     steps = module.optimizer_config.steps
     if config.rule.online:
         data = Filled(inputs_of(run, "gate", model_of(run).vision))
@@ -78,7 +79,7 @@ def _train_gate(
     _say_kept(run, name, kept_in(directory))
     if config.reward.target is not None:
         val.to(torch.device("cpu"))
-        reached = module.calibrate(val, torch.arange(len(tables["val"])))
+        reached = module.calibrate(val, torch.arange(len(val.table)))
         run.say(f"{name}: costs {reached:.3f} on validation, {config.reward.target} wanted")
     if first_rank():
         save_gate(gate.cpu(), directory)

@@ -162,8 +162,14 @@ METRICS: tuple[Metric, ...] = (
     Metric("frontier/full/accuracy", "accuracy of the full pyramid", "0..1", (FRONTIER,)),
     Metric(
         "frontier/<target>/retention",
-        "accuracy over full's at the price that validation chose",
+        "accuracy over full's on test, at the price that was taken for the target",
         "1 = full",
+        (FRONTIER,),
+    ),
+    Metric(
+        "frontier/<target>/guaranteed",
+        "share of gates whose price is guaranteed to keep the target on new images",
+        "0..1",
         (FRONTIER,),
     ),
     Metric(
@@ -174,7 +180,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "frontier/<target>/cost_over_fixed",
-        "over the cheapest fixed selection that meets the target on validation",
+        "over the cheapest fixed selection that is held to the same",
         "ratio",
         (FRONTIER,),
     ),

@@ -45,7 +45,8 @@ def sections() -> dict[str, list[Any]]:
 
     target = f"frontier/{TARGET}"
     measured = [
-        f"{target}/{part}" for part in ("relative_flops", "retention", "cost_over_fixed", "cost_over_hull")
+        f"{target}/{part}"
+        for part in ("relative_flops", "retention", "guaranteed", "cost_over_fixed", "cost_over_hull")
     ]
     columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(key), display_name=key) for key in COMPARED]
     columns += [
