@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -265,6 +265,7 @@ def test_every_line_is_answered_however_it_is_written(
 
 
 @given(line=st.binary(max_size=40))
+@example(line=b"GIF89a")
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_bytes_a_line_has_the_others_are_read(line: bytes, tmp_path: Path) -> None:
     line = line.translate(None, b"\r\n")

@@ -114,13 +114,12 @@ def _images_in(folder: Path) -> list[Path]:
 def _holds_lines(path: Path) -> bool:
     if not path.is_file():  # what is read of a pipe is gone
         return not path.is_dir()
-    if is_image(path):
-        return False
-    beginning = _beginning(path, LOOKED_AT)
+    beginning, named = _beginning(path, LOOKED_AT), path.suffix.lower() in LINES
     text = beginning.decode(_encoding(beginning), "replace").strip(BLANK)
-    if path.suffix.lower() in LINES or (text[:1] in ("[", "{") and "\0" not in text):
-        return True
-    return any(isinstance(value_of(line), dict) for line in text.splitlines())
+    held = any(isinstance(value_of(line), dict) for line in text.splitlines())
+    if is_image(path):  # a damaged first line may begin as one does
+        return named and held
+    return named or held or (text[:1] in ("[", "{") and "\0" not in text)
 
 
 def _beginning(path: Path, length: int) -> bytes:
