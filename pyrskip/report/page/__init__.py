@@ -108,8 +108,8 @@ SWEEP_NOTE = (
     "first run's."
 )
 TARGETS_NOTE = (
-    "A line a target; means over seeds. over fixed: cost over the cheapest fixed selection's that meets the "
-    "target on validation; over hull: over that of mixed fixed selections that keep as much as the gate."
+    "A line a target; means over seeds. over fixed: cost over the cheapest fixed selection's that is held to "
+    "the same guarantee; over hull: over that of mixed fixed selections that keep as much as the gate."
 )
 HEALTH_NOTE = (
     "At the price that was taken for each target. One distinct decision, or no information about the "
