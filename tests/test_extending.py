@@ -27,7 +27,7 @@ from pyrskip.pruners import PRUNERS
 from pyrskip.registry import Registry
 from pyrskip.signals import SIGNALS
 from pyrskip.training.estimators import BASELINES
-from pyrskip.training.rules import RULES
+from pyrskip.training.rules import RULES, RuleConfig
 from tests.configs import REPOSITORY, TWO_STEPS
 from tests.own_data import picture
 from tests.test_cli import refused
@@ -134,7 +134,7 @@ def test_one_file_adds_what_trains_and_decides(
     assert config["plugins"] == [toy]
     if toy == "toy_rule":
         assert (
-            config["rule"].keys() == {*("name", "online", "batch", "target", "optimizer", "smoothing")}
+            config["rule"].keys() == {"smoothing", *RuleConfig.__dataclass_fields__}
             and config["rule"]["smoothing"] == 0.2
         )
 

@@ -57,7 +57,7 @@ def test_an_option_that_a_rule_would_ignore_is_refused_with_those_that_it_has(ru
         (
             ["rule=supervised", "rule.samples=8"],
             "config key rule.samples is unknown; allowed here, with rule.name=supervised: "
-            "batch, name, online, optimizer, target",
+            "batch, name, online, optimizer, patience, target, validations",
         ),
         (
             ["-m", "rule=supervised", "rule.samples=8,4"],
