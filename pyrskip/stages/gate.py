@@ -71,9 +71,8 @@ def _train_gate(
         watches: list[Callback] = [] if config.gate.looks else [Watch(val, built)]
         if run.stopper is not None and watches and name == f"gate/seed-{config.seed}":
             watches.append(run.stopper(run.root, val))
-        if (
-            config.rule.validations and watches
-        ):  # before Watch, whose last look is at the weights that are kept
+        # before Watch, whose last look is at the weights that are kept
+        if config.rule.validations and watches:
             watches.insert(0, Best(val, config.rule.validations, config.rule.patience, directory / KEPT))
         fit(build_trainer(config.trainer, directory, built, name, watches), module, batches, directory)
     _say_kept(run, name, kept_in(directory))

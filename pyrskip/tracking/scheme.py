@@ -135,7 +135,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("val/reward", "the same of the mode at val/price", "score", _BY_RULE),
     Metric(
         "val/mean_reward",
-        "mean of reward / (1 + price) on all rollouts at five prices; the weights with the most are kept",
+        "mean of reward / (1 + price) on validation at five prices; the weights with the most are kept",
         "score",
         _BY_RULE,
     ),
