@@ -147,7 +147,7 @@ class _Scripted:
     it in a second pass, as under a gate."""
 
     def __init__(self, model: NativeModel, selection: Tensor, budget: BudgetRule, gated: bool) -> None:
-        self.model, self.selection, self.budget = model, selection.to(model.device), budget
+        self.model, self.selection, self.budget = model, selection.cpu(), budget
         self.gated = gated
 
     def glance(self, rows: Batch) -> Features:
@@ -156,7 +156,8 @@ class _Scripted:
         return self.model.encode(rows, self.selection.expand(len(rows), -1))
 
     def decide(self, rows: Batch, seen: Features) -> Decision:
-        capacity = self.model.pyramid.capacity(rows.size)[rows.image_of]
+        size, image_of = rows.on_cpu
+        capacity = self.model.pyramid.capacity(size)[image_of]
         return Decision(self.budget.tokens(self.selection[None], capacity))
 
     def look(self, rows: Batch, seen: Features, decided: Decision) -> Features:

@@ -185,6 +185,9 @@ def _trainer(config: TrainerConfig, sharded: bool, **rest: Any) -> pl.Trainer:
             f"strategy={config.strategy}, precision={config.precision} cannot run here: "
             f"{' '.join(str(error).split())}"
         ) from error
+    if trainer.strategy.root_device.type == "cuda":
+        # it plans anew for every shape, and numbers of words and of visual tokens differ from step to step
+        torch.backends.cuda.enable_cudnn_sdp(False)
     answer_signals(trainer)
     return trainer
 
