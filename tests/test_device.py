@@ -1,16 +1,19 @@
-"""Claims about the device that everything runs on: `--device cuda` runs them on a GPU, and without it they run
-on the CPU, against which they compare."""
+"""Claims about the device that everything runs on: with `--device cuda` a GPU, else the CPU, against which
+they compare."""
 
 import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
+from pyrskip.data.datamodule import StepData
 from pyrskip.decision import ActionSet
+from pyrskip.errors import UserError
 from pyrskip.gated import Gated
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
@@ -23,6 +26,7 @@ from pyrskip.sample import Batch
 from pyrskip.signals import SIGNALS
 from pyrskip.training.flex import FlexConfig, FlexModule
 from pyrskip.training.rules import RULES, rule_config, valid_pairs
+from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
 from tests.models import mixed_decisions, taught_model, tiny_batch, tiny_model
 from tests.tables import synthetic_pyramid, synthetic_table
 
@@ -181,3 +185,15 @@ def test_every_stage_runs_and_is_exported(tmp_path: Path, device: torch.device) 
     run_stages(config, {})
     export_run(config, tmp_path / "export")
     assert (tmp_path / "export" / "checksums.json").is_file()
+
+
+def test_a_step_that_does_not_fit_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **named: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(pl.Trainer, "fit", full)
+    monkeypatch.chdir(tmp_path)
+    trainer = build_trainer(TrainerConfig(quiet=True), tmp_path)
+    data = StepData(range(4), torch.tensor, 2, 1)
+    with pytest.raises(UserError, match=r"Tried to allocate 2.00 GiB\); smaller: loader.batch_images with"):
+        fit(trainer, pl.LightningModule(), data, tmp_path)

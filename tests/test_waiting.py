@@ -35,7 +35,7 @@ def test_a_flex_step_waits_for_nothing(language: str, grid: tuple[int, ...]) -> 
     module = FlexModule(FlexConfig(budget="sandwich"), model, ActionSet.by_level(model.pyramid))
     module.train().to("meta")
     module.log_every = 0  # there is no Trainer
-    for step in range(4):
+    for step in (0, 3):
         loss = module.training_step(elsewhere(), step)
         loss.backward()
     assert all(p.grad is not None for p in model.projector.parameters())

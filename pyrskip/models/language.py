@@ -11,7 +11,7 @@ its batch mates.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -387,9 +387,16 @@ class Decoder(nn.Module):
         return self._head(x)
 
     @torch.no_grad()
-    def generate(self, visual: Visual, question: tuple[Tensor, Tensor]) -> list[str]:
-        """Greedy answers, decoded with a cache of keys and values."""
+    def generate(
+        self,
+        visual: Visual,
+        question: tuple[Tensor, Tensor],
+        mark: Callable[[str], None] = lambda phase: None,
+    ) -> list[str]:
+        """Greedy answers, decoded with a cache of keys and values. mark: called with 'prefill' when that is
+        done."""
         logits, keys, read, layers = self.prefill(visual, question)
+        mark("prefill")
         caches: Sequence[Cache | Room] = [Room(cache, self.config.max_answer - 1) for cache in read]
         written: list[Tensor] = []
         done = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
