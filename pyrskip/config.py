@@ -25,7 +25,7 @@ from pyrskip.models.text import TextConfig
 from pyrskip.models.vision import VisionConfig
 from pyrskip.models.vlm.served import AnswererConfig, check_served
 from pyrskip.policies import POLICIES
-from pyrskip.pruners import PrunerConfig, check_pruner
+from pyrskip.pruners import PrunerConfig, check_pruner, pruner_config
 from pyrskip.registry import load_plugins
 from pyrskip.reward import RewardConfig
 from pyrskip.signals import SIGNALS
@@ -61,7 +61,7 @@ class Config:
     cost: CostConfig = field(default_factory=CostConfig)
     budget: BudgetRule = field(default_factory=BudgetRule)
     actions: ActionConfig = field(default_factory=ActionConfig)
-    pruner: PrunerConfig = field(default_factory=PrunerConfig)
+    pruner: PrunerConfig = field(default_factory=PrunerConfig, metadata={"variant": pruner_config})
     flex: FlexConfig = field(default_factory=FlexConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     rule: RuleConfig = field(default_factory=SupervisedConfig, metadata={"variant": rule_config})
@@ -110,7 +110,7 @@ class Config:
         ]
         if not set(self.ablations) <= set(ablations) or len(set(self.ablations)) < len(self.ablations):
             raise UserError(f"ablations={list(self.ablations)}: allowed: each once, {', '.join(ablations)}")
-        check_pruner(self.pruner, self.model.name, self.model.prunable)
+        check_pruner(self.pruner, self.model.name, self.model.prunable, self.language.layers)
         RULES[self.rule.name].check(self.rule, self.gate, self.reward)
         POLICIES[self.gate.policy].check(self.gate, self.actions, self.budget, self.pyramid.whole_grid)
         for name in self.gate.signals:

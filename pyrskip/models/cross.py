@@ -17,7 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyrskip.models.language import Block, Cache, Decoder, Layer, Visual, attention, weighted_attention
+from pyrskip.models.language import (
+    Block,
+    Cache,
+    Decoder,
+    Layer,
+    Visual,
+    attention,
+    attention_shares,
+    text_rows,
+    weighted_attention,
+)
 
 NOISE = 0.1
 """Of the usual random weights, so much is added where reading starts as the identity."""
@@ -96,13 +106,14 @@ class CrossBlock(Block):
         allowed: Tensor,
         past: Cache | None = None,
         wanted: int | None = None,
+        watch: list[Tensor] | None = None,
         *,
         kv: Cache,
         memory: Memory | None = None,
     ) -> tuple[Tensor, Cache]:
         """kv of `memorise`; memory: who reads which row of it, None where every question reads its own."""
         x, cache = self.attend(x, allowed, past, wanted)
-        read = self.read_own(x, kv) if memory is None else self.read_shared(x, allowed, memory, kv)
+        read = self.read_own(x, kv) if memory is None else self.read_shared(x, allowed, memory, kv, watch)
         return self.mix(x + self.drop(read)), cache
 
     def read_own(self, x: Tensor, kv: Cache) -> Tensor:
@@ -112,19 +123,24 @@ class CrossBlock(Block):
         read: Tensor = self.read_out(attention(q, *kv, None).transpose(1, 2).flatten(2))
         return read
 
-    def read_shared(self, x: Tensor, allowed: Tensor, memory: Memory, kv: Cache) -> Tensor:
+    def read_shared(
+        self, x: Tensor, allowed: Tensor, memory: Memory, kv: Cache, watch: list[Tensor] | None = None
+    ) -> Tensor:
         """x [B, Q, D], allowed [B, Q', K], Q the last of Q' -> [B, Q, D], zeros in padding. What several
         questions see is held once, and padding reads nothing."""
         # positions are the last keys, and padding may not even see itself
         queries, keys = x.shape[1], allowed.shape[2]
         reads = allowed[:, -queries:].diagonal(keys - queries, dim1=1, dim2=2)
-        read = self._read_positions(x[reads], reads.nonzero()[:, 0], memory, kv)
+        query = self.read_query(self.norm3(x[reads]))
+        if watch is not None:
+            watch += [self._heads(torch.zeros_like(x).index_put((reads,), query.to(x.dtype))), kv[0]]
+        read = self._read_positions(query, reads.nonzero()[:, 0], memory, kv)
         return torch.zeros_like(x).index_put((reads,), read.to(x.dtype))
 
-    def _read_positions(self, x: Tensor, question: Tensor, memory: Memory, kv: Cache) -> Tensor:
-        """Positions x [P, D] of the questions [P] -> [P, D]."""
+    def _read_positions(self, query: Tensor, question: Tensor, memory: Memory, kv: Cache) -> Tensor:
+        """Queries [P, D] of positions of the questions [P] -> what they read [P, D]."""
         groups = Groups.of(memory.visual.of[question], len(memory.visual.real))
-        q = self._heads(groups.gather(self.read_query(self.norm3(x))))
+        q = self._heads(groups.gather(query))
         real = F.pad(memory.visual.real, (1, 0), value=True)[:, None, None]
         if memory.weight is None:
             mixed = attention(q, *kv, None if bool(real.all()) else real)
@@ -164,12 +180,26 @@ class CrossDecoder(Decoder):
     def prompt(self, visual: Visual, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return self.words(question)
 
-    def layers(self, visual: Visual, weight: Tensor | None = None) -> Sequence[Layer]:
-        return self.layers_reading(self.memorise(visual.tokens), Memory(visual, weight))
+    def layers(self, visual: Visual, weight: Tensor | None, which: range) -> Sequence[Layer]:
+        blocks, memory = self.blocks[which.start : which.stop], Memory(visual, weight)
+        memories = [block.memorise(visual.tokens) for block in blocks if isinstance(block, CrossBlock)]
+        return [partial(block, kv=kv, memory=memory) for block, kv in zip(blocks, memories, strict=True)]
+
+    def _attention(
+        self, watch: Sequence[Tensor], visual: Visual, allowed: Tensor, words: int, last: bool
+    ) -> Tensor:
+        (q, k), real = watch, F.pad(visual.real[visual.of], (1, 0), value=True)
+        return attention_shares(q[:, :, text_rows(0, words, last)], k[visual.of], real[:, None])[..., 1:]
+
+    def _seen(self, x: Tensor, visual: Visual) -> Tensor:
+        return visual.tokens[visual.of]
+
+    def _without(self, x: Tensor, allowed: Tensor, kept: Visual, count: int) -> tuple[Tensor, Tensor]:
+        return x, allowed  # they are no part of it
 
     def memorise(self, tokens: Tensor) -> list[Cache]:
         """Keys and values [U, H, 1 + N, d] of visual tokens [U, N, D], for each layer."""
         return [block.memorise(tokens) for block in self.blocks if isinstance(block, CrossBlock)]
 
-    def layers_reading(self, memories: Sequence[Cache], memory: Memory | None = None) -> Sequence[Layer]:
-        return [partial(block, kv=kv, memory=memory) for block, kv in zip(self.blocks, memories, strict=True)]
+    def layers_reading(self, memories: Sequence[Cache]) -> Sequence[Layer]:
+        return [partial(block, kv=kv) for block, kv in zip(self.blocks, memories, strict=True)]
