@@ -200,7 +200,7 @@ def test_a_pruner_that_keeps_other_numbers_than_are_paid_for_is_refused() -> Non
         (
             "none",
             0.5,
-            "pruner.ratio=0.5, tokens=None with pruner.name=none.*allowed: 1 and null, or pruner.name of .*random",
+            "pruner.ratio=0.5, tokens=None with pruner.name=none.*allowed: 1 and null, or .*random",
         ),
         ("psychic", 0.5, "pruner.name='psychic' is unknown; allowed: .*none, .*random.*docs/extending.md"),
     ],
@@ -216,7 +216,10 @@ def test_a_pruner_whose_needs_a_model_lacks_is_refused_with_what_it_has() -> Non
 
     PRUNERS.register("watched", Watched)
     try:
-        message = "reads tiles, cls, which model.name=native does not have: it has tokens, attention, salience, text; allowed: "
+        message = (
+            "reads tiles, cls, which model.name=native does not have: it has tokens, attention, salience, "
+            "text; allowed: "
+        )
         with pytest.raises(UserError, match=message + "none, .*random"):
             Config(pruner=PrunerConfig("watched", 0.5))
     finally:

@@ -278,8 +278,8 @@ class NativeModel(nn.Module):
         if gates is not None and self.pruner is not None:
             if isinstance(self.pruner, InsidePruner):
                 raise UserError(
-                    f"pruner.name={self.pruner.config.name} prunes between layers, where gates that weigh "
-                    "tokens cannot be told from each other; allowed: rule.online=false"
+                    f"pruner.name={self.pruner.config.name} prunes between layers, where tokens "
+                    "cannot be weighed by gates; allowed: rule.online=false"
                 )
             visual, tile = self._weighed(batch, features, asked, gates)
         else:

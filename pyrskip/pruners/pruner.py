@@ -9,7 +9,7 @@ depends neither on batch mates nor on padding.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pyrskip.cost import Transformer
 from pyrskip.errors import UserError
+from pyrskip.identity import read_where
 from pyrskip.registry import Registry
 
 PRUNERS: "Registry[type[Pruner]]" = Registry("pruner.name")
@@ -33,7 +34,8 @@ class PrunerConfig:
 
     name: str = NONE
     ratio: float = 1.0
-    tokens: int | None = None
+    # a budget that is not given is no part of what identifies a run
+    tokens: int | None = field(default=None, metadata=read_where("tokens", range(1, 1 << 62)))
 
     def __post_init__(self) -> None:
         if self.name != NONE and self.name not in PRUNERS:
