@@ -29,28 +29,28 @@ NONE = "none"
 @dataclass(frozen=True)
 class PrunerConfig:
     """name: a registered pruner, or 'none'. ratio: the share of a question's visual tokens that stays, in
-    (0, 1]. tokens: instead of a ratio, how many of them stay, all where there are no more; null: by the
+    (0, 1]. tokens: instead of a ratio, how many of them stay, all where there are no more; 0: by the
     ratio."""
 
     name: str = NONE
     ratio: float = 1.0
     # a budget that is not given is no part of what identifies a run
-    tokens: int | None = field(default=None, metadata=read_where("tokens", range(1, 1 << 62)))
+    tokens: int = field(default=0, metadata=read_where("tokens", range(1, 1 << 62)))
 
     def __post_init__(self) -> None:
         if self.name != NONE and self.name not in PRUNERS:
             raise PRUNERS.unknown(self.name, (NONE,))
         if not 0 < self.ratio <= 1:
             raise UserError(f"pruner.ratio={self.ratio}: allowed: above 0, at most 1")
-        if self.tokens is not None and (self.tokens < 1 or self.ratio < 1):
+        if self.tokens < 0 or (self.tokens and self.ratio < 1):
             raise UserError(
                 f"pruner.tokens={self.tokens} with pruner.ratio={self.ratio:g}: allowed: at least 1 with "
-                "pruner.ratio=1, or null"
+                "pruner.ratio=1, or 0"
             )
-        if self.name == NONE and (self.ratio < 1 or self.tokens is not None):
+        if self.name == NONE and (self.ratio < 1 or self.tokens):
             raise UserError(
                 f"pruner.ratio={self.ratio}, tokens={self.tokens} with pruner.name={NONE}, which keeps every "
-                f"token; allowed: 1 and null, or pruner.name of {', '.join(PRUNERS)}"
+                f"token; allowed: 1 and 0, or pruner.name of {', '.join(PRUNERS)}"
             )
 
     def __str__(self) -> str:
@@ -145,7 +145,7 @@ class Pruner(ABC):
     def stays(self, tokens: Tensor) -> Tensor:
         """How many of so many tokens stay, int64 of any shape: the ratio of them, rounded up, or as many as
         the budget says."""
-        if self.config.tokens is not None:
+        if self.config.tokens:
             return tokens.long().clamp(max=self.config.tokens)
         return rounded_up(tokens.double() * self.config.ratio)
 
@@ -231,6 +231,6 @@ def check_pruner(config: PrunerConfig, model: str, shows: Collection[str] | None
 
 def build_pruner(config: PrunerConfig) -> Pruner | None:
     """None where every token stays."""
-    if config.name == NONE or (config.ratio == 1 and config.tokens is None):
+    if config.name == NONE or (config.ratio == 1 and not config.tokens):
         return None
     return PRUNERS[config.name](config)

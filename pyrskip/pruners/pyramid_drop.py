@@ -20,7 +20,7 @@ class PyramidDrop(InsidePruner):
 
     def left(self, number: int, before: Tensor, whole: Tensor) -> Tensor:
         last = number + 1 == len(self.places)
-        if self.config.tokens is None:
+        if not self.config.tokens:
             share = whole.double() * self.config.ratio ** ((number + 1) / len(self.places))
         else:
             end = self.stays(whole).double()

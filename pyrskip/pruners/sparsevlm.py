@@ -63,7 +63,7 @@ class SparseVlm(InsidePruner):
     def kept(self, number: int, whole: Tensor) -> Tensor:
         """How many tokens a step leaves as they are."""
         ratio = self.stays(whole).double() / whole.clamp(min=1)
-        if self.config.tokens is None:
+        if not self.config.tokens:
             ratio = torch.full_like(whole, self.config.ratio, dtype=torch.float64)
         budgets, left = np.array(list(TABLE)) / WHOLE, np.array([of[number] for of in TABLE.values()]) / WHOLE
         share = torch.from_numpy(np.interp(ratio.cpu().numpy(), budgets, left)).to(whole.device)
