@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ PEERS = ["peers.pruners=[average,visionzip]", "peers.ratios=[0.5,0.25]"]
 
 @pytest.fixture(scope="module")
 def held_against(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    given = (f"from={finished_run}", "stages=[peers,frontier]", "name=peers", *PEERS)
+    given = (f"from={finished_run}", "stages=[peers,gate,frontier]", "name=peers", *PEERS)
     return run_stages(tiny(tmp_path_factory.mktemp("peers"), *given), {})
 
 
@@ -41,7 +42,13 @@ def test_every_pruner_is_drawn_at_every_ratio_and_behind_the_gate_at_the_first(h
 @pytest.mark.slow
 def test_a_peer_is_the_run_that_prunes_so(held_against: Path, finished_run: Path, tmp_path: Path) -> None:
     """The same answers and costs as rollouts under that pruner."""
-    given = (f"from={finished_run}", "stages=[rollouts]", "name=pruned", "pruner=average")
+    given = (
+        f"from={finished_run}",
+        "stages=[rollouts]",
+        "name=pruned",
+        "pruner.name=average",
+        "pruner.ratio=0.5",
+    )
     root = run_stages(tiny(tmp_path, *given), {})
     own, peer = (
         RolloutTable.load(place / "test") for place in (root / "rollouts", held_against / "peers/average-0.5")
@@ -50,15 +57,15 @@ def test_a_peer_is_the_run_that_prunes_so(held_against: Path, finished_run: Path
     assert own.origin == peer.origin and own.origin["pruner"] == "average 0.5"
 
 
-def test_gates_and_rollouts_are_borrowed_whatever_the_peers_are(
-    held_against: Path, finished_run: Path
-) -> None:
-    assert not (held_against / "gate").exists() and not (held_against / "rollouts").exists()
-    assert json.loads((held_against / "frontier/stage.json").read_text())["fingerprint"]["peers.ratios"] == [
-        0.5,
-        0.25,
-    ]
-    assert "peers.ratios" not in json.loads((finished_run / "frontier/stage.json").read_text())["fingerprint"]
+@pytest.mark.slow
+def test_a_run_without_peers_knows_of_none(held_against: Path, finished_run: Path) -> None:
+    def made(run: Path, stage: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((run / stage / "stage.json").read_text())["fingerprint"]
+        return found
+
+    assert made(held_against, "frontier")["peers.ratios"] == [0.5, 0.25]
+    assert "peers.ratios" not in made(finished_run, "frontier")
+    assert made(held_against, "gate") == made(finished_run, "gate")
 
 
 ONE = "peers.pruners=[average]"

@@ -109,7 +109,7 @@ def test_sparsevlms_raters_are_the_words_above_the_mean() -> None:
 
 def test_density_peaks_finds_two_heaps() -> None:
     heaps = [0.0, 0.1, 0.2, 0.26, 0.4, 0.5, 9.0, 9.1, 9.2, 9.25, 9.3, 9.4, 9.6]
-    # squares to the five nearest: 0.174 of 0.26 against 0.184 of 0.2, and 0.1025 of 9.2 against 0.1125 of 9.25
+    # squares to the five nearest: 0.174 of 0.26, 0.184 of 0.2; 0.1025 of 9.2, 0.1125 of 9.25
     centres, of = density_peaks(torch.tensor(heaps, dtype=torch.float64)[:, None], 2)
     assert centres.tolist() == [3, 8] and of.tolist() == [3] * 6 + [8] * 7
 
