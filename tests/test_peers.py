@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from pyrskip.cost import measured_flops
 from pyrskip.models.language import LANGUAGES
 from pyrskip.models.native import CostConfig, NativeModel
-from pyrskip.pruners import PRUNERS, Pruner
+from pyrskip.pruners import PRUNERS, InsidePruner, Pruner
 from pyrskip.sample import Batch
 from tests.models import every_tile, mixed_decisions, tiny_batch, tiny_model
 
 NAMES = [name for name in PRUNERS if name != "random"]
+INSIDE = [name for name, pruner in PRUNERS.items() if issubclass(pruner, InsidePruner)]
 
 
 def build(name: str, ratio: float = 1.0, tokens: int = 0) -> Pruner:
@@ -68,10 +69,13 @@ def test_at_a_ratio_of_1_a_model_is_the_unpruned_one(pruned: NativeModel, batch:
     assert torch.allclose(same, plain, rtol=0, atol=1e-9) and (fewer - plain).abs().max() > 1e-3
 
 
-def test_decoding_behind_caches_of_different_lengths_is_one_pass(pruned: NativeModel, batch: Batch) -> None:
-    asked = mixed_decisions(pruned, batch, 1)
-    language, question = pruned.language, pruned.language.tokenize(batch.texts)
-    visual, _ = pruned.visual(batch, pruned.encode(batch, asked > 0), asked)
+@pytest.mark.parametrize("name", INSIDE)
+def test_decoding_behind_caches_of_different_lengths_is_one_pass(
+    double: NativeModel, batch: Batch, name: str
+) -> None:
+    asked, double.pruner = mixed_decisions(double, batch, 1), build(name, 0.4)
+    language, question = double.language, double.language.tokenize(batch.texts)
+    visual, _ = double.visual(batch, double.encode(batch, asked > 0), asked)
     ids, _ = language.tokenize_answers([q.answers[0] for q in batch.questions])
     with torch.no_grad():
         wanted = language.logits(visual, None, question, ids)
@@ -80,6 +84,7 @@ def test_decoding_behind_caches_of_different_lengths_is_one_pass(pruned: NativeM
             assert torch.allclose(logits, wanted[:, step], rtol=0, atol=1e-9)
             keys = [F.pad(of_layer, (0, 1), value=True) for of_layer in keys]
             logits, caches = language.decode(ids[:, step], torch.tensor([step + 1]), keys, caches, layers)
+    double.pruner = None
 
 
 @pytest.mark.parametrize("tokens", [0, pytest.param(7, marks=pytest.mark.slow)])
@@ -97,7 +102,7 @@ def test_counted_is_what_is_measured(whole: NativeModel, batch: Batch, name: str
     assert flops == float(counted.flops)
 
 
-@pytest.mark.parametrize("name", ["fastv", "pyramid_drop", "sparsevlm", "ptp"])
+@pytest.mark.parametrize("name", INSIDE)
 def test_a_cache_holds_what_each_layer_reads(whole: NativeModel, batch: Batch, name: str) -> None:
     asked = every_tile(whole, batch)
     whole.pruner = build(name, 0.4)
