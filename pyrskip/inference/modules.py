@@ -106,7 +106,7 @@ class PrefillPart(nn.Module):
         memories = self.language.memorise(visual)
         layers = self.language.layers_reading(memories)
         logits, real, caches, _ = self.language.prefill(own, (ids, mask), layers)
-        return logits, real, *_stacked(caches), *_stacked(memories)
+        return logits, real[0].contiguous(), *_stacked(caches), *_stacked(memories)
 
 
 class DecodePart(nn.Module):
@@ -132,7 +132,7 @@ class DecodePart(nn.Module):
         layers = self.language.layers_reading(memories)
         real = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
         caches = list(zip(keys, values, strict=True))
-        logits, caches = self.language.decode(token, step, real, caches, layers)
+        logits, caches = self.language.decode(token, step, [real] * len(layers), caches, layers)
         return logits, real, *_stacked(caches)
 
 

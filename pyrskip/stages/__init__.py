@@ -1,5 +1,5 @@
-"""The stages of a run, one file each: data -> cache -> flex -> rollouts -> gate -> frontier, each in a
-directory of its own."""
+"""The stages of a run, one file each: data -> cache -> flex -> rollouts -> peers -> gate -> frontier, each
+in a directory of its own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +17,14 @@ from pyrskip.stages.data import DATA, check_source, check_splits
 from pyrskip.stages.flex import FLEX
 from pyrskip.stages.frontier import FRONTIER
 from pyrskip.stages.gate import GATE
+from pyrskip.stages.peers import PEERS
 from pyrskip.stages.rollouts import ROLLOUTS
 from pyrskip.stages.run import Run
 from pyrskip.tracking.guard import first_rank
 from pyrskip.training.preemption import preemptible
 from pyrskip.training.trainer import check_trainer, rank_failures_as_user_errors
 
-STAGES = (DATA, CACHE, FLEX, ROLLOUTS, GATE, FRONTIER)
+STAGES = (DATA, CACHE, FLEX, ROLLOUTS, PEERS, GATE, FRONTIER)
 
 
 @preemptible()

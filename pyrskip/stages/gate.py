@@ -22,7 +22,8 @@ from pyrskip.rollouts.held_out import looked_at
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.stages.cache import inputs_of, pyramid_of
 from pyrskip.stages.flex import model_of
-from pyrskip.stages.rollouts import ROLLOUTS, tables_of
+from pyrskip.stages.peers import PEERS
+from pyrskip.stages.rollouts import tables_of
 from pyrskip.stages.run import Run, Stage, select
 from pyrskip.tracking.guard import first_rank
 from pyrskip.tracking.loggers import loggers
@@ -166,7 +167,7 @@ def _batch(run: Run) -> dict[str, Any]:
 GATE = Stage(
     "gate",
     train_gates,
-    after=ROLLOUTS,
+    after=PEERS,
     keys=("gate", "rule", "reward", "seed", "seeds", "ablations", "trainer"),
     more=_batch,
     borrowed=False,

@@ -14,8 +14,10 @@ from pyrskip.errors import UserError
 from pyrskip.evaluation.needs import doubt, lists_levels, needs_of
 from pyrskip.files import write_json
 from pyrskip.gates.gate import GATES
+from pyrskip.models.native import NativeModel
 from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.models.vlm.served import ServedModel, file_digest, identity
+from pyrskip.pruners import PrunerConfig
 from pyrskip.report.rollouts import print_needs
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
 from pyrskip.rollouts.table import TABLE, RolloutTable, check_origin, stored_signals
@@ -33,11 +35,23 @@ COUNT_TOLERANCE = 0.2
 
 
 def roll_out_splits(run: Run) -> None:
-    config, of = run.config, run.config.loader
     model = model_of(run)
+    roll_out_into(run, model, ROLLED, run.root / ROLLOUTS.name, run.config.pruner)
+    if isinstance(model, ServedModel) and isinstance(model.box, RemoteModel):
+        _check_count(run, model.box)
+    if first_rank():
+        _report_needs(run)
+
+
+def roll_out_into(
+    run: Run, model: NativeModel | ServedModel, splits: Sequence[str], place: Path, pruner: PrunerConfig
+) -> None:
+    """Write `place`/<split> for each of the splits that are not there, under the pruner that the model
+    has."""
+    config, of = run.config, run.config.loader
     actions = ActionSet.of(model.pyramid, config.budget, config.actions)
-    for split, origin in origins_of(run, ROLLED).items():
-        directory = run.root / ROLLOUTS.name / split
+    for split, origin in origins_of(run, splits, pruner).items():
+        directory = place / split
         if (directory / "table.json").exists():
             check_origin(RolloutTable.load(directory), origin, directory)
             continue
@@ -47,10 +61,6 @@ def roll_out_splits(run: Run) -> None:
         data, quiet = inputs_of(run, split, model.vision), config.trainer.quiet
         roll_out(trainer, module, data, of.rollout_images, of.chunk_images, directory, quiet)
         report_faults(run, split)
-    if isinstance(model, ServedModel) and isinstance(model.box, RemoteModel):
-        _check_count(run, model.box)
-    if first_rank():
-        _report_needs(run)
 
 
 def _check_count(run: Run, model: RemoteModel) -> None:
@@ -82,10 +92,14 @@ def _report_needs(run: Run) -> None:
 
 def tables_of(run: Run, splits: Sequence[str]) -> dict[str, RolloutTable]:
     """The run's rollouts. Raises UserError where they are not what this run would roll out."""
-    directory = run.directory(ROLLOUTS)
-    tables = {split: RolloutTable.load(directory / split) for split in splits}
-    for split, origin in origins_of(run, splits).items():
-        check_origin(tables[split], origin, directory / split)
+    return tables_in(run, splits, run.directory(ROLLOUTS), run.config.pruner)
+
+
+def tables_in(run: Run, splits: Sequence[str], place: Path, pruner: PrunerConfig) -> dict[str, RolloutTable]:
+    """As `tables_of`, of what `roll_out_into` wrote."""
+    tables = {split: RolloutTable.load(place / split) for split in splits}
+    for split, origin in origins_of(run, splits, pruner).items():
+        check_origin(tables[split], origin, place / split)
     return tables
 
 
@@ -109,7 +123,7 @@ def other_tables(tables: Mapping[str, RolloutTable], place: str, key: str) -> di
     return others
 
 
-def origins_of(run: Run, splits: Sequence[str]) -> dict[str, dict[str, str]]:
+def origins_of(run: Run, splits: Sequence[str], pruner: PrunerConfig) -> dict[str, dict[str, str]]:
     """What each split's rollouts depend on, in words that a refusal can name."""
     config = run.config
     index = read_index(run.directory(DATA))
@@ -128,7 +142,7 @@ def origins_of(run: Run, splits: Sequence[str]) -> dict[str, dict[str, str]]:
         "action set": f"{len(actions)} actions {digest({'names': actions.names, 'ladder': actions.ladder})}",
         "budget": json.dumps(to_plain(config.budget)),
         "cost": json.dumps(to_plain(config.cost)),
-        "pruner": f"{config.pruner.name} {config.pruner.ratio:g}",
+        "pruner": str(pruner),
         "metric": "each question's own",
         "decoding": f"greedy, at most {longest} tokens",
         "sight of the gate": f"{vision}, {config.text.name}",
