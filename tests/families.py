@@ -113,9 +113,7 @@ def llava_onevision() -> Any:
 
     words = tokenizer(image_token="<image>", video_token="<video>")
     points = [[28, 28], [28, 56], [56, 28], [56, 56]]
-    pixels = t.LlavaOnevisionImageProcessor(
-        size={"height": 28, "width": 28}, image_grid_pinpoints=points
-    )
+    pixels = t.LlavaOnevisionImageProcessor(size={"height": 28, "width": 28}, image_grid_pinpoints=points)
     processor = t.LlavaOnevisionProcessor(
         pixels,
         words,
@@ -156,7 +154,14 @@ def qwen2_vl() -> Any:
     words = tokenizer(*QWEN)
     pixels = t.Qwen2VLImageProcessor(size={"shortest_edge": 3136, "longest_edge": 28 * 28 * 64})
     processor = t.Qwen2VLProcessor(pixels, words, t.Qwen2VLVideoProcessor(), chat_template=QWEN_TEMPLATE)
-    vision = {"embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2, "hidden_size": 32, "patch_size": 14}
+    vision = {
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 4,
+        "mlp_ratio": 2,
+        "hidden_size": 32,
+        "patch_size": 14,
+    }
     config = t.Qwen2VLConfig(text_config=qwen_text(words), vision_config=vision, **qwen_ids(words))
     return built(t.Qwen2VLForConditionalGeneration, config), processor
 
@@ -252,10 +257,7 @@ def gemma3() -> Any:
     import transformers as t
 
     words = tokenizer(
-        bos=True,
-        image_token="<image_soft_token>",
-        boi_token="<start_of_image>",
-        eoi_token="<end_of_image>",
+        bos=True, image_token="<image_soft_token>", boi_token="<start_of_image>", eoi_token="<end_of_image>"
     )
     processor = t.Gemma3Processor(
         t.Gemma3ImageProcessor(size={"height": 56, "width": 56}),
@@ -417,7 +419,12 @@ def glm4v() -> Any:
         t.Glm4vVideoProcessor(),
         chat_template=template("<|image_start|><|image|><|image_end|>", "<|im_start|>user\n", "<|im_end|>\n"),
     )
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "mrope_section": [1, 1, 0],
+        "partial_rotary_factor": 0.5,
+    }
     config = t.Glm4vConfig(
         text_config=qwen_text(words, rope_parameters=rope),
         vision_config=VISION
@@ -482,7 +489,12 @@ def aya_vision() -> Any:
         downsample_factor=2,
         chat_template=template("<image>"),
     )
-    vision = {"model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14, "vision_use_head": False}
+    vision = {
+        "model_type": "siglip_vision_model",
+        "image_size": 56,
+        "patch_size": 14,
+        "vision_use_head": False,
+    }
     config = t.AyaVisionConfig(
         vision_config=SIZES | vision,
         text_config=t.CohereConfig(**LANGUAGE, vocab_size=len(words)),

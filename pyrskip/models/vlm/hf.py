@@ -348,7 +348,7 @@ class HfVlm(nn.Module):
             yield part, self._inputs([rows[number] for number in part])
 
     def _inputs(self, rows: Sequence[_Row]) -> dict[str, Any]:
-        """What the model is given for these rows: pictures that it has not seen go through its tower first."""
+        """The model's inputs for these rows; pictures that it has not seen go through its tower first."""
         inputs = self._on_device(self.prompts.inputs([(row.pictures, row.text) for row in rows]))
         if not self.once:
             self.encoded += sum(len(row.pictures) for row in rows)
@@ -400,11 +400,25 @@ class HfVlm(nn.Module):
 
     @torch.no_grad()
     def _holds(self, rows: Sequence[_Row]) -> bool:
+        """Whether two rows together score as each alone. Raises UserError where the model cannot take what
+        its processor gives."""
         answers = ("yes", "no, it is not")
-        together = self._forced(self._inputs(rows), answers)
-        single = torch.cat([self._forced(self._inputs([r]), [a]) for r, a in zip(rows, answers, strict=True)])
+        try:
+            together = self._forced(self._inputs(rows), answers)
+            each = [self._forced(self._inputs([r]), [a]) for r, a in zip(rows, answers, strict=True)]
+        except (RuntimeError, ValueError) as error:
+            if len(rows) > 1 and self._fails_alone(rows[0]):
+                raise UserError(f"the model cannot take what its processor gives: {error}") from error
+            return False
         step = torch.finfo(self.model.dtype).eps
-        return bool(((together - single).abs() <= max(SAME, ROUNDED * step)).all())
+        return bool(((together - torch.cat(each)).abs() <= max(SAME, ROUNDED * step)).all())
+
+    def _fails_alone(self, row: _Row) -> bool:
+        try:
+            self._forced(self._inputs([row]), ["yes"])
+        except (RuntimeError, ValueError):
+            return True
+        return False
 
 
 def check_layout(config: HfConfig, pyramid: Pyramid) -> None:

@@ -88,7 +88,8 @@ class Prompts:
             text = text.replace(token, " ")
         words = "\n".join(filter(None, (text, self.instruction)))
         if not self.processor.chat_template:
-            return self.processor.image_token * pictures + words
+            image: str = self.processor.image_token
+            return image * pictures + words
         content = [{"type": "image"}] * pictures + [{"type": "text", "text": words}]
         turn = [{"role": "user", "content": content}]
         prompt: str = self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)

@@ -45,7 +45,9 @@ def joined(encoded: Sequence[Any]) -> Any:
         parts = [getattr(one, name, None) for one in encoded]
         if parts[0] is not None:
             # layers of different pictures belong together
-            whole[name] = [_join(layer) for layer in zip(*parts, strict=True)] if name == LAYERS else _join(parts)
+            whole[name] = (
+                [_join(layer) for layer in zip(*parts, strict=True)] if name == LAYERS else _join(parts)
+            )
     return whole
 
 
