@@ -620,7 +620,14 @@ def fast_vlm() -> Any:
         image_token_index=words.image_token_id,
         image_seq_length=4,
     )
-    return built(t.FastVlmForConditionalGeneration, config), processor
+    model = built(t.FastVlmForConditionalGeneration, config)
+    for layer in model.model.vision_tower.modules():  # without norms, what they begin with fades away
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight)
+    for layer in model.model.multi_modal_projector.modules():
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.init.normal_(layer.weight, std=3.0)
+    return model, processor
 
 
 TINY: dict[str, Callable[[], Any]] = {

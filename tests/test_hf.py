@@ -81,7 +81,7 @@ def test_a_skipped_tile_is_never_given_to_the_model(
     monkeypatch.setattr(vlm.model.model, "get_image_features", spy)
 
     def encoded(asked: torch.Tensor) -> int:
-        vlm._made.clear()
+        vlm.passes.made.clear()
         start = vlm.encoded
         given.clear()
         vlm.loglik(batch, asked)
@@ -165,6 +165,9 @@ def test_costs_are_counted_as_the_convention_says(vlm: HfVlm, batch: Batch) -> N
         counted = HfVlm(vlm.model, vlm.processor, PYRAMID, cost=CostConfig(**cost))
         return float(counted.cost(counted.realise(asked, size), size, words).flops)
 
+    cost = vlm.cost(vlm.realise(asked, size), size, words)
+    # keys and values of two layers of width 16 in 16 bits, an answer's token among them
+    assert float(cost.tokens) == 3 * TOKENS and float(cost.kv_bytes) == 2 * 2 * 16 * 2 * (tokens + 1)
     full = flops(answer_tokens=0)
     assert flops(answer_tokens=0, unit="macs") == full / 2
     # of two layers of width 32, scores and sums, at 2 FLOPs
@@ -292,10 +295,10 @@ def test_rows_share_a_pass_only_where_that_changes_nothing(vlm: HfVlm, batch: Ba
     blind_to_padding.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     model.forward = blind_to_padding
     odd = HfVlm(model, processor(), PYRAMID, vlm.config)
-    assert vlm.mixing == "any" and odd.mixing == "alike" and odd.encoded == 0
+    assert vlm.passes.mixing == "any" and odd.passes.mixing == "alike" and odd.encoded == 0
     torch.testing.assert_close(odd.loglik(batch, ASKED), vlm.loglik(batch, ASKED), atol=1e-4, rtol=0)
     two = batch.rows([0, 0, 3])
-    assert [part for part, _ in odd._passes(odd._rows(two, ASKED[[0, 0, 0]]))] == [[0, 1], [2]]
+    assert [part for part, _ in odd.passes.of(odd._rows(two, ASKED[[0, 0, 0]]))] == [[0, 1], [2]]
 
 
 def test_as_run_is_the_whole_image_through_the_processors_own_settings(batch: Batch) -> None:
@@ -314,7 +317,7 @@ def test_as_run_is_the_whole_image_through_the_processors_own_settings(batch: Ba
     # two pieces of 56 px and a thumbnail, where a tile of the same size is one look
     assert int((inputs["input_ids"] == own.image_token_id).sum()) == 12
     assert box.as_run.realise(whole, one.size).tolist() == [[12]] and box.tile_tokens((56, 112))[4] == 4
-    written = model.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=box.ends)
+    written = model.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=box.passes.ends)
     told = own.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert box.as_run.answer(one, whole) == [told[0].strip()]
     cost = box.as_run.cost(box.as_run.realise(whole, one.size), one.size, box.prompt_tokens(one))

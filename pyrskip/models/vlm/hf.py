@@ -18,15 +18,14 @@ How it carries out a decision:
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from pyrskip.cost import Cost, measured_flops
 from pyrskip.decision import one_picture
@@ -34,16 +33,10 @@ from pyrskip.errors import UserError, unknown_name
 from pyrskip.identity import HOW
 from pyrskip.models.native import CostConfig
 from pyrskip.models.tiles import crops
-from pyrskip.models.vlm.measured import (
-    LENGTHS,
-    LanguageCost,
-    cached_values,
-    last_logits,
-    measure_language,
-    prompt_flops,
-)
+from pyrskip.models.vlm.measured import LENGTHS, LanguageCost, cached_values, measure_language, prompt_flops
+from pyrskip.models.vlm.passes import Passes, Row
 from pyrskip.models.vlm.prompts import Look, Prompts, check_pyramid, check_room, length, parts
-from pyrskip.models.vlm.towers import encode, encodes_once, given
+from pyrskip.models.vlm.towers import encode, encodes_once
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
 
@@ -51,9 +44,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-SAME = 1e-4
-"""How far log-likelihoods of the same question may be apart in float32; in 16 bits, ROUNDED of its steps."""
-ROUNDED = 16
 
 
 @dataclass(frozen=True)
@@ -75,15 +65,6 @@ class HfConfig:
             )
         if self.dtype not in DTYPES:
             raise unknown_name("model.hf.dtype", self.dtype, DTYPES)
-
-
-class _Row(NamedTuple):
-    """A question with its pictures. image: a digest of the image that they are of; tiles: their numbers."""
-
-    image: bytes
-    tiles: tuple[int, ...]
-    pictures: tuple[Image.Image, ...]
-    text: str
 
 
 class HfVlm(nn.Module):
@@ -119,10 +100,8 @@ class HfVlm(nn.Module):
         self.at_once = self.config.at_once
         self.reference = one_picture(pyramid)
         self.order = sorted(range(pyramid.tiles), key=lambda tile: (-int(pyramid.tile_level[tile]), tile))
-        self.ends = _ends(model, processor)
-        self.once = encodes_once(model) and self.family.additive
-        self.encoded = 0
-        self._made: dict[tuple[bytes, int], Any] = {}
+        side = pyramid.side(pyramid.levels - 1)
+        self.passes = Passes(model, self.prompts, self.at_once, self.config.max_answer, side)
         self._flops: dict[tuple[Any, ...], float] = {}
         self.requires_grad_(False)
         self.eval()
@@ -160,8 +139,11 @@ class HfVlm(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        return self.passes.device
+
+    @property
+    def encoded(self) -> int:
+        return self.passes.encoded
 
     def tile_tokens(self, size: tuple[int, int]) -> list[int]:
         """Visual tokens that every tile of an image of so many rows and columns gives when it is kept, [T]; 0
@@ -218,13 +200,13 @@ class HfVlm(nn.Module):
 
     def _blank_prompt(self, pictures: int, words: str) -> dict[str, Any]:
         blank = Image.new("RGB", (self.pyramid.size,) * 2)
-        return self._on_device(self.prompts.inputs([([blank] * pictures, words)]))
+        return self.passes.on_device(self.prompts.inputs([([blank] * pictures, words)]))
 
     def _picture_flops(self, look: Look, size: tuple[int, int], lone: bool) -> float:
         """Measured FLOPs of the tower and the projector on a picture, once for all pictures alike."""
         if look.shapes not in self._flops:
             inputs, copies = self.prompts.blank(size, lone)
-            inputs = self._on_device(inputs)
+            inputs = self.passes.on_device(inputs)
             if encodes_once(self.model):
                 flops = float(measured_flops(lambda: encode(self.model, inputs)))
             else:
@@ -255,21 +237,12 @@ class HfVlm(nn.Module):
     @torch.no_grad()
     def answer(self, batch: Batch, asked: Tensor) -> list[str]:
         """Greedy answers; only tiles that are asked for are encoded, each once however many questions ask for
-        it where the model allows that (`once`)."""
+        it where the model allows that (`passes.once`)."""
         rows = self._rows(batch, asked)
         answers = [""] * len(rows)
-        for part, inputs in self._passes(rows):
-            written = self.model.generate(
-                **inputs,
-                max_new_tokens=self.config.max_answer,
-                do_sample=False,
-                num_beams=1,
-                eos_token_id=self.ends,
-                pad_token_id=self.prompts.tokenizer.pad_token_id,
-            )[:, inputs["input_ids"].shape[1] :]
-            texts = self.prompts.tokenizer.batch_decode(written, skip_special_tokens=True)
-            for row, text in zip(part, texts, strict=True):
-                answers[row] = text.strip()
+        for part, inputs in self.passes.of(rows):
+            for row, text in zip(part, self.passes.write(inputs), strict=True):
+                answers[row] = text
         return answers
 
     @torch.no_grad()
@@ -277,39 +250,12 @@ class HfVlm(nn.Module):
         """Log-likelihood of each question's first accepted answer and its end, [B] <= 0; teacher-forced."""
         rows = self._rows(batch, asked)
         loglik = torch.zeros(len(rows), device=asked.device)
-        for part, inputs in self._passes(rows):
+        for part, inputs in self.passes.of(rows):
             answers = [batch.questions[row].answers[0] for row in part]
-            loglik[part] = self._forced(inputs, answers).to(loglik)
+            loglik[part] = self.passes.score(inputs, answers).to(loglik)
         return loglik
 
-    def _forced(self, inputs: dict[str, Any], answers: Sequence[str]) -> Tensor:
-        """Log-likelihood of the answers behind these prompts, [B]: answers are appended on the right, and
-        whatever has one value a token grows with them."""
-        ids = [torch.tensor(self._answer_ids(answer), device=self.device) for answer in answers]
-        tail = pad_sequence(ids, batch_first=True, padding_value=self.prompts.tokenizer.pad_token_id)
-        real = pad_sequence([torch.ones_like(one) for one in ids], batch_first=True)
-        shape, width = inputs["input_ids"].shape, tail.shape[1]
-        grown = dict(inputs)
-        for name, value in inputs.items():
-            if not isinstance(value, Tensor) or value.shape[:2] != shape or name.startswith("pixel_"):
-                continue
-            if name == "cross_attention_mask":  # as the prompt's last token
-                more = value[:, -1:].expand(-1, width, *value.shape[2:])
-            else:
-                types = torch.full_like(tail, self.family.written)
-                more = {"input_ids": tail, "attention_mask": real}.get(name, types)
-            grown[name] = torch.cat([value, more.to(value)], dim=1)
-        logits = last_logits(self.model, grown, width + 1)().logits
-        logits = logits[:, -width - 1 : -1]
-        chosen: Tensor = logits.float().log_softmax(-1).gather(-1, tail[..., None])[..., 0]
-        return (chosen * real).sum(-1)
-
-    def _answer_ids(self, answer: str) -> list[int]:
-        """Tokens of an answer, cut to what may be written, and its end."""
-        ids: list[int] = self.prompts.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        return [*ids[: self.config.max_answer - 1], self.ends[0]]
-
-    def _rows(self, batch: Batch, asked: Tensor) -> list[_Row]:
+    def _rows(self, batch: Batch, asked: Tensor) -> list[Row]:
         """The questions with the pictures of their kept tiles, in the order in which the model reads them."""
         keep = self.realise(asked, batch.size[batch.image_of]) > 0
         wanted = batch.of_images(keep)
@@ -325,100 +271,8 @@ class HfVlm(nn.Module):
         for row, (image, text) in enumerate(zip(batch.image_of.tolist(), batch.texts, strict=True)):
             tiles = tuple(tile for tile in self.order if keep[row, tile])
             shown = tuple(pictures[image, tile] for tile in tiles)
-            rows.append(_Row(digests[image].digest(), tiles, shown, text))
+            rows.append(Row(digests[image].digest(), tiles, shown, text))
         return rows
-
-    def _passes(self, rows: Sequence[_Row]) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """Numbers of the rows of each pass through the model, and its inputs.
-
-        What the tower made of an image is kept until a pass with none of its questions, unless the image
-        comes again in the same call.
-        """
-        groups: dict[object, list[int]] = {}
-        for number, row in enumerate(rows):
-            groups.setdefault(self._company(row, number), []).append(number)
-        parts = [
-            numbers[start : start + self.at_once]
-            for numbers in groups.values()
-            for start in range(0, len(numbers), self.at_once)
-        ]
-        for place, part in enumerate(parts):
-            needed = {rows[number].image for later in parts[place:] for number in later}
-            self._made = {key: made for key, made in self._made.items() if key[0] in needed}
-            yield part, self._inputs([rows[number] for number in part])
-
-    def _inputs(self, rows: Sequence[_Row]) -> dict[str, Any]:
-        """The model's inputs for these rows; pictures that it has not seen go through its tower first."""
-        inputs = self._on_device(self.prompts.inputs([(row.pictures, row.text) for row in rows]))
-        if not self.once:
-            self.encoded += sum(len(row.pictures) for row in rows)
-            return inputs
-        made = []
-        for row in rows:
-            for tile, picture in zip(row.tiles, row.pictures, strict=True):
-                key = row.image, tile
-                if key not in self._made:
-                    one = self._on_device(self.prompts.inputs([([picture], "")]))
-                    self._made[key] = encode(self.model, one)
-                    self.encoded += 1
-                made.append(self._made[key])
-        return given(inputs, made)
-
-    def _on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        def place(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            return value.to(self.device, self.model.dtype if value.is_floating_point() else None)
-
-        return {name: place(value) for name, value in inputs.items()}
-
-    def _company(self, row: _Row, number: int) -> object:
-        """Equal for rows that may share a pass."""
-        if self.mixing == "alone":
-            return number
-        if self.mixing == "alike":
-            return tuple(picture.size for picture in row.pictures), self.prompts.words(row.text)
-        return bool(row.pictures)
-
-    @cached_property
-    def mixing(self) -> str:
-        """Which rows share a pass, so that none depends on the others: 'any', those that are 'alike' in their
-        pictures' sizes and their length, or each 'alone'. Found by a trial: a batch answers as single rows
-        do."""
-        side, seen = self.pyramid.side(self.pyramid.levels - 1), torch.Generator().manual_seed(0)
-        noise = [
-            Image.fromarray(torch.randint(256, (side, side, 3), generator=seen, dtype=torch.uint8).numpy())
-            for _ in range(2)
-        ]
-        one, other = (_Row(bytes([i]), (i,), (noise[i],), "What?") for i in (0, 1))
-        both = _Row(b"2", (0, 1), tuple(noise), "What is it, and what is it for?")
-        trials = (("any", [one, both]), ("alike", [one, other]))
-        encoded = self.encoded
-        found = next((how for how, rows in trials if self._holds(rows)), "alone")
-        self.encoded, self._made = encoded, {}
-        return found
-
-    @torch.no_grad()
-    def _holds(self, rows: Sequence[_Row]) -> bool:
-        """Whether two rows together score as each alone. Raises UserError where the model cannot take what
-        its processor gives."""
-        answers = ("yes", "no, it is not")
-        try:
-            together = self._forced(self._inputs(rows), answers)
-            each = [self._forced(self._inputs([r]), [a]) for r, a in zip(rows, answers, strict=True)]
-        except (RuntimeError, ValueError) as error:
-            if len(rows) > 1 and self._fails_alone(rows[0]):
-                raise UserError(f"the model cannot take what its processor gives: {error}") from error
-            return False
-        step = torch.finfo(self.model.dtype).eps
-        return bool(((together - torch.cat(each)).abs() <= max(SAME, ROUNDED * step)).all())
-
-    def _fails_alone(self, row: _Row) -> bool:
-        try:
-            self._forced(self._inputs([row]), ["yes"])
-        except (RuntimeError, ValueError):
-            return True
-        return False
 
 
 def check_layout(config: HfConfig, pyramid: Pyramid) -> None:
@@ -440,17 +294,3 @@ def _whole(pyramid: Pyramid) -> Pyramid:
 def _plain(cost: LanguageCost, tokens: int) -> float:
     """FLOPs of a prompt without a picture that cross-attention reads."""
     return cost.fixed + cost.token * tokens + cost.pair * tokens**2
-
-
-def _ends(model: Any, processor: Any) -> list[int]:
-    """Tokens that end an answer, the one to learn or score first."""
-    own = model.generation_config.eos_token_id
-    ends = [own] if isinstance(own, int) else list(own or [])
-    preferred = processor.tokenizer.eos_token_id
-    if preferred is not None and (preferred in ends or not ends):
-        ends = [preferred, *(e for e in ends if e != preferred)]
-    if not ends:
-        raise UserError(
-            "neither the model's generation config nor its tokenizer names a token that ends an answer"
-        )
-    return ends

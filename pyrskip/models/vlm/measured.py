@@ -2,8 +2,8 @@
 
 The FLOPs of reading a prompt of n tokens are a quadratic in n, whatever the layers are, as long as attention
 is the only thing that compares tokens with each other: fixed + token n + pair n^2. Three prompts tell it.
-Keys and values of a cache grow by the token; two prompts tell them. What one token written behind a cache
-costs follows from the same numbers.
+What a token costs that is written behind a cache, and the cache itself, grow with what is in the cache; two
+prompts tell both.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ LENGTHS = (16, 32, 64)
 
 @dataclass(frozen=True)
 class LanguageCost:
-    """FLOPs of a prompt of n tokens: fixed + token n + pair n^2. values, values_token: of the cache, at no
-    token and for each.
+    """FLOPs of a prompt of n tokens: fixed + token n + pair n^2; of a token that is written behind n: step +
+    step_token n. values, values_token: of the cache, at no token and for each.
 
     Where visual tokens are read by cross-attention, and are none of the n: further FLOPs of each token, of
     layers that run only if there is a picture and for each picture, and values of the cache for each picture.
@@ -32,6 +32,8 @@ class LanguageCost:
     fixed: float
     token: float
     pair: float
+    step: float
+    step_token: float
     values: float
     values_token: float
     cross_layers: float = 0.0
@@ -43,9 +45,9 @@ class LanguageCost:
         written after it one by one. [...] int64 each -> [...] float64."""
         n, k, m = context.double(), pictures.double(), float(answer)
         pairs = n * n if convention.attention == "full" else n * (n + 1) / 2
-        pairs = pairs + n * m + m * (m + 1) / 2
-        token = self.token + self.cross_layers * (k > 0) + self.cross_picture * k
-        flops = (1 + m) * self.fixed + (n + m) * token + pairs * self.pair
+        flops = self.fixed + n * self.token + pairs * self.pair
+        flops = flops + m * self.step + (n * m + m * (m - 1) / 2) * self.step_token
+        flops = flops + (n + m) * (self.cross_layers * (k > 0) + self.cross_picture * k)
         return flops * convention.per_mac / 2
 
     def cache(self, tokens: Tensor, pictures: Tensor) -> Tensor:
@@ -59,9 +61,17 @@ def measure_language(model: Any, token: int) -> LanguageCost:
     x, y, z = LENGTHS
     pair = ((c - b) / (z - y) - (b - a) / (y - x)) / (z - x)
     slope = (b - a) / (y - x) - pair * (x + y)
-    few, many = (cached_values(model, text(model, token, n)) for n in LENGTHS[:2])
-    each = (many - few) / (y - x)
-    return LanguageCost(a - slope * x - pair * x * x, slope, pair, few - each * x, each)
+    prompt = a - slope * x - pair * x * x, slope, pair
+    step = _line(*(step_flops(model, token, n) for n in (x, y)))
+    return LanguageCost(
+        *prompt, *step, *_line(*(cached_values(model, text(model, token, n)) for n in (x, y)))
+    )
+
+
+def _line(few: float, many: float) -> tuple[float, float]:
+    """What there is at no token, and for each, from what there is at the first two of LENGTHS."""
+    each = (many - few) / (LENGTHS[1] - LENGTHS[0])
+    return few - each * LENGTHS[0], each
 
 
 def text(model: Any, token: int, tokens: int) -> dict[str, Any]:
@@ -79,6 +89,18 @@ def last_logits(model: Any, inputs: dict[str, Any], positions: int = 1) -> Calla
     """A run of the model that gives logits at the last positions alone, where it can give them alone."""
     last = {"logits_to_keep": positions} if "logits_to_keep" in signature(model.forward).parameters else {}
     return lambda: model(**inputs, **last, use_cache=False)
+
+
+def step_flops(model: Any, token: int, tokens: int) -> int:
+    """Measured FLOPs of one token written behind so many, and of the output head: what a second token of an
+    answer adds to the first."""
+
+    def written(number: int) -> int:
+        limits = {"max_new_tokens": number, "min_new_tokens": number, "pad_token_id": token}
+        inputs = text(model, token, tokens)
+        return measured_flops(lambda: model.generate(**inputs, **limits, do_sample=False, num_beams=1))
+
+    return written(2) - written(1)
 
 
 @torch.no_grad()
