@@ -178,7 +178,7 @@ def qwen2_5_vl() -> Any:
     return built(t.Qwen2_5_VLForConditionalGeneration, config), processor
 
 
-def qwen3_vl() -> Any:
+def _qwen3(kind: str, **text: Any) -> Any:
     import transformers as t
 
     words = tokenizer(*QWEN)
@@ -188,12 +188,21 @@ def qwen3_vl() -> Any:
     processor = t.Qwen3VLProcessor(pixels, words, t.Qwen3VLVideoProcessor(), chat_template=QWEN_TEMPLATE)
     rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 3, 3], "mrope_interleaved": True}
     vision = VISION | {"depth": 2, "num_heads": 4, "out_hidden_size": 32, "patch_size": 16}
-    config = t.Qwen3VLConfig(
-        text_config=qwen_text(words, head_dim=16, rope_parameters=rope),
+    config = getattr(t, f"{kind}Config")(
+        text_config=qwen_text(words, head_dim=16, rope_parameters=rope, **text),
         vision_config=vision | {"deepstack_visual_indexes": [0, 1]},
         **qwen_ids(words),
     )
-    return built(t.Qwen3VLForConditionalGeneration, config), processor
+    return built(getattr(t, f"{kind}ForConditionalGeneration"), config), processor
+
+
+def qwen3_vl() -> Any:
+    return _qwen3("Qwen3VL")
+
+
+def qwen3_vl_moe() -> Any:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    return _qwen3("Qwen3VLMoe", **experts, decoder_sparse_step=1, mlp_only_layers=[])
 
 
 def internvl() -> Any:
@@ -408,30 +417,50 @@ def llama4() -> Any:
     return built(t.Llama4ForConditionalGeneration, config), processor
 
 
-def glm4v() -> Any:
+EXPERTS = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+}
+
+
+def _glm(kind: str, parts: str = "Glm4v", **text: Any) -> Any:
+    """parts: whose processor it has."""
     import transformers as t
 
     names = ("image_start", "image_end", "video_start", "video_end", "image", "video")
     words = tokenizer(*(f"<|{name}|>" for name in names))
-    processor = t.Glm4vProcessor(
-        t.Glm4vImageProcessor(size={"shortest_edge": 2 * 3136, "longest_edge": 2 * 28 * 28 * 64}),
+    limits = {"shortest_edge": 2 * 3136, "longest_edge": 2 * 28 * 28 * 64}
+    processor = getattr(t, f"{parts}Processor")(
+        getattr(t, f"{parts}ImageProcessor")(size=limits),
         words,
-        t.Glm4vVideoProcessor(),
+        getattr(t, f"{parts}VideoProcessor")(),
         chat_template=template("<|image_start|><|image|><|image_end|>", "<|im_start|>user\n", "<|im_end|>\n"),
     )
-    rope = {
-        "rope_type": "default",
-        "rope_theta": 1e4,
-        "mrope_section": [1, 1, 0],
-        "partial_rotary_factor": 0.5,
-    }
-    config = t.Glm4vConfig(
-        text_config=qwen_text(words, rope_parameters=rope),
-        vision_config=VISION
-        | {"depth": 2, "num_heads": 4, "out_hidden_size": 32, "patch_size": 14, "image_size": 336},
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0]}
+    vision = VISION | {"depth": 2, "num_heads": 4, "out_hidden_size": 32, "patch_size": 14, "image_size": 336}
+    config = getattr(t, f"{kind}Config")(
+        text_config=qwen_text(words, rope_parameters=rope | {"partial_rotary_factor": 0.5}, **text),
+        vision_config=vision,
         **{f"{name}_token_id": words.convert_tokens_to_ids(f"<|{name}|>") for name in names},
     )
-    return built(t.Glm4vForConditionalGeneration, config), processor
+    return built(getattr(t, f"{kind}ForConditionalGeneration"), config), processor
+
+
+def glm4v() -> Any:
+    return _glm("Glm4v")
+
+
+def glm4v_moe() -> Any:
+    return _glm("Glm4vMoe", **EXPERTS)
+
+
+def glm46v() -> Any:
+    return _glm("Glm46V", "Glm46V")
 
 
 def mistral3() -> Any:
@@ -536,13 +565,7 @@ def kimi_k25() -> Any:
     )
     text = t.DeepseekV3Config(
         **(LANGUAGE | {"num_key_value_heads": 4, "vocab_size": len(words)}),
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        n_shared_experts=1,
-        n_group=1,
-        topk_group=1,
-        moe_intermediate_size=16,
-        first_k_dense_replace=1,
+        **EXPERTS,
         kv_lora_rank=16,
         q_lora_rank=16,
         qk_rope_head_dim=8,
@@ -633,9 +656,9 @@ def fast_vlm() -> Any:
 TINY: dict[str, Callable[[], Any]] = {
     make.__name__: make
     for make in (
-        *(llava, llava_next, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl, idefics3, smolvlm),
-        *(gemma3, gemma4, paligemma, mllama, llama4, glm4v, mistral3, lfm2_vl, aya_vision, deepseek_vl),
-        *(kimi_k25, minicpmv4_6, fast_vlm),
+        *(llava, llava_next, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, internvl),
+        *(idefics3, smolvlm, gemma3, gemma4, paligemma, mllama, llama4, glm4v, glm4v_moe, glm46v),
+        *(mistral3, lfm2_vl, aya_vision, deepseek_vl, kimi_k25, minicpmv4_6, fast_vlm),
     )
 }
 """family -> its tiny model and processor."""

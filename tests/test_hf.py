@@ -22,7 +22,8 @@ from pyrskip.sample import Batch, Question, Sample
 transformers = pytest.importorskip("transformers")
 
 from pyrskip.models.vlm.hf import HfConfig, HfVlm, check_layout  # noqa: E402
-from pyrskip.models.vlm.prompts import Prompts, check_pyramid  # noqa: E402
+from pyrskip.models.vlm.layout import check_pyramid  # noqa: E402
+from pyrskip.models.vlm.prompts import Prompts  # noqa: E402
 from tests.families import TINY  # noqa: E402
 from tests.vlm import TEMPLATE, TOKENS, WORDS, llava, processor  # noqa: E402
 

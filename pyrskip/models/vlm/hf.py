@@ -33,9 +33,10 @@ from pyrskip.errors import UserError, unknown_name
 from pyrskip.identity import HOW
 from pyrskip.models.native import CostConfig
 from pyrskip.models.tiles import crops
+from pyrskip.models.vlm.layout import check_pyramid, check_room
 from pyrskip.models.vlm.measured import LENGTHS, LanguageCost, cached_values, measure_language, prompt_flops
 from pyrskip.models.vlm.passes import Passes, Row
-from pyrskip.models.vlm.prompts import Look, Prompts, check_pyramid, check_room, length, parts
+from pyrskip.models.vlm.prompts import Look, Prompts, length, parts
 from pyrskip.models.vlm.towers import encode, encodes_once
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
@@ -172,8 +173,8 @@ class HfVlm(nn.Module):
         inner = [1] * (realised.ndim - 2)
         kept, sizes = realised > 0, size.view(len(size), *inner, 2).expand(*realised.shape[:-1], 2)
         tokens, pictures = realised.sum(-1), kept.sum(-1)
-        beside = self._of_looks(kept, sizes, lambda look, *_: look.beside).long().sum(-1)
-        context = prompt_tokens.view(-1, *inner) + beside + (0 if self.family.cross else tokens)
+        places = self._of_looks(kept, sizes, lambda look, *_: self.prompts.place(look)).long().sum(-1)
+        context = prompt_tokens.view(-1, *inner) + places
         answer = self.counting.answer_tokens
         flops = self._of_looks(kept, sizes, self._picture_flops).sum(-1) * self.convention.per_mac / 2
         flops = flops + self.language.flops(context, pictures, answer, self.convention)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from pyrskip.errors import UserError
-from pyrskip.models.vlm.prompts import Prompts, check_pyramid, check_room, level_costs
+from pyrskip.models.vlm.layout import check_pyramid, check_room, level_costs
+from pyrskip.models.vlm.prompts import Prompts
 from pyrskip.pyramid import Pyramid
 
 SMALLEST = 64

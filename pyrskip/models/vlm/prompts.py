@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pyrskip.errors import UserError
 from pyrskip.models.vlm.families import FAMILIES
-from pyrskip.pyramid import Pyramid
 from pyrskip.registry import load_plugins
 
 if TYPE_CHECKING:
@@ -138,6 +137,10 @@ class Prompts:
             self._looks[key] = Look(tokens, beside, _shapes(inputs))
         return self._looks[key]
 
+    def place(self, look: Look) -> int:
+        """Tokens that a picture takes in the prompt."""
+        return look.beside + (0 if self.family.cross else look.tokens)
+
     def blank(self, size: Size, lone: bool = True) -> tuple[dict[str, Any], int]:
         """Inputs with pictures of this size, and how many they are: one, or two where a lone one differs."""
         copies = 1 if lone or self.family.additive else 2
@@ -239,44 +242,6 @@ def parts(path: str) -> tuple["PreTrainedConfig", "ProcessorMixin"]:
 def length(inputs: dict[str, Any]) -> int:
     """Tokens of a single prompt."""
     return int(inputs["attention_mask"].sum())
-
-
-def check_pyramid(prompts: Prompts, pyramid: Pyramid, answer: int) -> None:
-    """Refuse a pyramid of which a level is not cheaper than a finer one, and one whose prompt does not fit.
-
-    answer: tokens of an answer. Raises UserError with the numbers, at the largest picture.
-    """
-    costs = level_costs(prompts, pyramid)
-    for level in range(1, pyramid.levels):
-        if costs[level] >= costs[level - 1]:
-            counted = ", ".join(f"level {i}: {cost}" for i, cost in enumerate(costs))
-            raise UserError(
-                f"pyramid.size={pyramid.size}, levels={pyramid.levels}, grid={list(pyramid.grid)}: level "
-                f"{level} costs this model no less than level {level - 1} (tokens of the largest image: "
-                f"{counted}); allowed: levels that get cheaper, such as `pyrskip vlm inspect` proposes"
-            )
-    check_room(prompts, pyramid, answer)
-
-
-def level_costs(prompts: Prompts, pyramid: Pyramid) -> list[int]:
-    """Tokens of every whole level of the largest image, finest first, with what stands around pictures."""
-    costs = []
-    for level, g in enumerate(pyramid.grid):
-        side = pyramid.side(level)
-        look = prompts.look((side, side), lone=False)
-        costs.append(g * g * (look.tokens + look.beside))
-    return costs
-
-
-def check_room(prompts: Prompts, pyramid: Pyramid, answer: int) -> None:
-    """Refuse a pyramid whose largest prompt and answer the language model has no positions for."""
-    needed, room = sum(level_costs(prompts, pyramid)) + prompts.words("") + answer, prompts.room
-    if room is not None and needed > room:
-        raise UserError(
-            f"pyramid.size={pyramid.size}, levels={pyramid.levels}, grid={list(pyramid.grid)}: all "
-            f"{pyramid.tiles} tiles of the largest image and an answer are {needed} tokens, and the language "
-            f"model has positions for {room}; allowed: a smaller size, fewer levels or a smaller grid"
-        )
 
 
 def _blank(size: Size) -> Image.Image:
