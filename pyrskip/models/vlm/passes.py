@@ -172,7 +172,7 @@ class Passes:
             together = self.score(self._inputs(rows), answers)
             each = [self.score(self._inputs([r]), [a]) for r, a in zip(rows, answers, strict=True)]
         except (RuntimeError, ValueError) as error:
-            if len(rows) > 1 and self._fails_alone(rows[0]):
+            if self._fails_alone(rows[0]):
                 raise UserError(f"the model cannot take what its processor gives: {error}") from error
             return False
         step = torch.finfo(self.model.dtype).eps
