@@ -25,6 +25,7 @@ from pyrskip.models.vlm.hf import HfConfig, HfVlm, check_layout  # noqa: E402
 from pyrskip.models.vlm.layout import check_pyramid  # noqa: E402
 from pyrskip.models.vlm.prompts import Prompts  # noqa: E402
 from tests.families import TINY  # noqa: E402
+from tests.test_cli import refused  # noqa: E402
 from tests.vlm import TEMPLATE, TOKENS, WORDS, llava, processor  # noqa: E402
 
 PYRAMID = Pyramid(size=64, levels=3, stride=8, grid=(2, 1, 1))
@@ -355,3 +356,18 @@ def test_what_is_proposed_is_never_refused(family: str, tmp_path: Path) -> None:
     assert ("tiles of 256, 128, 64, 32 px cost the same: 4 tokens" in told) != follows
     with pytest.raises(UserError, match="size=100: allowed: multiples of 128"):
         looked_into(str(tmp_path), 100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("look",), "pyrskip vlm takes inspect and one folder or hub id"),
+        (("inspect", "a", "b"), "pyrskip vlm takes inspect and one folder or hub id"),
+        (("inspect", "my-vlm", "size=large"), "allowed beside it: size=<pixels>"),
+        (("inspect", "my-vlm"), "model.hf.path='my-vlm' is no folder"),
+    ],
+)
+def test_the_command_says_what_it_takes(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(capsys, "vlm", *arguments)
