@@ -79,8 +79,9 @@ class RolloutModule(pl.LightningModule):
         if batch is None:
             return None
         model = self.model
-        capacity = model.pyramid.capacity(batch.size)[batch.image_of]
-        size, asked = batch.size[batch.image_of], self.decisions(capacity)
+        image_size, image_of = batch.on_cpu
+        size, capacity = image_size[image_of], model.pyramid.capacity(image_size)[image_of]
+        asked = self.decisions(capacity)
         features = encode_glance(model, batch)
         score: Tensor
         probability: Tensor | None
@@ -115,7 +116,7 @@ class RolloutModule(pl.LightningModule):
             actions=self.actions,
             score=score,
             probability=probability,
-            cost=self._cost(batch, realised),
+            cost=self._cost(batch, size, realised),
             similarity=similarity,
             signals=signals,
             image_of=batch.image_of,
@@ -144,9 +145,9 @@ class RolloutModule(pl.LightningModule):
             probability[:, at] = chance[:, 0]
         return score, probability, refused | also
 
-    def _cost(self, batch: Batch, realised: Tensor) -> Cost:
-        """Of the decisions, [B, S + 2] each."""
-        size, words = batch.size[batch.image_of], self.model.prompt_tokens(batch)
+    def _cost(self, batch: Batch, size: Tensor, realised: Tensor) -> Cost:
+        """Of the decisions, [B, S + 2] each, on the CPU. size [B, 2] and realised on the CPU."""
+        words = self.model.prompt_tokens(batch).cpu()
         cost = self.model.cost(realised, size, words)
         if self.as_run is not None:
             whole = self.as_run.realise(realised.new_ones(len(batch), 1), size)

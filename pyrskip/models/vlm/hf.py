@@ -174,7 +174,7 @@ class HfVlm(nn.Module):
         kept, sizes = realised > 0, size.view(len(size), *inner, 2).expand(*realised.shape[:-1], 2)
         tokens, pictures = realised.sum(-1), kept.sum(-1)
         places = self._of_looks(kept, sizes, lambda look, *_: self.prompts.place(look)).long().sum(-1)
-        context = prompt_tokens.view(-1, *inner) + places
+        context = prompt_tokens.to(realised.device).view(-1, *inner) + places
         answer = self.counting.answer_tokens
         flops = self._of_looks(kept, sizes, self._picture_flops).sum(-1) * self.convention.per_mac / 2
         flops = flops + self.language.flops(context, pictures, answer, self.convention)
@@ -222,7 +222,8 @@ class HfVlm(nn.Module):
     ) -> Tensor:
         """value(look, rows and columns, lone) of every kept tile. kept [..., T] bool, size [..., 2] -> [...,
         T] float64, 0 where none is kept or the tile is padding."""
-        pixels = self.pyramid.pixels(size.reshape(-1, 2)).view(*kept.shape, 2)
+        device, kept = kept.device, kept.cpu()
+        pixels = self.pyramid.pixels(size.cpu().reshape(-1, 2)).view(*kept.shape, 2)
         kept = kept & (pixels[..., 0] > 0)
         lone = (kept.sum(-1, keepdim=True) == 1).expand(kept.shape)
         keys = torch.cat([pixels, lone[..., None]], dim=-1)[kept]
@@ -231,9 +232,9 @@ class HfVlm(nn.Module):
             value(self.prompts.look((rows, columns), bool(alone)), (rows, columns), bool(alone))
             for rows, columns, alone in unique.tolist()
         ]
-        out = torch.zeros(kept.shape, dtype=torch.float64, device=kept.device)
-        out[kept] = torch.tensor(values, dtype=torch.float64, device=kept.device)[of]
-        return out
+        out = torch.zeros(kept.shape, dtype=torch.float64)
+        out[kept] = torch.tensor(values, dtype=torch.float64)[of]
+        return out.to(device)
 
     @torch.no_grad()
     def answer(self, batch: Batch, asked: Tensor) -> list[str]:
@@ -258,7 +259,8 @@ class HfVlm(nn.Module):
 
     def _rows(self, batch: Batch, asked: Tensor) -> list[Row]:
         """The questions with the pictures of their kept tiles, in the order in which the model reads them."""
-        keep = self.realise(asked, batch.size[batch.image_of]) > 0
+        size, image_of = batch.on_cpu
+        keep = self.realise(asked.cpu(), size[image_of]) > 0
         wanted = batch.of_images(keep)
         pictures = {
             (image, tile): self.prompts.picture(crop)
@@ -266,10 +268,10 @@ class HfVlm(nn.Module):
         }
         digests = [
             hashlib.sha256(image[:, :rows, :columns].cpu().numpy().tobytes() + repr((rows, columns)).encode())
-            for image, (rows, columns) in zip(batch.image, batch.size.tolist(), strict=True)
+            for image, (rows, columns) in zip(batch.image, size.tolist(), strict=True)
         ]
         rows = []
-        for row, (image, text) in enumerate(zip(batch.image_of.tolist(), batch.texts, strict=True)):
+        for row, (image, text) in enumerate(zip(image_of.tolist(), batch.texts, strict=True)):
             tiles = tuple(tile for tile in self.order if keep[row, tile])
             shown = tuple(pictures[image, tile] for tile in tiles)
             rows.append(Row(digests[image].digest(), tiles, shown, text))
