@@ -32,6 +32,8 @@ commands
   above     test whether anything is above the full pyramid: pyrskip above runs/a runs/b [out=above.json]
   compare   rules and policies of a sweep over them: pyrskip compare runs/compare_rules [low=0.2] [high=0.45]
   sweep     a sweep's jobs: pyrskip sweep status runs/sweep; one job again: pyrskip sweep rerun <job>
+  vlm       what a third-party model makes of pictures, and a pyramid for it:
+            pyrskip vlm inspect <folder> [size=1024]
   dashboard build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]
 
 examples
@@ -72,6 +74,7 @@ def _run(arguments: Sequence[str]) -> None:
         "predict": predict,
         "serve": serve,
         "sweep": sweep,
+        "vlm": vlm,
     }
     commands |= {
         name: _guarded(name) for name in ("report", "plot", "equal", "above", "compare", "dashboard")
@@ -189,6 +192,26 @@ def serve(arguments: Sequence[str]) -> None:
     except ImportError as error:
         fail(UserError(f"this command needs the extra: pip install 'pyrskip[serve]' ({error})"))
     _plain(arguments, lambda: USAGE, run)
+
+
+def vlm(arguments: Sequence[str]) -> None:
+    """Look into a model of the transformers library."""
+    if _helped(arguments, _usage):
+        return
+    try:
+        places = [a for a in arguments[1:] if "=" not in a]
+        given = dict(a.split("=", 1) for a in arguments[1:] if "=" in a)
+        size = given.pop("size", "1024")
+        if arguments[:1] != ["inspect"] or len(places) != 1 or given or not size.isdecimal():
+            raise UserError(
+                "pyrskip vlm takes inspect and one folder or hub id; allowed beside it: size=<pixels>"
+            )
+        from pyrskip.models.vlm.inspect import inspect
+
+        quiet()
+        print(inspect(places[0], int(size)))
+    except UserError as error:
+        fail(error)
 
 
 def _plain(

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyrskip.config import Config
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import DataConfig, prepare
+from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.gated import Gated
 from pyrskip.gates import load_gate
@@ -25,6 +26,7 @@ from pyrskip.models.vlm.hf import HfConfig, HfVlm
 from pyrskip.models.vlm.remote import RemoteModel, _png
 from pyrskip.models.vlm.served import build_served, identity
 from pyrskip.pyramid import Pyramid
+from pyrskip.rollouts.rollout import RolloutModule
 from pyrskip.rollouts.scoring import score_served
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch, Sample
@@ -38,6 +40,8 @@ pytest.importorskip("httpx")
 from tests.vlm import save_llava, save_text_encoder
 
 PYRAMID = Pyramid(size=64, levels=3, stride=8)
+QUARTERS = Pyramid(size=64, levels=2, stride=8, grid=(2,))
+"""For a model that gives every picture the same number of tokens."""
 IMAGES = 8
 SIZES = {
     "layers": 2,
@@ -121,6 +125,13 @@ def remote(root: Path, encoder: Path, server: Server, *overrides: str) -> Config
     sizes = [f"model.remote.{name}={value}" for name, value in SIZES.items()]
     keys = (f"model.remote.url={server.url}", "model.remote.model=looker", *sizes)
     return config(root, encoder, "model=remote", *keys, *overrides)
+
+
+def hf(folder: Path) -> tuple[str, ...]:
+    return (
+        *("model=hf", f"model.hf.path={folder}", "actions=tiles"),
+        *("pyramid.levels=2", "pyramid.grid=[2]"),
+    )
 
 
 def rows_of(root: Path, method: str, split: str = "test") -> list[dict[str, Any]]:
@@ -260,16 +271,14 @@ def test_another_model_on_the_server_is_not_what_was_rolled_out(
 
 @pytest.mark.slow
 def test_a_gate_is_trained_for_a_transformers_model(llava: Path, encoder: Path, tmp_path: Path) -> None:
-    given = config(
-        tmp_path, encoder, "model=hf", f"model.hf.path={llava}", "data.limit=3", "model.hf.max_answer=4"
-    )
+    given = config(tmp_path, encoder, *hf(llava), "data.limit=3", "model.hf.max_answer=4")
     root = run_stages(given, {})
     table = RolloutTable.load(root / "rollouts" / "val")
     model = build_served(given.model, given.pyramid, given.vision, given.text, given.cost)
     data = ShardDataset(root / "data", "val", PYRAMID.size)
     batch = Batch.collate([s for s in (data[i] for i in range(len(data))) if s is not None], PYRAMID.size)
     assert batch.keys == table.keys and table.probability is not None
-    capacity = PYRAMID.capacity(batch.size)[batch.image_of]
+    capacity = QUARTERS.capacity(batch.size)[batch.image_of]
     for action in range(len(table.actions)):
         decided = capacity * table.actions.selection[action]
         loglik = model.loglik(batch, decided)
@@ -284,6 +293,12 @@ def test_a_gate_is_trained_for_a_transformers_model(llava: Path, encoder: Path, 
     assert told["scores_that_differ"] == told["decisions_that_differ"] == 0
     assert told["tiles_encoded"] == told["tiles_asked_for"]
     assert rows_of(root, "gate") and rows_of(root, "reference")[0]["relative_flops"] < 0.5
+    # the reference is the model as its users run it, on the whole image
+    assert isinstance(model.box, HfVlm)
+    whole = torch.ones(len(batch), 1, dtype=torch.int64)
+    loglik = model.box.as_run.loglik(batch, whole)
+    at = table.column("reference")
+    torch.testing.assert_close(table.probability[:, at], loglik.exp(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_served_model_is_a_gated_model(
@@ -337,7 +352,36 @@ def test_other_weights_in_the_same_folder_are_another_model(
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
     assert identity(answerer) != before
-    assert HfVlm.from_pretrained(HfConfig(str(folder)), PYRAMID).image_tokens == 9
+    assert HfVlm.from_pretrained(HfConfig(str(folder)), PYRAMID).tile_tokens((64, 64)) == [9, 9, 9]
+
+
+def test_rollouts_encode_each_tile_once(
+    llava: Path, samples: dict[str, list[Sample]], encoder: Path, tmp_path: Path
+) -> None:
+    """18 decisions, one of them the model as its users run it, on three questions about five tiles."""
+    given = config(tmp_path, encoder, *hf(llava), "model.hf.at_once=7", "model.hf.max_answer=3")
+    model = build_served(given.model, given.pyramid, given.vision, given.text, given.cost)
+    assert isinstance(model.box, HfVlm)
+    actions = ActionSet.of(model.pyramid, given.budget, given.actions)
+    module = RolloutModule(model, actions, given.budget, "val")
+    batch = Batch.collate(samples["val"][:1], QUARTERS.size).rows([0, 1, 2])
+    table = module.predict_step(batch, 0)
+    assert table is not None and table.score.shape == (3, 18) and table.probability is not None
+    assert model.box.encoded == 5 and model.box.as_run.encoded == 1
+    whole = torch.ones(3, 1, dtype=torch.int64)
+    at, own = table.column("reference"), model.box.as_run
+    torch.testing.assert_close(table.probability[:, at], own.loglik(batch, whole).exp(), rtol=1e-4, atol=1e-6)
+    size = batch.size[batch.image_of]
+    cost = own.cost(own.realise(whole, size), size, model.prompt_tokens(batch))
+    assert table.cost.flops[:, at].equal(cost.flops) and table.cost.tokens[:, at].tolist() == [9, 9, 9]
+
+
+def test_a_pyramid_whose_levels_cost_the_same_is_refused_before_data_is_converted(
+    llava: Path, encoder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="level 1 costs this model no less than level 0"):
+        run_stages(config(tmp_path, encoder, "model=hf", f"model.hf.path={llava}"), {})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

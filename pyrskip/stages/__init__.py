@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from pyrskip.config import Config
 from pyrskip.decision import ActionSet
 from pyrskip.models.vision import read_weights
+from pyrskip.models.vlm.hf import check_layout
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.stages.cache import CACHE, check_cache_of, encoder_of, pyramid_of
 from pyrskip.stages.data import DATA, check_source, check_splits
@@ -46,6 +47,8 @@ def run_stages(
     ActionSet.of(pyramid, config.budget, config.actions).tokens(pyramid.capacity(largest), config.budget)
     if config.model.served:
         config.check_served()
+    if config.model.name == "hf" and ROLLOUTS.name in config.stages and not run.done(ROLLOUTS):
+        check_layout(config.model.hf, pyramid)
     if DATA.name in config.stages and not run.done(DATA):
         check_source(config.data)
     for stage in stages:

@@ -94,6 +94,11 @@ class ServedModel(nn.Module):
     def encoded(self) -> int:
         return self.vision.encoded + self.box.encoded
 
+    @property
+    def as_run(self) -> HfVlm | None:
+        """The model as its users run it, a box of one tile; None where that is `reference`, a selection."""
+        return self.box.as_run if isinstance(self.box, HfVlm) else None
+
     def encode(self, batch: Batch, keep: Tensor) -> Features:
         return encode_tiles(self.vision, self.pyramid, batch, keep)
 
