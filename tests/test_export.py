@@ -3,7 +3,7 @@ all."""
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.inference import Engine
 from pyrskip.inference.bundle import Guaranteed, Prices, read_bundle
 from pyrskip.inference.hub import push_to_hub
+from pyrskip.inference.safe import Safe
 from pyrskip.models.native import NativeModel
 from pyrskip.stages import run_stages
 from tests.configs import tiny
@@ -138,6 +139,12 @@ def test_an_export_that_is_not_the_model_is_refused(
     (result,) = check(model, gate, {"onnx": engine}, data, UNIT, [0.1, 0.3], 0.3)
     assert result.holds
     assert result.decisions == 4 * result.questions > 0, "two prices, without a limit and with one"
+    assert (result.fixed, result.fixed_differ) == (3 * result.questions, 0)
+    prices = replace(engine.spec.prices, safe=Safe((), ((0.0, "glance"),)))
+    names = {"gate": {"actions": {"names": ["0", "glance"]}}}  # of other numbers than the model's
+    engine.spec = replace(engine.spec, prices=prices, plain=names)
+    with pytest.raises(UserError, match=r"[1-9]\d* of \d+ fixed selections differ"):
+        check(model, gate, {"onnx": engine}, data, UNIT, [0.3], 0.3)
     shutil.copytree(directory, tmp_path / "other")
     other = tiny_gate(model, budget=BudgetRule(total=40, floor=2), seed=1)
     with pytest.raises(UserError, match="the export is not the model"):
