@@ -273,10 +273,15 @@ def guaranteed(told: Mapping[str, Any], seed: int) -> tuple[Guaranteed, ...]:
     )
 
 
-def safe_of(told: Mapping[str, Any], seed: int) -> Safe | None:
-    """What is played in place of a seed's gate, from summary.json; None where that does not say it."""
-    own = [of for of in told.get("worth", {"seeds": ()})["seeds"] if of["seed"] == seed]
-    return Safe.parse(own[0]) if own else None
+def safe_of(told: Mapping[str, Any], seed: int) -> Safe:
+    """What is played in place of a seed's gate, from summary.json. Raises UserError where that does not say
+    it."""
+    if "worth" not in told:
+        raise UserError(
+            "the run's summary.json does not say where its gates are above fixed selections; draw the "
+            "frontier again with pyrskip eval"
+        )
+    return Safe.parse(next(of for of in told["worth"]["seeds"] if of["seed"] == seed))
 
 
 def _check_gate(gate: Gate) -> None:
