@@ -17,8 +17,9 @@ from pyrskip.gated import Gated
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.inference import Request
-from pyrskip.inference.bundle import Guaranteed, Prices, write_checksums
+from pyrskip.inference.bundle import FIXED, Guaranteed, Prices, write_checksums
 from pyrskip.inference.modules import parts_of
+from pyrskip.inference.safe import Safe
 from pyrskip.models.native import NativeModel
 from pyrskip.observation import Layout
 from pyrskip.policies import POLICIES
@@ -30,6 +31,7 @@ from tests.models import SIDE, tiny_model
 UNIT = 2e7
 GATE_FLOPS = 12_345.0
 GUARANTEED = (Guaranteed(0.9, 0.2, 0.95, 400, 0.93), Guaranteed(0.98, 0.02, 0.95, 400, None))
+SAFE = Safe(((0.02, 0.1), (0.4, 0.4)), ((0.0, "0,1"), (0.05, "1"), (0.6, "glance")))
 PYRAMID = Pyramid(SIDE, 3, 8, (2, 1, 1))
 
 
@@ -65,15 +67,15 @@ def tiny_parts() -> tuple[NativeModel, Gate]:
 def tiny_export(directory: Path) -> tuple[NativeModel, Gate]:
     """Write an export of `tiny_parts`, and return what it was made from."""
     model, gate = tiny_parts()
-    write_parts(model, gate, described(model, gate), directory)
+    write_parts(model, gate, described(model, gate, SAFE), directory)
     return model, gate
 
 
 def with_gate(directory: Path, model: NativeModel, gate: Gate, base: Path, traced: bool = True) -> Path:
     """An export of another gate for the model of the export `base`, whose graphs are taken. traced: whether
     its gate's are made, which backend='torch' does not need."""
-    had = {path.stem for path in (base / "onnx").iterdir()}
-    own = [name for name in parts_of(model, gate, UNIT) if name == "gate" or name not in had]
+    had = {path.stem for path in (base / "onnx").iterdir()} - {FIXED}
+    own = [name for name in parts_of(model, gate, UNIT) if name not in had - {"gate"} | {FIXED}]
     write_parts(model, gate, described(model, gate), directory, graphs=own if traced else [])
     for name in had - set(own if traced else []):
         shutil.copy(base / "onnx" / f"{name}.onnx", directory / "onnx")
@@ -81,8 +83,8 @@ def with_gate(directory: Path, model: NativeModel, gate: Gate, base: Path, trace
     return directory
 
 
-def described(model: NativeModel, gate: Gate) -> dict[str, Any]:
-    return describe(model, gate, UNIT, GATE_FLOPS, Prices(0.0, inf, 0.05, GUARANTEED))
+def described(model: NativeModel, gate: Gate, safe: Safe | None = None) -> dict[str, Any]:
+    return describe(model, gate, UNIT, GATE_FLOPS, Prices(0.0, inf, 0.05, GUARANTEED, safe))
 
 
 def images(batch: Batch) -> list[Image.Image]:

@@ -115,15 +115,15 @@ def frontier(inputs: Inputs) -> Frontier:
 
 
 def _order(inputs: Inputs) -> Callable[[str, Decisions], tuple[float, ...]]:
-    """Methods stand as they are registered, but those that run a gate stand behind 'gate', seed by seed, and
-    those that have a price and run none behind the oracles, price by price."""
+    """Methods stand as they are registered, but those of a gate's seed stand behind 'gate', seed by seed, and
+    those that have a price and no seed behind the oracles, price by price."""
     place = {name: number for number, name in enumerate(METHODS)}
     gates, seeds = list(inputs.gates), list(inputs.seeds)
 
     def key(name: str, of: Decisions) -> tuple[float, ...]:
-        if of.gate is not None:
+        if of.gate is not None or of.seed is not None:
             seed = -1 if of.seed is None else seeds.index(of.seed)
-            return place["gate"], gates.index(of.gate), seed, place[name]
+            return place["gate"], gates.index(of.gate or "gate"), seed, place[name]
         if of.price is not None:
             return place["oracle:type"], of.price, place[name]
         return (place[name],)

@@ -6,6 +6,7 @@ from typing import Any
 
 from pyrskip.config import Config, to_plain
 from pyrskip.evaluation.guarantee import said
+from pyrskip.evaluation.worth import said as worth_said
 from pyrskip.export.parity import Parity
 
 # sections of the run's config that made the weights
@@ -40,6 +41,13 @@ full pyramid's.
 |---|---|---|---|---|---|---|
 {frontier}
 
+## Is the gate worth having?
+
+{worth}
+
+`model.answer(..., price=..., safe=True)` plays the gate at prices where the held-out images tell that it is
+above the hull of fixed selections, and the best of those at the others. This gate decides at {played}.
+
 ## What is guaranteed
 
 Shares of the full pyramid's score, on an image that is drawn anew as the data's were and a question that is
@@ -70,7 +78,7 @@ made the weights:
 * Checksums tell damage and changes, not who made the files.
 """
 
-METHODS = ("full", "reference", "gate")
+METHODS = ("full", "reference", "gate", "gate:safe")
 
 
 def card(
@@ -79,10 +87,10 @@ def card(
     rows: Sequence[Mapping[str, Any]],
     parity: Sequence[Parity],
     seed: int,
-    targets: Mapping[str, Any],
+    told: Mapping[str, Any],
 ) -> str:
-    """README.md. plain: config.json; rows: the frontier's, of this seed and of methods without one; targets:
-    of summary.json."""
+    """README.md. plain: config.json; rows: the frontier's, of this seed and of methods without one; told:
+    summary.json."""
     whole = to_plain(config)
     pyramid = plain["pyramid"]
     levels = len(pyramid["grid"])
@@ -101,10 +109,12 @@ def card(
             for row in rows
             if row["method"] == method and row["split"] == "test"
         ),
+        worth=worth_said(told["worth"]) + ".",
+        played=_ranges(plain["prices"]["safe"]["gate"]),
         guarantees="\n".join(
             f"* {of['guarantee']['asked']:.4g}: {said([of['guarantee']])}. Price {of['price']:g}, kept on "
             f"test: {_share(of['guarantee']['kept_on_test'])}."
-            for at in targets.values()
+            for at in told["targets"].values()
             for of in at["gate"]["seeds"]
             if of["seed"] == seed
         ),
@@ -115,6 +125,11 @@ def card(
         words=plain["language"]["max_words"],
         answer=plain["language"]["max_answer"],
     )
+
+
+def _ranges(prices: Sequence[Sequence[float]]) -> str:
+    """Ranges of prices, in words."""
+    return "prices from " + ", ".join(f"{low:g} to {high:g}" for low, high in prices) if prices else "none"
 
 
 def _share(value: float | None) -> str:

@@ -40,6 +40,7 @@ from pyrskip.inference.bundle import (
     write_checksums,
 )
 from pyrskip.inference.modules import is_bare
+from pyrskip.inference.safe import Safe
 from pyrskip.models.language import END
 from pyrskip.models.native import NativeModel
 from pyrskip.models.text import MiniLmText
@@ -109,9 +110,8 @@ def export_run(
         batch = collate([test[i] for i in range(min(SAMPLES, len(test)))], config.pyramid.size)
         unit = float(told["unit_flops"])
         own_flops = Gated(model, gate, unit).gate_flops(batch)
-        plain = describe(
-            model, gate, unit, own_flops, prices_of(gate, config.reward, price, guaranteed(told, seed))
-        )
+        dial = prices_of(gate, config.reward, price, guaranteed(told, seed), safe_of(told, seed))
+        plain = describe(model, gate, unit, own_flops, dial)
         say("tracing the graphs")
         write_parts(model, gate, plain, part, native)
         say(f"checking {len(test)} test images at {len(prices)} prices")
@@ -129,7 +129,7 @@ def export_run(
             "frontier": rows,
         }
         (part / "metrics.json").write_text(json.dumps(metrics, indent=1))
-        (part / "README.md").write_text(card(config, plain, rows, parity, seed, told["targets"]))
+        (part / "README.md").write_text(card(config, plain, rows, parity, seed, told))
         write_checksums(part)
         if out.exists():
             out.rmdir()
@@ -211,6 +211,7 @@ def describe(model: NativeModel, gate: Gate, unit: float, own_flops: float, pric
             "high": None if prices.high == inf else prices.high,
             "default": prices.default,
             "guaranteed": [asdict(of) for of in prices.guaranteed],
+            "safe": None if prices.safe is None else asdict(prices.safe),
         },
         "cost": {
             "gate": own_flops,
@@ -247,15 +248,19 @@ def encode_flops(model: NativeModel) -> Mapping[tuple[int, int], int]:
 
 
 def prices_of(
-    gate: Gate, reward: RewardConfig, default: float, guaranteed: tuple[Guaranteed, ...] = ()
+    gate: Gate,
+    reward: RewardConfig,
+    default: float,
+    guaranteed: tuple[Guaranteed, ...] = (),
+    safe: Safe | None = None,
 ) -> Prices:
     """What may be asked: the one price that the gate was trained for, those that were sampled, or any where
     the price is in the policy's arithmetic alone."""
     own = gate.prices(())
     if own:
-        return Prices(own[0], own[0], own[0], guaranteed)
+        return Prices(own[0], own[0], own[0], guaranteed, safe)
     low, high = (reward.low, reward.high) if gate.dial else (0.0, inf)
-    return Prices(low, high, default, guaranteed)
+    return Prices(low, high, default, guaranteed, safe)
 
 
 def guaranteed(told: Mapping[str, Any], seed: int) -> tuple[Guaranteed, ...]:
@@ -266,6 +271,17 @@ def guaranteed(told: Mapping[str, Any], seed: int) -> tuple[Guaranteed, ...]:
         for of in own
         if (found := of["guarantee"])["guaranteed"]
     )
+
+
+def safe_of(told: Mapping[str, Any], seed: int) -> Safe:
+    """What is played in place of a seed's gate, from summary.json. Raises UserError where that does not say
+    it."""
+    if "worth" not in told:
+        raise UserError(
+            "the run's summary.json does not say where its gates are above fixed selections; draw the "
+            "frontier again with pyrskip eval"
+        )
+    return Safe.parse(next(of for of in told["worth"]["seeds"] if of["seed"] == seed))
 
 
 def _check_gate(gate: Gate) -> None:

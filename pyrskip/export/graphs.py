@@ -21,7 +21,7 @@ from torch.onnx import ONNXProgram
 
 from pyrskip.errors import UserError
 from pyrskip.gates.gate import Gate
-from pyrskip.inference.bundle import STATE, signal_graph
+from pyrskip.inference.bundle import FIXED, STATE, signal_graph
 from pyrskip.inference.modules import parts_of
 from pyrskip.models.native import NativeModel
 from pyrskip.models.text import MiniLmText
@@ -29,6 +29,7 @@ from pyrskip.signals import signals_of
 
 OUTPUTS = {
     "gate": ("outputs", "asked", "pooled", "flops", "probability"),
+    FIXED: ("asked", "pooled", "flops"),
     "vision": ("features",),
     "projector": ("tokens",),
     "prefill": ("logits", *STATE),
@@ -133,15 +134,16 @@ def _examples(
         "cells": torch.ones(3, layout.tiles, 2, dtype=torch.int64),
         "encode": torch.rand(3, layout.tiles, dtype=torch.float64),
         "words": torch.ones(3, dtype=torch.int64),
-        "price": torch.rand(3),
-        "max_tokens": torch.ones(3, dtype=torch.int64),
     }
+    fixed = {"action": torch.zeros(3, dtype=torch.int64), **tiled}
+    tiled |= {"price": torch.rand(3), "max_tokens": torch.ones(3, dtype=torch.int64)}
     prompt = {"visual": torch.rand(3, 7, language.width), **question}
     state = dict(zip(STATE, parts["prefill"](**prompt)[1:], strict=False))
     of_state = {name: {1: batch, 3: memory if name.startswith("memory") else past} for name in state}
     return {
         **signals,
         "gate": ({"signals": seen, **tiled}, {"signals": of_seen, **{name: {0: batch} for name in tiled}}),
+        FIXED: (fixed, {name: {0: batch} for name in fixed}),
         "vision": (
             {"pixels": torch.rand(3, 3, 2 * stride, 3 * stride)},
             {"pixels": {0: batch, 2: stride * rows, 3: stride * columns}},

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from pyrskip import answering
 from pyrskip.errors import UserError
 from pyrskip.inference.arrays import Floats, Ints, pad_ids, pool
-from pyrskip.inference.bundle import STATE, Spec
+from pyrskip.inference.bundle import FIXED, STATE, Spec
 from pyrskip.inference.images import Source, open_image
 from pyrskip.picture import fitted, mipmaps
 from pyrskip.words import encoded, read
@@ -48,20 +48,23 @@ class Backend(Protocol):
 class Request:
     """A question on an image: a path, bytes or a PIL image. price: what relative cost 1 is worth in score;
     max_tokens: most visual tokens; retention: of the full pyramid's score, one that the export guarantees,
-    alone; with none, the export's default price; with max_tokens alone, the lowest price."""
+    alone; with none, the export's default price; with max_tokens alone, the lowest price. safe: play a fixed
+    selection at prices where the gate was not found to be above those."""
 
     image: Source
     question: str
     price: float | None = None
     max_tokens: int | None = None
     retention: float | None = None
+    safe: bool = False
 
 
 @dataclass(frozen=True)
 class Selection:
     """What the gate decided. levels: kept, finest first; tokens: visual tokens in all; tiles: of each tile, 0
     = skipped; cost: FLOPs of everything that runs over the mean full pyramid's; confidence: the policy's
-    probability of this selection; cut: tokens of the question that were too many to be read."""
+    probability of this selection, 1 of a fixed one; cut: tokens of the question that were too many to be
+    read."""
 
     levels: tuple[int, ...]
     tokens: int
@@ -92,7 +95,8 @@ class Picture:
 @dataclass(frozen=True)
 class Prepared:
     """A request that was checked and whose image is open. words: ids of the question for the language model,
-    query: for the question encoder; cut: tokens of the question that `words` leaves out."""
+    query: for the question encoder; cut: tokens of the question that `words` leaves out; action: the number
+    of the listed one that is played, None where the gate decides."""
 
     picture: Picture
     words: list[int]
@@ -100,12 +104,13 @@ class Prepared:
     cut: int
     price: float
     max_tokens: int
+    action: int | None = None
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """A batch that is decided. outputs: the gate's raw ones; asked [B, T] tokens; pooled [B, T, 2]: realised
-    rows and columns of each tile."""
+    """A batch that is decided. outputs: the gate's raw ones, of the rows that it decides; asked [B, T]
+    tokens; pooled [B, T, 2]: realised rows and columns of each tile."""
 
     outputs: Floats
     asked: Ints
@@ -141,9 +146,10 @@ class Engine:
         price: float | None = None,
         max_tokens: int | None = None,
         retention: float | None = None,
+        safe: bool = False,
     ) -> Selection:
         """What to look at. Raises UserError for a bad image or question, or what `check_dial` refuses."""
-        return self.select_many([Request(image, question, price, max_tokens, retention)])[0]
+        return self.select_many([Request(image, question, price, max_tokens, retention, safe)])[0]
 
     def answer(
         self,
@@ -153,9 +159,10 @@ class Engine:
         price: float | None = None,
         max_tokens: int | None = None,
         retention: float | None = None,
+        safe: bool = False,
     ) -> Answer:
         """The answer, from what was selected alone. Raises UserError as `select` does."""
-        return self.answer_many([Request(image, question, price, max_tokens, retention)])[0]
+        return self.answer_many([Request(image, question, price, max_tokens, retention, safe)])[0]
 
     def select_many(self, requests: Sequence[Request]) -> list[Selection]:
         """A batch. One request's selection never depends on the others."""
@@ -189,19 +196,29 @@ class Engine:
 
     def prepared(self, picture: Picture, request: Request) -> Prepared:
         """A request whose picture is open. Raises UserError for a bad question, and as `check_dial` does."""
-        price, most = self.check_dial(request.price, request.max_tokens, request.retention)
+        price, most = self.check_dial(request.price, request.max_tokens, request.retention, request.safe)
         if not isinstance(request.question, str) or not request.question.strip():
             raise UserError("the question is empty; allowed: one with at least a word")
-        return self.row(picture, request.question, price, most)
+        safe = self.spec.prices.safe if request.safe else None
+        played = None if safe is None else safe.at(price)
+        action = None if played is None else self.spec.action(played)
+        return self.row(picture, request.question, price, most, action)
 
-    def row(self, picture: Picture, question: str, price: float, max_tokens: int = UNLIMITED) -> Prepared:
-        """A request as it is, its question cut to what the model reads. Raises UserError where its options
-        alone are more."""
+    def row(
+        self,
+        picture: Picture,
+        question: str,
+        price: float,
+        max_tokens: int = UNLIMITED,
+        action: int | None = None,
+    ) -> Prepared:
+        """A request as it is, its question cut to what the model reads; with an action, no gate decides.
+        Raises UserError where its options alone are more."""
         [tokens] = encoded([question], self.tokenizer)
         words = query = read(question, tokens, self.spec.max_words) or [self.spec.end]
         if self.query_tokenizer is not None:
             query = encoded([question], self.query_tokenizer)[0].ids
-        return Prepared(picture, words, query, max(0, len(tokens) - len(words)), price, max_tokens)
+        return Prepared(picture, words, query, max(0, len(tokens) - len(words)), price, max_tokens, action)
 
     def picture(self, image: Image.Image) -> Picture:
         pixels = fitted(image, self.spec.pyramid.size)
@@ -213,23 +230,38 @@ class Engine:
         return seen
 
     def decide(self, rows: Sequence[Prepared], seen: Sequence[Picture]) -> Decisions:
-        costs, cells = self.spec.costs, self._cells(seen)
-        encode = [[costs.encode[r, c] if r else 0.0 for r, c in of] for of in cells.tolist()]
-        outputs, asked, pooled, flops, probability = self.backend.run(
-            "gate",
-            {
-                "signals": self._signals(rows, seen),
-                "cells": cells,
-                "encode": np.array(encode),
-                "words": np.array([len(row.words) + 1 for row in rows]),
-                "price": np.array([row.price for row in rows], dtype=np.float32),
-                "max_tokens": np.array([row.max_tokens for row in rows]),
-            },
-        )
-        tokens, flops = pooled.prod(-1).tolist(), (flops + costs.gate).tolist()
-        parts = zip(tokens, flops, probability.tolist(), rows, strict=True)
-        selections = [self._selection(tiles, cost, sure, row) for tiles, cost, sure, row in parts]
+        cells = self._cells(seen)
+        asked, pooled = np.zeros(cells.shape[:2], np.int64), np.zeros_like(cells)
+        flops, sure = np.zeros(len(rows)), np.ones(len(rows))
+        outputs = np.zeros((0, 0), np.float32)
+        at = [i for i, row in enumerate(rows) if row.action is None]
+        if at:
+            some = [rows[i] for i in at]
+            outputs, asked[at], pooled[at], flops[at], sure[at] = self.backend.run(
+                "gate",
+                {
+                    "signals": self._signals(some, [seen[i] for i in at]),
+                    **self._tiles(some, cells[at]),
+                    "price": np.array([row.price for row in some], dtype=np.float32),
+                    "max_tokens": np.array([row.max_tokens for row in some]),
+                },
+            )
+            flops[at] += self.spec.costs.gate
+        at = [i for i, row in enumerate(rows) if row.action is not None]
+        if at:
+            some = [rows[i] for i in at]
+            action = {"action": np.array([row.action for row in some])}
+            asked[at], pooled[at], flops[at] = self.backend.run(FIXED, action | self._tiles(some, cells[at]))
+        parts = zip(pooled.prod(-1).tolist(), flops.tolist(), sure.tolist(), rows, strict=True)
+        selections = [self._selection(tiles, cost, confidence, row) for tiles, cost, confidence, row in parts]
         return Decisions(outputs.astype(np.float32), asked, pooled, selections)
+
+    def _tiles(self, rows: Sequence[Prepared], cells: Ints) -> dict[str, Array]:
+        """What decisions cost by. cells [B, T, 2]."""
+        costs = self.spec.costs.encode
+        encode = [[costs[r, c] if r else 0.0 for r, c in of] for of in cells.tolist()]
+        words = np.array([len(row.words) + 1 for row in rows])
+        return {"cells": cells, "encode": np.array(encode), "words": words}
 
     def look(
         self, rows: Sequence[Prepared], seen: Sequence[Picture], decided: Decisions
@@ -261,11 +293,13 @@ class Engine:
         return Selection(tuple(levels), sum(tiles), tuple(tiles), cost, flops, confidence, row.price, row.cut)
 
     def check_dial(
-        self, price: float | None, max_tokens: int | None, retention: float | None = None
+        self, price: float | None, max_tokens: int | None, retention: float | None = None, safe: bool = False
     ) -> tuple[float, int]:
-        """The price and the most tokens that a request means. Raises UserError where one is out of range, or
-        for a retention that is not guaranteed or does not stand alone."""
+        """The price and the most tokens that a request means. Raises UserError where one is out of range, for
+        a retention that is not guaranteed or does not stand alone, or where `safe` cannot be kept."""
         prices = self.spec.prices
+        if safe is not False:
+            self._check_safe(safe, max_tokens, retention)
         if retention is not None:
             if price is not None or max_tokens is not None:
                 raise UserError(
@@ -294,6 +328,21 @@ class Engine:
                 allowed = f"{prices.low} alone, which it was trained for"
             raise UserError(f"price={price} is out of this gate's range; allowed: {allowed}")
         return float(price), most
+
+    def _check_safe(self, safe: bool, max_tokens: int | None, retention: float | None) -> None:
+        if safe is not True:
+            raise UserError(f"safe={safe!r}: allowed: true, false")
+        if max_tokens is not None or retention is not None:
+            raise UserError(
+                f"safe=True with max_tokens={max_tokens!r}, retention={retention!r}: a gate was held against "
+                "fixed selections without a limit of tokens, and a guarantee is of its own decisions; "
+                "allowed: safe=True with a price, or alone"
+            )
+        if self.spec.prices.safe is None:
+            raise UserError(
+                "safe=True: this export does not say where its gate is above fixed selections; allowed: "
+                "safe=False, or to export again"
+            )
 
     def _guaranteed(self, retention: float) -> float:
         """The price that guarantees it."""

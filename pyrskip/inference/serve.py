@@ -1,9 +1,9 @@
 """`pyrskip serve`: an HTTP service of one export.
 
 POST /select and /answer take {"image": base64, "question": text, "price"?: number, "max_tokens"?: number,
-"retention"?: number}; GET /health says whether it takes requests, GET /metrics speaks Prometheus. Every
-error is {"error": sentence} with the status that fits it: 400 no text, 408 too slow a sender, 413 too large,
-422 bad input, 503 full or shutting down, 504 not done in time.
+"retention"?: number, "safe"?: true}; GET /health says whether it takes requests, GET /metrics speaks
+Prometheus. Every error is {"error": sentence} with the status that fits it: 400 no text, 408 too slow a
+sender, 413 too large, 422 bad input, 503 full or shutting down, 504 not done in time.
 """
 
 import asyncio
@@ -71,6 +71,9 @@ class Ask(BaseModel):
             gt=0, allow_inf_nan=False, description="of full's score, one that the export guarantees; alone"
         ),
     ] = None
+    safe: Annotated[
+        bool, Field(description="a fixed selection at prices where the gate is not above those")
+    ] = False
 
 
 class Selected(BaseModel):
@@ -168,7 +171,8 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
         if batcher is None:
             raise HTTPException(503, "the service is starting")
         try:
-            asked = Question(body.image, body.question, body.price, body.max_tokens, body.retention)
+            dial = body.price, body.max_tokens, body.retention, body.safe
+            asked = Question(body.image, body.question, *dial)
             result = batcher.submit(asked, answer)
         except BusyError:
             raise HTTPException(

@@ -14,6 +14,7 @@ from pyrskip.evaluation.guarantee import said
 from pyrskip.evaluation.methods import style_of
 from pyrskip.evaluation.runs import GALLERY
 from pyrskip.evaluation.style import Section
+from pyrskip.evaluation.worth import said as worth_said
 from pyrskip.report.gallery import write_gallery
 from pyrskip.report.peers import plot_peers
 from pyrskip.report.plots import plot_frontier
@@ -98,6 +99,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         f"floor: {summary['lookup_accuracy']:.1%} by looking up the question alone; full pyramid "
         f"{summary['full']['accuracy']:.2%}"
     )
+    print(worth_said(summary["worth"]))
     for target, at in summary["targets"].items():
         gate, fixed = at["gate"], at["fixed"]
         asked = f"{float(target):.1%} of full asked, {said([seed['guarantee'] for seed in gate['seeds']])}"

@@ -134,6 +134,11 @@ class GateModule(StepModule):
                 f"gate.policy={gate.policy!r} cannot be trained by rule.name={config.name!r}{beside}; "
                 f"allowed: auto, {', '.join(allowed)}"
             )
+        if gate.members > 1 and reward.mode == "target":
+            raise UserError(
+                f"gate.members={gate.members} with reward.target={reward.target}, which each of them would "
+                "reach at a price of its own; allowed: gate.members=1, or reward.target=null"
+            )
         if reward.form not in cls.forms or (reward.guess_penalty and "bonus" not in cls.forms):
             raise UserError(
                 f"reward.form={reward.form}, guess_penalty={reward.guess_penalty} cannot be learned by "
