@@ -3,7 +3,11 @@ end."""
 
 import base64
 import json
+import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +34,7 @@ from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch, Sample
 from pyrskip.stages import run_stages
 from tests.configs import tiny
-from tests.server import Server, serve
+from tests.server import Server, count, serve
 
 pytest.importorskip("transformers")
 pytest.importorskip("httpx")
@@ -39,16 +43,9 @@ from tests.vlm import save_llava, save_text_encoder
 
 PYRAMID = Pyramid(size=64, levels=3, stride=8)
 IMAGES = 8
-SIZES = {
-    "layers": 2,
-    "width": 32,
-    "heads": 4,
-    "kv_heads": 2,
-    "mlp": 48,
-    "vocab": 100,
-    "encoder_flops": 1e6,
-    "token_pixels": 8,
-}
+SIZES = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp": 48, "vocab": 100, "encoder_flops": 1e6}
+
+SIZED = tuple(f"model.remote.{name}={value}" for name, value in SIZES.items())
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +115,7 @@ def config(root: Path, encoder: Path, *overrides: str) -> Config:
 
 
 def remote(root: Path, encoder: Path, server: Server, *overrides: str) -> Config:
-    sizes = [f"model.remote.{name}={value}" for name, value in SIZES.items()]
-    keys = (f"model.remote.url={server.url}", "model.remote.model=looker", *sizes)
+    keys = (f"model.remote.url={server.url}", "model.remote.model=looker", *SIZED)
     return config(root, encoder, "model=remote", *keys, *overrides)
 
 
@@ -233,9 +229,12 @@ def test_a_server_that_fails_half_way_costs_a_chunk(
     kept = sorted((tmp_path / "easy_vqa" / "rollouts" / "gate").glob("chunk-*/table.json"))
     assert [path.parent.name for path in kept] == ["chunk-00000000-00000002", "chunk-00000002-00000004"]
     monkeypatch.setattr(RemoteModel, "answer", answer)
-    monkeypatch.setattr(server, "usage", 1000)
+    monkeypatch.setattr(server, "count", lambda text, pictures: count(text, pictures) + (len(pictures) > 2))
     run_stages(replace(given, trainer=replace(given.trainer, quiet=False)), {})
-    assert "prompt tokens, model.remote's sizes say" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert re.search(
+        r"the server counted \d+ prompt tokens, costs are computed from \d+: \d+ of \d+ requests", said
+    )
     whole, parts = (RolloutTable.load(root / "rollouts" / "gate") for root in (asked, tmp_path / "easy_vqa"))
     assert (
         whole.keys == parts.keys
@@ -243,6 +242,52 @@ def test_a_server_that_fails_half_way_costs_a_chunk(
         and whole.signals["image"]["glance"].equal(parts.signals["image"]["glance"])
     )
     assert not list((tmp_path / "easy_vqa" / "rollouts" / "gate").glob("chunk-*"))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_repeats_the_requests_that_were_on_their_way(
+    rolled: list[int], runs: Path, encoder: Path, samples: dict[str, list[Sample]], tmp_path: Path
+) -> None:
+    looker, parallel = Looker(samples), 3
+
+    def slowly(text: str, pictures: list[bytes]) -> str:
+        time.sleep(0.02)
+        return looker(text, pictures)
+
+    with serve(slowly) as server:
+        keys = [f"data.limit={IMAGES}", "text=minilm", f"text.path={encoder}", "ablations=[predictor]"]
+        keys += ["model=remote", f"model.remote.url={server.url}", "model.remote.model=looker", *SIZED]
+        keys += ["stages=[data,rollouts]", f"model.remote.parallel={parallel}"]
+        start = (
+            "from pathlib import Path; from pyrskip.stages import run_stages; "
+            "from tests.configs import tiny; "
+            f"run_stages(tiny(Path({str(tmp_path)!r}), *{keys!r}), {{}})"
+        )
+        command = [sys.executable, "-c", start]
+        killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(server.requests) < len(rolled) // 2:
+            assert killed.poll() is None
+            time.sleep(0.01)
+        killed.kill()
+        killed.wait()
+        time.sleep(0.2)  # what is on its way arrives
+        before = len(server.requests)
+        assert before < len(rolled) * 3 // 4
+        subprocess.run(command, check=True, capture_output=True)
+    asked = [json.dumps(request, sort_keys=True) for request in server.requests]
+    assert len(set(asked)) == len(rolled) and len(asked) - len(rolled) <= parallel
+    for split in ("gate", "val", "test"):
+        whole, again = (
+            RolloutTable.load(root / "rollouts" / split) for root in (runs / "asked", tmp_path / "easy_vqa")
+        )
+        assert whole.keys == again.keys and whole.score.equal(again.score)
+        assert whole.cost.tokens.equal(again.cost.tokens)
+        told = json.loads((tmp_path / "easy_vqa" / "rollouts" / split / "server.json").read_text())
+        assert {name: of["requests"] for name, of in told.items()} == dict.fromkeys(
+            ("glance", "0", "1", "1+0", "reference", "question_only"), len(whole)
+        )
+        assert all(of["seconds"] >= 0.02 for of in told.values())
+    assert not list(tmp_path.rglob("requests-*"))
 
 
 @pytest.mark.slow
@@ -362,7 +407,7 @@ def test_other_weights_in_the_same_folder_are_another_model(
             r"rule\.online=true .*model\.name=hf",
         ),
         (
-            ("model=remote", "model.remote.model=x", "rule.target=probability"),
+            ("model=remote", "model.remote.model=x", *SIZED, "rule.target=probability"),
             r"rule\.target=probability is not given by model\.name=remote",
         ),
         (("model=remote",), r"model\.remote\.model is missing"),
