@@ -41,8 +41,9 @@ class ServerTokens:
             (words,) = self.texts([PROBE])
             replies = self.client.ask([self.ask([size], PROBE) for size in new])
             for size, reply in zip(new, replies, strict=True):
-                self._added[size] = 0 if isinstance(reply, UserError) else _counted(reply) - words
-        return [self._added[size] for size in sizes]
+                if isinstance(reply, Reply):  # else it is asked about again when it comes again
+                    self._added[size] = _counted(reply) - words
+        return [self._added.get(size, 0) for size in sizes]
 
     def texts(self, texts: Sequence[str]) -> list[int]:
         if new := sorted(set(texts) - self.heard.keys()):

@@ -69,7 +69,7 @@ class RemoteModel:
         coarse, fine = ((int(pixels[t, 0]), int(pixels[t, 1])) for t in (self.pyramid.glance, 0))
         counts = counts_of(self.client, self._blank, processor, (coarse, fine), self.heard)
         if self.config.probability:
-            self.ending  # noqa: B018 - asks whether the server has them
+            _ = self.ending  # asks whether the server has them
         return counts
 
     @cached_property
