@@ -52,7 +52,7 @@ class RemoteModel:
         self.order = sorted(range(pyramid.tiles), key=lambda tile: (-int(pyramid.tile_level[tile]), tile))
         self.client = Client(
             config.url, config.key, config.parallel, config.timeout, config.retries,
-            self._body((), PROBE, most=1),
+            config.body((), PROBE, most=1),
         )  # fmt: skip
         self.heard: dict[str, int] = {}
         self.lengths: dict[str, int] = {}
@@ -103,7 +103,7 @@ class RemoteModel:
 
     def prompt_tokens(self, batch: Batch) -> Tensor:
         """Of the template, the question and the instruction, [B]."""
-        counts = self.counts.texts([self._words(text) for text in batch.texts])
+        counts = self.counts.texts([self.config.words(text) for text in batch.texts])
         return torch.tensor(counts, device=batch.size.device)
 
     def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
@@ -127,7 +127,8 @@ class RemoteModel:
         self.encoded += int(batch.of_images(realised > 0).sum())
         requests = [
             Request(
-                self._body(pictures, self._words(text)), tuple((realised[row] > 0).nonzero()[:, 0].tolist())
+                self.config.body(pictures, self.config.words(text)),
+                tuple((realised[row] > 0).nonzero()[:, 0].tolist()),
             )
             for row, (pictures, text) in enumerate(
                 zip(self._drawn(batch, realised), batch.texts, strict=True)
@@ -151,7 +152,7 @@ class RemoteModel:
         answers = [question.answers[0] for question in batch.questions]
         behind = self._behind(answers)
         requests = [
-            Request(self._scored(pictures, self._words(text), answer), scored=behind[answer])
+            Request(self._scored(pictures, self.config.words(text), answer), scored=behind[answer])
             for pictures, text, answer in zip(shown, batch.texts, answers, strict=True)
         ]
         told = torch.full((len(batch),), torch.nan)
@@ -172,9 +173,6 @@ class RemoteModel:
             self.lengths[answer] = reply.tokens - words
         return self.lengths
 
-    def _words(self, text: str) -> str:
-        return "\n".join(filter(None, (text, self.config.instruction)))
-
     def _drawn(self, batch: Batch, realised: Tensor) -> list[list[str]]:
         """The pictures of each question's kept tiles, realised [B, T], as data URLs."""
         wanted = batch.of_images(realised > 0)
@@ -187,26 +185,13 @@ class RemoteModel:
     def _blank(self, sizes: Sequence[Size], words: str) -> Request:
         """Grey pictures, to be counted. Without a picture it is the request of that question's own answer."""
         if not sizes and words != PROBE:
-            return Request(self._body((), words), kept=())
+            return Request(self.config.body((), words), kept=())
         grey = [_png(torch.full((3, rows, columns), 128.0)) for rows, columns in sizes]
-        return Request(self._body(grey, words, most=1))
-
-    def _body(self, pictures: Sequence[str], words: str, most: int | None = None) -> dict[str, Any]:
-        content: list[dict[str, Any]] = [
-            {"type": "image_url", "image_url": {"url": url} | self.config.picture} for url in pictures
-        ]
-        body = {
-            "model": self.config.model,
-            "messages": [{"role": "user", "content": [*content, {"type": "text", "text": words}]}],
-            self.config.tokens_key: most or self.config.max_answer,
-            "temperature": 0,
-            "seed": 0,
-        } | self.config.extra
-        return {name: value for name, value in body.items() if value is not None}
+        return Request(self.config.body(grey, words, most=1))
 
     def _scored(self, pictures: Sequence[str], words: str, answer: str, ended: bool = True) -> dict[str, Any]:
         """A prompt that ends in a given answer; ended: and in what the template writes behind it."""
-        body = self._body(pictures, words, most=1)
+        body = self.config.body(pictures, words, most=1)
         return body | {
             "messages": [*body["messages"], {"role": "assistant", "content": answer}],
             "add_generation_prompt": False,
@@ -221,9 +206,9 @@ class RemoteModel:
             if isinstance(reply, Reply) and reply.tokens is not None:
                 counted[row] = reply.tokens - visual
                 if not visual:
-                    self.heard[self._words(batch.texts[row])] = reply.tokens
+                    self.heard[self.config.words(batch.texts[row])] = reply.tokens
         for row, tokens in counted.items():
-            words = self._words(batch.texts[row])
+            words = self.config.words(batch.texts[row])
             if self.config.processor or words in self.heard:
                 (taken,) = self.counts.texts([words])
                 visual = int(realised[row].sum())

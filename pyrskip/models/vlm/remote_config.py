@@ -1,6 +1,7 @@
 """What is asked of a model behind a server, and what its costs are computed from."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,24 @@ class RemoteConfig:
             )
         if not self.processor:
             _ = self.transformer
+
+    def body(self, pictures: Sequence[str], words: str, most: int | None = None) -> dict[str, Any]:
+        """A request for an answer to words about pictures, data URLs; most: its tokens, or max_answer."""
+        content: list[dict[str, Any]] = [
+            {"type": "image_url", "image_url": {"url": url} | self.picture} for url in pictures
+        ]
+        asked = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": [*content, {"type": "text", "text": words}]}],
+            self.tokens_key: most or self.max_answer,
+            "temperature": 0,
+            "seed": 0,
+        } | self.extra
+        return {name: value for name, value in asked.items() if value is not None}
+
+    def words(self, text: str) -> str:
+        """A question, and the instruction behind it."""
+        return "\n".join(filter(None, (text, self.instruction)))
 
     @property
     def transformer(self) -> Transformer:
