@@ -1,4 +1,4 @@
-"""Questions that nobody has answered, answered by a server: what is asked and written, and what is left out."""
+"""Questions that nobody has answered, answered by a server: what is asked, and what becomes of it."""
 
 import io
 import json
