@@ -159,9 +159,12 @@ class Config:
                 f"rule.online=true differentiates the model, and {name} shows nothing of its inside; "
                 "allowed: false"
             )
-        if self.model.name == "remote" and self.rule.target == "probability":
-            raise UserError(f"rule.target=probability is not given by {name}; allowed: rule.target=score")
-        if self.model.name == "remote" and getattr(self.rule, "shaping", False):
+        if not self.model.probable and self.rule.target == "probability":
+            raise UserError(
+                f"rule.target=probability is not given by {name}; allowed: rule.target=score, or "
+                "model.remote.probability=true where the server has prompt_logprobs"
+            )
+        if not self.model.probable and getattr(self.rule, "shaping", False):
             raise UserError(
                 f"rule.shaping=true needs probabilities, which {name} does not give; allowed: false"
             )
@@ -199,7 +202,8 @@ def read(cfg: DictConfig) -> tuple[Config, dict[str, Any]]:
         gate["policy"] = RULES[rule.get("name", "supervised")].default_policy
     model = plain.get("model")
     if isinstance(model, dict) and isinstance(rule, dict) and rule.get("target") == "auto":
-        rule["target"] = "score" if model.get("name") == "remote" else "probability"
+        asked = (model.get("remote") or {}).get("probability")
+        rule["target"] = "score" if model.get("name") == "remote" and not asked else "probability"
     return _build(Config, plain, ""), nodes
 
 

@@ -39,7 +39,7 @@ def score_served(
 ) -> tuple[Tensor, Tensor | None, dict[str, str]]:
     """asked [B, K, T] -> score and probability of the first accepted answer, [B, K] each, None where the
     model does not tell; and the keys of images with a question that the model refuses, each with the reason.
-    A refused question's score is NaN.
+    A refused question's score is NaN, and so is a probability that is not told.
 
     Decisions that realise the same tokens for a question are answered once. An image's questions and
     decisions are asked one behind the other, so that the model encodes each of its tiles once.
@@ -71,6 +71,8 @@ def score_served(
         loglik = model.loglik(some, decisions[part])
         if loglik is not None:
             logliks.append(loglik)
+            for image in some.image_of[loglik.isnan()].tolist():
+                refused.setdefault(some.image_keys[image], "the server gave no probability of an answer")
     score = torch.tensor(scores, device=asked.device)[of].view(asked.shape[:2])
     chance = torch.cat(logliks).exp()[of].view(asked.shape[:2]) if logliks else None
     return score, chance, refused

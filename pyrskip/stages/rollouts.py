@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pyrskip.config import Config, to_plain
 from pyrskip.data.shards import read_index
 from pyrskip.decision import ActionSet
@@ -15,12 +17,13 @@ from pyrskip.evaluation.needs import doubt, lists_levels, needs_of
 from pyrskip.files import write_json
 from pyrskip.gates.gate import GATES
 from pyrskip.models.native import NativeModel
+from pyrskip.models.vlm.journal import Journal, by_decision, remove
 from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.models.vlm.served import ServedModel, file_digest, identity
 from pyrskip.pruners import PrunerConfig
 from pyrskip.report.rollouts import print_needs
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
-from pyrskip.rollouts.table import TABLE, RolloutTable, check_origin, stored_signals
+from pyrskip.rollouts.table import OUTSIDE, TABLE, RolloutTable, check_origin, stored_signals
 from pyrskip.stages.cache import inputs_of, pyramid_of
 from pyrskip.stages.data import DATA, report_faults, samples_of
 from pyrskip.stages.flex import FLEX, model_of
@@ -30,8 +33,8 @@ from pyrskip.training.trainer import build_trainer
 
 ROLLED = ("gate", "val", "test")
 """Splits that are rolled out."""
-# a server's count of prompt tokens may be so far from the cost's before that is reported
-COUNT_TOLERANCE = 0.2
+SERVER = "server.json"
+"""What requests took, in a split's directory."""
 
 
 def roll_out_splits(run: Run) -> None:
@@ -50,25 +53,48 @@ def roll_out_into(
     has."""
     config, of = run.config, run.config.loader
     actions = ActionSet.of(model.pyramid, config.budget, config.actions)
+    remote = model.box if isinstance(model, ServedModel) and isinstance(model.box, RemoteModel) else None
     for split, origin in origins_of(run, splits, pruner).items():
         directory = place / split
         if (directory / "table.json").exists():
             check_origin(RolloutTable.load(directory), origin, directory)
+            if remote is not None:
+                _close(directory, actions, remote)
             continue
         # scores are those of inference, which knows of no autocast
         trainer = build_trainer(replace(config.trainer, precision="32-true"), directory)
         module = RolloutModule(model, actions, config.budget, split, origin)
         data, quiet = inputs_of(run, split, model.vision), config.trainer.quiet
+        if remote is not None:
+            remote.client.journal = Journal(directory)
         roll_out(trainer, module, data, of.rollout_images, of.chunk_images, directory, quiet)
+        if remote is not None and remote.client.journal is not None:
+            remote.client.journal.close()
+            _close(directory, actions, remote)
         report_faults(run, split)
+
+
+def _close(directory: Path, actions: ActionSet, model: RemoteModel) -> None:
+    """Leave of a whole table's requests what they took, by decision, in `SERVER`."""
+    if found := by_decision(directory) if first_rank() else {}:
+        selections = [*actions.selection, model.reference, torch.zeros_like(model.reference)]
+        names = {
+            tuple(selection.nonzero()[:, 0].tolist()): name
+            for selection, name in zip(selections, (*actions.names, *OUTSIDE), strict=True)
+        }
+        # of an image that leaves tiles empty, what is kept is no whole selection
+        named = {names.get(kept, f"tiles {list(kept)}"): of for kept, of in found.items()}
+        write_json(directory / SERVER, named)
+    if first_rank():
+        remove(directory)
 
 
 def _check_count(run: Run, model: RemoteModel) -> None:
     """Say where the server's count of prompt tokens is another than costs were computed from."""
-    if model.counted and abs(model.taken / model.counted - 1) > COUNT_TOLERANCE:
+    if model.unlike:
         run.say(
-            f"the server counted {model.counted} prompt tokens, model.remote's sizes say {model.taken}: "
-            "costs are off"
+            f"the server counted {model.counted} prompt tokens, costs are computed from {model.taken}: "
+            f"{model.unlike} of {model.compared} requests differ"
         )
 
 

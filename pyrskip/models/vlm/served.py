@@ -7,7 +7,8 @@ for both.
 """
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from pyrskip.models.tiers import Features
 from pyrskip.models.tiles import encode_flops, encode_tiles
 from pyrskip.models.vision import VisionConfig, VisionEncoder
 from pyrskip.models.vlm.hf import HfConfig, HfVlm
-from pyrskip.models.vlm.remote import RemoteConfig, RemoteModel
+from pyrskip.models.vlm.remote import RemoteModel
+from pyrskip.models.vlm.remote_config import RemoteConfig
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
 
@@ -60,6 +62,11 @@ class AnswererConfig:
     def prunable(self) -> frozenset[str] | None:
         """What pruners may read beside visual tokens; None where the model does not show those."""
         return None if self.served else NativeModel.prunable
+
+    @property
+    def probable(self) -> bool:
+        """Whether it tells the probability of a given answer."""
+        return self.name != "remote" or self.remote.probability
 
     @property
     def max_answer(self) -> int:
@@ -157,13 +164,31 @@ def identity(config: AnswererConfig) -> str:
     The words that it is asked in belong to it. Raises UserError where a folder's files cannot be read.
     """
     if config.name == "remote":
-        return f"remote {config.remote.model}, {config.remote.instruction!r}"
+        return _remote_identity(config.remote)
     folder = Path(config.hf.path)
     if not folder.is_dir():
         return f"hf {config.hf.path} {config.hf.dtype}, {config.hf.instruction!r}"
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja"))
-    digest = hashlib.sha256("".join(f"{p.name} {file_digest(p)}" for p in files).encode()).hexdigest()
-    return f"hf {digest[:DIGITS]} {config.hf.dtype}, {config.hf.instruction!r}"
+    digest = _folder_digest(folder, (".safetensors", ".json", ".jinja"))
+    return f"hf {digest} {config.hf.dtype}, {config.hf.instruction!r}"
+
+
+def _remote_identity(config: RemoteConfig) -> str:
+    """Without the address, since the same model may be served elsewhere; with the fields of its requests, and
+    what its tokens are counted by."""
+    words = [f"remote {config.model}, {config.instruction!r}"]
+    words += [
+        f"{name} {json.dumps(fields, sort_keys=True)}"
+        for name, fields in (("extra", config.extra), ("picture", config.picture))
+        if fields
+    ]
+    if config.processor:
+        words.append(f"counted by {_folder_digest(Path(config.processor), ('.json', '.jinja'))}")
+    return ", ".join(words)
+
+
+def _folder_digest(folder: Path, kinds: Collection[str]) -> str:
+    files = sorted(p for p in folder.iterdir() if p.suffix in kinds)
+    return hashlib.sha256("".join(f"{p.name} {file_digest(p)}" for p in files).encode()).hexdigest()[:DIGITS]
 
 
 def file_digest(path: Path) -> str:
