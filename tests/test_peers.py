@@ -69,6 +69,17 @@ def test_at_a_ratio_of_1_a_model_is_the_unpruned_one(pruned: NativeModel, batch:
     assert torch.allclose(same, plain, rtol=0, atol=1e-9) and (fewer - plain).abs().max() > 1e-3
 
 
+def test_a_question_without_any_tile_has_nothing_to_prune(pruned: NativeModel, batch: Batch) -> None:
+    asked, pruner = mixed_decisions(pruned, batch, 1), pruned.pruner
+    nothing = torch.zeros_like(asked)
+    asked[1] = 0
+    among, alone = pruned.loglik(batch, asked), pruned.loglik(batch, nothing)
+    pruned.pruner = None
+    assert torch.allclose(alone, pruned.loglik(batch, nothing), rtol=0, atol=1e-9)
+    assert torch.allclose(among[1], alone[1], rtol=0, atol=1e-9)
+    pruned.pruner = pruner
+
+
 @pytest.mark.parametrize("name", INSIDE)
 def test_decoding_behind_caches_of_different_lengths_is_one_pass(
     double: NativeModel, batch: Batch, name: str

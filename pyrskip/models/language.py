@@ -468,7 +468,7 @@ class Decoder(nn.Module):
         for i in range(depth):
             watch: list[Tensor] | None = [] if i + 1 in due[:-1] else None
             x, cache = layers[i](x, allowed, wanted=wanted if i + 1 == depth else None, watch=watch)
-            real.append(allowed[:, -1])
+            real.append(allowed[:, -1].contiguous())
             caches.append(cache)
             if watch is not None:
                 x, allowed, visual = self._narrow(x, allowed, visual, words, i + 1, watch)
@@ -483,8 +483,6 @@ class Decoder(nn.Module):
         leave there, and those that stay."""
         narrowing, count = visual.narrowing, visual.tokens.shape[1]
         assert narrowing is not None
-        if not count:
-            return x, allowed, visual
         last = narrowing.pruner.rows == "last"
         attention = self._attention(watch, visual, allowed, words.shape[1], last)
         rows = torch.ones_like(words[:, :1]) if last else words

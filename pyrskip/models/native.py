@@ -203,6 +203,8 @@ class NativeModel(nn.Module):
     def _pruned(
         self, pruner: Pruner, batch: Batch, visual: Visual, tile: Tensor, salience: Tensor
     ) -> tuple[Visual, Tensor]:
+        if not visual.tokens.shape[1]:
+            return visual, tile
         ids, mask = self.language.tokenize(batch.texts)
         beside: dict[str, tuple[Tensor, ...]] = {"text": (self.language.embed(ids), mask)}
         of, inside = visual.of, isinstance(pruner, InsidePruner)

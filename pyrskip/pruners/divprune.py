@@ -18,7 +18,7 @@ class DivPrune(KeepingPruner):
         distance = 1 - tokens @ tokens.transpose(1, 2)
         far = distance.masked_fill(~real[:, None], 4.0)  # what is not there is near to nothing
         far = far.masked_fill(torch.eye(count, dtype=torch.bool, device=real.device), 4.0)
-        nearest, keep = far.amin(-1) if count else far.sum(-1), torch.zeros_like(real)
+        nearest, keep = far.amin(-1), torch.zeros_like(real)
         stays = self.stays(real.sum(-1))
         for taken in range(int(stays.amax()) if len(stays) else 0):
             place = nearest.masked_fill(keep | ~real, -1.0).argmax(-1)
