@@ -55,8 +55,6 @@ FAMILIES.register("toy_vlm", Family(square=True))
 @cache
 def parts(family: str) -> Any:
     """Model and processor."""
-    if family == "smolvlm":
-        pytest.importorskip("num2words")
     return TINY[family]()
 
 
