@@ -22,7 +22,7 @@ LENGTHS = (40, 23, 7, 1, 0)
 
 
 def build(name: str, ratio: float = 1.0, tokens: int = 0, **own: object) -> Pruner:
-    return PRUNERS[name](PRUNERS[name].config_class(name, ratio, tokens, **own))  # type: ignore[arg-type]
+    return PRUNERS[name](PRUNERS[name].config_class(name, ratio, tokens, **own))
 
 
 def one(tokens: Rows, tile: Sequence[int] | None = None, **beside: tuple[Tensor, ...]) -> Prunable:
