@@ -290,11 +290,11 @@ def test_a_plugin_that_raises_at_import_is_named_before_any_work(
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
-        (("gate=psychic",), "glance, joint, predictor"),
-        (("gate.name=psychic",), "glance, joint, predictor"),
+        (("gate=psychic",), "glance, joint, predictor, region"),
+        (("gate.name=psychic",), "glance, joint, predictor, region"),
         (("gate.policy=psychic",), "autoregressive, bernoulli"),
-        (("rule=psychic",), "actor_critic, exact"),
-        (("rule.name=psychic",), "actor_critic, exact"),
+        (("rule=psychic",), "actor_critic, evidence, exact"),
+        (("rule.name=psychic",), "actor_critic, evidence, exact"),
         (("rule=reinforce", "rule.baseline=psychic"), "group, group_deviation, leave_one_out"),
         (("gate.signals=[psychic]",), "answer_stats, glance, query"),
         (("pruner=psychic",), "none, random"),

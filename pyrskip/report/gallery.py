@@ -39,7 +39,7 @@ def write_gallery(
             draw(one, pyramid).save(directory / picture)
         except OSError as error:
             raise UserError(f"{directory} cannot be written: {error}") from error
-        kept = sorted({int(level) for level, on in zip(pyramid.tile_level, one.kept, strict=True) if on})
+        levels = sorted({int(level) for level, on in zip(pyramid.tile_level, one.kept, strict=True) if on})
         samples.append(
             {
                 **{
@@ -47,17 +47,19 @@ def write_gallery(
                     for name in ("question", "type", "answer", "truth", "right", "tokens")
                 },
                 "relative_flops": one.relative_cost,
-                "levels": kept,
+                "levels": levels,
                 "picture": picture,
             }
         )
     rows = torch.arange(len(table))
+    kept = table.steps(rows, action) > 0
+    listed = action.where(action < len(table.actions), table.actions.touched(kept, pyramid.tile_level))
     content = {
         "price": price,
         "wrong_share": float((table.score[rows, action] < 0.5).double().mean()),
         "selections": {
             "names": list(table.actions.names),
-            "shares": shares_by_type(action, table.types, len(table.actions)),
+            "shares": shares_by_type(listed, table.types, len(table.actions)),
         },
         "samples": samples,
     }

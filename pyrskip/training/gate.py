@@ -176,7 +176,7 @@ class GateModule(StepModule):
             self.price.update(self.over_ranks(spent.mean()), self.cost_weight(batch_idx))
         if not logs:
             return
-        mode = policy.mode()
+        mode = self.environment.decide(rows, policy)
         score, cost = self.environment.score(rows, mode), self.environment.cost(rows, mode)
         means = {
             "train/loss": loss,
