@@ -94,8 +94,8 @@ class ActionConfig:
 
     unit: str = "level"
     sample: int | None = None
-    drawn: int = 0
     seed: int = 0
+    drawn: int = 0
 
     def __post_init__(self) -> None:
         if self.unit not in ("level", "tile"):

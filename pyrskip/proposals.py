@@ -50,5 +50,6 @@ def _few(pyramid: Pyramid, tiles: np.ndarray, rng: np.random.Generator) -> np.nd
     kept = [int(rng.integers(len(tiles)))]
     while len(kept) < count:
         apart = np.abs(place[:, None] - place[kept]).sum(-1).min(-1)
-        kept.append(int(rng.choice(np.flatnonzero(apart == 1))))
+        nearest = apart[apart > 0].min()  # padding may part them
+        kept.append(int(rng.choice(np.flatnonzero(apart == nearest))))
     return tiles[kept]

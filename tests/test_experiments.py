@@ -12,13 +12,14 @@ from pyrskip.rollouts.table import RolloutTable
 from pyrskip.stages import run_stages
 from tests.configs import TWO_STEPS, tiny
 
+OTHERS = ("compare_rules", "scenes_long", "regions")
 EXPERIMENTS = sorted(path.stem for path in (conf_directory() / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize(
     ("experiment", "rule"),
     [
-        *((name, "supervised") for name in EXPERIMENTS if name not in ("compare_rules", "scenes_long")),
+        *((name, "supervised") for name in EXPERIMENTS if name not in OTHERS),
         ("easy_vqa", "gumbel"),
         *(pytest.param(name, "gumbel", marks=pytest.mark.slow) for name in ("scenes", "your_data")),
     ],

@@ -245,12 +245,16 @@ def tamper(directory: Path, *keys: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "says"),
     [
-        (("gate", "name"), "os.system", r"gate\.name='os\.system'.*allowed: glance, joint, predictor, region"),
+        (
+            ("gate", "name"),
+            "os.system",
+            r"gate\.name='os\.system'.*allowed: glance, joint, predictor, region",
+        ),
         (
             ("gate", "policy"),
             "eval",
-            r"gate\.policy='eval'.*allowed: autoregressive, bernoulli, categorical, evidence, rungs, sequential, "
-            r"utility",
+            r"gate\.policy='eval'.*allowed: autoregressive, bernoulli, categorical, evidence, rungs, "
+            r"sequential, utility",
         ),
         (("gate", "width"), 17, "holds no gate that can be read"),
         (("gate", "nonsense"), 1, "holds no gate that can be read"),

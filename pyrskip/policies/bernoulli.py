@@ -38,7 +38,8 @@ class BernoulliPolicy(Policy):
         if budget.rungs is not None:
             raise UserError(
                 f"gate.policy={config.policy} with budget.rungs={list(budget.rungs)} knows no rung "
-                "between all and nothing; allowed: gate.policy=rungs, categorical, autoregressive or sequential"
+                "between all and nothing; allowed: gate.policy=rungs, categorical, autoregressive or "
+                "sequential"
             )
 
     @classmethod

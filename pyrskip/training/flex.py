@@ -52,8 +52,8 @@ class FlexConfig:
             raise UserError(
                 f"flex.full_share={self.full_share}, reference_share={self.reference_share}, "
                 f"glance_share={self.glance_share}, region_share={self.region_share}, "
-                f"blind_share={self.blind_share}: allowed: at least 0, the first four at most 1 together, the "
-                "last below 1"
+                f"blind_share={self.blind_share}: allowed: at least 0, the first four at most 1 together, "
+                "the last below 1"
             )
         for name in ("close_share", "dropout"):
             if not 0 <= getattr(self, name) < 1:
