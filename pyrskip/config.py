@@ -112,7 +112,9 @@ class Config:
             raise UserError(f"ablations={list(self.ablations)}: allowed: each once, {', '.join(ablations)}")
         check_pruner(self.pruner, self.model.name, self.model.prunable)
         RULES[self.rule.name].check(self.rule, self.gate, self.reward)
-        POLICIES[self.gate.policy].check(self.gate, self.actions, self.budget, self.pyramid.whole_grid)
+        listless = self.rule.online and RULES[self.rule.name].listless
+        grid, policy = self.pyramid.whole_grid, POLICIES[self.gate.policy]
+        policy.check(self.gate, self.actions, self.budget, grid, listless)
         for name in self.gate.signals:
             if SIGNALS[name].source not in self.model.sources:
                 raise UserError(

@@ -95,6 +95,17 @@ def test_what_is_played_is_what_the_model_answers_and_costs(parts: Any, run: Pat
             assert torch.allclose(of[:, had.shape[1] :][same], had[:, [action]].expand_as(same)[same])
 
 
+@pytest.mark.parametrize("rule", ["gumbel", "reinforce"])
+def test_a_region_gate_learns_online_what_no_table_lists(rule: str, run: Path) -> None:
+    more = (f"rule={rule}", "rule.online=true", "gate.policy=auto", f"from={run}")
+    stages = "stages=[gate,frontier]"
+    root = run_stages(tiny(run.parent, f"name={rule}", *GRID, *more, stages), {})
+    gate = load_gate(root / "gate" / "gate" / "seed-0")
+    assert (gate.config.name, gate.config.policy) == ("region", "bernoulli")
+    told = json.loads((root / "summary.json").read_text())["real_inference"]
+    assert told["scores_that_differ"] == told["decisions_that_differ"] == 0
+
+
 def test_listed_decisions_are_not_played(parts: Any, run: Path, tmp_path: Path) -> None:
     model, _, tables = parts
     config: Config = tiny(tmp_path, "pyramid.grid=[2,2,1]")

@@ -217,6 +217,16 @@ def test_a_selection_is_named_by_the_levels_of_which_it_keeps_a_tile() -> None:
     assert [rungs.names[i] for i in rungs.touched(kept, PYRAMID.tile_level).tolist()] == names
 
 
+def test_a_model_that_answers_teaches_tiles_one_by_one_and_a_table_does_not() -> None:
+    policy, rungs = POLICIES["bernoulli"], BudgetRule(rungs=(0, 64))
+    config, grid = GateConfig(name="region", policy="bernoulli"), (4, 2, 1)
+    policy.check(config, ActionConfig(), BudgetRule(), grid, listless=True)
+    for budget, listless in ((BudgetRule(), False), (rungs, True)):
+        with pytest.raises(UserError, match="gate.policy=bernoulli with"):
+            policy.check(config, ActionConfig(), budget, grid, listless)
+    assert {name for name, rule in RULES.items() if rule.listless} == {"gumbel", "reinforce"}
+
+
 @pytest.mark.parametrize(
     ("refused", "says"),
     [

@@ -58,7 +58,9 @@ class RegionGate(Gate):
         share = share / share.sum(-1, keepdim=True).clamp(min=1e-6)  # [B, T, N]
         whole = torch.cat([found, question], dim=-1)[:, None].expand(-1, self.layout.tiles, -1)
         where = torch.cat([self.level(self.tile_level), self.tile_box], dim=-1)
-        return torch.cat([share @ cells, share @ asked, whole, where.expand(question.shape[0], -1, -1)], dim=-1)
+        return torch.cat(
+            [share @ cells, share @ asked, whole, where.expand(question.shape[0], -1, -1)], dim=-1
+        )
 
 
 def places(grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -32,9 +32,14 @@ class BernoulliPolicy(Policy):
 
     @classmethod
     def check(
-        cls, config: PolicyConfig, actions: ActionConfig, budget: BudgetRule, grid: tuple[int, ...]
+        cls,
+        config: PolicyConfig,
+        actions: ActionConfig,
+        budget: BudgetRule,
+        grid: tuple[int, ...],
+        listless: bool = False,
     ) -> None:
-        super().check(config, actions, budget, grid)
+        super().check(config, actions, budget, grid, listless)
         if budget.rungs is not None:
             raise UserError(
                 f"gate.policy={config.policy} with budget.rungs={list(budget.rungs)} knows no rung "

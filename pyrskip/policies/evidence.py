@@ -60,9 +60,14 @@ class EvidencePolicy(BernoulliPolicy):
 
     @classmethod
     def check(
-        cls, config: PolicyConfig, actions: ActionConfig, budget: BudgetRule, grid: tuple[int, ...]
+        cls,
+        config: PolicyConfig,
+        actions: ActionConfig,
+        budget: BudgetRule,
+        grid: tuple[int, ...],
+        listless: bool = False,
     ) -> None:
-        super().check(config, actions, budget, grid)
+        super().check(config, actions, budget, grid, listless)
         if sum(g * g for g in grid) > len(grid) and not actions.drawn:
             raise UserError(
                 f"gate.policy={config.policy} with pyramid.grid={list(grid)} and actions.drawn=0 learns from "

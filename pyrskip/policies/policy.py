@@ -122,12 +122,17 @@ class Policy(ABC):
 
     @classmethod
     def check(
-        cls, config: PolicyConfig, actions: ActionConfig, budget: BudgetRule, grid: tuple[int, ...]
+        cls,
+        config: PolicyConfig,
+        actions: ActionConfig,
+        budget: BudgetRule,
+        grid: tuple[int, ...],
+        listless: bool = False,
     ) -> None:
         """Refuse, before any work, what it cannot decide between. grid: tiles a side of each level, finest
-        first."""
-        tiles = sum(g * g for g in grid)
-        if cls.by_tile and (actions.sample or (tiles > len(grid) and actions.unit == "level")):
+        first; listless: whether it is taught by a model that answers under any selection."""
+        tiles, free = sum(g * g for g in grid), listless and cls.per_tile
+        if cls.by_tile and not free and (actions.sample or (tiles > len(grid) and actions.unit == "level")):
             choices = len(budget.rungs or (0, 1))
             raise UserError(
                 f"gate.policy={config.policy} with pyramid.grid={list(grid)} decides on single tiles and "

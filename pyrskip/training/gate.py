@@ -91,13 +91,14 @@ class GateModule(StepModule):
     """A gate, an environment and a price; a rule is the training_step and its config.
 
     default_policy: of gate.policy=auto; forms: of the reward; critic: whether it trains the one of an
-    episodic policy.
+    episodic policy; listless: whether, asking the model, it can teach selections that no list holds.
     """
 
     config_class: ClassVar[type[RuleConfig]]
     default_policy: ClassVar[str]
     forms: ClassVar[tuple[str, ...]] = ("linear", "bonus")
     critic: ClassVar[bool] = False
+    listless: ClassVar[bool] = False
     config: Any
 
     def __init__(
