@@ -223,7 +223,8 @@ class ActionSet:
         whole, of = torch.unique(any_of[:, tile_level], dim=0, return_inverse=True)
         same = (whole[:, None] == self.selection.to(whole.device)).all(-1)
         same = same & (self.steps == self.steps.amax() * self.selection).all(-1).to(same.device)
-        return same.int().argmax(-1)[of]
+        action: Tensor = same.int().argmax(-1)
+        return action[of]
 
     def tokens(self, capacity: Tensor, budget: BudgetRule) -> Tensor:
         """The decision of each action. capacity [B, T] -> [B, S, T] int64."""

@@ -22,6 +22,8 @@ from pyrskip.policies import POLICIES
 from pyrskip.policies.evidence import EvidencePolicy, missed
 from pyrskip.proposals import propose
 from pyrskip.pyramid import Pyramid
+from pyrskip.report.gallery import SIDE, foveate
+from pyrskip.report.selections import levels_of
 from pyrskip.reward import RewardConfig
 from pyrskip.training.estimators import missed_cross_entropy
 from pyrskip.training.rules import RULES, rule_config
@@ -139,7 +141,7 @@ def test_evidence_finds_what_each_tile_shows_from_selections_whose_answers_are_r
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     real = torch.ones(PYRAMID.tiles, dtype=torch.bool)
     planted = torch.tensor([0.02, 0.7, 0.02, 0.02, 0.02, 0.4, 0.02, 0.02, 0.3])
-    kept = propose(PYRAMID, real, 12_000, rng)
+    kept = propose(PYRAMID, real, 5_000, rng)
     chance = 1 - missed(planted.logit()[None], kept[None]).exp()[0]
     right = (torch.rand(len(kept), generator=generator) < chance).float()
     outputs = EvidencePolicy.start(
@@ -150,7 +152,7 @@ def test_evidence_finds_what_each_tile_shows_from_selections_whose_answers_are_r
         optimizer.zero_grad()
         missed_cross_entropy(missed(outputs[None], kept[None])[0], right).mean().backward()
         optimizer.step()
-    assert (outputs.sigmoid() - planted).abs().max() < 0.06
+    assert (outputs.sigmoid() - planted).abs().max() < 0.08
 
 
 @given(seed=st.integers(0, 1000), valid=st.lists(st.booleans(), min_size=8, max_size=8))
@@ -215,6 +217,18 @@ def test_a_selection_is_named_by_the_levels_of_which_it_keeps_a_tile() -> None:
     assert names == ["glance", "0", "1", "0,1"]
     rungs = ActionSet.rungs(PYRAMID, (0, 64, 256))
     assert [rungs.names[i] for i in rungs.touched(kept, PYRAMID.tile_level).tolist()] == names
+
+
+def test_a_foveated_picture_shows_each_place_as_finely_as_it_was_kept() -> None:
+    side = torch.arange(64)
+    image = (255 * ((side[:, None] + side[:40]) % 2)).to(torch.uint8).expand(3, -1, -1)  # padded on the right
+    kept = torch.zeros(9, dtype=torch.bool)
+    kept[[0, 7, 8]] = True
+    seen = np.array(foveate(levels_of(image, PYRAMID), kept, PYRAMID))
+    assert seen.shape == (SIDE, SIDE * 40 // 64, 3)
+    assert set(np.unique(seen[: SIDE // 2, : SIDE // 2])) == {0, 255}
+    assert abs(seen[: SIDE // 2, SIDE // 2 :].astype(int) - 128).max() <= 1
+    assert abs(seen[SIDE // 2 :].astype(int) - 128).max() <= 1
 
 
 def test_a_model_that_answers_teaches_tiles_one_by_one_and_a_table_does_not() -> None:
