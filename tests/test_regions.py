@@ -1,8 +1,10 @@
 """Claims about regions: where tiles lie, what the evidence of tiles predicts, what greedy search keeps, and
 which selections are tried to learn from."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
-from pyrskip.decision import ActionConfig, ActionSet
+from pyrskip.cost import Cost
+from pyrskip.decision import ActionConfig, ActionSet, Decision
 from pyrskip.errors import UserError
 from pyrskip.gates.gate import GateConfig
 from pyrskip.gates.region import overlap, places
@@ -25,9 +28,12 @@ from pyrskip.pyramid import Pyramid
 from pyrskip.report.gallery import SIDE, foveate
 from pyrskip.report.selections import levels_of
 from pyrskip.reward import RewardConfig
+from pyrskip.rollouts.environments import TableEnvironment
+from pyrskip.rollouts.table import COSTS, RolloutTable
 from pyrskip.training.estimators import missed_cross_entropy
 from pyrskip.training.rules import RULES, rule_config
 from tests.models import every_tile, tiny_batch, tiny_model
+from tests.tables import synthetic_pyramid, synthetic_table
 
 PYRAMID = Pyramid(64, 3, 8, (2, 2, 1))
 ACTIONS = ActionSet.by_level(PYRAMID)
@@ -270,3 +276,44 @@ def test_what_regions_cannot_do_is_refused(refused: object, says: str) -> None:
     assert callable(refused)
     with pytest.raises(UserError, match=says):
         refused()
+
+
+def drawn_table() -> RolloutTable:
+    """A table with three selections of each question's own."""
+    table, rng = synthetic_table(images=4), np.random.default_rng(0)
+    every = torch.ones(3, dtype=torch.bool)
+    drawn = torch.stack([propose(synthetic_pyramid(), every, 3, rng) for _ in range(len(table))])
+    more = torch.rand(len(table), 3, generator=torch.Generator().manual_seed(0))
+    cost = Cost(*(torch.cat([getattr(table.cost, name), more.double()], dim=1) for name in COSTS))
+    columns = {name: torch.cat([getattr(table, name), more], dim=1) for name in ("score", "probability")}
+    return replace(table, drawn=drawn, cost=cost, **columns)
+
+
+def test_a_table_keeps_selections_of_questions_own_and_tells_what_comes_of_them(tmp_path: Path) -> None:
+    table = drawn_table()
+    table.save(tmp_path)
+    again, whole = RolloutTable.load(tmp_path), RolloutTable.concatenate([table, table])
+    some = table.take(torch.tensor([5, 2]))
+    assert table.drawn is not None and again.drawn is not None and some.drawn is not None
+    assert again.drawn.equal(table.drawn) and some.drawn.equal(table.drawn[[5, 2]])
+    assert whole.drawn is not None and whole.drawn.shape[0] == 2 * len(table)
+    environment = TableEnvironment(again, synthetic_pyramid(), BudgetRule(), table.mean_full_flops)
+    rows, own = torch.arange(len(table)), table.drawn[:, 1]
+    tokens = own * synthetic_pyramid().capacity(table.size)[table.image_of]
+    column = environment.column(rows, Decision(tokens))
+    assert table.steps(rows, column).bool().equal(own) and (column >= table.first_drawn).all()
+    assert environment.score(rows, Decision(tokens)).equal(table.score[rows, column])
+    held, score = environment.tried(rows, soft=False)
+    assert held.shape == (len(table), 4 + 3, 3) and score[:, 4:].equal(table.score[:, -3:])
+    with pytest.raises(UserError, match="none of the rollout table's actions"):
+        environment.score(rows, Decision(torch.zeros_like(tokens)))
+
+
+@pytest.mark.parametrize("wrong", [lambda t: t.drawn[:, :2], lambda t: t.drawn[:1], lambda t: None])
+def test_a_table_whose_selections_are_not_its_columns_is_refused(
+    wrong: Callable[[RolloutTable], Tensor | None], tmp_path: Path
+) -> None:
+    table = drawn_table()
+    replace(table, drawn=wrong(table)).save(tmp_path)
+    with pytest.raises(UserError, match="holds no rollout table that can be read"):
+        RolloutTable.load(tmp_path)
