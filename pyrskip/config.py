@@ -120,13 +120,20 @@ class Config:
                 f"peers.pruners={list(self.peers.pruners)} with pruner.name={self.pruner.name}: peers are "
                 "held against a run that prunes nothing; allowed: pruner=none, or peers.pruners=[]"
             )
+        if self.peers.pruners and self.actions.drawn:
+            raise UserError(
+                f"peers.pruners={list(self.peers.pruners)} with actions.drawn={self.actions.drawn}: rollouts "
+                "behind a pruner hold listed decisions alone; allowed: actions.drawn=0, or peers.pruners=[]"
+            )
         if self.rule.online and issubclass(PRUNERS.get(self.pruner.name, object), InsidePruner):
             raise UserError(
                 f"rule.online=true with pruner.name={self.pruner.name}, which prunes between layers, where "
                 "tokens cannot be weighed by gates; allowed: rule.online=false"
             )
         RULES[self.rule.name].check(self.rule, self.gate, self.reward)
-        POLICIES[self.gate.policy].check(self.gate, self.actions, self.budget, self.pyramid.whole_grid)
+        listless = self.rule.online and RULES[self.rule.name].listless
+        grid, policy = self.pyramid.whole_grid, POLICIES[self.gate.policy]
+        policy.check(self.gate, self.actions, self.budget, grid, listless)
         for name in self.gate.signals:
             if SIGNALS[name].source not in self.model.sources:
                 raise UserError(

@@ -88,11 +88,14 @@ def realise(asked: Tensor, cells: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class ActionConfig:
     """Which decisions are candidates. unit: 'level' (whole levels) or 'tile' (single tiles). sample: at most
-    so many, drawn by `seed`, with those that keep whole levels whole always among them; None lists all."""
+    so many, drawn by `seed`, with those that keep whole levels whole always among them; None lists all.
+    drawn: selections of single tiles that the rollouts of each question that a gate learns from try beside
+    them, its own ones (`pyrskip.proposals`)."""
 
     unit: str = "level"
     sample: int | None = None
     seed: int = 0
+    drawn: int = 0
 
     def __post_init__(self) -> None:
         if self.unit not in ("level", "tile"):
@@ -102,6 +105,8 @@ class ActionConfig:
                 f"actions.sample={self.sample}, seed={self.seed}: allowed: null or 2 to {MAX_ACTIONS}, and "
                 "at least 0"
             )
+        if not 0 <= self.drawn <= MAX_ACTIONS:
+            raise UserError(f"actions.drawn={self.drawn}: allowed: 0 to {MAX_ACTIONS}")
 
 
 @dataclass(frozen=True)
@@ -209,6 +214,17 @@ class ActionSet:
         """The action that makes these choices of the tiles beside the glance, steps [B, T - 1] int64 -> [B];
         None where the list does not hold every combination."""
         return (steps * self.radix.to(steps.device)).sum(-1) if self.complete else None
+
+    def touched(self, selection: Tensor, tile_level: Tensor) -> Tensor:
+        """The action that keeps whole levels, those of which a selection keeps any tile: a name for what is
+        not listed. selection [N, T] bool -> [N] int64. Sets of whole levels are always listed."""
+        levels = int(tile_level.max()) + 1
+        any_of = torch.stack([selection[:, tile_level == level].any(-1) for level in range(levels)], dim=-1)
+        whole, of = torch.unique(any_of[:, tile_level], dim=0, return_inverse=True)
+        same = (whole[:, None] == self.selection.to(whole.device)).all(-1)
+        same = same & (self.steps == self.steps.amax() * self.selection).all(-1).to(same.device)
+        action: Tensor = same.int().argmax(-1)
+        return action[of]
 
     def tokens(self, capacity: Tensor, budget: BudgetRule) -> Tensor:
         """The decision of each action. capacity [B, T] -> [B, S, T] int64."""

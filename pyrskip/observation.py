@@ -7,6 +7,7 @@ Axes: B batch, T tiles, S actions, C channels of the encoder's map.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
@@ -60,12 +61,29 @@ class Observation:
 @dataclass(frozen=True)
 class Layout:
     """signals: name of a tensor -> the shape of one row; tiles: T; actions, budget: the candidate
-    decisions."""
+    decisions; grid: tiles a side of each level, finest first, of a gate that knows where tiles lie."""
 
     signals: Mapping[str, Shape]
     tiles: int
     actions: ActionSet
     budget: BudgetRule
+    grid: tuple[int, ...] = ()
+
+    def tile_costs(self, cost: Tensor, capacity: Tensor) -> Tensor:
+        """What each tile adds to the relative cost, [B, T] float: what its level adds to the glance, by the
+        tile's share of the level's capacity. Exact where costs add up and a level's tiles are alike, and
+        near elsewhere. cost [B, S] of the listed actions, capacity [B, T]."""
+        names, selection = self.actions.names, self.actions.selection
+        alone = cost[:, names.index("glance")]
+        total = torch.zeros_like(capacity, dtype=cost.dtype)
+        for level in (str(number) for number in range(self.tiles - 1)):
+            if level in names:
+                tiles = selection[names.index(level)].to(capacity.device).clone()
+                tiles[-1] = False
+                of_level = capacity * tiles
+                share = of_level / of_level.sum(-1, keepdim=True).clamp(min=1)
+                total = total + share * (cost[:, names.index(level)] - alone)[:, None]
+        return total
 
     def width(self, name: str, axis: int = -1) -> int:
         """The size of a signal along an axis that does not vary. Raises UserError where the model has no such

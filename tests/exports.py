@@ -50,7 +50,8 @@ def tiny_gate(
     config = GateConfig(name=name, policy=policy, width=8, signals=tuple(signals), **opening)
     budget = budget or BudgetRule()
     actions = ActionSet.of(model.pyramid, budget, ActionConfig(unit))
-    layout = Layout(shapes_of(signals_of(model, config.needs)), model.pyramid.tiles, actions, budget)
+    pyramid, shapes = model.pyramid, shapes_of(signals_of(model, config.needs))
+    layout = Layout(shapes, pyramid.tiles, actions, budget, pyramid.grid)
     gate = build_gate(config, layout).eval()
     for head in gate.head.modules():
         if isinstance(head, torch.nn.Linear):

@@ -77,7 +77,7 @@ def mixed(monkeypatch: pytest.MonkeyPatch) -> None:
 def world(kind: Kind) -> tuple[Gate, Observation]:
     """A gate with random weights, over rungs where its policy knows them."""
     torch.manual_seed(0)
-    budget = BudgetRule() if kind.policy == "bernoulli" else BudgetRule(rungs=LADDER)
+    budget = BudgetRule() if kind.policy in ("bernoulli", "evidence") else BudgetRule(rungs=LADDER)
     actions, capacity = ActionSet.of(PYRAMID, budget), PYRAMID.capacity(SIZE)
     config = GateConfig(policy=kind.policy, width=WIDTH, **dict(kind.options))
     gate = build_gate(config, Layout(SIGNALS, PYRAMID.tiles, actions, budget)).eval()

@@ -14,14 +14,14 @@ from tests.configs import TWO_STEPS, tiny
 
 EXPERIMENTS = sorted(path.stem for path in (conf_directory() / "experiment").glob("*.yaml"))
 
-LENT = ("compare_rules", "peers", "scenes_long")
-"""Those that go on with another run."""
+OTHERS = ("compare_rules", "peers", "regions", "scenes_long")
+"""Those that go on with another run, or have tests of their own."""
 
 
 @pytest.mark.parametrize(
     ("experiment", "rule"),
     [
-        *((name, "supervised") for name in EXPERIMENTS if name not in LENT),
+        *((name, "supervised") for name in EXPERIMENTS if name not in OTHERS),
         ("easy_vqa", "gumbel"),
         *(pytest.param(name, "gumbel", marks=pytest.mark.slow) for name in ("scenes", "your_data")),
     ],

@@ -117,7 +117,9 @@ def exports(
 
 def gate_of(model: NativeModel, policy: str) -> Gate:
     """On single tiles, with a budget of its own or of all rungs."""
-    gate = tiny_gate(model, policy=policy, budget=SHARED if policy == "bernoulli" else RUNGS, unit="tile")
+    gate = tiny_gate(
+        model, policy=policy, budget=SHARED if policy in ("bernoulli", "evidence") else RUNGS, unit="tile"
+    )
     gate.tilt.fill_(0.1)
     return gate
 
@@ -183,6 +185,7 @@ def test_every_policy_decides_and_answers_as_in_training(
     [
         pytest.param("predictor", "utility", (), marks=SLOW),
         ("glance", "categorical", ("answer_stats",)),
+        pytest.param("region", "evidence", ("answer_stats",), marks=SLOW),
         ("letters", "cautious", ("brightness", "answer_stats")),
     ],
 )

@@ -290,8 +290,8 @@ def test_a_plugin_that_raises_at_import_is_named_before_any_work(
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
-        (("gate=psychic",), "glance, joint, predictor"),
-        (("gate.name=psychic",), "glance, joint, predictor"),
+        (("gate=psychic",), "glance, joint, predictor, region"),
+        (("gate.name=psychic",), "glance, joint, predictor, region"),
         (("gate.policy=psychic",), "autoregressive, bernoulli"),
         (("rule=psychic",), "actor_critic, cares"),
         (("rule.name=psychic",), "actor_critic, cares"),

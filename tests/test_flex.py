@@ -45,7 +45,8 @@ def test_shares_of_selections_hold(model: NativeModel) -> None:
 
 def test_shares_of_selections_are_at_most_all_of_them() -> None:
     with pytest.raises(
-        UserError, match=r"glance_share=0.3, blind_share=0.05: allowed: at least 0, the first three at most 1"
+        UserError,
+        match=r"glance_share=0.3, region_share=0.0, .*: allowed: at least 0, the first four at most 1",
     ):
         FlexConfig(full_share=0.5, reference_share=0.3, glance_share=0.3)
 

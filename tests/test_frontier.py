@@ -379,9 +379,9 @@ def test_no_held_out_image_is_looked_at_and_none_is_lost() -> None:
 def test_mutual_information_is_0_for_independent_and_the_types_entropy_for_determined_decisions() -> None:
     actions, level = computed().inputs.tables["test"].actions, synthetic_pyramid().tile_level
     types = ["a", "b"] * 40
-    independent = torch.tensor([0, 0, 3, 3] * 20)
-    assert health(independent, types, actions, level)["mutual_information"] == pytest.approx(0.0, abs=1e-12)
-    determined = health(torch.tensor([0, 3] * 40), types, actions, level)
+    independent = actions.steps[torch.tensor([0, 0, 3, 3] * 20)]
+    assert health(independent, types, level)["mutual_information"] == pytest.approx(0.0, abs=1e-12)
+    determined = health(actions.steps[torch.tensor([0, 3] * 40)], types, level)
     assert determined["mutual_information"] == pytest.approx(log(2))
     assert determined["keep_rate"] == {"0": 0.5, "1": 0.5, "2": 1.0}
     assert (determined["distinct"], determined["entropy"]) == (2, pytest.approx(log(2)))

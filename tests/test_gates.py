@@ -29,8 +29,9 @@ SIGNALS = {
     "glance_mask": (2, 2),
     "answer_stats": (3,),
 }
-LAYOUT = Layout(SIGNALS, PYRAMID.tiles, ActionSet.by_level(PYRAMID), BudgetRule())
-EVERY = [(name, policy) for name in GATES for policy in POLICIES]
+LAYOUT = Layout(SIGNALS, PYRAMID.tiles, ActionSet.by_level(PYRAMID), BudgetRule(), PYRAMID.grid)
+EVERY = [(n, p) for n, gate in GATES.items() for p in POLICIES if POLICIES[p].per_tile or not gate.regional]
+LISTED = [name for name, gate in GATES.items() if not gate.regional]
 every = pytest.mark.parametrize(("name", "policy"), EVERY)
 
 
@@ -81,7 +82,7 @@ def other(seen: Observation, **signals: Tensor) -> Observation:
 def test_a_gate_does_not_see_its_batch_mates(name: str, policy: str) -> None:
     gate, seen = gate_of(name, policy), observation()
     together = gate(seen)
-    widths = {"bernoulli": 3, "rungs": 2, "autoregressive": 2 + 4, "sequential": 16}
+    widths = {"bernoulli": 3, "evidence": 3, "rungs": 2, "autoregressive": 2 + 4, "sequential": 16}
     assert together.shape == (5, widths.get(policy, 4))
     assert together.std(0).max() > 1e-3
     for row in range(5):
@@ -124,7 +125,7 @@ CHANGED = {
 def test_a_gate_sees_the_signals_that_it_needs_and_nothing_else(
     name: str, policy: str, more: tuple[str, ...]
 ) -> None:
-    needs = {"predictor": ("query",), "glance": ("glance",), "joint": ("query", "glance")}[name] + more
+    needs = {"predictor": ("query",), "glance": ("glance",)}.get(name, ("query", "glance")) + more
     gate, seen = gate_of(name, policy, signals=more), observation()
     assert gate.config.needs == needs
     plain = gate(seen)
@@ -141,12 +142,12 @@ def test_a_gate_sees_the_signals_that_it_needs_and_nothing_else(
 def test_a_gate_knows_its_price_before_it_decides(name: str, policy: str) -> None:
     gate, seen = gate_of(name, policy), observation()
     dearer = replace(seen, price=seen.price * 10)
-    # the utility policy's price is in its arithmetic, not in what is learned
-    assert gate(dearer).equal(gate(seen)) is (policy == "utility")
+    # the price of some policies is in their arithmetic, not in what is learned
+    assert gate(dearer).equal(gate(seen)) is (policy in ("utility", "evidence"))
     assert not torch.equal(gate.policy(dearer).marginals(), gate.policy(seen).marginals())
 
 
-@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("name", LISTED)
 def test_a_higher_price_never_buys_a_dearer_decision(name: str) -> None:
     gate, seen = gate_of(name, "utility"), observation(rows=40)
     rows = torch.arange(40)
@@ -244,12 +245,16 @@ def tamper(directory: Path, *keys: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "says"),
     [
-        (("gate", "name"), "os.system", r"gate\.name='os\.system'.*allowed: glance, joint, predictor"),
+        (
+            ("gate", "name"),
+            "os.system",
+            r"gate\.name='os\.system'.*allowed: glance, joint, predictor, region",
+        ),
         (
             ("gate", "policy"),
             "eval",
-            r"gate\.policy='eval'.*allowed: autoregressive, bernoulli, categorical, rungs, sequential, "
-            r"utility",
+            r"gate\.policy='eval'.*allowed: autoregressive, bernoulli, categorical, evidence, rungs, "
+            r"sequential, utility",
         ),
         (("gate", "width"), 17, "holds no gate that can be read"),
         (("gate", "nonsense"), 1, "holds no gate that can be read"),
@@ -281,7 +286,7 @@ def test_a_folder_without_a_whole_gate_is_refused(name: str, tmp_path: Path) -> 
 
 
 def test_an_unknown_gate_is_refused() -> None:
-    with pytest.raises(UserError, match=r"gate\.name='oracle'.*allowed: glance, joint, predictor"):
+    with pytest.raises(UserError, match=r"gate\.name='oracle'.*allowed: glance, joint, predictor, region"):
         build_gate(GateConfig(name="oracle"), LAYOUT)
 
 

@@ -29,7 +29,8 @@ from tests.models import tiny_batch, tiny_model
 
 PYRAMID = Pyramid(64, 3, 8)
 IMAGES = 100
-PAIRS = valid_pairs(online=False)
+# tiles that show something on their own are no model of a question that needs every level at once
+PAIRS = [pair for pair in valid_pairs(online=False) if pair[0] != "evidence"]
 pairs = pytest.mark.parametrize(("rule", "policy"), PAIRS)
 
 

@@ -12,8 +12,9 @@ from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError
 from pyrskip.evaluation.frontier import Frontier, frontier
 from pyrskip.evaluation.inference import Shown, answered, check_inference, shown
-from pyrskip.evaluation.inputs import Inputs, decide
+from pyrskip.evaluation.inputs import Inputs
 from pyrskip.evaluation.pick import pick
+from pyrskip.evaluation.played import play
 from pyrskip.evaluation.scores import FILE as SCORES
 from pyrskip.evaluation.scores import save_scores
 from pyrskip.evaluation.summary import default_price, summary
@@ -71,8 +72,8 @@ class EvaluationConfig:
 @dataclass(frozen=True)
 class Evaluation:
     """What a frontier came to. summary: as summary.json. price: of what follows: of the first seed's gate,
-    the questions of selections.png and of the gallery, answered by the model, and its decisions action [N] on
-    test."""
+    the questions of selections.png and of the gallery, answered by the model, and its decisions on test,
+    columns of the table action [N]."""
 
     frontier: Frontier
     summary: dict[str, Any]
@@ -116,6 +117,7 @@ def evaluate(
         flops = tables["test"].cost.flops[:, : len(actions)].mean(0)
         pruners = {str(peer): build_pruner(peer) for peer in peers or ()}
         timing = measure(model, one, batch, actions, budget, unit, flops, config.timing_seconds, pruners)
+    tables, played = play(model, tables, trained, seeds, config.prices, data, budget)
     inputs = Inputs(
         tables=tables,
         pyramid=model.pyramid,
@@ -129,6 +131,7 @@ def evaluate(
         resamples=config.resamples,
         crossed=crossed,
         peers=peers or {},
+        played=played,
     )
     result = frontier(inputs)
     lookup = lookup_accuracy(data, model.pyramid.size)
@@ -139,7 +142,7 @@ def evaluate(
     write_json(out / "frontier.json", [asdict(row) for row in result.rows])
     write_json(out / "summary.json", figures)
     save_scores(result, out / SCORES)
-    action = decide(first, tables["test"], model.pyramid, budget, unit, [price])[0]
+    action = inputs.decided("gate", seeds[0], "test")[inputs.prices_of("gate", seeds[0]).index(price)]
     rest = (unit, price, inputs.gate_flops["gate"])
     return Evaluation(
         frontier=result,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -246,9 +247,18 @@ class _Ruler:
             return clock.encode[str(peer)], 0.0, clock.total[str(peer)]
         actions = self.table.actions.names
         names = [GATED * (decisions.gate is not None) + name for name in actions] + list(OUTSIDE)
-        share = decisions.columns(len(names)).tolist()
-        both = (clock.encode, clock.total)
-        encode, total = (sum(p * of[name] for p, name in zip(share, names, strict=True)) for of in both)
+        cost = self.table.cost.flops
+        share = decisions.columns(cost.shape[1])
+        # what is not listed takes as long as what is and costs as much
+        own, listed = cost[:, len(names) :].mean(0), cost[:, : len(actions)].mean(0)
+        order = listed.argsort()
+
+        def mean(of: Mapping[str, float]) -> float:
+            times = np.array([of[name] for name in names])
+            between = np.interp(own, listed[order], times[: len(actions)][order])
+            return float(share.numpy() @ np.concatenate([times, between]))
+
+        encode, total = mean(clock.encode), mean(clock.total)
         if decisions.encodes_all:
             every = clock.encode[actions[self.table.actions.full]]
             encode, total = every, total - encode + every

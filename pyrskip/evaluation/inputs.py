@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
-from pyrskip.decision import ActionSet
+from pyrskip.decision import ActionSet, Decision
 from pyrskip.evaluation.timing import Timing
 from pyrskip.gates.gate import Gate
 from pyrskip.pruners import PrunerConfig
@@ -32,7 +32,9 @@ class Inputs:
     of `seeds`. gate_flops: of one decision, by the same names. tile_flops: split -> [M, T], FLOPs of encoding
     each tile of each image, counted as the table's are; None where tables have no similarity. crossed:
     'gate', 'val' and 'test' of the same questions under another flex seed, for oracle:cross. peers: 'val' and
-    'test' of the same questions behind pruners.
+    'test' of the same questions behind pruners. played: method, seed and split -> columns [P, N] of the
+    table, of decisions that are not listed and that the model was asked about (`pyrskip.evaluation.played`);
+    seed 0 where the method has none.
     """
 
     tables: Mapping[str, RolloutTable]
@@ -47,6 +49,7 @@ class Inputs:
     resamples: int = 1000
     crossed: Mapping[str, RolloutTable] | None = None
     peers: Mapping[PrunerConfig, Mapping[str, RolloutTable]] = field(default_factory=dict)
+    played: Mapping[tuple[str, int, str], Tensor] = field(default_factory=dict)
     _decided: dict[tuple[str, int, str], Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -68,8 +71,11 @@ class Inputs:
         return list(self._gate(method, seed).prices(self.prices))
 
     def decided(self, method: str, seed: int, split: str) -> Tensor:
-        """What a gate decides for every question of a split, [P, N] by `prices_of`. Computed once."""
+        """What a gate decides for every question of a split, columns of its table [P, N] by `prices_of`.
+        Computed once."""
         key = (method, seed, split)
+        if key in self.played:
+            return self.played[key]
         if key not in self._decided:
             self._decided[key] = self.decide(method, seed, self.tables[split])
         return self._decided[key]
@@ -83,7 +89,6 @@ class Inputs:
         return self.gates[method][list(self.seeds).index(seed)]
 
 
-@torch.no_grad()
 def decide(
     gate: Gate,
     table: RolloutTable,
@@ -93,17 +98,23 @@ def decide(
     prices: Sequence[float],
 ) -> Tensor:
     """What inference runs, the mode, for every question of a table: listed actions [P, N]."""
-    gate.eval()
     environment = TableEnvironment(table, pyramid, budget, unit)
+    modes = modes_of(gate, environment, prices)
+    return torch.stack([torch.cat([environment.action(mode) for mode in of]) for of in modes])
+
+
+@torch.no_grad()
+def modes_of(gate: Gate, environment: TableEnvironment, prices: Sequence[float]) -> list[list[Decision]]:
+    """The modes at each price for every question of a table, in chunks of rows."""
+    gate.eval()
     chunks = []
-    for rows in torch.arange(len(table)).split(CHUNK):
+    for rows in torch.arange(len(environment.table)).split(CHUNK):
         seen = environment.observe(rows, torch.zeros(len(rows)))
         # a utility gate predicts scores, which no price changes: one pass serves all
         outputs = None if gate.dial else gate(seen)
         priced = [replace(seen, price=torch.full((len(rows),), float(price))) for price in prices]
-        modes = [gate.policy(s, outputs).mode() for s in priced]
-        chunks.append(torch.stack([environment.action(mode) for mode in modes]))
-    return torch.cat(chunks, dim=1)
+        chunks.append([gate.policy(s, outputs).mode() for s in priced])
+    return [list(of) for of in zip(*chunks, strict=True)]
 
 
 def product_of_rungs(actions: ActionSet) -> bool:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from pyrskip.evaluation.frontier import Frontier, Point, hull_at, hull_cost, regret
 from pyrskip.evaluation.guarantee import by_image, guarantee
 from pyrskip.evaluation.needs import doubt
@@ -152,7 +154,11 @@ def _seed_at(
         "cost_over_hull": equal and row.relative_flops / equal,
         "gain_over_hull": None if hull is None else row.accuracy - hull,
         "regret_to_oracle_type": regret(row, oracle),
-        "health": health(point.action, table.types, table.actions, frontier.inputs.pyramid.tile_level),
+        "health": health(
+            table.steps(torch.arange(len(table)), point.action),
+            table.types,
+            frontier.inputs.pyramid.tile_level,
+        ),
     }
     if method == "gate":
         random = frontier.select("random", "test", price, seed)[0]

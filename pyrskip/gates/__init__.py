@@ -39,6 +39,7 @@ def describe_gate(gate: Gate) -> dict[str, Any]:
         "gate": asdict(gate.config),
         "signals": layout.signals,
         "tiles": layout.tiles,
+        "grid": layout.grid,
         "actions": {
             "names": layout.actions.names,
             "selection": layout.actions.selection.int().tolist(),
@@ -61,7 +62,8 @@ def described_gate(plain: dict[str, Any]) -> Gate:
         selection, tuple(names), tuple(plain["actions"]["ladder"]), rung and torch.tensor(rung)
     )
     signals = {name: tuple(shape) for name, shape in plain["signals"].items()}
-    layout = Layout(signals, plain["tiles"], actions, BudgetRule(**_tuples(plain["budget"])))
+    budget, grid = BudgetRule(**_tuples(plain["budget"])), tuple(plain.get("grid", ()))
+    layout = Layout(signals, plain["tiles"], actions, budget, grid)
     return build_gate(GateConfig(**_tuples(plain["gate"])), layout)
 
 

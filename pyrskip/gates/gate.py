@@ -38,6 +38,11 @@ class GateConfig(PolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         known = GATES[self.name]
+        if known.regional and not POLICIES[self.policy].per_tile:
+            raise UserError(
+                f"gate.policy={self.policy} with gate.name={self.name}: it makes a vector a tile; allowed: "
+                f"{', '.join(name for name, policy in POLICIES.items() if policy.per_tile)}"
+            )
         if not 0 <= self.dropout < 1:
             raise UserError(f"gate.dropout={self.dropout}: allowed: [0, 1)")
         if self.members < 1 or (self.members > 1 and POLICIES[self.policy].episodic):
@@ -58,13 +63,15 @@ class GateConfig(PolicyConfig):
 
 
 class Gate(nn.Module, ABC):
-    """A trunk (the subclass's) and a policy's head. needs: the signals that the trunk reads.
+    """A trunk (the subclass's) and a policy's head. needs: the signals that the trunk reads. regional: it
+    makes a vector of each tile, and the head reads each alone.
 
     price: the only price that it was trained for, -1 where it serves more; price_range: the prices that it
     was given in training. `tilt` moves the trained policy along the cost axis: calibration sets it.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    regional: ClassVar[bool] = False
 
     def __init__(self, config: GateConfig, layout: Layout) -> None:
         super().__init__()
@@ -83,7 +90,7 @@ class Gate(nn.Module, ABC):
         """What is behind the trunk: an MLP and the policy's head."""
         config, layout = self.config, self.layout
         beside = sum(layout.width(name) for name in config.signals)
-        inputs = self.inputs() + layout.tiles + (1 if self.dial else 0) + beside
+        inputs = self.inputs() + (1 if self.regional else layout.tiles) + (1 if self.dial else 0) + beside
         self.mlp = nn.Sequential(
             nn.Linear(inputs, config.width),
             nn.GELU(),
@@ -92,7 +99,8 @@ class Gate(nn.Module, ABC):
             nn.GELU(),
             nn.Dropout(config.dropout),
         )
-        self.head = self.kind.build_head(config, layout)
+        build = self.kind.build_tile_head if self.regional else self.kind.build_head
+        self.head = build(config, layout)
 
     @abstractmethod
     def inputs(self) -> int:
@@ -100,15 +108,20 @@ class Gate(nn.Module, ABC):
 
     @abstractmethod
     def look(self, seen: Observation) -> Tensor:
-        """[B, inputs]: the trunk's reading of the observation."""
+        """[B, inputs], of a regional gate [B, T, inputs]: the trunk's reading of the observation."""
 
     @in_float32
     def forward(self, seen: Observation) -> Tensor:
         """Raw head outputs [B, ...] float32: what the policy is made of."""
-        parts = [self.look(seen), (1.0 + seen.capacity.float()).log() / 8]
-        parts += [seen[name].float() for name in self.config.signals]
+        capacity = (1.0 + seen.capacity.float()).log() / 8
+        beside = [seen[name].float() for name in self.config.signals]
         if self.dial:
-            parts.append((seen.price.float().clamp(min=1e-4).log() / 4)[:, None])
+            beside.append((seen.price.float().clamp(min=1e-4).log() / 4)[:, None])
+        if self.regional:
+            parts = [self.look(seen), capacity[..., None]]
+            parts += [of[:, None].expand(-1, self.layout.tiles, -1) for of in beside]
+        else:
+            parts = [self.look(seen), capacity, *beside]
         outputs: Tensor = self.head(self.mlp(torch.cat(parts, dim=-1)))
         return outputs
 

@@ -21,22 +21,30 @@ class BernoulliPolicy(Policy):
 
     options = ("open_bias",)
     by_tile = True
+    per_tile = True
 
     def __init__(self, logit: Tensor, capacity: Tensor, actions: ActionSet, budget: BudgetRule) -> None:
         self.logit, self.capacity, self.actions, self.budget = logit.float(), capacity, actions, budget
+        self.rank = self.logit  # what is lowest goes first under a limit
         glance = torch.arange(logit.shape[-1], device=logit.device) == logit.shape[-1] - 1
         self.forced = glance & (capacity > 0)
         self.free = ~glance & (capacity > 0)
 
     @classmethod
     def check(
-        cls, config: PolicyConfig, actions: ActionConfig, budget: BudgetRule, grid: tuple[int, ...]
+        cls,
+        config: PolicyConfig,
+        actions: ActionConfig,
+        budget: BudgetRule,
+        grid: tuple[int, ...],
+        listless: bool = False,
     ) -> None:
-        super().check(config, actions, budget, grid)
+        super().check(config, actions, budget, grid, listless)
         if budget.rungs is not None:
             raise UserError(
-                f"gate.policy=bernoulli with budget.rungs={list(budget.rungs)} knows no rung between all and "
-                "nothing; allowed: gate.policy=rungs, categorical, autoregressive or sequential"
+                f"gate.policy={config.policy} with budget.rungs={list(budget.rungs)} knows no rung "
+                "between all and nothing; allowed: gate.policy=rungs, categorical, autoregressive or "
+                "sequential"
             )
 
     @classmethod
@@ -73,14 +81,18 @@ class BernoulliPolicy(Policy):
     def probs(self) -> Tensor | None:
         return multilinear(self.marginals(), self.actions.selection) if self._enumerable else None
 
+    def worth(self, selection: Tensor) -> Tensor:
+        """Log-probability, but for what all selections of a row share."""
+        return (self.logit[:, None] * (selection & self.free[:, None])).sum(-1)
+
     def mode(self, max_tokens: Limit = None) -> Decision:
         wanted = (self.logit > 0) & self.free
         if max_tokens is None:
             return self.decide(wanted)
         # what matters least goes first, one tile after the other, until the row fits
-        before = self.logit[:, None] < self.logit[:, :, None]
+        before = self.rank[:, None] < self.rank[:, :, None]
         tiles = torch.arange(wanted.shape[-1], device=wanted.device)
-        before = before | ((self.logit[:, None] == self.logit[:, :, None]) & (tiles < tiles[:, None]))
+        before = before | ((self.rank[:, None] == self.rank[:, :, None]) & (tiles < tiles[:, None]))
         place = (before & wanted[:, None]).sum(-1)
         keep = wanted[:, None] & (place[:, None] >= tiles[:, None])  # [B, tiles that have gone, T]
         tokens = self.budget.tokens(keep | self.forced[:, None], self.capacity[:, None])

@@ -96,14 +96,14 @@ class Policy(ABC):
 
     options: of PolicyConfig's that it reads. dial: whether the gate is given the price; else the price is in
     the policy's arithmetic. by_tile: it decides tile by tile and needs an action set that lists every
-    combination of choices. relaxed: rules may differentiate its `rsample`, from a table; relaxed_online: and
-    where a sample weighs each tile's tokens. episodic: it may look at a tile before it decides on the next,
-    and has `steps` and a critic.
-    """
+    combination of choices. per_tile: its outputs are a number a tile. relaxed: rules may differentiate its
+    `rsample`, from a table; relaxed_online: and where a sample weighs each tile's tokens. episodic: it may
+    look at a tile before it decides on the next, and has `steps` and a critic."""
 
     options: ClassVar[tuple[str, ...]] = ()
     dial: ClassVar[bool] = True
     by_tile: ClassVar[bool] = False
+    per_tile: ClassVar[bool] = False
     relaxed: ClassVar[bool] = True
     relaxed_online: ClassVar[bool] = True
     episodic: ClassVar[bool] = False
@@ -122,12 +122,17 @@ class Policy(ABC):
 
     @classmethod
     def check(
-        cls, config: PolicyConfig, actions: ActionConfig, budget: BudgetRule, grid: tuple[int, ...]
+        cls,
+        config: PolicyConfig,
+        actions: ActionConfig,
+        budget: BudgetRule,
+        grid: tuple[int, ...],
+        listless: bool = False,
     ) -> None:
         """Refuse, before any work, what it cannot decide between. grid: tiles a side of each level, finest
-        first."""
-        tiles = sum(g * g for g in grid)
-        if cls.by_tile and (actions.sample or (tiles > len(grid) and actions.unit == "level")):
+        first; listless: whether it is taught by a model that answers under any selection."""
+        tiles, free = sum(g * g for g in grid), listless and cls.per_tile
+        if cls.by_tile and not free and (actions.sample or (tiles > len(grid) and actions.unit == "level")):
             choices = len(budget.rungs or (0, 1))
             raise UserError(
                 f"gate.policy={config.policy} with pyramid.grid={list(grid)} decides on single tiles and "
@@ -151,6 +156,11 @@ class Policy(ABC):
         with torch.no_grad():
             head.bias.copy_(start)
         return head
+
+    @classmethod
+    def build_tile_head(cls, config: PolicyConfig, layout: Layout) -> nn.Module:
+        """The same of a policy that is `per_tile`, from a vector a tile [B, T, D] to outputs [B, T]."""
+        return TileHead(config.width, cls.start(config, layout))
 
     @classmethod
     @abstractmethod
@@ -182,6 +192,11 @@ class Policy(ABC):
     def probs(self) -> Tensor | None:
         """Probability of each listed action, [B, S], where the actions list every selection."""
 
+    def worth(self, selection: Tensor) -> Tensor:
+        """How much each of some selections is to be preferred, [B, K, T] bool -> [B, K]: of policies whose
+        decisions are not listed, for tables that hold some of them."""
+        raise NotImplementedError
+
     @abstractmethod
     def mode(self, max_tokens: Limit = None) -> Decision:
         """The decision that inference runs, of at most max_tokens tokens a row where that is given. It must
@@ -191,6 +206,19 @@ class Policy(ABC):
     def margin(self, decision: Decision, max_tokens: Limit = None) -> Tensor:
         """By how much the mode's logits may move before it is another decision, [B]; inf where there is no
         other."""
+
+
+class TileHead(nn.Linear):
+    """From a vector a tile [B, T, D] to a number a tile [B, T], all by the same weights; it begins at start
+    [T]."""
+
+    def __init__(self, width: int, start: Tensor) -> None:
+        super().__init__(width, 1, bias=False)
+        nn.init.zeros_(self.weight)
+        self.start = nn.Parameter(start)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden).squeeze(-1) + self.start
 
 
 def in_float32(method: Callable[..., T]) -> Callable[..., T]:

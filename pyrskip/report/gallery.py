@@ -1,6 +1,6 @@
 """Answers to look at: test questions under the gate's decisions, with what was kept drawn over the image."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ def write_gallery(
             draw(one, pyramid).save(directory / picture)
         except OSError as error:
             raise UserError(f"{directory} cannot be written: {error}") from error
-        kept = sorted({int(level) for level, on in zip(pyramid.tile_level, one.kept, strict=True) if on})
+        levels = sorted({int(level) for level, on in zip(pyramid.tile_level, one.kept, strict=True) if on})
         samples.append(
             {
                 **{
@@ -47,17 +47,19 @@ def write_gallery(
                     for name in ("question", "type", "answer", "truth", "right", "tokens")
                 },
                 "relative_flops": one.relative_cost,
-                "levels": kept,
+                "levels": levels,
                 "picture": picture,
             }
         )
     rows = torch.arange(len(table))
+    kept = table.steps(rows, action) > 0
+    listed = action.where(action < len(table.actions), table.actions.touched(kept, pyramid.tile_level))
     content = {
         "price": price,
         "wrong_share": float((table.score[rows, action] < 0.5).double().mean()),
         "selections": {
             "names": list(table.actions.names),
-            "shares": shares_by_type(action, table.types, len(table.actions)),
+            "shares": shares_by_type(listed, table.types, len(table.actions)),
         },
         "samples": samples,
     }
@@ -66,20 +68,17 @@ def write_gallery(
 
 def draw(shown: Shown, pyramid: Pyramid) -> Image.Image:
     """Every level beside the next, the finest first: kept tiles in colour and framed, skipped ones grey and
-    crossed out."""
+    crossed out. Where a level has several tiles, last the picture as the model saw it: `foveate`."""
     levels = levels_of(shown.image, pyramid)
-    picture = Image.new("RGBA", (len(levels) * (SIDE + GAP) - GAP, SIDE))
+    seen = [foveate(levels, shown.kept, pyramid)] if pyramid.tiles > pyramid.levels else []
+    picture = Image.new("RGBA", ((len(levels) + len(seen)) * (SIDE + GAP) - GAP, SIDE))
     pen = ImageDraw.Draw(picture)
-    scale = SIDE / pyramid.size
+    for place, one in enumerate(seen, len(levels)):
+        picture.paste(one, (place * (SIDE + GAP), 0))
     for level, pixels in enumerate(levels):
         left = level * (SIDE + GAP)
-        colour = Image.fromarray((pixels.numpy() * 255).round().astype(np.uint8))
-        wide, tall = (
-            max(1, round(side * scale * (1 << level))) for side in (pixels.shape[1], pixels.shape[0])
-        )
-        colour = colour.resize(
-            (wide, tall), Image.Resampling.NEAREST if wide > colour.width else Image.Resampling.BOX
-        )
+        colour = _scaled(pixels, level, pyramid)
+        wide, tall = colour.size
         grey = Image.blend(colour.convert("L").convert("RGB"), Image.new("RGB", colour.size, FADED), 0.7)
         for tile in (pyramid.tile_level == level).nonzero().squeeze(1).tolist():
             x0, y0, x1, y1 = (round(float(v) * SIDE) for v in pyramid.tile_box[tile])
@@ -95,3 +94,24 @@ def draw(shown: Shown, pyramid: Pyramid) -> Image.Image:
                 pen.line((box[0], box[3], box[2], box[1]), fill=FADED, width=1)
                 pen.rectangle(box, outline=FADED, width=1)
     return picture
+
+
+def foveate(levels: Sequence[Tensor], kept: Tensor, pyramid: Pyramid) -> Image.Image:
+    """The picture as the model saw it: each place from the finest level that is kept there. levels: the valid
+    part of each [rows, columns, 3] in 0..1; kept [T] bool, the glance among them."""
+    picture = _scaled(levels[-1], pyramid.levels - 1, pyramid)
+    for tile in reversed(kept.nonzero().squeeze(1).tolist()):
+        own = _scaled(levels[pyramid.places[tile].level], pyramid.places[tile].level, pyramid)
+        x0, y0, x1, y1 = (round(float(v) * SIDE) for v in pyramid.tile_box[tile])
+        if x0 < own.width and y0 < own.height:
+            picture.paste(own.crop((x0, y0, min(x1, own.width), min(y1, own.height))), (x0, y0))
+    return picture
+
+
+def _scaled(pixels: Tensor, level: int, pyramid: Pyramid) -> Image.Image:
+    """A level's pixels at the size that the whole picture is drawn in."""
+    image = Image.fromarray((pixels.numpy() * 255).round().astype(np.uint8))
+    scale = SIDE / pyramid.size * (1 << level)
+    wide, tall = (max(1, round(side * scale)) for side in image.size)
+    nearest = Image.Resampling.NEAREST if wide > image.width else Image.Resampling.BOX
+    return image.resize((wide, tall), nearest)

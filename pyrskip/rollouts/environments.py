@@ -18,9 +18,9 @@ from pyrskip.gated import encode_glance, observe, reveal
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import Features
 from pyrskip.observation import Layout, Observation, Reveal
-from pyrskip.policies import Relaxed
+from pyrskip.policies import Policy, Relaxed
 from pyrskip.pyramid import Pyramid
-from pyrskip.rollouts.table import RolloutTable
+from pyrskip.rollouts.table import OUTSIDE, RolloutTable
 from pyrskip.sample import Batch
 from pyrskip.signals import shapes_of, signals_of
 
@@ -71,6 +71,10 @@ class Environment(Protocol, Generic[Rows]):
         """The question type of each row."""
         ...
 
+    def decide(self, rows: Rows, policy: Policy) -> Decision:
+        """The mode; where it is not known what comes of it, what the policy prefers of what is."""
+        ...
+
     def relaxed(self, rows: Rows, sample: Relaxed, reward: Reward, soft: bool) -> Tensor:
         """The reward of a straight-through sample, [B], with its gradient. soft: by the answer's probability,
         not its score."""
@@ -85,15 +89,17 @@ class TableEnvironment:
         self.table = table
         actions = table.actions
         shapes = {name: tuple(value.shape[1:]) for of in table.signals.values() for name, value in of.items()}
-        self.layout = Layout(shapes, pyramid.tiles, actions, budget)
+        self.layout = Layout(shapes, pyramid.tiles, actions, budget, pyramid.grid)
         self.capacity, self.tile_level = pyramid.capacity(table.size), pyramid.tile_level
-        self.relative = (table.cost.flops[:, : len(actions)] / unit).float()
+        every = (table.cost.flops / unit).float()
+        self.relative, self.relative_of_column = every[:, : len(actions)], every
         # tables that keep every tile's mean features [M, T, C] let a gate look at what it has kept
         self.features: Tensor | None = getattr(table, "features", None)
 
     def to(self, device: torch.device) -> None:
         self.table = self.table.to(device)
         self.capacity, self.relative = self.capacity.to(device), self.relative.to(device)
+        self.relative_of_column = self.relative_of_column.to(device)
         self.features = None if self.features is None else self.features.to(device)
 
     def observe(self, rows: Tensor, price: Tensor) -> Observation:
@@ -114,26 +120,55 @@ class TableEnvironment:
         return lambda tile, keep: features[image, tile] * keep[:, None]
 
     def score(self, rows: Tensor, decision: Decision) -> Tensor:
-        return self.table.score[rows, self.action(decision)]
+        return self.table.score[rows, self.column(rows, decision)]
 
     def probability(self, rows: Tensor, decision: Decision) -> Tensor:
-        return self.probabilities(rows).gather(1, self.action(decision)[:, None]).squeeze(1)
+        return self._probability(rows)[torch.arange(len(rows)), self.column(rows, decision)]
 
     def scores(self, rows: Tensor) -> Tensor:
         return self.table.score[rows, : len(self.table.actions)]
 
     def probabilities(self, rows: Tensor) -> Tensor:
+        return self._probability(rows)[:, : len(self.table.actions)]
+
+    def _probability(self, rows: Tensor) -> Tensor:
         if self.table.probability is None:
             raise UserError(
                 "rule.target=probability, which this model's rollouts do not hold; allowed: rule.target=score"
             )
-        return self.table.probability[rows, : len(self.table.actions)]
+        return self.table.probability[rows]
+
+    def tried(self, rows: Tensor, soft: bool) -> tuple[Tensor, Tensor]:
+        """Every selection of which the table tells what comes of it, listed or a question's own, [B, S + K,
+        T] bool; and its score, or the probability of the first accepted answer (soft), [B, S + K]."""
+        listed, own = len(self.table.actions), self.table.drawn
+        known = self._probability(rows) if soft else self.table.score[rows]
+        held = self.table.actions.selection.expand(len(rows), -1, -1)
+        held = held if own is None else torch.cat([held, own[rows]], dim=1)
+        return held, torch.cat([known[:, :listed], known[:, listed + len(OUTSIDE) :]], dim=1)
+
+    def decide(self, rows: Tensor, policy: Policy) -> Decision:
+        mode = policy.mode()
+        if mode.action is not None:
+            return mode
+        held, _ = self.tried(rows, soft=False)
+        best = policy.worth(held).argmax(-1)
+        kept = held[torch.arange(len(rows), device=best.device), best]
+        tokens = self.layout.budget.tokens(kept, self.capacity[self.table.image_of[rows]])
+        return Decision(tokens, best + len(OUTSIDE) * (best >= len(self.table.actions)))
 
     def cost(self, rows: Tensor, decision: Decision) -> Tensor:
-        return self.relative[rows, self.action(decision)]
+        """Of a decision that the table does not hold, what its tiles add up to."""
+        if decision.action is None:
+            listed = self.relative[rows]
+            own = self.layout.tile_costs(listed, self.capacity[self.table.image_of[rows]])
+            return listed[:, self.table.actions.index("glance")] + (own * decision.selection).sum(-1)
+        return self.relative_of_column[rows, decision.action]
 
     def tokens(self, rows: Tensor, decision: Decision) -> Tensor:
-        return self.table.cost.tokens[rows, self.action(decision)].float()
+        if decision.action is None:
+            return decision.tokens.sum(-1).float()
+        return self.table.cost.tokens[rows, decision.action].float()
 
     def types(self, rows: Tensor) -> Sequence[str]:
         return [self.table.types[row] for row in rows.tolist()]
@@ -158,6 +193,16 @@ class TableEnvironment:
             )
         return decision.action
 
+    def column(self, rows: Tensor, decision: Decision) -> Tensor:
+        """The column of the table that tells what comes of a decision, [B]. Raises UserError where none
+        does."""
+        if decision.action is not None or self.table.drawn is None:
+            return self.action(decision)
+        same = (self.table.drawn[rows] == decision.selection[:, None]).all(-1)
+        if not bool(same.any(-1).all()):
+            return self.action(decision)
+        return same.int().argmax(-1) + self.table.first_drawn
+
 
 class ModelEnvironment:
     """Asks the model. Scores are metrics where nothing is differentiated, the answer's probability where it
@@ -172,7 +217,8 @@ class ModelEnvironment:
     ) -> None:
         self.model, self.unit = model.requires_grad_(False), unit
         self.signals = signals_of(model, needs)
-        self.layout = Layout(shapes_of(self.signals), model.pyramid.tiles, actions, budget)
+        pyramid = model.pyramid
+        self.layout = Layout(shapes_of(self.signals), pyramid.tiles, actions, budget, pyramid.grid)
         self.tile_level = model.pyramid.tile_level
         self.batch: Batch | None = None
         self.features = Features((), torch.empty(0))
@@ -228,6 +274,9 @@ class ModelEnvironment:
 
     def types(self, rows: Batch) -> Sequence[str]:
         return rows.types
+
+    def decide(self, rows: Batch, policy: Policy) -> Decision:
+        return policy.mode()
 
     def relaxed(self, rows: Batch, sample: Relaxed, reward: Reward, soft: bool = True) -> Tensor:
         """Every tile is encoded, since a skipped one must give its gradient; gates weigh their tokens. The

@@ -6,22 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrskip.decision import ActionSet
 
-
-def health(action: Tensor, types: Sequence[str], actions: ActionSet, tile_level: Tensor) -> dict[str, Any]:
-    """Whether a gate decides, or always does the same. action [N]: its decisions; types: N; tile_level [T].
+def health(steps: Tensor, types: Sequence[str], tile_level: Tensor) -> dict[str, Any]:
+    """Whether a gate decides, or always does the same. steps [N, T] int64: what its decisions ask of each
+    tile, 0 where it is skipped (`RolloutTable.steps`); types: N; tile_level [T].
 
     keep_rate of each level; entropy of its decisions over the questions and their mutual information with the
     question type, in nats; how many distinct decisions it takes.
     """
+    label = labels(steps)
     return {
-        "keep_rate": {
-            str(level): rate for level, rate in keep_rates(actions.selection[action], tile_level).items()
-        },
-        "entropy": entropy_of(action),
-        "distinct": len(action.unique()),
-        "mutual_information": mutual_information(action, types),
+        "keep_rate": {str(level): rate for level, rate in keep_rates(steps > 0, tile_level).items()},
+        "entropy": entropy_of(label),
+        "distinct": int(label.max()) + 1,
+        "mutual_information": mutual_information(label, types),
     }
 
 
@@ -32,7 +30,7 @@ def keep_rates(keep: Tensor, tile_level: Tensor) -> dict[int, float]:
 
 
 def labels(keep: Tensor) -> Tensor:
-    """A number for each different selection. keep [N, T] bool -> [N] int64."""
+    """A number for each different selection, from 0. keep [N, T] bool or int64 -> [N] int64."""
     label: Tensor = torch.unique(keep, dim=0, return_inverse=True)[1]
     return label
 

@@ -1,16 +1,17 @@
 """Stage rollouts: score every listed action on every question of a split, in parallel over ranks, resumable.
 
-Axes: B questions of a batch, K decisions, S listed actions, T tiles. A split is rolled out in chunks of
-images. A chunk is written whole or not at all, whatever the number of ranks, so a run that was killed goes on
-with the chunks that are not there.
-"""
+Axes: B questions of a batch, K decisions of each question's own, S listed actions, T tiles. A split is rolled
+out in chunks of images. A chunk is written whole or not at all, whatever the number of ranks, so a run that
+was killed goes on with the chunks that are not there."""
 
 import shutil
 import sys
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from pyrskip.gated import encode_glance
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import Features
 from pyrskip.models.vlm.served import ServedModel
+from pyrskip.proposals import propose
 from pyrskip.rollouts.scoring import score_native, score_served
 from pyrskip.rollouts.table import RolloutTable, check_origin
 from pyrskip.sample import Batch, Sample
@@ -38,7 +40,8 @@ UNREADABLE = "unreadable"
 
 
 class RolloutModule(pl.LightningModule):
-    """Predicts the part of a table that a batch gives. origin: what the table is to know of its making.
+    """Predicts the part of a table that a batch gives. origin: what the table is to know of its making;
+    drawn: selections of each question's own, by `seed` and its key.
 
     refused: keys of images of the last batch that are left out, since the model refuses a question on them,
     each with the reason.
@@ -51,9 +54,12 @@ class RolloutModule(pl.LightningModule):
         budget: BudgetRule,
         split: str,
         origin: Mapping[str, str] | None = None,
+        drawn: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.split, self.origin = model, split, dict(origin or {})
+        self.drawn, self.seed = drawn, seed
         self.actions, self.budget = actions, budget
         self.as_run = model.as_run if isinstance(model, ServedModel) else None
         self.signals = signals_of(model)
@@ -72,6 +78,15 @@ class RolloutModule(pl.LightningModule):
         listed = self.actions.tokens(capacity, self.budget)
         return torch.cat([listed, self.budget.tokens(outside[None], capacity[:, None])], dim=1)
 
+    def own(self, keys: Sequence[str], capacity: Tensor) -> Tensor:
+        """Selections of the questions' own, the same whatever batch they are in. capacity [B, T] -> [B, K, T]
+        bool."""
+        found = []
+        for key, real in zip(keys, (capacity > 0).cpu(), strict=True):
+            rng = np.random.default_rng([self.seed, zlib.crc32(key.encode())])
+            found.append(propose(self.model.pyramid, real, self.drawn, rng))
+        return torch.stack(found).to(capacity.device)
+
     @torch.no_grad()
     def predict_step(self, batch: Batch | None, batch_idx: int) -> RolloutTable | None:
         """None where no sample of the batch can be read, or the model answers on none."""
@@ -82,6 +97,9 @@ class RolloutModule(pl.LightningModule):
         image_size, image_of = batch.on_cpu
         size, capacity = image_size[image_of], model.pyramid.capacity(image_size)[image_of]
         asked = self.decisions(capacity)
+        drawn = self.own(batch.keys, capacity) if self.drawn else None
+        if drawn is not None:
+            asked = torch.cat([asked, self.budget.tokens(drawn, capacity[:, None])], dim=1)
         features = encode_glance(model, batch)
         score: Tensor
         probability: Tensor | None
@@ -99,6 +117,7 @@ class RolloutModule(pl.LightningModule):
                     return None
                 batch, size, asked, score = batch.rows(kept), size[kept], asked[kept], score[kept]
                 probability = None if probability is None else probability[kept]
+                drawn = None if drawn is None else drawn[kept]
                 features = encode_glance(model, batch)
         realised = model.realise(asked, size[:, None].expand(-1, asked.shape[1], -1))
         texts = tuple(dict.fromkeys(batch.texts))
@@ -128,6 +147,7 @@ class RolloutModule(pl.LightningModule):
             image_keys=batch.image_keys,
             split=self.split,
             origin=self.origin,
+            drawn=drawn,
         )
         return part.to(torch.device("cpu"))
 

@@ -1,9 +1,11 @@
 """The rollout table: the score of every action for every question, and what it cost.
 
-Axes: N questions, M images, U distinct question texts, S listed actions, T tiles.
+Axes: N questions, M images, U distinct question texts, S listed actions, T tiles, K selections of a
+question's own.
 
-The columns of `score`, `probability` and `cost` are the listed actions in the action set's order, and after
-them the decisions outside of it (OUTSIDE): the model as used without pyrskip, and no image at all. A table
+The columns of `score`, `probability` and `cost` are the listed actions in the action set's order, after them
+the decisions outside of it (OUTSIDE): the model as used without pyrskip, and no image at all, and last what
+was tried of each question alone, selections of single tiles that are too many to be listed. A table
 knows its origin: what it was rolled out with, and what would give other numbers if it were another.
 """
 
@@ -32,8 +34,8 @@ TABLE = "table.safetensors"
 
 @dataclass(frozen=True)
 class RolloutTable:
-    """score [N, S + 2] in [0, 1]; probability [N, S + 2] of the first accepted answer; cost [N, S + 2],
-    without a gate's.
+    """score [N, S + 2 + K] in [0, 1]; probability, of the first accepted answer, and cost, without a gate's,
+    likewise; drawn [N, K, T] bool: the selections of the last K columns, None where there are none.
 
     signals: what gates read, 'question', 'text' or 'image' -> name of a tensor -> [N, ...], [U, ...] or [M,
     ...]. similarity [N, T]: cosine of the question with each tile's mean token; image_of [N] and query_of
@@ -57,6 +59,7 @@ class RolloutTable:
     image_keys: tuple[str, ...]
     split: str
     origin: Mapping[str, str] = field(default_factory=dict)
+    drawn: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.score)
@@ -64,6 +67,20 @@ class RolloutTable:
     def column(self, name: str) -> int:
         """The column of a listed action or of a decision outside the set."""
         return (*self.actions.names, *OUTSIDE).index(name)
+
+    @property
+    def first_drawn(self) -> int:
+        """The column of each question's first own selection."""
+        return len(self.actions) + len(OUTSIDE)
+
+    def steps(self, rows: Tensor, column: Tensor) -> Tensor:
+        """What a listed action, or a selection of a question's own, asks of each tile, as an index of its
+        choices. rows, column [n] int64 -> [n, T] int64."""
+        listed = self.actions.steps[column.clamp(max=len(self.actions) - 1)]
+        if self.drawn is None:
+            return listed
+        own = self.drawn[rows, (column - self.first_drawn).clamp(min=0)].long()
+        return own.where(column[:, None] >= self.first_drawn, listed)
 
     @property
     def mean_full_flops(self) -> float:
@@ -92,6 +109,7 @@ class RolloutTable:
             probability=None if self.probability is None else self.probability[rows],
             cost=Cost(*(getattr(self.cost, name)[rows] for name in COSTS)),
             similarity=None if self.similarity is None else self.similarity[rows],
+            drawn=None if self.drawn is None else self.drawn[rows],
             signals={
                 per: {name: value[rows] if per == "question" else value for name, value in of.items()}
                 for per, of in self.signals.items()
@@ -133,7 +151,7 @@ class RolloutTable:
             for per in PER:
                 for key in [key for key in tensors if key.startswith(f"{per}.")]:
                     signals[per][key.removeprefix(f"{per}.")] = tensors.pop(key)
-            unknown: dict[str, Any] = {"probability": None, "similarity": None}
+            unknown: dict[str, Any] = {"probability": None, "similarity": None, "drawn": None}
             members: dict[str, Any] = {**unknown, **tensors, **{k: tuple(v) for k, v in lists.items()}}
             table = cls(actions=actions, cost=cost, signals=signals, split=split, origin=origin, **members)
             table._check_lengths()
@@ -153,7 +171,9 @@ class RolloutTable:
 
     def _check_lengths(self) -> None:
         """Raises ValueError where two members disagree on N, M, U, S or T."""
-        rows, width = len(self.score), len(self.actions.names) + len(OUTSIDE)
+        rows, listed = len(self.score), len(self.actions.names)
+        own = 0 if self.drawn is None else self.drawn.shape[1]
+        width = listed + len(OUTSIDE) + own
         columns = {name: getattr(self.cost, name) for name in COSTS}
         columns |= {"score": self.score} | (
             {} if self.probability is None else {"probability": self.probability}
@@ -161,10 +181,11 @@ class RolloutTable:
         for name, tensor in columns.items():
             if tensor.shape != (rows, width):
                 raise ValueError(f"{name} is {list(tensor.shape)}, not {[rows, width]}")
-        if len(self.actions.selection) != width - len(OUTSIDE):
-            raise ValueError(
-                f"selection is {list(self.actions.selection.shape)}, for {width - len(OUTSIDE)} actions"
-            )
+        if len(self.actions.selection) != listed:
+            raise ValueError(f"selection is {list(self.actions.selection.shape)}, for {listed} actions")
+        tiles = self.actions.selection.shape[1]
+        if self.drawn is not None and self.drawn.shape != (rows, own, tiles):
+            raise ValueError(f"drawn is {list(self.drawn.shape)}, not {[rows, own, tiles]}")
         if self.similarity is not None and self.similarity.shape != (rows, self.actions.selection.shape[1]):
             raise ValueError(
                 f"similarity is {list(self.similarity.shape)}, not {[rows, self.actions.selection.shape[1]]}"
@@ -219,6 +240,7 @@ class RolloutTable:
             image_keys=tuple(k for part in parts for k in part.image_keys),
             split=first.split,
             origin=first.origin,
+            drawn=joined("drawn"),
         )
 
 

@@ -63,7 +63,8 @@ def roll_out_into(
             continue
         # scores are those of inference, which knows of no autocast
         trainer = build_trainer(replace(config.trainer, precision="32-true"), directory)
-        module = RolloutModule(model, actions, config.budget, split, origin)
+        drawn = 0 if split == "test" else config.actions.drawn  # nothing learns from the test split
+        module = RolloutModule(model, actions, config.budget, split, origin, drawn, config.actions.seed)
         data, quiet = inputs_of(run, split, model.vision), config.trainer.quiet
         if remote is not None:
             remote.client.journal = Journal(directory)
@@ -174,6 +175,8 @@ def origins_of(run: Run, splits: Sequence[str], pruner: PrunerConfig) -> dict[st
         "sight of the gate": f"{vision}, {config.text.name}",
     }
     shards = {split: digest({"shards": [shard.sha256 for shard in index.splits[split]]}) for split in splits}
+    if config.actions.drawn:
+        common["selections of questions' own"] = f"{config.actions.drawn}, by seed {config.actions.seed}"
     return {split: common | {"split": split, "data": f"{index.source} {shards[split]}"} for split in splits}
 
 

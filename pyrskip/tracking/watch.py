@@ -66,12 +66,12 @@ class Watch(Callback):
         price = torch.full((len(rows),), watched_price(module.price), device=rows.device)
         training = module.gate.training
         module.gate.eval()
-        decision = module.gate.policy(environment.observe(rows, price)).mode()
+        decision = environment.decide(rows, module.gate.policy(environment.observe(rows, price)))
         module.gate.train(training)
         action, score = environment.action(decision), environment.score(rows, decision)
         cost, tokens = environment.cost(rows, decision), environment.tokens(rows, decision)
         types = [table.types[i] for i in rows.tolist()]
-        found = health(action.cpu(), types, table.actions, environment.tile_level)
+        found = health(table.steps(rows, action).cpu(), types, environment.tile_level)
         metrics = {
             "val/accuracy/all": float(score.mean()),
             "val/relative_flops": float(cost.mean()),
@@ -90,9 +90,8 @@ class Watch(Callback):
             metrics[f"val/accuracy/{kind.replace('/', '-')}"] = float(score[of_kind].mean())
         media: dict[str, Media] = {"media/tokens": Histogram(tokens.tolist())}
         if last:
-            media["media/selections_by_type"] = Chart(
-                selections_by_type(action.cpu(), types, table.actions.names)
-            )
+            touched = table.actions.touched(decision.selection, environment.tile_level).cpu()
+            media["media/selections_by_type"] = Chart(selections_by_type(touched, types, table.actions.names))
         for guard in self.loggers:
             guard.log_metrics(metrics, step)
         send(self.loggers, media, step)

@@ -102,7 +102,7 @@ class Best(Callback):
                 seen = replace(seen, candidates=listed(seen, gate.layout))
                 asks = [replace(seen, price=each.expand_as(price)) for each in prices]
             for ask in asks:
-                mode = gate.policy(ask, outputs).mode()
+                mode = self.environment.decide(rows, gate.policy(ask, outputs))
                 score, cost = module.score(rows, mode, self.environment), self.environment.cost(rows, mode)
                 reward = of.reward(score, cost, ask.price) / (1 + ask.price)
                 rewards.append(score if of.mode == "target" else reward)

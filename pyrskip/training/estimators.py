@@ -18,6 +18,13 @@ FLOOR = 1e-4
 """Of a standard deviation that is divided by."""
 
 
+def missed_cross_entropy(missed: Tensor, right: Tensor) -> Tensor:
+    """Cross-entropy of a chance of being right, given as the log of that of being wrong. missed <= 0, right
+    in [0, 1], of one shape -> the same shape."""
+    missed = missed.clamp(max=-1e-6)  # a certain answer that is wrong has a finite gradient
+    return -(right * (-missed.expm1()).log() + (1 - right) * missed)
+
+
 def score_function(log_prob: Tensor, advantage: Tensor) -> Tensor:
     """-mean of advantage x log-probability, of one shape; its gradient is unbiased where the advantage is
     (REINFORCE, Williams 1992)."""

@@ -6,6 +6,7 @@ Axes: B questions, T tiles.
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -15,6 +16,7 @@ from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.models.language import Block
 from pyrskip.models.native import NativeModel
+from pyrskip.proposals import propose
 from pyrskip.sample import Batch
 from pyrskip.training.module import OptimizerConfig, StepModule, step_seed
 
@@ -22,8 +24,9 @@ from pyrskip.training.module import OptimizerConfig, StepModule, step_seed
 @dataclass(frozen=True)
 class FlexConfig:
     """budget: a stochastic budget (tokenflex, uniform, sandwich, fixed). Shares of steps: full_share keep
-    everything, reference_share level 0 alone, glance_share the glance alone; the rest a random selection, of
-    random tiles half of the time where levels have several. blind_share: of questions, asked without any
+    everything, reference_share level 0 alone, glance_share the glance alone, region_share a few tiles, as a
+    region gate chooses them; the rest a random selection, of random tiles half of the time where levels have
+    several. blind_share: of questions, asked without any
     image. dropout: of the encoder's features, whitened: it keeps a model that has few images from knowing
     them by heart.
 
@@ -36,6 +39,7 @@ class FlexConfig:
     full_share: float = 0.3
     reference_share: float = 0.1
     glance_share: float = 0.0
+    region_share: float = 0.0
     blind_share: float = 0.05
     close_share: float = 0.0
     dropout: float = 0.0
@@ -43,12 +47,13 @@ class FlexConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        shares = (self.full_share, self.reference_share, self.glance_share)
+        shares = (self.full_share, self.reference_share, self.glance_share, self.region_share)
         if min(*shares, self.blind_share) < 0 or sum(shares) > 1 or self.blind_share >= 1:
             raise UserError(
                 f"flex.full_share={self.full_share}, reference_share={self.reference_share}, "
-                f"glance_share={self.glance_share}, blind_share={self.blind_share}: allowed: at least 0, the "
-                "first three at most 1 together, the last below 1"
+                f"glance_share={self.glance_share}, region_share={self.region_share}, "
+                f"blind_share={self.blind_share}: allowed: at least 0, the first four at most 1 together, "
+                "the last below 1"
             )
         for name in ("close_share", "dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -93,6 +98,9 @@ class FlexModule(StepModule):
             return pyramid.tile_level == 0
         if kind < c.full_share + c.reference_share + c.glance_share:
             return torch.arange(pyramid.tiles) == pyramid.glance
+        if kind >= 1 - c.region_share:
+            rng = np.random.default_rng(step_seed(c.seed, step))
+            return propose(pyramid, torch.ones(pyramid.tiles, dtype=torch.bool), 1, rng)[0]
         chosen = self.actions.selection[int(torch.randint(len(self.actions), (), generator=generator))]
         if pyramid.tiles > pyramid.levels and float(torch.rand((), generator=generator)) < 0.5:
             some = torch.rand(pyramid.tiles, generator=generator) < 0.5

@@ -91,7 +91,8 @@ class GateModule(StepModule):
     """A gate, an environment and a price; a rule is the training_step and its config.
 
     default_policy: of gate.policy=auto; forms: of the reward; critic: whether it trains the one of an
-    episodic policy; priced: whether what it learns depends on the price.
+    episodic policy; priced: whether what it learns depends on the price; listless: whether, asking the model,
+    it can teach selections that no list holds.
     """
 
     config_class: ClassVar[type[RuleConfig]]
@@ -99,6 +100,7 @@ class GateModule(StepModule):
     forms: ClassVar[tuple[str, ...]] = ("linear", "bonus")
     critic: ClassVar[bool] = False
     priced: ClassVar[bool] = True
+    listless: ClassVar[bool] = False
     config: Any
 
     def __init__(
@@ -182,7 +184,7 @@ class GateModule(StepModule):
             self.price.update(self.over_ranks(spent.mean()), self.cost_weight(batch_idx))
         if not logs:
             return
-        mode = policy.mode()
+        mode = self.environment.decide(rows, policy)
         score, cost = self.environment.score(rows, mode), self.environment.cost(rows, mode)
         means = {
             "train/loss": loss,

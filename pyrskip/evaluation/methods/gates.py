@@ -36,8 +36,11 @@ def ablations(inputs: Inputs, split: str) -> Iterator[Decisions]:
 
 def random(inputs: Inputs, split: str) -> Iterator[Decisions]:
     """The mean over permutations of the gate's own decisions dealt out to other questions, at exactly what
-    they cost where the gate took them."""
+    they cost where the gate took them; one permutation, at what it costs, where decisions are not listed."""
     table = inputs.tables[split]
+    yield from _played("random", inputs, split)
+    if _is_played(inputs, split):
+        return
     for seed in inputs.seeds if "gate" in inputs.gates else ():
         orders = _orders(seed, len(table))
         for price, action in zip(
@@ -63,6 +66,9 @@ def shuffled_query(inputs: Inputs, split: str) -> Iterator[Decisions]:
     """The gate decides for another sample's question and the model's confidence there; what is paid and
     answered stays the sample's own."""
     table = inputs.tables[split]
+    yield from _played("gate:shuffled_query", inputs, split)
+    if _is_played(inputs, split):
+        return
     for seed in inputs.seeds if "gate" in inputs.gates else ():
         prices = inputs.prices_of("gate", seed)
         order = next(islice(_orders(seed, len(table)), PERMUTATIONS * len(prices), None))
@@ -71,6 +77,26 @@ def shuffled_query(inputs: Inputs, split: str) -> Iterator[Decisions]:
         others = replace(table, query_of=table.query_of[order], signals=signals)
         for price, action in zip(prices, inputs.decide("gate", seed, others), strict=True):
             yield Decisions(action, price=price, seed=seed, gate="gate")
+
+
+def random_tiles(inputs: Inputs, split: str) -> Iterator[Decisions]:
+    """As many tiles of each level as the gate keeps for the question, anywhere; none where a level is a
+    tile."""
+    yield from _played("random:tiles", inputs, split)
+
+
+def _is_played(inputs: Inputs, split: str) -> bool:
+    """Whether the gate's decisions are not listed, so that the model itself was asked."""
+    return any(("gate", seed, split) in inputs.played for seed in inputs.seeds)
+
+
+def _played(name: str, inputs: Inputs, split: str) -> Iterator[Decisions]:
+    """What was played in the gate's place, a point a seed and price."""
+    for seed in inputs.seeds:
+        columns = inputs.played.get((name, seed, split), ())
+        prices = inputs.prices_of("gate", seed) if len(columns) else ()
+        for price, column in zip(prices, columns, strict=True):
+            yield Decisions(column, price=price, seed=seed, gate="gate")
 
 
 def _orders(seed: int, questions: int) -> Iterator[Tensor]:
@@ -93,4 +119,6 @@ for _name, _look in {
 _other = _style(SKY, "-", "D", first=True)
 METHODS.register("ablation", Method(ablations, _other, candidate=True, variants=True))
 METHODS.register("random", Method(random, Style(GREY, "-", ".", section=Section.RANDOM, place=1, first=True)))
+_anywhere = Style(GREY, "--", "+", section=Section.RANDOM, place=2)
+METHODS.register("random:tiles", Method(random_tiles, _anywhere))
 METHODS.register("gate:shuffled_query", Method(shuffled_query, _style(PURPLE, ":", "v")))

@@ -36,6 +36,13 @@ def cross(inputs: Inputs, split: str) -> Iterator[Decisions]:
         yield Decisions(oracles.cross(inputs.tables[split], crossed[split], price, unit), price=price)
 
 
+def by_boxes(inputs: Inputs, split: str) -> Iterator[Decisions]:
+    """The tiles, of the coarsest level that shows the answer, in which it lies; where a data set knows them,
+    and decisions are not listed."""
+    for column in inputs.played.get(("oracle:boxes", 0, split), ()):
+        yield Decisions(column)
+
+
 def _prices(inputs: Inputs) -> list[float]:
     """The frontier's, and those that gates serve beside them."""
     own = {price for gates in inputs.gates.values() for gate in gates for price in gate.prices(())}
@@ -45,4 +52,5 @@ def _prices(inputs: Inputs) -> list[float]:
 _style = partial(Style, RED, panels=("gate",), section=Section.ORACLES)
 METHODS.register("oracle:type", Method(by_type, _style("-.", "1", first=True)))
 METHODS.register("oracle:sample", Method(by_sample, _style(":", "2", place=2)))
+METHODS.register("oracle:boxes", Method(by_boxes, _style("", "4", "point", place=4)))
 METHODS.register("oracle:cross", Method(cross, _style("--", "3", place=1)))

@@ -35,6 +35,7 @@ class GumbelConfig(RewardConfigured):
 class GumbelModule(RewardModule):
     config_class = GumbelConfig
     default_policy = "bernoulli"
+    listless = True
     config: GumbelConfig
 
     @classmethod

@@ -64,7 +64,7 @@ class RatioModule(GateModule):
 
     @classmethod
     def trains(cls, policy: type[Policy], online: bool) -> bool:
-        return issubclass(policy, BernoulliPolicy)
+        return issubclass(policy, BernoulliPolicy) and policy.dial  # one that says keep or skip, and no score
 
     @classmethod
     def check(cls, config: RuleConfig, gate: GateConfig, reward: RewardConfig) -> None:

@@ -39,6 +39,7 @@ class ReinforceConfig(RewardConfigured):
 class ReinforceModule(RewardModule):
     config_class = ReinforceConfig
     default_policy = "bernoulli"
+    listless = True
     config: ReinforceConfig
 
     def __init__(self, *arguments: Any, **named: Any) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyrskip.policies import Policy
+from pyrskip.policies.utility import UtilityPolicy
 from pyrskip.training.gate import RULES, GateModule, RuleConfig
 
 
@@ -35,7 +36,7 @@ class SupervisedModule(GateModule):
 
     @classmethod
     def trains(cls, policy: type[Policy], online: bool) -> bool:
-        return not policy.dial
+        return issubclass(policy, UtilityPolicy)
 
     def training_step(self, rows: Any, batch_idx: int) -> Tensor:
         price = self.price.sample(len(rows))
