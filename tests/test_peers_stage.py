@@ -77,7 +77,7 @@ ONE = "peers.pruners=[average]"
         (("peers.pruners=[average,average]",), r"=\['average', 'average'\]: allowed: each once, average"),
         (("peers.pruners=[psychic]",), "allowed: each once, average, cdpruner"),
         ((ONE, "peers.ratios=[1.0]"), r"peers.ratios=\[1.0\]: allowed: one or more different"),
-        ((ONE, "actions=regions"), "actions.drawn=8: rollouts behind a pruner hold listed decisions alone"),
+        ((ONE, "actions=regions"), "actions.drawn=16: rollouts behind a pruner hold listed decisions alone"),
         ((ONE, "pruner=random"), "peers are held against a run that prunes nothing"),
         (("peers.pruners=[fastv]",), "fastv prunes between layers, and language.layers=1"),
         ((ONE, "model=hf", "text=minilm"), "pruner.name=average with model.name=hf, whose visual tokens"),
