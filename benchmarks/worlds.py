@@ -244,7 +244,8 @@ def main() -> None:
     steps, seeds = int(given.get("steps", 3000)), int(given.get("seeds", 3))
     IMAGES["gate"] = int(given.get("images", IMAGES["gate"]))
     options = {key: int(given[key]) for key in ("validations", "patience") if key in given}
-    every = ["-".join(pair) for pair in valid_pairs(online=False) if pair[1] != "rungs"]
+    pairs = [pair for pair in valid_pairs(online=False) if pair[1] != "rungs" and RULES[pair[0]].priced]
+    every = ["-".join(pair) for pair in pairs]
     names = given["pair"].split(",") if "pair" in given else every
     found: dict[tuple[str, str, str], list[float]] = {}
     out = Path(given["out"]) if "out" in given else None
