@@ -169,7 +169,7 @@ assert not set(sys.modules) & {{"torch", "numpy", "PIL", "tokenizers"}}, "import
 model = pyrskip.load({directory!r}, {backend!r})
 from PIL import Image
 print(model.answer(Image.new("RGB", (30, 20)), "how many?").selection.tokens)
-import pyrskip.cli, pyrskip.inference.predict, pyrskip.inference.serve, pyrskip.inference.processor
+import pyrskip.cli, pyrskip.inference.predict, pyrskip.serving.serve, pyrskip.inference.processor
 """
 
 

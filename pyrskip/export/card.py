@@ -6,18 +6,18 @@ from typing import Any
 
 from pyrskip.config import Config, to_plain
 from pyrskip.evaluation.guarantee import said
-from pyrskip.export.parity import Parity
 
 # sections of the run's config that made the weights
 TRAINED_BY = ("data", "pyramid", "vision", "text", "language", "flex", "budget", "gate", "rule", "reward")
 
-TEMPLATE = """---
+HEAD = """---
 library_name: pyrskip
 pipeline_tag: visual-question-answering
 tags: [pyrskip, skip-gate, image-pyramid]
 ---
 
-# {name}: a skip gate and the model that it decides for
+"""
+WHOLE = """# {name}: a skip gate and the model that it decides for
 
 From the question and a glance of {glance} px, the gate (`{gate}`, policy `{policy}`) decides which levels of
 an image pyramid of {size} px and {levels} levels are encoded, before any of their pixels are. The price is
@@ -30,7 +30,23 @@ model = pyrskip.load("path/to/this/export", backend="onnx")
 answer = model.answer("image.png", "a question", price={price})
 print(answer.text, answer.selection.levels, answer.selection.cost)
 ```
+"""
+ALONE = """# {name}: a skip gate for a model that runs elsewhere
 
+From the question and a glance of {glance} px, the gate (`{gate}`, policy `{policy}`) decides which levels of
+an image pyramid of {size} px and {levels} levels are sent to the model that answers. It was trained for
+`{outside}`, whose tokens and FLOPs it counts by rules in config.json. The price is the dial: what relative
+cost 1, the mean full pyramid, is worth in score. Default: {price}.
+
+```python
+import pyrskip
+
+gate = pyrskip.load("path/to/this/export", backend="onnx")
+sent = gate.decide("image.png", "a question", price={price})
+print(sent.pictures, sent.selection.tokens, sent.saved)
+```
+"""
+REST = """
 ## Accuracy against cost
 
 The test split of `{source}`. Cost is FLOPs of everything that runs, the gate included, over the mean
@@ -43,7 +59,7 @@ full pyramid's.
 ## What is guaranteed
 
 Shares of the full pyramid's score, on an image that is drawn anew as the data's were and a question that is
-drawn from those on it. Each line is for itself; `model.answer(..., retention=...)` takes what is guaranteed.
+drawn from those on it. Each line is for itself; `{takes}(..., retention=...)` takes what is guaranteed.
 
 {guarantees}
 
@@ -55,8 +71,7 @@ Checked on the whole test split before this was written; an export that differs 
 
 ## How it was trained
 
-Gate seed {seed}, by the rule `{rule}`. Stages: data, flex, rollouts, gate, frontier. The config that
-made the weights:
+Gate seed {seed}, by the rule `{rule}`. The config that made the weights:
 
 ```json
 {config}
@@ -65,10 +80,15 @@ made the weights:
 ## Limits
 
 * Accuracy and cost are those of the split above; on other images and questions they must be measured.
-* Images are shrunk to {size} px a side, questions hold at most {words} tokens (longer ones are cut,
-  options never), answers at most {answer}.
+* {reads}
 * Checksums tell damage and changes, not who made the files.
 """
+READS_WHOLE = """\
+Images are shrunk to {size} px a side, questions hold at most {words} tokens (longer ones are cut,
+  options never), answers at most {answer}."""
+READS_ALONE = """\
+The gate reads a question's last {words} tokens. Another model than `{outside}` gives other tokens and
+  answers: the numbers above are not its own."""
 
 METHODS = ("full", "reference", "gate")
 
@@ -77,17 +97,28 @@ def card(
     config: Config,
     plain: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
-    parity: Sequence[Parity],
+    parity: Sequence[object],
     seed: int,
     targets: Mapping[str, Any],
 ) -> str:
-    """README.md. plain: config.json; rows: the frontier's, of this seed and of methods without one; targets:
-    of summary.json."""
-    whole = to_plain(config)
-    pyramid = plain["pyramid"]
+    """README.md. plain: config.json; parity: what the checks found, each a line; rows: the frontier's, of
+    this seed and of methods without one; targets: of summary.json."""
+    sections = to_plain(config)
+    pyramid, outside = plain["pyramid"], plain.get("outside")
     levels = len(pyramid["grid"])
-    return TEMPLATE.format(
+    reads = (
+        READS_ALONE.format(words=plain["query"]["max_words"], outside=outside["name"])
+        if outside
+        else READS_WHOLE.format(
+            size=pyramid["size"], words=plain["language"]["max_words"], answer=plain["language"]["max_answer"]
+        )
+    )
+    trained_by = [key for key in TRAINED_BY if not outside or key not in ("language", "flex")]
+    return (HEAD + (ALONE if outside else WHOLE) + REST).format(
         name=config.name,
+        outside=outside and outside["name"],
+        takes="gate.decide" if outside else "model.answer",
+        reads=reads,
         glance=pyramid["size"] >> (levels - 1),
         gate=plain["gate"]["gate"]["name"],
         policy=plain["gate"]["gate"]["policy"],
@@ -111,9 +142,7 @@ def card(
         parity="\n".join(f"* {result}" for result in parity),
         seed=seed,
         rule=config.rule.name,
-        config=json.dumps({key: whole[key] for key in TRAINED_BY}, indent=1),
-        words=plain["language"]["max_words"],
-        answer=plain["language"]["max_answer"],
+        config=json.dumps({key: sections[key] for key in trained_by}, indent=1),
     )
 
 
