@@ -17,6 +17,7 @@ tells nothing before it is sent its images.
 
 import base64
 import io
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,7 +149,8 @@ def conversation(pictures: Sequence[Image.Image], question: str) -> list[dict[st
 def data_url(picture: Image.Image) -> str:
     """A picture as PNG in a data URL."""
     file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)  # more takes several times as long, for a tenth of the bytes
+    # as small as zlib's default for photographs, in a fifth of the time
+    picture.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from fastapi import FastAPI, Request, Response
@@ -92,7 +93,11 @@ class GatewayConfig:
     cache_bytes: int = 64_000_000
 
     def __post_init__(self) -> None:
-        if not self.upstream.startswith(("http://", "https://")) or not httpx.URL(self.upstream).host:
+        try:
+            host = urlsplit(self.upstream).hostname
+        except ValueError:
+            host = None
+        if not self.upstream.startswith(("http://", "https://")) or not host:
             raise UserError(
                 f"upstream={self.upstream} is no address; allowed: http://<host>:<port>, or https://"
             )
@@ -235,7 +240,7 @@ def _address(upstream: str, scope: Scope) -> httpx.URL:
     # a raw path may hold the query, as some servers and clients have it
     path = raw.partition(b"?")[0].decode("latin-1")
     try:
-        if ".." not in path.split("/"):
+        if ".." not in scope["path"].split("/"):
             return httpx.URL(upstream + path + (f"?{query.decode('latin-1')}" if query else ""))
     except httpx.InvalidURL:
         pass
@@ -245,7 +250,7 @@ def _address(upstream: str, scope: Scope) -> httpx.URL:
 def _passed(headers: Headers, upstream_key: str, guarded: bool) -> list[tuple[bytes, bytes]]:
     """The headers for the upstream. guarded: whether the client's Authorization is for the gateway."""
     named = {name.strip().lower() for name in headers.get("connection", "").split(",")}
-    left_out = HOPS | named | {"host", "content-length"}
+    left_out = HOPS | named | {"host", "content-length", "expect"}
     if guarded or upstream_key:
         left_out |= {"authorization"}
     passed = [
