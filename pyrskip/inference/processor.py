@@ -16,13 +16,14 @@ tells nothing before it is sent its images.
 """
 
 import base64
-import io
+import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from pyrskip.errors import UserError
@@ -147,11 +148,30 @@ def conversation(pictures: Sequence[Image.Image], question: str) -> list[dict[st
 
 
 def data_url(picture: Image.Image) -> str:
-    """A picture as PNG in a data URL."""
-    file = io.BytesIO()
-    # as small as zlib's default for photographs, in a fifth of the time
-    picture.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    """An RGB picture as PNG in a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(_png(np.asarray(picture))).decode()}"
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    """[h, w, 3] as PNG, every row as differences to the pixel on its left. Pillow tries five filters for each
+    row, which takes twice as long as all of this."""
+    height, width, _ = pixels.shape
+    rows = np.empty((height, 1 + 3 * width), dtype=np.uint8)
+    flat = pixels.reshape(height, -1)
+    rows[:, 0], rows[:, 1:4] = 1, flat[:, :3]
+    np.subtract(flat[:, 3:], flat[:, :-3], out=rows[:, 4:])
+    packed = zlib.compressobj(1, strategy=zlib.Z_RLE)
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
+        b"IDAT": packed.compress(rows.tobytes()) + packed.flush(),
+        b"IEND": b"",
+    }
+    chunks = (struct.pack(">I", len(of)) + kind + of + _sum(kind + of) for kind, of in parts.items())
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def _sum(content: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(content))
 
 
 def _levels(engine: Decider, image: Image.Image) -> list[Floats]:
