@@ -7,10 +7,12 @@ RAY := .venv-ray
 EXTRAS := train,export,serve,hub,easy-vqa,scenes,convert,minilm,hf,remote,wandb,tensorboard,mlflow,sweep,cluster,dev
 # their ranks are forked, which a process that has used autograd's threads cannot do
 FORKS := $(addprefix tests/test_,ranks.py preemption.py resume_data.py rewards.py)
+# where nothing can be installed, what is there
+OWN = $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-slurm test-ray lint format types bench bench-deploy bench-gateway bench-ranks bench-scaling chaos docs clean
+.PHONY: help setup train test test-slow test-gpu test-slurm test-ray lint format types bench bench-deploy bench-gateway bench-ranks bench-scaling chaos docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -31,6 +33,10 @@ test: $(READY)  ## all tests but the slow ones, on two cores
 test-slow: $(READY)  ## the slow tests: several ranks, kills, a wheel installed elsewhere
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow -n 2 --dist loadfile $(FORKS:%=--ignore=%)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow $(FORKS)
+
+test-gpu:  ## the tests that take a device, on a GPU, and the clock of run=<directory>; without .venv on what is installed
+	$(OWN) -m pytest -q -rs -m 'slow or not slow' --device cuda tests/test_device.py tests/test_waiting.py
+	if [ -n "$(run)" ]; then $(OWN) -c "from pyrskip.cli import main; main()" bench run=$(run) device=cuda; fi
 
 test-slurm: $(READY)  ## tests on a SLURM of two nodes on this machine, from Debian's packages (needs root)
 	command -v slurmd munged >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends slurm-wlm munge; }

@@ -4,9 +4,10 @@ python benchmarks/worlds.py [key=value ...]
 
 world=question,glance,both   which; steps=3000; seeds=3; target=probability,score; pair=exact-categorical,...
 (all by default); images=5000 to learn from; validations=, patience= as in rule (0: the last weights);
-out=<directory> for worlds.csv and worlds.png. A row is the regret on unseen images as a share of the gap
-between the best constant decision and the best of each question, the mean over prices: 0% is the optimum,
-100% no better than one decision for all. Costs a minute or so a gate, on one core.
+out=<directory> for worlds.csv and worlds.png: a gate whose regret is there is not trained again. A row is the
+regret on unseen images as a share of the gap between the best constant decision and the best of each
+question, the mean over prices: 0% is the optimum, 100% no better than one decision for all. Costs a minute or
+so a gate, on one core.
 
 Axes: N questions, M images, T tiles, S actions.
 """
@@ -49,6 +50,7 @@ NOISE = 0.5
 SURE, UNSURE = 0.95, 0.5
 """Probability of a right answer where what a question needs is kept, and where it is not."""
 PRICES = (0.1, 0.2, 0.35)
+COLUMNS = ("world", "pair", "target", "images", "steps", "options", "seed", "regret", "taken")
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,35 @@ def train(
     return regret(gate.cpu(), test), trainer.global_step
 
 
+class Journal:
+    """Regret and steps of every gate that has been trained, by its key, in a file where one is given."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.found = path, dict[tuple[str, ...], tuple[float, int]]()
+        if path is not None and path.exists():
+            with path.open(newline="") as file:
+                rows = list(csv.reader(file))[1:]
+            self.found = {tuple(row[:-2]): (float(row[-2]), int(row[-1])) for row in rows}
+
+    def __contains__(self, key: tuple[Any, ...]) -> bool:
+        return tuple(map(str, key)) in self.found
+
+    def __getitem__(self, key: tuple[Any, ...]) -> tuple[float, int]:
+        return self.found[tuple(map(str, key))]
+
+    def add(self, key: tuple[Any, ...], share: float, taken: int) -> None:
+        self.found[tuple(map(str, key))] = share, taken
+        if self.path is None:
+            return
+        new = not self.path.exists()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(COLUMNS)
+            writer.writerow((*key, share, taken))
+
+
 def draw(found: dict[tuple[str, str, str], list[float]], path: Path) -> None:
     """A panel a world, a row a pair, a dot a gate."""
     import matplotlib
@@ -217,14 +248,20 @@ def main() -> None:
     names = given["pair"].split(",") if "pair" in given else every
     found: dict[tuple[str, str, str], list[float]] = {}
     out = Path(given["out"]) if "out" in given else None
+    journal = Journal(out and out / "worlds.csv")
     console = Console()
     for world in worlds:
         for name in names:
             for target in targets:
-                pair = (name.partition("-")[0], name.partition("-")[2])
-                trained = [
-                    train(WORLDS[world], pair, target, steps, seed, **options) for seed in range(seeds)
-                ]
+                rule, _, policy = name.partition("-")
+                trained = []
+                for seed in range(seeds):
+                    key = (world, name, target, IMAGES["gate"], steps, str(sorted(options.items())), seed)
+                    if key not in journal:
+                        journal.add(
+                            key, *train(WORLDS[world], (rule, policy), target, steps, seed, **options)
+                        )
+                    trained.append(journal[key])
                 found[world, name, target] = [share for share, _ in trained]
                 told = (f"{100 * share:.1f}% ({taken} steps)" for share, taken in trained)
                 console.print(world, name, target, *told)
@@ -240,14 +277,6 @@ def main() -> None:
             )
     console.print(table)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        with (out / "worlds.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("world", "pair", "target", "steps", "seed", "regret"))
-            for (world, name, target), shares in found.items():
-                writer.writerows(
-                    (world, name, target, steps, seed, share) for seed, share in enumerate(shares)
-                )
         draw(found, out / "worlds.png")
 
 

@@ -21,6 +21,8 @@ commands
   rollouts  run the stages up to the rollouts, and print what every action scores and costs
   export    write a finished run's gate, and the model that it trained, as a directory that services load:
             pyrskip export run=runs/easy_vqa out=exports/easy_vqa [seed=0] [native=true]
+  bench     time a finished run's decisions, phase by phase, beside their FLOPs:
+            pyrskip bench run=runs/easy_vqa [device=cuda] [seconds=60] [price=<number>] [seed=0] [out=<file>]
   predict   answer questions: pyrskip predict model=<export> input=questions.jsonl out=answers.jsonl
   serve     an HTTP service of an export: pyrskip serve model=exports/easy_vqa [port=8000]
   gateway   a proxy that decides what of each picture is sent to another server:
@@ -68,6 +70,7 @@ def _run(arguments: Sequence[str]) -> None:
         "data": data,
         "rollouts": rollouts,
         "export": export,
+        "bench": bench,
         "predict": predict,
         "serve": serve,
         "gateway": gateway,
@@ -169,6 +172,12 @@ def export(arguments: Sequence[str]) -> None:
     _plain(arguments, _usage, _export)
 
 
+def bench(arguments: Sequence[str]) -> None:
+    """Time a finished run's decisions."""
+    need_training()
+    _plain(arguments, _usage, _bench)
+
+
 def predict(arguments: Sequence[str]) -> None:
     """Answer questions with an export, as JSON lines."""
     from pyrskip.inference.predict import USAGE, run
@@ -233,6 +242,32 @@ def _export(given: dict[str, str]) -> None:
     quiet()
     config, _ = read(OmegaConf.create(_saved(run)))
     print(f"exported to {export_run(config, out, seed=seed, native=native, say=_tell)}")
+
+
+def _bench(given: dict[str, str]) -> None:
+    from omegaconf import OmegaConf
+
+    from pyrskip.config import read
+    from pyrskip.inference.keys import Keys
+    from pyrskip.report.bench import print_bench
+    from pyrskip.stages.bench import bench_run
+
+    keys = Keys(given, ("run", "device", "seconds", "price", "seed", "out"))
+    run, seconds = Path(keys.text("run")), keys.number("seconds", 60.0)
+    if seconds <= 0:
+        raise UserError(f"seconds={seconds:g}: allowed: above 0")
+    quiet()
+    config, _ = read(OmegaConf.create(_saved(run)))
+    title, rows = bench_run(
+        config, keys.text("device", ""), seconds, keys.number("price"), keys.whole("seed", 0)
+    )
+    print_bench(rows, title)
+    if "out" in given:
+        from dataclasses import asdict
+
+        from pyrskip.files import write_json
+
+        write_json(Path(given["out"]), {"device": title, "rows": [asdict(row) for row in rows]})
 
 
 def _tell(line: str) -> None:

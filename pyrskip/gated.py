@@ -64,7 +64,7 @@ class Gated:
 
 def encode_glance(model: GatedModel, rows: Batch) -> Features:
     """The features of a batch of which the glance alone is encoded."""
-    keep = torch.arange(model.pyramid.tiles, device=rows.size.device) == model.pyramid.glance
+    keep = torch.arange(model.pyramid.tiles) == model.pyramid.glance
     with torch.no_grad():
         return model.encode(rows, keep.expand(len(rows), -1))
 
@@ -79,18 +79,20 @@ def observe(
     unit: float,
 ) -> Observation:
     """The observation of a batch whose glance is encoded. price [B]; unit: FLOPs of relative cost 1."""
-    size = rows.size[rows.image_of]
-    capacity = model.pyramid.capacity(rows.size)[rows.image_of]
-    candidates = Candidates(layout.actions.tokens(capacity, layout.budget))
-    realised = model.realise(candidates.tokens, size[:, None].expand(-1, len(layout.actions), -1))
-    cost = model.cost(realised, size, model.prompt_tokens(rows)).flops / unit
+    # on the CPU, where what sizes come to is known without waiting for the model
+    image_size, image_of = rows.on_cpu
+    size, capacity = image_size[image_of], model.pyramid.capacity(image_size)[image_of]
+    tokens = layout.actions.tokens(capacity, layout.budget)
+    realised = model.realise(tokens, size[:, None].expand(-1, len(layout.actions), -1))
+    cost = model.cost(realised, size, model.prompt_tokens(rows).cpu()).flops / unit
+    device = price.device
     return Observation(
         signals=read(signals, model, rows, features),
-        capacity=capacity,
-        cost=cost.float(),
+        capacity=capacity.to(device),
+        cost=cost.float().to(device),
         price=price,
         reveal=partial(reveal, model, rows, lambda tokens: model.look(rows, features, tokens)),
-        candidates=candidates,
+        candidates=Candidates(tokens.to(device)),
     )
 
 

@@ -95,6 +95,11 @@ class Pyramid:
         return np.array(self.places)
 
     @cached_property
+    def _moved(self) -> dict[Any, Any]:
+        """`_places` by device, copied there once."""
+        return {}
+
+    @cached_property
     def tile_level(self) -> Tensor:
         """[T] int64: the level of each tile."""
         import torch
@@ -133,7 +138,9 @@ class Pyramid:
     def pixels(self, size: Array) -> Array:
         """Valid rows and columns of every tile, in its level's pixels. size [I, 2] int64 -> [I, T, 2], 0 in
         padding."""
-        places = _like(self._places, size)
+        places = self._places if isinstance(size, np.ndarray) else self._moved.get(size.device)
+        if places is None:
+            places = self._moved[size.device] = _like(self._places, size)
         level, corner, side = places[:, :1], places[:, 1:3], places[:, 3:]
         pixels = (-(-size[:, None] // (1 << level)) - corner).clip(min=0).clip(max=side)
         valid: Array = pixels * (pixels > 0).all(-1)[..., None]
@@ -195,7 +202,8 @@ def mipmaps(image: Tensor, size: Tensor, levels: int) -> list[Tensor]:
     """Area-filtered levels of padded images, finest first; a pixel averages what is valid below it, padding
     stays 0.
 
-    image [I, C, S, S] float, size [I, 2] valid rows and columns -> L tensors [I, C, S / 2^l, S / 2^l].
+    image [I, C, S, S] float, size [I, 2] valid rows and columns, on the CPU -> L tensors [I, C, S / 2^l, S /
+    2^l].
     """
     import torch
     import torch.nn.functional as F
@@ -206,6 +214,7 @@ def mipmaps(image: Tensor, size: Tensor, levels: int) -> list[Tensor]:
     )  # what is valid of any image, up to the coarsest pixel
     image, images = image[..., :inner, :inner], []
     whole = bool((size == inner).all())
+    size = size.to(image.device)
     index = torch.arange(inner, device=image.device)
     mask = (
         (index[None, :, None] < size[:, 0, None, None]) & (index[None, None, :] < size[:, 1, None, None])

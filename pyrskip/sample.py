@@ -3,8 +3,8 @@
 Axes: I images, B questions, S canvas side in pixels.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,7 +48,8 @@ class Batch:
 
     image uint8 [I, 3, S, S], zero in padding; size int64 [I, 2]: valid rows, columns; image_of int64 [B]: the
     row of `image` that each question is about. maps: None, or from a cache each tile's map [I, C, rows,
-    columns] half, zero in padding; the images are blank then.
+    columns] half, zero in padding; the images are blank then. known: size and image_of on the CPU, of a batch
+    that was moved from there.
     """
 
     image: Tensor
@@ -58,6 +59,7 @@ class Batch:
     keys: tuple[str, ...]
     image_keys: tuple[str, ...]
     maps: tuple[Tensor, ...] | None = None
+    known: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def collate(cls, samples: Sequence[Sample], side: int) -> "Batch":
@@ -95,34 +97,43 @@ class Batch:
     def types(self) -> list[str]:
         return [q.type for q in self.questions]
 
+    @property
+    def on_cpu(self) -> tuple[Tensor, Tensor]:
+        """size and image_of on the CPU, where shapes are made: nothing waits for an accelerator."""
+        return self.known or (self.size.cpu(), self.image_of.cpu())
+
     def of_images(self, keep: Tensor) -> Tensor:
-        """The tiles that any question of an image keeps. keep [B, T] bool -> [I, T] bool."""
-        kept = torch.zeros(len(self.image), keep.shape[1], dtype=torch.int64, device=keep.device)
-        return kept.index_add(0, self.image_of, keep.long()) > 0
+        """The tiles that any question of an image keeps. keep [B, T] bool -> [I, T] bool, both on the CPU."""
+        kept = torch.zeros(len(self.image), keep.shape[1], dtype=torch.int64)
+        return kept.index_add(0, self.on_cpu[1], keep.long()) > 0
 
     def rows(self, index: Sequence[int]) -> "Batch":
         """The batch of these questions alone, with the images that they are about."""
-        images, image_of = torch.unique(self.image_of[list(index)], return_inverse=True)
+        size, of = self.on_cpu
+        images, image_of = torch.unique(of[list(index)], return_inverse=True)
+        known = size[images], image_of
         return Batch(
             image=self.image[images],
-            size=self.size[images],
-            image_of=image_of,
+            size=known[0].to(self.size.device),
+            image_of=image_of.to(self.size.device),
             questions=tuple(self.questions[i] for i in index),
             keys=tuple(self.keys[i] for i in index),
             image_keys=tuple(self.image_keys[i] for i in images.tolist()),
             maps=None if self.maps is None else tuple(m[images] for m in self.maps),
+            known=self.known and known,
         )
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(
-            self.image.to(device),
-            self.size.to(device),
-            self.image_of.to(device),
-            self.questions,
-            self.keys,
-            self.image_keys,
-            None if self.maps is None else tuple(m.to(device) for m in self.maps),
-        )
+        """On another device; out of pinned memory it is copied while the CPU goes on."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
+
+    def pin_memory(self) -> "Batch":
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, of: Callable[[Tensor], Tensor]) -> "Batch":
+        maps = None if self.maps is None else tuple(map(of, self.maps))
+        image, size, image_of = of(self.image), of(self.size), of(self.image_of)
+        return replace(self, image=image, size=size, image_of=image_of, maps=maps, known=self.on_cpu)
 
 
 def _pad(maps: Sequence[Tensor]) -> Tensor:

@@ -28,6 +28,10 @@ if find_spec("hypothesis"):  # Ray's environment has none
     settings.load_profile("any machine")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="cpu or cuda: where tests/test_device.py runs")
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory of easy-VQA, 24 images a split. Not to be written to."""

@@ -37,7 +37,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> tuple[Timing, int]
     glance = timing.encode_glance
     monkeypatch.setattr(timing, "TIMED", 2)
     monkeypatch.setattr(timing, "perf_counter", tick)
-    monkeypatch.setattr(timing._Scripted, "glance", lambda self, rows: glance(self.model, rows))
+    monkeypatch.setattr(timing.Scripted, "glance", lambda self, rows: glance(self.model, rows))
     monkeypatch.setattr(timing, "encode_glance", encode)
     actions = gate.layout.actions
     flops = torch.tensor([float(i) for i in range(len(actions))], dtype=torch.float64)

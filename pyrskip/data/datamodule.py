@@ -122,6 +122,7 @@ class StepData(pl.LightningDataModule):
             collate_fn=self._collate,
             num_workers=self._workers,
             worker_init_fn=ignore_signals,
+            pin_memory=trainer.strategy.root_device.type == "cuda",
             # a loader draws its workers' seed, by default from the global generator, which would differ after
             # a resume
             generator=torch.Generator().manual_seed(self._seed),

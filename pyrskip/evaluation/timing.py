@@ -70,8 +70,8 @@ def measure(
     training = [(module, module.training) for module in (model, *gates.values())]
     for module, _ in training:
         module.eval()
-    singles = [_alone(batch, [i]) for i in range(min(ROUNDS, len(batch.image)))]
-    batched = [_alone(batch, [i % len(batch.image) for i in range(32)])]
+    singles = [alone(batch, [i]) for i in range(min(ROUNDS, len(batch.image)))]
+    batched = [alone(batch, [i % len(batch.image) for i in range(32)])]
     clocks = [
         _clock(model, gates, rows, actions, budget, unit, flops.tolist(), seconds / 2)
         for rows in (singles, batched)
@@ -93,9 +93,9 @@ def _clock(
 ) -> Clock:
     timed = spread(flops, TIMED)
     kept = {actions.names[i]: actions.selection[i] for i in timed}
-    scripted = {GATED + name: _Scripted(model, selection, budget, True) for name, selection in kept.items()}
+    scripted = {GATED + name: Scripted(model, selection, budget, True) for name, selection in kept.items()}
     kept |= dict(zip(OUTSIDE, (reference(model.pyramid), blind(model.pyramid)), strict=True))
-    scripted |= {name: _Scripted(model, selection, budget, False) for name, selection in kept.items()}
+    scripted |= {name: Scripted(model, selection, budget, False) for name, selection in kept.items()}
     gated = {name: Gated(model, gate, unit, 0.1) for name, gate in gates.items()}  # any price takes as long
 
     encode: dict[str, list[float]] = {name: [] for name in scripted}
@@ -107,13 +107,13 @@ def _clock(
             break
         rows = pool[turn % len(pool)]
         for name, decided in scripted.items():
-            marks = _Marks(model)
+            marks = Marks(model)
             answer(decided, rows, marks)
             encode[name].append(marks.seconds["glance"] + marks.seconds["encode"])
             total[name].append(encode[name][-1] + marks.seconds["answer"])
         features = encode_glance(model, rows)
         for name, deciding in gated.items():
-            marks = _Marks(model)
+            marks = Marks(model)
             deciding.decide(rows, features)
             marks("gate")
             decide[name].append(marks.seconds["gate"])
@@ -142,12 +142,12 @@ def spread(flops: Sequence[float], most: int) -> list[int]:
     return [order[i] for i in sorted({int(np.abs(ranked - step).argmin()) for step in steps})]
 
 
-class _Scripted:
+class Scripted:
     """A decision that is made before it begins. gated: the glance is encoded first, and what is kept beside
     it in a second pass, as under a gate."""
 
     def __init__(self, model: NativeModel, selection: Tensor, budget: BudgetRule, gated: bool) -> None:
-        self.model, self.selection, self.budget = model, selection.to(model.device), budget
+        self.model, self.selection, self.budget = model, selection.cpu(), budget
         self.gated = gated
 
     def glance(self, rows: Batch) -> Features:
@@ -156,7 +156,8 @@ class _Scripted:
         return self.model.encode(rows, self.selection.expand(len(rows), -1))
 
     def decide(self, rows: Batch, seen: Features) -> Decision:
-        capacity = self.model.pyramid.capacity(rows.size)[rows.image_of]
+        size, image_of = rows.on_cpu
+        capacity = self.model.pyramid.capacity(size)[image_of]
         return Decision(self.budget.tokens(self.selection[None], capacity))
 
     def look(self, rows: Batch, seen: Features, decided: Decision) -> Features:
@@ -166,11 +167,11 @@ class _Scripted:
         return self.model.write(rows, seen, decided.tokens)
 
 
-class _Marks:
+class Marks:
     """seconds: of each phase that was marked, from the end of the one before."""
 
     def __init__(self, model: NativeModel) -> None:
-        self.now = _timer(model)
+        self.now = timer(model)
         self.seconds: dict[str, float] = {}
         self.before = self.now()
 
@@ -179,7 +180,7 @@ class _Marks:
         self.seconds[phase], self.before = now - self.before, now
 
 
-def _timer(model: NativeModel) -> Callable[[], float]:
+def timer(model: NativeModel) -> Callable[[], float]:
     def now() -> float:
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
@@ -188,7 +189,7 @@ def _timer(model: NativeModel) -> Callable[[], float]:
     return now
 
 
-def _alone(batch: Batch, images: Sequence[int]) -> Batch:
+def alone(batch: Batch, images: Sequence[int]) -> Batch:
     """One question on each of these images: the i-th image's i-th, in a circle. An image given twice is held
     twice."""
     questions = []

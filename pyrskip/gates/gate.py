@@ -18,6 +18,7 @@ from pyrskip.cost import measured_flops
 from pyrskip.errors import UserError
 from pyrskip.observation import Layout, Observation
 from pyrskip.policies import POLICIES, Policy, PolicyConfig
+from pyrskip.policies.policy import in_float32
 from pyrskip.registry import Registry
 
 GATES: "Registry[type[Gate]]" = Registry("gate.name")
@@ -89,14 +90,14 @@ class Gate(nn.Module, ABC):
     def look(self, seen: Observation) -> Tensor:
         """[B, inputs]: the trunk's reading of the observation."""
 
+    @in_float32
     def forward(self, seen: Observation) -> Tensor:
         """Raw head outputs [B, ...] float32: what the policy is made of."""
-        with torch.autocast(seen.price.device.type, enabled=False):
-            parts = [self.look(seen), (1.0 + seen.capacity.float()).log() / 8]
-            parts += [seen[name].float() for name in self.config.signals]
-            if self.dial:
-                parts.append((seen.price.float().clamp(min=1e-4).log() / 4)[:, None])
-            outputs: Tensor = self.head(self.mlp(torch.cat(parts, dim=-1)))
+        parts = [self.look(seen), (1.0 + seen.capacity.float()).log() / 8]
+        parts += [seen[name].float() for name in self.config.signals]
+        if self.dial:
+            parts.append((seen.price.float().clamp(min=1e-4).log() / 4)[:, None])
+        outputs: Tensor = self.head(self.mlp(torch.cat(parts, dim=-1)))
         return outputs
 
     def policy(self, seen: Observation, outputs: Tensor | None = None) -> Policy:

@@ -10,14 +10,15 @@ readable on a CPU.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyrskip.models.language import Block, Cache, Decoder, Layer, Visual, attention, weighted_attention
+from pyrskip.models.language import Block, Cache, Decoder, Layer, Room, Visual, attention, weighted_attention
+from pyrskip.models.norm import RMSNorm
 
 NOISE = 0.1
 """Of the usual random weights, so much is added where reading starts as the identity."""
@@ -56,6 +57,9 @@ class Groups:
         out: Tensor = x[self.row, self.slot]
         return out
 
+    def to(self, device: torch.device) -> "Groups":
+        return Groups(self.row.to(device), self.slot.to(device), self.rows, self.slots)
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -64,6 +68,31 @@ class Memory:
 
     visual: Visual
     weight: Tensor | None = None
+    found: dict[tuple[int, int], "Readers"] = field(default_factory=dict)
+
+    def readers(self, positions: int, queries: int) -> "Readers":
+        """Of the last `queries` of the text's positions, those that are no padding: the same for every
+        layer."""
+        key = positions, queries
+        if key not in self.found:
+            of, words = self.visual.of, self.visual.words
+            words = torch.ones(len(of), 0, dtype=torch.bool) if words is None else words
+            reads = F.pad(words, (0, positions - words.shape[1]), value=True)[:, -queries:]
+            place = reads.flatten().nonzero().squeeze(1)
+            question = place // queries
+            device = self.visual.tokens.device
+            groups = Groups.of(of[question], len(self.visual.real)).to(device)
+            self.found[key] = Readers(place.to(device), question.to(device), groups)
+        return self.found[key]
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Positions of the text that read. place [P] int64: of question * queries + position; question [P]."""
+
+    place: Tensor
+    question: Tensor
+    groups: Groups
 
 
 class CrossBlock(Block):
@@ -72,7 +101,7 @@ class CrossBlock(Block):
 
     def __init__(self, width: int, heads: int, mlp: int, dropout: float) -> None:
         super().__init__(width, heads, mlp, dropout)
-        self.norm3 = nn.RMSNorm(width)
+        self.norm3 = RMSNorm(width)
         self.read_query = nn.Linear(width, width, bias=False)
         self.read_kv = nn.Linear(width, 2 * width, bias=False)
         self.read_out = nn.Linear(width, width, bias=False)
@@ -94,7 +123,7 @@ class CrossBlock(Block):
         self,
         x: Tensor,
         allowed: Tensor,
-        past: Cache | None = None,
+        past: Cache | Room | None = None,
         wanted: int | None = None,
         *,
         kv: Cache,
@@ -115,21 +144,20 @@ class CrossBlock(Block):
     def read_shared(self, x: Tensor, allowed: Tensor, memory: Memory, kv: Cache) -> Tensor:
         """x [B, Q, D], allowed [B, Q', K], Q the last of Q' -> [B, Q, D], zeros in padding. What several
         questions see is held once, and padding reads nothing."""
-        # positions are the last keys, and padding may not even see itself
-        queries, keys = x.shape[1], allowed.shape[2]
-        reads = allowed[:, -queries:].diagonal(keys - queries, dim1=1, dim2=2)
-        read = self._read_positions(x[reads], reads.nonzero()[:, 0], memory, kv)
-        return torch.zeros_like(x).index_put((reads,), read.to(x.dtype))
+        readers = memory.readers(allowed.shape[2], x.shape[1])
+        read = self._read_positions(x.flatten(0, 1)[readers.place], readers, memory, kv)
+        out = torch.zeros_like(x).flatten(0, 1).index_copy(0, readers.place, read.to(x.dtype))
+        return out.view_as(x)
 
-    def _read_positions(self, x: Tensor, question: Tensor, memory: Memory, kv: Cache) -> Tensor:
-        """Positions x [P, D] of the questions [P] -> [P, D]."""
-        groups = Groups.of(memory.visual.of[question], len(memory.visual.real))
+    def _read_positions(self, x: Tensor, readers: Readers, memory: Memory, kv: Cache) -> Tensor:
+        """Positions x [P, D] -> [P, D]."""
+        groups = readers.groups
         q = self._heads(groups.gather(self.read_query(self.norm3(x))))
         real = F.pad(memory.visual.real, (1, 0), value=True)[:, None, None]
         if memory.weight is None:
-            mixed = attention(q, *kv, None if bool(real.all()) else real)
+            mixed = attention(q, *kv, None if memory.visual.whole else real)
         else:
-            weight = groups.gather(F.pad(memory.weight, (1, 0), value=1.0)[question])[:, None]
+            weight = groups.gather(F.pad(memory.weight, (1, 0), value=1.0)[readers.question])[:, None]
             mixed = weighted_attention(q, *kv, real, weight)
         read: Tensor = self.read_out(groups.scatter(mixed.transpose(1, 2).flatten(2)))
         return read

@@ -11,7 +11,7 @@ its batch mates.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -24,11 +24,14 @@ from torch.autograd.function import once_differentiable
 
 from pyrskip.cost import Transformer
 from pyrskip.errors import UserError, unknown_name
+from pyrskip.models.norm import RMSNorm
 from pyrskip.words import encoded, read
 
 PAD, ANSWER, END = 0, 1, 2
 SPECIAL = ("<pad>", "<answer>", "<end>")
 LANGUAGES = ("decoder", "cross")
+REMEMBERED = 1 << 17
+"""Questions whose tokens are kept."""
 EXPLICIT = 1 << 26
 """Attention weights that may be in memory at once."""
 
@@ -89,22 +92,45 @@ class LanguageConfig:
 class Visual:
     """Visual tokens of questions, held once where several see the same: question b sees row of[b].
 
-    tokens [U, N, D]; real [U, N] bool: the others are padding; of [B] int64.
+    tokens [U, N, D]; real [U, N] bool: the others are padding; of [B] int64, on the CPU. Where it is known
+    without waiting for an accelerator, whole: that none are padding; words [B, W] bool, on the CPU: which
+    positions of the questions are no padding.
     """
 
     tokens: Tensor
     real: Tensor
     of: Tensor
+    whole: bool = False
+    words: Tensor | None = None
 
 
 Cache = tuple[Tensor, Tensor]
+"""Keys and values [B, H, K, d]."""
+
+
+class Room:
+    """Keys and values with room for `more` behind them: what is added is written there, and nothing is copied
+    for it."""
+
+    def __init__(self, cache: Cache, more: int) -> None:
+        self.length = cache[0].shape[2]
+        self.held = [F.pad(of, (0, 0, 0, more)) for of in cache]
+
+    def extend(self, *new: Tensor) -> Cache:
+        """new: keys and values [B, H, n, d] -> all so far."""
+        end = self.length + new[0].shape[2]
+        for held, of in zip(self.held, new, strict=True):
+            held[:, :, self.length : end] = of
+        self.length = end
+        keys, values = (held[:, :, :end] for held in self.held)
+        return keys, values
 
 
 class Layer(Protocol):
     """A layer of a decoder, bound to what it sees of the image."""
 
     def __call__(
-        self, x: Tensor, allowed: Tensor, past: Cache | None = None, wanted: int | None = None
+        self, x: Tensor, allowed: Tensor, past: Cache | Room | None = None, wanted: int | None = None
     ) -> tuple[Tensor, Cache]: ...
 
 
@@ -130,7 +156,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, mlp: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.gate_up = nn.Linear(width, 2 * mlp, bias=False)
@@ -145,7 +171,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         allowed: Tensor,
-        past: Cache | None = None,
+        past: Cache | Room | None = None,
         wanted: int | None = None,
         weight: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
@@ -159,7 +185,12 @@ class Block(nn.Module):
         return self.mix(x), cache
 
     def attend(
-        self, x: Tensor, allowed: Tensor, past: Cache | None, wanted: int | None, weight: Tensor | None = None
+        self,
+        x: Tensor,
+        allowed: Tensor,
+        past: Cache | Room | None,
+        wanted: int | None,
+        weight: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
         batch, queries, width = x.shape
         normal, heads = self.norm1(x), (self.heads, width // self.heads)
@@ -168,7 +199,9 @@ class Block(nn.Module):
         if wanted is not None:
             queries, x, normal, allowed = wanted, x[:, -wanted:], normal[:, -wanted:], allowed[:, -wanted:]
         q = F.linear(normal, self.qkv.weight[:width]).view(batch, queries, *heads).transpose(1, 2)
-        if past is not None:
+        if isinstance(past, Room):
+            k, v = past.extend(k, v)
+        elif past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         if weight is None:
             mixed = attention(q, k, v, allowed[:, None])
@@ -261,8 +294,9 @@ class Decoder(nn.Module):
         self.word_position = nn.Embedding(config.max_words, config.width)
         self.answer_position = nn.Embedding(config.max_answer, config.width)
         self.blocks = nn.ModuleList([self.build_block() for _ in range(config.layers)])
-        self.norm = nn.RMSNorm(config.width)
-        self.last_question: tuple[object, tuple[Tensor, Tensor]] | None = None
+        self.norm = RMSNorm(config.width)
+        self.ids_of: dict[str, list[int]] = {}
+        self.last_question: tuple[object, tuple[Tensor, Tensor], Tensor] | None = None
         self._initialise()
 
     def build_block(self) -> Block:
@@ -287,35 +321,48 @@ class Decoder(nn.Module):
         return self.config.transformer(self.embed.num_embeddings)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Questions as ids [B, W] and mask [B, W] bool, on the model's device. Those asked last are
-        remembered: a training step, or a rollout of many actions, asks the same ones several times."""
+        """Questions as ids [B, W] and mask [B, W] bool, on the model's device."""
+        return self._question(texts)[0]
+
+    def words_of(self, texts: Sequence[str]) -> Tensor:
+        """The mask of `tokenize`, on the CPU."""
+        return self._question(texts)[1]
+
+    def _question(self, texts: Sequence[str]) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Those asked last are remembered: a training step, or a rollout of many actions, asks the same ones
+        several times."""
         # a tensor of inference mode is of no use to a training step
         key, last = (
             (tuple(texts), self.embed.weight.device, torch.is_inference_mode_enabled()),
             self.last_question,
         )
         if last is None or last[0] != key:
-            tokens = zip(texts, encoded(texts, self.tokenizer), strict=True)
-            ids = [read(text, of, self.config.max_words) or [END] for text, of in tokens]
-            last = self.last_question = (key, self._pad(ids))
-        return last[1]
+            new = [text for text in dict.fromkeys(texts) if text not in self.ids_of]
+            if len(self.ids_of) + len(new) > REMEMBERED:
+                self.ids_of.clear()
+                new = list(dict.fromkeys(texts))
+            for text, of in zip(new, encoded(new, self.tokenizer), strict=True):
+                self.ids_of[text] = read(text, of, self.config.max_words) or [END]
+            last = self.last_question = (key, *self._pad([self.ids_of[text] for text in texts]))
+        return last[1], last[2]
 
     def tokenize_answers(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Answers as ids [B, A], each ended by <end>, and mask [B, A] bool."""
         cut = self.config.max_answer - 1
-        return self._pad([[*e.ids[:cut], END] for e in self.tokenizer.encode_batch(list(texts))])
+        return self._pad([[*e.ids[:cut], END] for e in self.tokenizer.encode_batch(list(texts))])[0]
 
     def can_write(self, answer: str) -> bool:
         """Whether an answer fits, its end included."""
         return len(self.tokenizer.encode(answer).ids) < self.config.max_answer
 
-    def _pad(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+    def _pad(self, ids: list[list[int]]) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """(ids, mask) on the model's device, and the mask on the CPU."""
         longest = max(map(len, ids), default=1)
         padded = torch.tensor([row + [PAD] * (longest - len(row)) for row in ids]).view(len(ids), longest)
         lengths = torch.tensor([len(row) for row in ids])
         mask = torch.arange(longest) < lengths[:, None]
         device = self.embed.weight.device
-        return padded.to(device), mask.to(device)
+        return (padded.to(device), mask.to(device)), mask
 
     def logits(
         self, visual: Visual, weight: Tensor | None, question: tuple[Tensor, Tensor], answer: Tensor
@@ -340,9 +387,17 @@ class Decoder(nn.Module):
         return self._head(x)
 
     @torch.no_grad()
-    def generate(self, visual: Visual, question: tuple[Tensor, Tensor]) -> list[str]:
-        """Greedy answers, decoded with a cache of keys and values."""
-        logits, keys, caches, layers = self.prefill(visual, question)
+    def generate(
+        self,
+        visual: Visual,
+        question: tuple[Tensor, Tensor],
+        mark: Callable[[str], None] = lambda phase: None,
+    ) -> list[str]:
+        """Greedy answers, decoded with a cache of keys and values. mark: called with 'prefill' when that is
+        done."""
+        logits, keys, read, layers = self.prefill(visual, question)
+        mark("prefill")
+        caches: Sequence[Cache | Room] = [Room(cache, self.config.max_answer - 1) for cache in read]
         written: list[Tensor] = []
         done = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
         for step in range(self.config.max_answer):
@@ -352,9 +407,8 @@ class Decoder(nn.Module):
             if bool(done.all()) or step + 1 == self.config.max_answer:
                 break
             keys = F.pad(keys, (0, 1), value=True)
-            logits, caches = self.decode(
-                token, torch.tensor([step + 1], device=keys.device), keys, caches, layers
-            )
+            number = torch.tensor([step + 1], device=keys.device)
+            logits, _ = self.decode(token, number, keys, caches, layers)
         ids = torch.stack(written, dim=1).tolist()
         return [
             t.strip()
@@ -383,10 +437,15 @@ class Decoder(nn.Module):
         return self._head(x[:, -1]), keys, caches, layers
 
     def decode(
-        self, token: Tensor, step: Tensor, keys: Tensor, caches: Sequence[Cache], layers: Sequence[Layer]
+        self,
+        token: Tensor,
+        step: Tensor,
+        keys: Tensor,
+        caches: Sequence[Cache | Room],
+        layers: Sequence[Layer],
     ) -> tuple[Tensor, list[Cache]]:
         """Append a token [B], the answer's number `step` [1]: logits [B, V] of the next, and the longer
-        caches. keys [B, K]; layers of `prefill`."""
+        caches; those with room are longer themselves. keys [B, K]; layers of `prefill`."""
         x = self._embed(token[:, None]) + self.answer_position(step)
         longer = []
         for layer, past in zip(layers, caches, strict=True):

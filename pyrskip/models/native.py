@@ -195,12 +195,14 @@ class NativeModel(nn.Module):
         """The tokens that the language model reads, those of `project` that the pruner leaves, once for all
         questions that see the same; and their tiles [U, N] int64."""
         visual, tile = self._projected(batch, features, asked)
-        return (visual, tile) if self.pruner is None else self._pruned(self.pruner, batch, visual, tile)
+        if self.pruner is not None:
+            visual, tile = self._pruned(self.pruner, batch, visual, tile)
+        return replace(visual, words=self.language.words_of(batch.texts)), tile
 
     def _pruned(self, pruner: Pruner, batch: Batch, visual: Visual, tile: Tensor) -> tuple[Visual, Tensor]:
         beside: dict[str, tuple[Tensor, ...]] = {}
         if "text" in pruner.needs:  # each question has tokens of its own then
-            every = torch.arange(len(batch), device=tile.device)
+            every = torch.arange(len(batch))
             visual, tile = Visual(visual.tokens[visual.of], visual.real[visual.of], every), tile[visual.of]
             ids, mask = self.language.tokenize(batch.texts)
             beside["text"] = self.language.embed(ids), mask
@@ -221,14 +223,16 @@ class NativeModel(nn.Module):
         """The tokens of `project`, once for all questions that ask the same of an image, and their tiles [U,
         N] int64.
 
-        An image's map is pooled and projected once for each size that its questions ask of it. Axes beside
-        the file's: U views that differ, R of them that have the tile, K sizes of it that differ, P cells of
-        the largest, V real cells of all; 2 rows and columns.
+        An image's map is pooled and projected once for each size that its questions ask of it. Which cells go
+        where is found on the CPU, so that an accelerator is never waited for. Axes beside the file's: U views
+        that differ, R of them that have the tile, K sizes of it that differ, P cells of the largest, V real
+        cells of all; 2 rows and columns.
         """
-        cells_IT2 = self.pyramid.cells(batch.size)
-        size_BT2 = realise(asked, cells_IT2[batch.image_of])
+        device, asked, (image_size_I2, image_of_B) = self.device, asked.cpu(), batch.on_cpu
+        cells_IT2 = self.pyramid.cells(image_size_I2)
+        size_BT2 = realise(asked, cells_IT2[image_of_B])
         # those who see nothing of any image see the same
-        image_B1 = batch.image_of.where((size_BT2 > 0).any(-1).any(-1), -1)[:, None]
+        image_B1 = image_of_B.where((size_BT2 > 0).any(-1).any(-1), -1)[:, None]
         view_UX, view_of_B = torch.unique(
             torch.cat([image_B1, size_BT2.flatten(1)], dim=1), dim=0, return_inverse=True
         )
@@ -236,7 +240,7 @@ class NativeModel(nn.Module):
         count_UT = size_UT2.prod(-1)
         start_UT = count_UT.cumsum(-1) - count_UT
         longest = int(count_UT.sum(-1).amax()) if len(count_UT) else 0
-        source_UN = torch.zeros(len(count_UT), longest, dtype=torch.int64, device=asked.device)
+        source_UN = torch.zeros(len(count_UT), longest, dtype=torch.int64)
         tile_UN = torch.zeros_like(source_UN)
         flat = [features.maps[0].new_zeros(1, self.language.width, dtype=self.projector.down.weight.dtype)]
         filled = 1
@@ -247,13 +251,15 @@ class NativeModel(nn.Module):
             key_R3 = torch.cat([image_U[view_R, None], size_UT2[view_R, tile]], dim=1)
             key_K3, key_of_R = torch.unique(key_R3, dim=0, return_inverse=True)
             image_K, size_K2 = key_K3[:, 0], key_K3[:, 1:]
-            pooled_KCHW, real_KHW = pool(features.maps[tile][image_K], cells_IT2[image_K, tile], size_K2)
+            maps_KCHW = features.maps[tile][image_K.to(device)]
+            pooled_KCHW, real_KHW = pool(maps_KCHW, cells_IT2[image_K, tile], size_K2)
             shape = real_KHW.shape[1], real_KHW.shape[2]
-            centre, extent = self.pyramid.where(batch.size[image_K], tile, size_K2, shape)
+            where = self.pyramid.where(image_size_I2[image_K], tile, size_K2, shape)
+            centre, extent = (of.to(device) for of in where)
             level = self.pyramid.places[tile].level
             tokens_KPD = self.projector(pooled_KCHW.flatten(2).transpose(1, 2), centre, extent, level)
             real_KP = real_KHW.flatten(1)
-            flat.append(tokens_KPD[real_KP])
+            flat.append(tokens_KPD.flatten(0, 1)[real_KP.flatten().nonzero().squeeze(1).to(device)])
             number_KP = (real_KP.flatten().cumsum(0) - 1).view_as(real_KP) + filled
             rank_KP = real_KP.long().cumsum(-1) - 1
             row_V, cell_V = real_KP[key_of_R].nonzero(as_tuple=True)
@@ -262,9 +268,10 @@ class NativeModel(nn.Module):
             source_UN[view_V, slot_V] = number_KP[key_V, cell_V]
             tile_UN[view_V, slot_V] = tile
             filled += len(flat[-1])
-        tokens_UND = F.embedding(source_UN, torch.cat([f.to(flat[-1].dtype) for f in flat]))
-        real_UN = torch.arange(longest, device=asked.device) < count_UT.sum(-1, keepdim=True)
-        return Visual(tokens_UND, real_UN, view_of_B), tile_UN
+        tokens_UND = F.embedding(source_UN.to(device), torch.cat([f.to(flat[-1].dtype) for f in flat]))
+        real_UN = torch.arange(longest) < count_UT.sum(-1, keepdim=True)
+        whole = bool(real_UN.all())
+        return Visual(tokens_UND, real_UN.to(device), view_of_B, whole), tile_UN.to(device)
 
     def forced(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Forced:
         """Teacher-force each question's first accepted answer. gates [B, T] in [0, 1] weigh each tile's
@@ -289,7 +296,7 @@ class NativeModel(nn.Module):
         tokens = torch.cat([visual.tokens[visual.of] for visual, _ in parts], dim=1)
         real = torch.cat([visual.real[visual.of] for visual, _ in parts], dim=1)
         tile = torch.cat([tile[visual.of] for visual, tile in parts], dim=1)
-        return Visual(tokens, real, torch.arange(len(batch), device=tile.device)), tile
+        return Visual(tokens, real, torch.arange(len(batch)), words=parts[0][0].words), tile
 
     def loss(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of the first accepted answer, [B]."""
@@ -322,7 +329,7 @@ class NativeModel(nn.Module):
         ]
         if all(plain):
             return (forced or self.forced(batch, features, asked)).greedy.float()
-        scores = torch.zeros(len(batch), device=asked.device)
+        scores = torch.zeros(len(batch), device=self.device)
         if any(plain):
             rows = [i for i, tells in enumerate(plain) if tells]
             greedy = (forced or self.forced(batch, features, asked)).greedy
@@ -330,7 +337,9 @@ class NativeModel(nn.Module):
         rows = [i for i, tells in enumerate(plain) if not tells]
         questions = tuple(batch.questions[i] for i in rows)
         # with every image, for that is what features are of
-        some = replace(batch, image_of=batch.image_of[rows], questions=questions)
+        size, image_of = batch.on_cpu
+        known = size, image_of[rows]
+        some = replace(batch, image_of=batch.image_of[rows], questions=questions, known=known)
         answers = self.write(some, features, asked[rows])
         for i, answer, q in zip(rows, answers, questions, strict=True):
             scores[i] = score(answer, q.answers, q.metric, q.text)
@@ -356,7 +365,7 @@ class NativeModel(nn.Module):
     def first_token_flops(self, texts: Sequence[str], size: Tensor) -> Tensor:
         """Of `first_token`, in the cost model's unit: to project the glance and to read it with the question.
         size [B, 2] of each text's image -> [B] float64."""
-        words = self.language.tokenize(texts)[1].sum(-1) + 1
+        words = (self.language.words_of(texts).sum(-1) + 1).to(size.device)
         return self._reading_flops(self.realise(self._glance(size), size).sum(-1), words, 0)
 
     def _glance(self, size: Tensor) -> Tensor:
@@ -371,18 +380,19 @@ class NativeModel(nn.Module):
         return realise(asked, cells).prod(-1)
 
     def prompt_tokens(self, batch: Batch) -> Tensor:
-        """Question words and the mark that starts the answer, [B]."""
-        return self.language.tokenize(batch.texts)[1].sum(-1) + 1
+        """Question words and the mark that starts the answer, [B], on the CPU."""
+        return self.language.words_of(batch.texts).sum(-1) + 1
 
     def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
-        """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> [B, ...] each; without a gate and what
-        encodes its query."""
-        tokens, c = realised.sum(-1), self.config.cost
+        """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> [B, ...] each, on the device of what is
+        realised; without a gate and what encodes its query."""
+        tokens, c, prompt_tokens = realised.sum(-1), self.config.cost, prompt_tokens.to(realised.device)
         words = prompt_tokens.view(-1, *[1] * (realised.ndim - 2))
         bytes_read = kv_bytes(
             self.language.transformer, self._read(tokens) + words + c.answer_tokens, c.bytes_per_value
         )
-        return Cost(tokens, self.flops_of(realised, self.encode_flops(size), prompt_tokens), bytes_read)
+        encode = self.encode_flops(size).to(realised.device)
+        return Cost(tokens, self.flops_of(realised, encode, prompt_tokens), bytes_read)
 
     def flops_of(self, realised: Tensor, encode: Tensor, prompt_tokens: Tensor) -> Tensor:
         """`cost`'s FLOPs by arithmetic alone, so that they can be traced. encode [B, T]: `encode_flops`."""

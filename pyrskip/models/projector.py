@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyrskip.models.norm import RMSNorm
 from pyrskip.pyramid import bins
 
 FLOOR = 1e-3
@@ -19,13 +20,11 @@ FLOOR = 1e-3
 def pool(maps: Tensor, cells: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Adaptive average pooling, each map's valid cells to a size of its own.
 
-    maps [U, C, R, K], cells [U, 2] valid rows and columns, size [U, 2] with 1 <= size <= cells
-    -> pooled [U, C, h, w] with h, w the largest sizes, and valid [U, h, w] bool.
+    maps [U, C, R, K]; on the CPU: cells [U, 2] valid rows and columns, size [U, 2] with 1 <= size <= cells
+    -> pooled [U, C, h, w] with h, w the largest sizes, and valid [U, h, w] bool, on the CPU.
     """
     height, width = (int(n) for n in size.amax(0))
-    on = [
-        torch.arange(n, device=maps.device) < size[:, axis, None] for axis, n in enumerate((height, width))
-    ]  # [U, h], [U, w]
+    on = [torch.arange(n) < size[:, axis, None] for axis, n in enumerate((height, width))]  # [U, h], [U, w]
     valid = on[0][:, :, None] & on[1][:, None, :]
     if bool((size == cells).all()):
         return maps[:, :, :height, :width], valid
@@ -59,7 +58,7 @@ class Projector(nn.Module):
         self.down = nn.Linear(hidden, width)
         self.position = nn.Linear(4 * self.FREQUENCIES + 2, width)
         self.level = nn.Embedding(levels, width)
-        self.norm, self.out_norm = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.norm, self.out_norm = RMSNorm(width), RMSNorm(width)
         nn.init.normal_(self.position.weight, std=(2 * self.FREQUENCIES) ** -0.5)
         nn.init.normal_(self.level.weight, std=0.3)
 

@@ -21,8 +21,8 @@ from pyrskip.sample import Batch
 @dataclass(frozen=True)
 class Features:
     """Encoded tiles of a batch's images. maps: one [I, C, rows, columns] a tile, zero where not encoded;
-    encoded [I, T] bool; levels: the images' pixels [I, 3, S / 2^l, S / 2^l] in 0..1, for what is encoded
-    later; none where maps are cached."""
+    encoded [I, T] bool, on the CPU; levels: the images' pixels [I, 3, S / 2^l, S / 2^l] in 0..1, for what is
+    encoded later; none where maps are cached."""
 
     maps: tuple[Tensor, ...]
     encoded: Tensor

@@ -17,8 +17,8 @@ from pyrskip.sample import Batch
 def crops(pyramid: Pyramid, batch: Batch, wanted: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """The wanted tiles [I, T] bool one by one: image, tile, and its level's pixels without padding, [3, h, w]
     0..255."""
-    levels = [level.cpu() for level in mipmaps(batch.image.float(), batch.size, pyramid.levels)]
-    pixels = pyramid.pixels(batch.size)
+    levels = [level.cpu() for level in mipmaps(batch.image.float(), batch.on_cpu[0], pyramid.levels)]
+    pixels = pyramid.pixels(batch.on_cpu[0])
     for image, tile in wanted.nonzero().tolist():
         rows, columns = pixels[image, tile].tolist()
         crop = pyramid.crop(levels[int(pyramid.tile_level[tile])][image : image + 1], tile)[0]
@@ -29,7 +29,7 @@ def levels_of(pyramid: Pyramid, batch: Batch) -> tuple[Tensor, ...]:
     """The levels [I, 3, S / 2^l, S / 2^l] of a batch's images, in 0..1; none where their maps are cached."""
     if batch.maps is not None:
         return ()
-    return tuple(mipmaps(batch.image.float() / 255, batch.size, pyramid.levels))
+    return tuple(mipmaps(batch.image.float() / 255, batch.on_cpu[0], pyramid.levels))
 
 
 def encode_tiles(
@@ -37,8 +37,8 @@ def encode_tiles(
 ) -> Features:
     """Encode the tiles that any question of an image keeps, each alone from its own pixels, or read their
     maps from the batch's cache. keep [B, T] bool; levels: the batch's, if they are there already."""
-    pixels = pyramid.pixels(batch.size)
-    wanted = batch.of_images(keep) & (pixels[..., 0] > 0)
+    pixels = pyramid.pixels(batch.on_cpu[0])
+    wanted = batch.of_images(keep.cpu()) & (pixels[..., 0] > 0)
     if batch.maps is not None:
         return Features(tuple(_cached(vision, m, wanted[:, t]) for t, m in enumerate(batch.maps)), wanted)
     levels = levels or levels_of(pyramid, batch)
@@ -53,7 +53,8 @@ def encode_more(
     vision: VisionEncoder, pyramid: Pyramid, batch: Batch, had: Features, keep: Tensor
 ) -> Features:
     """What `had` holds, and the tiles that any question of an image keeps beside it. keep [B, T] bool."""
-    new = keep & ~had.encoded[batch.image_of] & (pyramid.capacity(batch.size)[batch.image_of] > 0)
+    size, image_of = batch.on_cpu
+    new = keep.cpu() & ~had.encoded[image_of] & (pyramid.capacity(size)[image_of] > 0)
     if not bool(new.any()):
         return had
     more = encode_tiles(vision, pyramid, batch, new, had.levels)
@@ -67,13 +68,14 @@ def encode_more(
 
 
 def _encode_tile(vision: VisionEncoder, crop: Tensor, wanted: Tensor, pixels: Tensor) -> Tensor:
-    """crop [I, 3, side, side], wanted [I] bool, pixels [I, 2] valid rows and columns -> [I, C, cells,
-    cells]."""
+    """crop [I, 3, side, side], wanted [I] bool and pixels [I, 2] valid rows and columns, both on the CPU ->
+    [I, C, cells, cells]."""
     side = crop.shape[-1] // vision.stride
     out = crop.new_zeros(len(crop), vision.channels, side, side)
     extent = -(-pixels // vision.stride)
     for rows, columns in torch.unique(extent[wanted], dim=0).tolist():
         images = (wanted & (extent == extent.new_tensor([rows, columns])).all(-1)).nonzero().squeeze(1)
+        images = images.to(crop.device)
         features = vision(crop[images, :, : rows * vision.stride, : columns * vision.stride])
         out = out.to(features.dtype)
         out[images, :, :rows, :columns] = features
@@ -105,7 +107,7 @@ def moments(vision: VisionEncoder, pyramid: Pyramid, batches: Iterable[Batch]) -
 
 def encode_flops(vision: VisionEncoder, pyramid: Pyramid, size: Tensor) -> Tensor:
     """Measured FLOPs of encoding every tile. size [B, 2] -> [B, T] float64."""
-    extent = -(-pyramid.pixels(size) // vision.stride) * vision.stride
+    extent = -(-pyramid.pixels(size.cpu()) // vision.stride) * vision.stride
     unique, of = torch.unique(extent.flatten(0, 1), dim=0, return_inverse=True)
     flops = [float(vision.flops(rows, columns)) if rows else 0.0 for rows, columns in unique.tolist()]
     return torch.tensor(flops, dtype=torch.float64, device=size.device)[of].view(extent.shape[:2])
@@ -117,4 +119,6 @@ def _cached(vision: VisionEncoder, maps: Tensor, wanted: Tensor) -> Tensor:
     dtype = vision.mean.dtype
     if not bool(wanted.any()):
         return maps.new_zeros((), dtype=dtype).expand(maps.shape)
-    return maps.to(dtype) if bool(wanted.all()) else maps.to(dtype) * wanted[:, None, None, None]
+    if bool(wanted.all()):
+        return maps.to(dtype)
+    return maps.to(dtype) * wanted.to(maps.device)[:, None, None, None]

@@ -21,7 +21,7 @@ from pyrskip.policies.policy import (
     limit_of,
     listed,
 )
-from pyrskip.policies.sampling import gumbel_softmax
+from pyrskip.policies.sampling import draw, gumbel_softmax
 
 
 @POLICIES.register("categorical")
@@ -40,7 +40,7 @@ class CategoricalPolicy(Policy):
         return cls(outputs - gate.tilt * seen.cost, listed(seen, gate.layout), gate.layout.actions)
 
     def sample(self) -> Decision:
-        return self.candidates.take(torch.distributions.Categorical(logits=self.logit).sample())
+        return self.candidates.take(draw(self.logit))
 
     def rsample(self, temperature: float) -> Relaxed:
         weight = gumbel_softmax(self.logit, temperature)

@@ -1,4 +1,4 @@
-"""Straight-through Gumbel samples, and selections of independent tiles.
+"""Samples, straight-through Gumbel ones among them, and selections of independent tiles.
 
 Axes: B batch, T tiles, S actions. `gumbel_sigmoid` and `gumbel_softmax` are hard (0 or 1) in value, with the
 gradient of their concrete relaxation: the value does not depend on the temperature, only the gradient does
@@ -8,6 +8,13 @@ gradient of their concrete relaxation: the value does not depend on the temperat
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def draw(logit: Tensor) -> Tensor:
+    """Numbers drawn by their logits. [..., S] -> [...] int64. They are not checked, which would wait for an
+    accelerator."""
+    number: Tensor = torch.distributions.Categorical(logits=logit, validate_args=False).sample()
+    return number
 
 
 def gumbel_sigmoid(logit: Tensor, temperature: float) -> Tensor:

@@ -33,6 +33,7 @@ from pyrskip.policies.policy import (
     listed,
 )
 from pyrskip.policies.rungs import check_complete
+from pyrskip.policies.sampling import draw
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,8 @@ class SequentialPolicy(Policy):
     def sample(self) -> Decision:
         if self.listed is not None:
             return self.listed.sample()
-        draw = self._walk(lambda _, logit: torch.distributions.Categorical(logits=logit).sample())
-        return self.candidates.take(draw[0])
+        walked = self._walk(lambda _, logit: draw(logit))
+        return self.candidates.take(walked[0])
 
     def rsample(self, temperature: float) -> Relaxed:
         if self.listed is None:

@@ -72,8 +72,9 @@ class RolloutModule(pl.LightningModule):
         if batch is None:
             return None
         model = self.model
-        capacity = model.pyramid.capacity(batch.size)[batch.image_of]
-        size, asked = batch.size[batch.image_of], self.decisions(capacity)
+        image_size, image_of = batch.on_cpu
+        size, capacity = image_size[image_of], model.pyramid.capacity(image_size)[image_of]
+        asked = self.decisions(capacity)
         features = encode_glance(model, batch)
         score: Tensor
         probability: Tensor | None
@@ -108,7 +109,7 @@ class RolloutModule(pl.LightningModule):
             actions=self.actions,
             score=score,
             probability=probability,
-            cost=model.cost(realised, size, model.prompt_tokens(batch)),
+            cost=model.cost(realised, size, model.prompt_tokens(batch).cpu()),
             similarity=similarity,
             signals=signals,
             image_of=batch.image_of,

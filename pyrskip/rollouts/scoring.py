@@ -43,7 +43,8 @@ def score_served(
     Decisions that realise the same tokens for a question are answered once. An image's questions and
     decisions are asked together, so that the model encodes each of its tiles once a call.
     """
-    size = batch.size[batch.image_of]
+    image_size, image_of = batch.on_cpu
+    size = image_size[image_of]
     realised = model.realise(asked, size[:, None].expand(-1, asked.shape[1], -1))
     question = torch.arange(len(batch), device=asked.device)[:, None, None].expand(-1, asked.shape[1], 1)
     distinct, of = torch.unique(

@@ -101,9 +101,10 @@ class FlexModule(StepModule):
         return chosen
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        selection = self.selection(batch_idx).to(self.device)
-        capacity = self.model.pyramid.capacity(batch.size)[batch.image_of]
-        sighted = torch.rand(len(batch), 1, device=self.device) >= self.config.blind_share
+        # decisions are made on the CPU: no step waits for an accelerator to read back what it decided
+        selection, (size, image_of) = self.selection(batch_idx), batch.on_cpu
+        capacity = self.model.pyramid.capacity(size)[image_of]
+        sighted = torch.rand(len(batch), 1) >= self.config.blind_share
         sighted[0] = (
             True  # parts are collected from all ranks or from none, so each must have something to project
         )

@@ -185,6 +185,9 @@ def _trainer(config: TrainerConfig, sharded: bool, **rest: Any) -> pl.Trainer:
             f"strategy={config.strategy}, precision={config.precision} cannot run here: "
             f"{' '.join(str(error).split())}"
         ) from error
+    if trainer.strategy.root_device.type == "cuda":
+        # it plans anew for every shape, and numbers of words and of visual tokens differ from step to step
+        torch.backends.cuda.enable_cudnn_sdp(False)
     answer_signals(trainer)
     return trainer
 
@@ -197,8 +200,15 @@ def fit(
     path = directory / CHECKPOINT
     if path.exists():
         check_readable(path, module)
-    with after_the_step():
-        trainer.fit(module, data, ckpt_path=path if path.exists() else None, weights_only=True)
+    try:
+        with after_the_step():
+            trainer.fit(module, data, ckpt_path=path if path.exists() else None, weights_only=True)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"a step of {directory.name} does not fit the accelerator's memory "
+            f"({' '.join(str(error).split())[:120]}); smaller: loader.batch_images with a larger "
+            "trainer.accumulate, rule.batch, pyramid.size; the same command goes on from the last checkpoint"
+        ) from error
     return trainer.strategy.lightning_module_state_dict()
 
 
