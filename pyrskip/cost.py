@@ -12,9 +12,9 @@ alone: a service without torch counts with this file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
@@ -149,6 +149,22 @@ def answer_flops(
         spec, words, answer, convention=convention
     )
     return text + convention.per_mac * (memory + read)
+
+
+def layered_flops(
+    spec: Transformer,
+    visual: Sequence[Count],
+    words: Count,
+    answer: Count | int,
+    *,
+    convention: Convention = FULL,
+) -> Count:
+    """`answer_flops` where layers read different numbers of visual tokens: one for each."""
+    layer, last = replace(spec, layers=1, vocab=0, lean=False), replace(spec, layers=1)
+    total = answer_flops(last, visual[-1], words, answer, convention=convention)
+    for tokens in visual[:-1]:
+        total = total + answer_flops(layer, tokens, words, answer, convention=convention)
+    return total
 
 
 def kv_bytes(spec: Transformer, tokens: Count, bytes_per_value: float = 2) -> Count:

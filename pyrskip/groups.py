@@ -27,7 +27,7 @@ def store_groups(conf: Path) -> None:
         "data": sources | formats,
         "rule": {name: asdict(rule.config_class()) for name, rule in RULES.items()},  # type: ignore[call-arg]
         "gate": {name: {"defaults": ["_options", "_self_"], "name": name} for name in GATES},
-        "pruner": {name: {"name": name, "ratio": 0.5} for name in PRUNERS},
+        "pruner": {name: asdict(of.config_class(name, 0.5)) for name, of in PRUNERS.items()},
     }
     store = ConfigStore.instance()
     for group, entries in groups.items():

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ from pyrskip.gated import Gated
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.inference import Request
-from pyrskip.inference.bundle import Guaranteed, Prices, write_checksums
+from pyrskip.inference.bundle import FIXED, Guaranteed, Prices, write_checksums
 from pyrskip.inference.modules import parts_of
 from pyrskip.inference.outside import Outside
+from pyrskip.inference.safe import Safe
 from pyrskip.models.native import NativeModel
 from pyrskip.models.text import MiniLmText
 from pyrskip.models.tiers import GatedModel
 from pyrskip.models.vision import VisionEncoder
-from pyrskip.models.vlm.remote import RemoteConfig, RemoteModel
+from pyrskip.models.vlm.remote import RemoteModel
+from pyrskip.models.vlm.remote_config import RemoteConfig
 from pyrskip.models.vlm.served import ServedModel
 from pyrskip.observation import Layout
 from pyrskip.policies import POLICIES
@@ -41,6 +44,7 @@ from tests.vlm import save_text_encoder
 UNIT = 2e7
 GATE_FLOPS = 12_345.0
 GUARANTEED = (Guaranteed(0.9, 0.2, 0.95, 400, 0.93), Guaranteed(0.98, 0.02, 0.95, 400, None))
+SAFE = Safe(((0.02, 0.1), (0.4, 0.4)), ((0.0, "0,1"), (0.05, "1"), (0.6, "glance")))
 PYRAMID = Pyramid(SIDE, 3, 8, (2, 1, 1))
 
 
@@ -76,19 +80,38 @@ def tiny_parts() -> tuple[NativeModel, Gate]:
 def tiny_export(directory: Path) -> tuple[NativeModel, Gate]:
     """Write an export of `tiny_parts`, and return what it was made from."""
     model, gate = tiny_parts()
-    write_parts(model, gate, described(model, gate), directory)
+    write_parts(model, gate, described(model, gate, SAFE), directory)
     return model, gate
 
 
-def tiny_served(folder: Path, policy: str = "utility", **remote: Any) -> tuple[ServedModel, Gate]:
-    """A served model whose box answers nothing, and a gate for it; random weights. folder: takes a sentence
-    encoder; remote: keys of its config."""
+@dataclass(frozen=True)
+class Squares:
+    """What is counted in place of a server: of a picture each begun square of so many pixels a side, and
+    every begun four bytes of a text."""
+
+    side: int
+
+    def pictures(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        return [-(-rows // self.side) * -(-columns // self.side) for rows, columns in sizes]
+
+    def texts(self, texts: Sequence[str]) -> list[int]:
+        return [20 - -len(text.encode()) // 4 for text in texts]
+
+
+def tiny_box(url: str = "http://localhost/v1") -> RemoteModel:
     sizes = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp": 48, "vocab": 100}
-    given = {"token_pixels": 8, "encoder_flops": 1e5} | remote
-    config = RemoteConfig(url="http://localhost/v1", model="tiny", instruction="Be brief.", **sizes, **given)
+    config = RemoteConfig(url, "tiny", instruction="Be brief.", encoder_flops=1e5, **sizes)
+    return RemoteModel(config, PYRAMID)
+
+
+def tiny_served(folder: Path, policy: str = "utility", side: int = 8) -> tuple[ServedModel, Gate]:
+    """A served model whose box answers nothing, and a gate for it; random weights. folder: takes a sentence
+    encoder; side: of a token's square."""
     torch.manual_seed(0)
     text = MiniLmText(str(save_text_encoder(folder, list(TEXTS))))
-    model = ServedModel(RemoteModel(config, PYRAMID), VisionEncoder(BACKBONE), text)
+    box = tiny_box()
+    box.counts = Squares(side)
+    model = ServedModel(box, VisionEncoder(BACKBONE), text)
     return model, tiny_gate(model, policy=policy, unit="tile")
 
 
@@ -113,8 +136,8 @@ def alone_export(directory: Path, model: ServedModel, gate: Gate, traced: bool =
 def with_gate(directory: Path, model: NativeModel, gate: Gate, base: Path, traced: bool = True) -> Path:
     """An export of another gate for the model of the export `base`, whose graphs are taken. traced: whether
     its gate's are made, which backend='torch' does not need."""
-    had = {path.stem for path in (base / "onnx").iterdir()}
-    own = [name for name in parts_of(model, gate, UNIT) if name == "gate" or name not in had]
+    had = {path.stem for path in (base / "onnx").iterdir()} - {FIXED}
+    own = [name for name in parts_of(model, gate, UNIT) if name not in had - {"gate"} | {FIXED}]
     write_parts(model, gate, described(model, gate), directory, graphs=own if traced else [])
     for name in had - set(own if traced else []):
         shutil.copy(base / "onnx" / f"{name}.onnx", directory / "onnx")
@@ -122,8 +145,8 @@ def with_gate(directory: Path, model: NativeModel, gate: Gate, base: Path, trace
     return directory
 
 
-def described(model: NativeModel, gate: Gate) -> dict[str, Any]:
-    return describe(model, gate, UNIT, GATE_FLOPS, Prices(0.0, inf, 0.05, GUARANTEED))
+def described(model: NativeModel, gate: Gate, safe: Safe | None = None) -> dict[str, Any]:
+    return describe(model, gate, UNIT, GATE_FLOPS, Prices(0.0, inf, 0.05, GUARANTEED, safe))
 
 
 def images(batch: Batch) -> list[Image.Image]:

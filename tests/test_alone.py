@@ -1,6 +1,7 @@
 """Claims about a gate alone: it decides as the trained gate does, counts as the model does that runs
 elsewhere, and says what to send there."""
 
+import io
 import json
 import re
 import shutil
@@ -29,8 +30,9 @@ from pyrskip.models.tiles import crops
 from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.models.vlm.served import ServedModel
 from pyrskip.policies import POLICIES
-from tests.exports import GATE_FLOPS, PYRAMID, UNIT, alone_export, images, requests, tiny_served
+from tests.exports import GATE_FLOPS, PYRAMID, UNIT, alone_export, images, requests, tiny_box, tiny_served
 from tests.models import TEXTS, tiny_batch
+from tests.server import TEMPLATE, serve
 from tests.test_inference import BANNED
 from tests.vlm import llava, processor
 
@@ -143,6 +145,8 @@ def test_what_a_gate_alone_refuses_is_one_sentence(gate: GateAlone) -> None:
     ):
         with pytest.raises(UserError, match=says):
             gate.decide(image, TEXTS[0], **dial)
+    with pytest.raises(UserError, match="does not say where its gate is above fixed selections"):
+        gate.decide_many([Request(image, TEXTS[0], safe=True)])
     with pytest.raises(UserError, match="the question is empty"):
         gate.decide(image, " ")
     assert gate.decide(image, TEXTS[0], retention=0.98).selection.price == 0.02
@@ -153,13 +157,13 @@ def test_a_long_question_is_cut_and_says_so(gate: GateAlone) -> None:
     assert decided.selection.cut == 600 - gate.spec.query_words
 
 
-@pytest.mark.parametrize("given", [{"token_pixels": 7}, {"token_pixels": None, "image_tokens": 9}])
-def test_the_rule_of_tokens_is_the_models_for_every_size(given: dict[str, Any], tmp_path: Path) -> None:
-    box = tiny_served(tmp_path, **given)[0].box
+@pytest.mark.parametrize(("square", "kind"), [(7, "pixels"), (64, "fixed")])
+def test_the_rule_of_tokens_is_the_models_for_every_size(square: int, kind: str, tmp_path: Path) -> None:
+    box = tiny_served(tmp_path, side=square)[0].box
     outside, _ = outside_of(box, "tiny", tiny_batch(), print)
     size = torch.randint(1, PYRAMID.size + 1, (3000, 2), generator=torch.Generator().manual_seed(1))
     wanted = box.realise(PYRAMID.capacity(size), size)
-    assert outside.tokens.kind == ("fixed" if given["token_pixels"] is None else "pixels")
+    assert outside.tokens.kind == kind
     assert (outside.tokens(PYRAMID.pixels(size).numpy()) == wanted.numpy()).all()
     batch = tiny_batch()
     assert [outside.prompt(t, None) for t in batch.texts] == box.prompt_tokens(batch).tolist()
@@ -211,6 +215,23 @@ def test_a_size_that_the_model_does_not_take_is_refused() -> None:
     for wrong in ([1, 6], [17, 17]):
         with pytest.raises(UserError, match=f"takes no picture of {wrong[1]} x {wrong[0]} pixels"):
             rule(np.array([[4, 4], wrong]))
+
+
+def test_a_server_is_asked_about_some_sizes_alone() -> None:
+    with serve(lambda text, pictures: "red") as server:
+        outside, _ = outside_of(tiny_box(server.url), "tiny", tiny_batch(), print)
+        assert outside.tokens == BySize("pixels", each=1, side=8)
+        assert [outside.prompt(text, None) for text in TEXTS] == [
+            TEMPLATE - -len(f"{text}\nBe brief.".encode()) // 4 for text in TEXTS
+        ]
+        server.count = lambda text, pictures: 9 + sum(int(capped(shape(p))) for p in pictures)
+        with pytest.raises(UserError, match=r"model\.remote\.processor='': .* about 1024 sizes"):
+            outside_of(tiny_box(server.url), "tiny", tiny_batch(), print)
+        assert len(server.probes) < 500
+
+
+def shape(png: bytes) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(png)).size[::-1])
 
 
 def test_the_rule_that_counts_the_most_prompts_is_taken() -> None:

@@ -55,6 +55,14 @@ def test_a_tampered_export_is_refused(name: str, damage: str, copied: Path) -> N
             {"prices": {"low": 0.1, "high": 1, "default": 1, "guaranteed": [asdict(GUARANTEED[1])]}},
             "prices: 0.02, which guarantees 0.98, is out of range",
         ),
+        (
+            {"prices": {"low": 0.1, "high": 1, "default": 1, "safe": {"gate": [], "fixed": [[0.1, "0"]]}}},
+            r"safe selections start at \[0.1\], not at 0",
+        ),
+        (
+            {"prices": {"low": 0.1, "high": 1, "default": 1, "safe": {"gate": [], "fixed": [[0, "7"]]}}},
+            "'7' is not in list",
+        ),
         ({"signals": {"a": {"source": "luck", "tensors": ["a"], "graph": None}}}, "source='luck' is none of"),
         (
             {"signals": {"a": {"source": "glance", "tensors": ["a"], "graph": "../a"}}},

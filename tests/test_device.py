@@ -19,6 +19,7 @@ from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.models.native import NativeModel
 from pyrskip.policies import POLICIES
+from pyrskip.pyramid import Pyramid
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.rollout import RolloutModule
@@ -171,6 +172,28 @@ def test_a_rollout_table_is_that_of_the_cpu(taught: tuple[NativeModel, Batch], d
     assert found.probability is not None and wanted.probability is not None
     assert torch.allclose(found.probability, wanted.probability, atol=1e-3)
     assert found.keys == wanted.keys and found.image_of.equal(wanted.image_of)
+
+
+def test_a_third_party_model_scores_and_costs_as_on_the_cpu(device: torch.device) -> None:
+    pytest.importorskip("transformers")
+    from pyrskip.models.vlm.hf import HfConfig, HfVlm
+    from tests.vlm import llava, processor
+
+    batch, pyramid = tiny_batch(), Pyramid(64, 2, 8, (2, 1))
+    asked = torch.tensor([[1, 0, 0, 1, 1], [0, 0, 0, 0, 1]]).repeat(len(batch), 1)[: len(batch)]
+    here, there = (
+        HfVlm(llava().to(d), processor(), pyramid, HfConfig(max_answer=4)) for d in ("cpu", device)
+    )
+    moved = batch.to(device)
+    torch.testing.assert_close(
+        there.loglik(moved, asked.to(device)).cpu(), here.loglik(batch, asked), atol=1e-3, rtol=1e-3
+    )
+    assert there.encoded == here.encoded and len(there.answer(moved, asked)) == len(batch)
+    size, of = moved.on_cpu
+    cost = there.cost(there.realise(asked, size[of]), size[of], there.prompt_tokens(moved))
+    assert cost.flops.equal(
+        here.cost(here.realise(asked, size[of]), size[of], here.prompt_tokens(batch)).flops
+    )
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@ all."""
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from pyrskip.cli import main
 from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError
 from pyrskip.evaluation.guarantee import Guarantee, said
-from pyrskip.export.describe import describe, encode_flops, guaranteed
+from pyrskip.evaluation.worth import said as said_of_worth
+from pyrskip.export.describe import describe, encode_flops, guaranteed, safe_of
 from pyrskip.export.export import _check_gate
 from pyrskip.export.parity import check
 from pyrskip.export.write import write_parts
@@ -28,6 +29,7 @@ from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.inference import Engine
 from pyrskip.inference.bundle import Guaranteed, Prices, read_bundle
 from pyrskip.inference.hub import push_to_hub
+from pyrskip.inference.safe import Safe
 from pyrskip.models.native import NativeModel
 from pyrskip.stages import run_stages
 from tests.configs import tiny
@@ -68,6 +70,14 @@ def test_what_is_guaranteed_for_a_seed_is_what_its_export_guarantees() -> None:
     assert guaranteed(both, 1) == ()
 
 
+def test_what_is_safe_for_a_seed_is_what_its_export_plays() -> None:
+    of = {0: Safe(((0.1, 0.2),), ((0.0, "0"), (0.3, "glance"))), 1: Safe((), ((0.0, "0,1"),))}
+    told = {"worth": {"seeds": [{"seed": seed, **asdict(safe)} for seed, safe in of.items()]}}
+    assert {seed: safe_of(json.loads(json.dumps(told)), seed) for seed in of} == of
+    with pytest.raises(UserError, match=r"summary\.json does not say .* draw the frontier again"):
+        safe_of({}, 0)
+
+
 @pytest.mark.slow
 def test_a_run_becomes_an_export(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
@@ -97,6 +107,9 @@ def test_a_run_becomes_an_export(finished: Path, tmp_path: Path, capsys: pytest.
         for q in s.questions
     ]
     assert sum(costs) / len(costs) == pytest.approx(row["relative_flops"], rel=1e-6)
+    safe = engine.spec.prices.safe
+    assert safe is not None and asdict(safe) == asdict(safe_of(metrics["summary"], 0))
+    assert said_of_worth(metrics["summary"]["worth"]) in (out / "README.md").read_text()
     card = (out / "README.md").read_text()
     assert f"| gate | {metrics['price']:g} |" in card
     assert export(f"run={finished}", f"out={out}") == 2
@@ -140,6 +153,12 @@ def test_an_export_that_is_not_the_model_is_refused(
     (result,) = check(model, gate, {"onnx": engine}, data, UNIT, [0.1, 0.3], 0.3)
     assert result.holds
     assert result.decisions == 4 * result.questions > 0, "two prices, without a limit and with one"
+    assert (result.fixed, result.fixed_differ) == (3 * result.questions, 0)
+    prices = replace(engine.spec.prices, safe=Safe((), ((0.0, "glance"),)))
+    names = {"gate": {"actions": {"names": ["0", "glance"]}}}  # of other numbers than the model's
+    engine.spec = replace(engine.spec, prices=prices, plain=names)
+    with pytest.raises(UserError, match=r"[1-9]\d* of \d+ fixed selections differ"):
+        check(model, gate, {"onnx": engine}, data, UNIT, [0.3], 0.3)
     shutil.copytree(directory, tmp_path / "other")
     other = tiny_gate(model, budget=BudgetRule(total=40, floor=2), seed=1)
     with pytest.raises(UserError, match="the export is not the model"):

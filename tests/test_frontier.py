@@ -113,6 +113,7 @@ def test_every_method_is_there_with_exactly_the_fields() -> None:
     rows = computed().rows
     fixed = {f"fixed:{name}" for name in ("glance", "1", "0", "0,1")}
     learned = {"gate", "gate:query_only", "gate:glance_only", "gate:joint", "gate:shuffled_query", "random"}
+    learned |= {"gate:safe"}
     others = {"full", "reference", "hull", "random:bernoulli", "heuristic", "cosine", "question_only"}
     oracles = {"oracle:type", "oracle:sample"}
     for split in ("val", "test"):

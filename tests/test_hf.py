@@ -9,17 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from pyrskip.cost import measured_flops
 from pyrskip.errors import UserError
 from pyrskip.models.native import CostConfig
 from pyrskip.models.tiers import BlackBox
+from pyrskip.models.vlm.inspect import inspect as looked_into
+from pyrskip.models.vlm.inspect import propose
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch, Question, Sample
 
 transformers = pytest.importorskip("transformers")
 
-from pyrskip.models.vlm.hf import HfConfig, HfVlm, check_family  # noqa: E402
+from pyrskip.models.vlm.hf import HfConfig, HfVlm, check_layout  # noqa: E402
+from pyrskip.models.vlm.layout import check_pyramid  # noqa: E402
+from pyrskip.models.vlm.prompts import Prompts  # noqa: E402
+from tests.families import TINY  # noqa: E402
+from tests.test_cli import refused  # noqa: E402
 from tests.vlm import TEMPLATE, TOKENS, WORDS, llava, processor  # noqa: E402
 
 PYRAMID = Pyramid(size=64, levels=3, stride=8, grid=(2, 1, 1))
@@ -68,15 +74,16 @@ def test_a_skipped_tile_is_never_given_to_the_model(
     vlm: HfVlm, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = []
-    forward = vlm.model.get_image_features
+    forward = vlm.model.model.get_image_features
 
-    def spy(pixels: torch.Tensor, **kwargs: Any) -> Any:
-        given.append(len(pixels))
-        return forward(pixels, **kwargs)
+    def spy(pixel_values: torch.Tensor, **kwargs: Any) -> Any:
+        given.append(len(pixel_values))
+        return forward(pixel_values, **kwargs)
 
-    monkeypatch.setattr(vlm.model, "get_image_features", spy)
+    monkeypatch.setattr(vlm.model.model, "get_image_features", spy)
 
     def encoded(asked: torch.Tensor) -> int:
+        vlm.passes.made.clear()
         start = vlm.encoded
         given.clear()
         vlm.loglik(batch, asked)
@@ -118,22 +125,21 @@ def test_a_sample_does_not_depend_on_its_batch_mates(vlm: HfVlm, batch: Batch) -
 
 def test_a_kept_tile_gives_what_the_processor_gives(vlm: HfVlm, batch: Batch) -> None:
     realised = vlm.realise(ASKED, batch.size[batch.image_of])
-    assert vlm.image_tokens == TOKENS
     kept = [[1, 0, 0, 1, 0, 1], [0, 0, 0, 0, 0, 1], [1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 1]]
     torch.testing.assert_close(realised, TOKENS * torch.tensor(kept))
+    assert vlm.tile_tokens((40, 24)) == [TOKENS, 0, TOKENS, 0, TOKENS, TOKENS]
 
 
 def test_the_prompt_is_what_processor_and_model_make_of_the_same_images(vlm: HfVlm, batch: Batch) -> None:
-    """Coarse to fine, at the place of the template's one image; and its length is what is costed."""
+    """Coarse to fine, in the order of the template's images; and its length is what is costed."""
     size = batch.size[batch.image_of]
     length = vlm.prompt_tokens(batch) + vlm.realise(ASKED, size).sum(-1)
     for row, tiles in enumerate([[5, 0, 3], [5], [5, 4, 0, 1, 2, 3], [5, 0, 2]]):
         one = batch.rows([row])
-        wanted = torch.zeros(1, PYRAMID.tiles, dtype=torch.bool)
-        wanted[0, tiles] = True
-        pictures = dict(zip(sorted(tiles), vlm._pictures(one, wanted), strict=True))
+        (shown,) = vlm._rows(one, ASKED[[row]])
+        assert list(shown.tiles) == tiles
         text = "USER : " + "<image> " * len(tiles) + f"{one.texts[0]} ASSISTANT :"
-        inputs = vlm.processor(images=[pictures[t] for t in tiles], text=[text], return_tensors="pt")
+        inputs = vlm.processor(images=list(shown.pictures), text=[text], return_tensors="pt")
         assert inputs["input_ids"].shape[1] == length[row]
         answer = vlm.processor.tokenizer(one.questions[0].answers[0], add_special_tokens=False)[
             "input_ids"
@@ -145,30 +151,33 @@ def test_the_prompt_is_what_processor_and_model_make_of_the_same_images(vlm: HfV
 
 
 def test_a_tile_that_is_not_square_is_padded_not_cropped(vlm: HfVlm, batch: Batch) -> None:
-    wanted = torch.zeros(2, PYRAMID.tiles, dtype=torch.bool)
-    wanted[1, 0] = True
-    (picture,) = vlm._pictures(batch, wanted)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    crop = batch.image[1, :, :32, :24].float()
+    pixels = torch.from_numpy(np.array(vlm.prompts.picture(crop))).permute(2, 0, 1)
     assert pixels.shape == (3, 32, 32)
     assert torch.equal(pixels[:, :, :24], batch.image[1, :, :32, :24])
     assert bool((pixels[:, :, 24:] == torch.tensor([123, 117, 104])[:, None, None]).all())
 
 
-def test_the_cost_is_the_flops_that_really_run(vlm: HfVlm, batch: Batch) -> None:
-    counted = HfVlm(vlm.model, vlm.processor, PYRAMID, cost=CostConfig(answer_tokens=0))
-    for row in range(len(batch)):
-        one, asked = batch.rows([row]), ASKED[row : row + 1]
-        size = one.size[one.image_of]
-        cost = counted.cost(counted.realise(asked, size), size, counted.prompt_tokens(one))
+def test_costs_are_counted_as_the_convention_says(vlm: HfVlm, batch: Batch) -> None:
+    one, asked = batch.rows([0]), ASKED[:1]
+    size, words = one.size, vlm.prompt_tokens(one)
+    tokens = float(words + 3 * TOKENS)
 
-        def run(one: Batch = one, asked: torch.Tensor = asked) -> None:
-            prompt, real = counted._prompt(one, asked)
-            assert real.sum() == cost.tokens + counted.prompt_tokens(one)  # noqa: B023
-            counted.model(inputs_embeds=prompt, attention_mask=real.long(), logits_to_keep=1)
+    def flops(**cost: Any) -> float:
+        counted = HfVlm(vlm.model, vlm.processor, PYRAMID, cost=CostConfig(**cost))
+        return float(counted.cost(counted.realise(asked, size), size, words).flops)
 
-        # rotary angles are a matrix product for the counter, and none for the cost model
-        assert measured_flops(run) == pytest.approx(float(cost.flops), rel=2e-3)
-        assert float(cost.kv_bytes) == 2 * 2 * 16 * 2 * float(cost.tokens + counted.prompt_tokens(one))
+    cost = vlm.cost(vlm.realise(asked, size), size, words)
+    # keys and values of two layers of width 16 in 16 bits, an answer's token among them
+    assert float(cost.tokens) == 3 * TOKENS and float(cost.kv_bytes) == 2 * 2 * 16 * 2 * (tokens + 1)
+    full = flops(answer_tokens=0)
+    assert flops(answer_tokens=0, unit="macs") == full / 2
+    # of two layers of width 32, scores and sums, at 2 FLOPs
+    pair = 2 * 2 * 2 * 32
+    causal = full - flops(answer_tokens=0, attention="causal")
+    assert causal == pytest.approx(pair * tokens * (tokens - 1) / 2)
+    with pytest.raises(UserError, match="cost.count=ptp .*; allowed: run"):
+        flops(count="ptp")
 
 
 def test_skipping_is_strictly_cheaper(vlm: HfVlm, batch: Batch) -> None:
@@ -193,13 +202,13 @@ def test_the_loglik_is_a_log_probability(vlm: HfVlm, batch: Batch) -> None:
 
 def test_an_answer_is_the_likeliest_token_at_every_step(vlm: HfVlm, batch: Batch) -> None:
     for row, answer in enumerate(vlm.answer(batch, ASKED)):
-        prompt, _ = vlm._prompt(batch.rows([row]), ASKED[row : row + 1])
-        written: list[int] = []
+        (shown,) = vlm._rows(batch.rows([row]), ASKED[[row]])
+        inputs = vlm.prompts.inputs([(shown.pictures, shown.text)])
+        ids, written = inputs["input_ids"], list[int]()
         while len(written) < vlm.config.max_answer and 2 not in written:
-            written.append(int(vlm.model(inputs_embeds=prompt).logits[0, -1].argmax()))
-            prompt = torch.cat(
-                [prompt, vlm.model.get_input_embeddings()(torch.tensor([written[-1:]]))], dim=1
-            )
+            logits = vlm.model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
+            written.append(int(logits[0, -1].argmax()))
+            ids = torch.cat([ids, torch.tensor([written[-1:]])], dim=1)
         assert vlm.processor.tokenizer.decode(written, skip_special_tokens=True).strip() == answer
 
 
@@ -233,36 +242,132 @@ def test_it_loads_from_a_folder_of_safetensors_alone(vlm: HfVlm, batch: Batch, t
         HfVlm.from_pretrained(HfConfig(str(tmp_path)), PYRAMID)
 
 
-def test_another_family_is_refused() -> None:
-    from transformers import CLIPVisionConfig, GemmaConfig, Idefics3Config, LlavaConfig, PixtralVisionConfig
-
-    with pytest.raises(UserError, match="model family='idefics3' is unknown; allowed: llava"):
-        check_family(Idefics3Config())
-    with pytest.raises(UserError, match="vision tower='pixtral'"):
-        check_family(LlavaConfig(vision_config=PixtralVisionConfig()))
-    with pytest.raises(UserError, match="language model='gemma'"):
-        check_family(LlavaConfig(vision_config=CLIPVisionConfig(), text_config=GemmaConfig()))
-
-
 def test_another_family_in_a_folder_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
-    from transformers import Idefics3Config
-
-    Idefics3Config().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="idefics3"):
+    transformers.ChameleonConfig().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="model family='chameleon' is unknown"):
         HfVlm.from_pretrained(HfConfig(str(tmp_path)), PYRAMID)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("my-vlm", "model.hf.path='my-vlm' is no folder"), (".", r"its model and processor cannot be loaded")],
+)
+def test_a_mistyped_folder_is_no_network_error(
+    path: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        HfVlm.from_pretrained(HfConfig(path), PYRAMID)
+
+
+def of_another_model() -> Any:
+    model = llava()
+    model.config.image_token_id = 7
+    return model
 
 
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
         ((lambda: llava(), lambda: processor(template=None)), "no chat template"),
-        ((lambda: llava(), lambda: processor(template="USER :")), "0 places"),
-        ((lambda: llava(), lambda: processor(side=32)), "cannot take"),
-        ((lambda: llava(max_position_embeddings=40), lambda: processor()), "allowed: 2 tiles"),
-        ((lambda: llava(head_dim=16), lambda: processor()), "head_dim=16"),
+        ((lambda: llava(), lambda: processor(template="USER :")), "refuses pictures .* 0 <image> tokens"),
+        ((lambda: of_another_model(), lambda: processor()), r"knows \(7\) for a picture"),
+        ((lambda: llava(max_position_embeddings=40), lambda: processor()), "has positions for 40"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(parts: Any, message: str) -> None:
     model, own = parts
     with pytest.raises(UserError, match=message):
         HfVlm(model(), own(), PYRAMID)
+
+
+def test_a_tower_that_cannot_take_its_processors_pictures_is_refused(batch: Batch) -> None:
+    with pytest.raises(UserError, match="cannot take what its processor gives"):
+        HfVlm(llava(), processor(side=32), PYRAMID).answer(batch, ASKED)
+
+
+def test_rows_share_a_pass_only_where_that_changes_nothing(vlm: HfVlm, batch: Batch) -> None:
+    """A model that reads its padding answers a row by its batch mates."""
+    model = llava()
+    forward = model.forward
+
+    def blind_to_padding(*args: Any, attention_mask: torch.Tensor, **kwargs: Any) -> Any:
+        return forward(*args, attention_mask=torch.ones_like(attention_mask), **kwargs)
+
+    blind_to_padding.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    model.forward = blind_to_padding
+    odd = HfVlm(model, processor(), PYRAMID, vlm.config)
+    assert vlm.passes.mixing == "any" and odd.passes.mixing == "alike" and odd.encoded == 0
+    torch.testing.assert_close(odd.loglik(batch, ASKED), vlm.loglik(batch, ASKED), atol=1e-4, rtol=0)
+    two = batch.rows([0, 0, 3])
+    assert [part for part, _ in odd.passes.of(odd._rows(two, ASKED[[0, 0, 0]]))] == [[0, 1], [2]]
+
+
+def test_as_run_is_the_whole_image_through_the_processors_own_settings(batch: Batch) -> None:
+    model, own = TINY["internvl"]()
+    box = HfVlm(model, own, Pyramid(112, 2, 8, (2, 1)), HfConfig(max_answer=4))
+    wide = torch.randint(0, 256, (3, 56, 112), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    one = Batch.collate([Sample("0", wide, (Question("what ?", ("red",)),))], 112)
+    whole = torch.ones(1, 1, dtype=torch.int64)
+    picture = Image.fromarray(wide.permute(1, 2, 0).numpy())
+    text = own.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what ?"}]}],
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    inputs = own(images=[picture], text=[text], return_tensors="pt")
+    # two pieces of 56 px and a thumbnail, where a tile of the same size is one look
+    assert int((inputs["input_ids"] == own.image_token_id).sum()) == 12
+    assert box.as_run.realise(whole, one.size).tolist() == [[12]] and box.tile_tokens((56, 112))[4] == 4
+    written = model.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=box.passes.ends)
+    told = own.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert box.as_run.answer(one, whole) == [told[0].strip()]
+    cost = box.as_run.cost(box.as_run.realise(whole, one.size), one.size, box.prompt_tokens(one))
+    kept = torch.tensor([[0, 0, 0, 0, 1]])
+    assert cost.flops > box.cost(box.realise(kept, one.size), one.size, box.prompt_tokens(one)).flops
+
+
+def test_a_level_that_is_not_cheaper_is_refused_with_the_numbers(vlm: HfVlm, tmp_path: Path) -> None:
+    said = r"level 1 costs this model no less than level 0 \(tokens .*level 0: 9, level 1: 9\)"
+    with pytest.raises(UserError, match=said):
+        check_pyramid(vlm.prompts, Pyramid(64, 2, 8), 16)
+    check_pyramid(vlm.prompts, Pyramid(64, 2, 8, (2, 1)), 16)
+    vlm.model.config.save_pretrained(tmp_path)
+    vlm.processor.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=said):
+        check_layout(HfConfig(str(tmp_path)), Pyramid(64, 2, 8))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_what_is_proposed_is_never_refused(family: str, tmp_path: Path) -> None:
+    model, own = TINY[family]()
+    found = propose(Prompts(model.config, own), 256)
+    check_pyramid(Prompts(model.config, own), found.pyramid, 16)
+    follows = family == "qwen2_5_vl"
+    assert found.actions == ("levels" if follows else "tiles")
+    assert found.pyramid == (Pyramid(256, 3, 8) if follows else Pyramid(256, 2, 8, (2, 1)))
+    model.config.save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    told = looked_into(str(tmp_path), 256)
+    assert f"model family {family}" in told and found.keys(str(tmp_path)) in told
+    # its own limits make a picture of 32 px as dear as one of 64, and a tile has none
+    row = next(line.split() for line in told.splitlines() if line.strip().startswith("32 x 32"))
+    assert row[3:] == (["1", "4"] if follows else ["4", "4"])
+    assert ("tiles of 256, 128, 64, 32 px cost the same: 4 tokens" in told) != follows
+    with pytest.raises(UserError, match="size=100: allowed: multiples of 128"):
+        looked_into(str(tmp_path), 100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("look",), "pyrskip vlm takes inspect and one folder or hub id"),
+        (("inspect", "a", "b"), "pyrskip vlm takes inspect and one folder or hub id"),
+        (("inspect", "my-vlm", "size=large"), "allowed beside it: size=<pixels>"),
+        (("inspect", "my-vlm"), "model.hf.path='my-vlm' is no folder"),
+    ],
+)
+def test_the_command_says_what_it_takes(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(capsys, "vlm", *arguments)

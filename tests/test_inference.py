@@ -20,7 +20,7 @@ from pyrskip.inference import Engine, Request
 from pyrskip.inference.bundle import SignalSpec
 from pyrskip.inference.processor import chat, conversation, data_url, plan, thumbnail, views
 from pyrskip.models.native import NativeModel
-from tests.exports import GATE_FLOPS, GUARANTEED, PYRAMID, UNIT, expected, images, requests
+from tests.exports import GATE_FLOPS, GUARANTEED, PYRAMID, SAFE, UNIT, expected, images, requests
 from tests.models import SIDE, TEXTS, tiny_batch
 
 PRICE = 0.3
@@ -99,6 +99,46 @@ def test_a_guaranteed_retention_is_its_price(engine: Engine) -> None:
         assert engine.select(image, TEXTS[0], retention=of.retention) == wanted.selection
 
 
+def test_a_safe_request_plays_a_fixed_selection_where_the_gate_is_not_above_those(
+    engine: Engine, exported: tuple[Path, NativeModel, Gate]
+) -> None:
+    _, model, gate = exported
+    batch, layout = tiny_batch(), gate.layout
+    size, words = batch.size[batch.image_of], model.prompt_tokens(batch)
+    listed = layout.actions.tokens(model.pyramid.capacity(size), layout.budget)
+    for price, action in ((0.01, "0,1"), (0.3, "1"), (2.0, "glance")):
+        tiles = model.realise(listed[:, layout.actions.index(action)], size)
+        answers = engine.answer_many(requests(batch, price=price, safe=True))
+        assert [list(a.selection.tiles) for a in answers] == tiles.tolist()
+        assert [a.selection.flops for a in answers] == model.cost(tiles, size, words).flops.tolist()
+        assert {(a.selection.confidence, a.selection.price) for a in answers} == {(1.0, price)}
+    for price in (0.02, 0.07, 0.4):
+        assert engine.answer_many(requests(batch, price=price, safe=True)) == engine.answer_many(
+            requests(batch, price=price)
+        )
+    assert engine.select(images(batch)[0], TEXTS[0], safe=True).price == 0.05
+
+
+def test_safe_requests_and_others_are_decided_in_one_batch_as_alone(engine: Engine) -> None:
+    mixed = [
+        replace(request, price=price, safe=safe)
+        for request, (price, safe) in zip(
+            requests(tiny_batch()), ((0.3, True), (0.3, False), (0.02, True), (2.0, True)) * 9, strict=False
+        )
+    ]
+    assert engine.answer_many(mixed) == [engine.answer_many([one])[0] for one in mixed]
+
+
+def test_an_export_that_does_not_know_where_its_gate_is_above_says_so(engine: Engine) -> None:
+    prices = replace(engine.spec.prices, safe=None)
+    bare = Engine(replace(engine.spec, prices=prices), engine.tokenizer, None, engine.backend, "")
+    with pytest.raises(UserError, match="does not say where its gate is above fixed selections"):
+        bare.check_dial(0.1, None, safe=True)
+    assert SAFE.at(0.02) is SAFE.at(0.1) is SAFE.at(0.4) is None
+    played = [SAFE.at(price) for price in (0.0, 0.019, 0.11, 0.41, 0.6, 1e9)]
+    assert played == ["0,1", "0,1", "1", "1", "glance", "glance"]
+
+
 def test_an_export_that_guarantees_nothing_says_so(engine: Engine) -> None:
     prices = replace(engine.spec.prices, guaranteed=())
     bare = Engine(replace(engine.spec, prices=prices), engine.tokenizer, None, engine.backend, "")
@@ -123,6 +163,9 @@ def test_an_export_that_guarantees_nothing_says_so(engine: Engine) -> None:
         (None, TEXTS[0], {"price": 10**400}, "finite"),
         (None, TEXTS[0], {"max_tokens": 0}, "at least 1"),
         (None, TEXTS[0], {"max_tokens": True}, "at least 1"),
+        (None, TEXTS[0], {"safe": True, "max_tokens": 3}, "allowed: safe=True with a price, or alone"),
+        (None, TEXTS[0], {"safe": True, "retention": 0.98}, "allowed: safe=True with a price, or alone"),
+        (None, TEXTS[0], {"safe": "yes"}, "safe='yes': allowed: true, false"),
         (None, TEXTS[0], {"retention": 0.97}, "retention=0.97 is not guaranteed .* allowed: 0.9, 0.98"),
         (None, TEXTS[0], {"retention": True}, "allowed: 0.9, 0.98"),
         (None, TEXTS[0], {"retention": "0.98"}, "allowed: 0.9, 0.98"),

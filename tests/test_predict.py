@@ -96,13 +96,27 @@ def test_a_retention_is_of_the_lines_that_ask_for_nothing_else(
     assert "retention=0.5 is not guaranteed by this export; allowed: 0.9, 0.98" in capsys.readouterr().err
 
 
+def test_safe_is_of_the_lines_that_set_no_limit_and_ask_for_no_guarantee(
+    asked: Path, exported: tuple[Path, NativeModel, Gate], tmp_path: Path
+) -> None:
+    image = {"image": str(asked.parent / "a.png"), "question": TEXTS[0]}
+    own = [{}, {"price": 0.0}, {"max_tokens": 5}, {"retention": 0.98}, {"safe": False}, {"safe": True}]
+    (tmp_path / "some").write_text("\n".join(json.dumps(image | of) for of in own))
+    out = tmp_path / "out.jsonl"
+    assert predict(exported[0], f"input={tmp_path / 'some'}", f"out={out}", "price=0.3", "safe=true") == 0
+    told = lines(out)
+    assert [line["price"] for line in told] == [0.3, 0.0, 0.3, 0.02, 0.3, 0.3]
+    assert [line["confidence"] == 1 for line in told] == [True, True, False, False, False, True]
+    assert predict(exported[0], f"input={tmp_path / 'some'}", "retention=0.98") == 0
+
+
 def test_a_file_made_otherwise_is_not_continued(
     asked: Path, exported: tuple[Path, NativeModel, Gate], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.jsonl"
     predict(exported[0], f"input={asked}", f"out={out}")
     assert predict(exported[0], f"input={asked}", f"out={out}", "price=0.9") == 2
-    assert "another export, price, max_tokens or retention" in capsys.readouterr().err
+    assert "another export, price, max_tokens, retention or safe" in capsys.readouterr().err
     for other in (asked.read_text(), "notes", "[]", asked.read_text().splitlines()[0], ""):
         asked.with_name("other").write_text(other)
         assert predict(exported[0], f"input={asked}", f"out={asked.with_name('other')}") == (

@@ -10,22 +10,22 @@ from torch import Tensor
 
 from pyrskip.budget import BudgetRule
 from pyrskip.config import Config
-from pyrskip.cost import answer_flops, kv_bytes
+from pyrskip.cost import Transformer, answer_flops, kv_bytes
 from pyrskip.decision import ActionSet, Decision
 from pyrskip.errors import UserError
 from pyrskip.gated import encode_glance
 from pyrskip.models.native import CostConfig, NativeModel
 from pyrskip.models.vlm.served import AnswererConfig
-from pyrskip.pruners import PRUNERS, Prunable, Pruner, PrunerConfig, build_pruner
+from pyrskip.pruners import PRUNERS, KeepingPruner, Prunable, PrunerConfig, build_pruner
 from pyrskip.pruners.random import RandomPruner, scrambled
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.rollout import RolloutModule
 from tests.models import every_tile, mixed_decisions, tiny_batch, tiny_model
 
-RATIO = 0.4
+CONFIG = PrunerConfig("random", 0.4)
 
 
-class MostAlike(Pruner):
+class MostAlike(KeepingPruner):
     """The tokens that are most like a word of the question."""
 
     needs = ("text",)
@@ -35,13 +35,13 @@ class MostAlike(Pruner):
         alike = F.normalize(seen.tokens, dim=-1) @ F.normalize(words, dim=-1).transpose(1, 2)
         return self.highest(alike.masked_fill(~mask[:, None], -1.0).amax(-1), seen)
 
-    def flops(self, tokens: Tensor, width: int) -> Tensor:
-        return 10.0 * width * tokens.double()
+    def flops(self, tokens: Tensor, words: Tensor, language: Transformer) -> Tensor:
+        return 10.0 * language.width * tokens.double()
 
 
 @pytest.fixture(params=[RandomPruner, MostAlike])
 def pruned(native: NativeModel, request: pytest.FixtureRequest) -> Iterator[NativeModel]:
-    native.pruner = request.param(RATIO)
+    native.pruner = request.param(CONFIG)
     yield native
     native.pruner = None
 
@@ -116,7 +116,7 @@ def test_multiply_adds_count_a_pruners_own_work_half() -> None:
     counted = []
     for unit in ("flops", "macs"):
         model = tiny_model(cost=CostConfig(unit=unit))
-        model.pruner = MostAlike(RATIO)
+        model.pruner = MostAlike(CONFIG)
         size = torch.tensor([[64, 64]])
         realised = model.realise(model.pyramid.capacity(size), size)
         counted.append(float(model.cost(realised, size, torch.tensor([5])).flops))
@@ -140,7 +140,7 @@ def test_every_token_stays_at_a_ratio_of_1(native: NativeModel) -> None:
     assert build_pruner(PrunerConfig("random", 1.0)) is None and build_pruner(PrunerConfig()) is None
     batch, asked = tiny_batch(), mixed_decisions(native, tiny_batch())
     plain, tile = native.visual(batch, native.encode(batch, asked > 0), asked)
-    native.pruner = RandomPruner(1.0)
+    native.pruner = RandomPruner(PrunerConfig("random", 1.0))
     same, same_tile = native.visual(batch, native.encode(batch, asked > 0), asked)
     native.pruner = None
     assert same.tokens[same.real].equal(plain.tokens[plain.real]) and same.real.equal(plain.real)
@@ -149,7 +149,7 @@ def test_every_token_stays_at_a_ratio_of_1(native: NativeModel) -> None:
 
 def test_a_table_and_the_model_give_the_same_behind_a_pruner() -> None:
     model, batch = tiny_model(), tiny_batch()
-    model.pruner = MostAlike(RATIO)
+    model.pruner = MostAlike(CONFIG)
     actions, whole = ActionSet.by_level(model.pyramid), BudgetRule()
     table = RolloutModule(model, actions, whole, "gate").predict_step(batch, 0)
     assert table is not None
@@ -171,7 +171,7 @@ def test_random_tokens_are_spread_and_know_no_padding(count: int) -> None:
     for padded in (count, count + 3):
         real = torch.arange(padded)[None] < count
         seen = Prunable(torch.zeros(1, padded, 4), real, torch.zeros(1, padded, dtype=torch.int64), {})
-        kept.append(RandomPruner(0.5).keep(seen)[0])
+        kept.append(RandomPruner(PrunerConfig("random", 0.5)).keep(seen)[0])
         assert int(kept[-1].sum()) == -(-count // 2) and not kept[-1][count:].any()
     assert kept[1][:count].equal(kept[0])
     if count == 1000:
@@ -182,13 +182,13 @@ def test_random_tokens_are_spread_and_know_no_padding(count: int) -> None:
 
 
 def test_a_pruner_that_keeps_other_numbers_than_are_paid_for_is_refused() -> None:
-    class All(Pruner):
+    class All(KeepingPruner):
         def keep(self, seen: Prunable) -> Tensor:
             return seen.real
 
     model, batch = tiny_model(), tiny_batch()
-    model.pruner = All(0.5)
-    with pytest.raises(UserError, match="All.keep leaves .* as many as its stays says"):
+    model.pruner = All(PrunerConfig("random", 0.5))
+    with pytest.raises(UserError, match="All.prune leaves .* as many as its stays says, for so many"):
         model.answer(batch, every_tile(model, batch))
 
 
@@ -197,8 +197,8 @@ def test_a_pruner_that_keeps_other_numbers_than_are_paid_for_is_refused() -> Non
     [
         ("random", 0.0, "pruner.ratio=0.0: allowed: above 0, at most 1"),
         ("random", 1.5, "pruner.ratio=1.5: allowed"),
-        ("none", 0.5, "pruner.ratio=0.5 with pruner.name=none.*allowed: 1, or pruner.name of .*random"),
-        ("psychic", 0.5, "pruner.name='psychic' is unknown; allowed: none, random .*docs/extending.md"),
+        ("none", 0.5, "pruner.ratio=0.5, tokens=0 with pruner.name=none.*allowed: 1 and 0, or .*random"),
+        ("psychic", 0.5, "pruner.name='psychic' is unknown; allowed: .*none, .*random.*docs/extending.md"),
     ],
 )
 def test_a_pruner_that_cannot_be_is_refused(name: str, ratio: float, message: str) -> None:
@@ -208,14 +208,15 @@ def test_a_pruner_that_cannot_be_is_refused(name: str, ratio: float, message: st
 
 def test_a_pruner_whose_needs_a_model_lacks_is_refused_with_what_it_has() -> None:
     class Watched(RandomPruner):
-        needs = ("text", "attention", "cls")
+        needs = ("text", "tiles", "cls")
 
     PRUNERS.register("watched", Watched)
     try:
         message = (
-            "reads attention, cls, which model.name=native does not have: it has tokens, text; allowed: "
+            "reads tiles, cls, which model.name=native does not have: it has tokens, attention, salience, "
+            "text; allowed: "
         )
-        with pytest.raises(UserError, match=message + "none, random"):
+        with pytest.raises(UserError, match=message + "none, .*random"):
             Config(pruner=PrunerConfig("watched", 0.5))
     finally:
         del PRUNERS._entries["watched"], PRUNERS._places["watched"]

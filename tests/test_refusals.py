@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from pyrskip.errors import UserError
 from pyrskip.models.text import MiniLmText
 from pyrskip.models.tiers import RefusedError
 from pyrskip.models.vision import VisionEncoder
-from pyrskip.models.vlm.remote import RemoteConfig, RemoteModel
+from pyrskip.models.vlm.remote import RemoteModel
+from pyrskip.models.vlm.remote_config import RemoteConfig
 from pyrskip.models.vlm.served import ServedModel
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
@@ -35,7 +37,7 @@ pytest.importorskip("httpx")
 PYRAMID = Pyramid(size=64, levels=2, stride=8)
 SIZES: dict[str, Any] = {
     "layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp": 48, "vocab": 100,
-    "encoder_flops": 1e6, "token_pixels": 8,
+    "encoder_flops": 1e6,
 }  # fmt: skip
 SHADES = (0, 50, 100, 150, 200, 250)
 TEXTS = ("how red ?", "why ?")
@@ -51,9 +53,13 @@ class Refuses:
     def __call__(self, text: str, pictures: list[bytes]) -> str | int:
         if not pictures:
             return self.everything or "?"
-        pixel = Image.open(io.BytesIO(pictures[0])).convert("RGB").getpixel((0, 0))
-        assert isinstance(pixel, tuple)
-        return self.everything or self.shades.get(int(pixel[0]), str(pixel[0]))
+        return self.everything or self.shades.get(shade(pictures), str(shade(pictures)))
+
+
+def shade(pictures: list[bytes]) -> int:
+    pixel = Image.open(io.BytesIO(pictures[0])).convert("RGB").getpixel((0, 0))
+    assert isinstance(pixel, tuple)
+    return int(pixel[0])
 
 
 @pytest.fixture
@@ -72,14 +78,16 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> MiniLmText:
     return MiniLmText(str(save_text_encoder(tmp_path_factory.mktemp("text"), list(TEXTS))))
 
 
-def box(server: Server) -> RemoteModel:
-    return RemoteModel(RemoteConfig(server.url, "tiny", retries=1, **SIZES), PYRAMID)
+def box(server: Server, retries: int = 1) -> RemoteModel:
+    return RemoteModel(RemoteConfig(server.url, "tiny", retries=retries, **SIZES), PYRAMID)
 
 
 class Rollouts:
     """Rollouts of six images with two questions each, in chunks of two images."""
 
-    def __init__(self, server: Server, text: MiniLmText, directory: Path, allowed: float) -> None:
+    def __init__(
+        self, server: Server, text: MiniLmText, directory: Path, allowed: float, retries: int = 1
+    ) -> None:
         questions = [{"text": words, "answers": ["50"]} for words in TEXTS]
         content = json.dumps({"questions": questions}).encode()
         members = [
@@ -91,7 +99,7 @@ class Rollouts:
         data = write_data(directory, tar(*members))
         self.log = FaultLog(directory / "faults", len(SHADES), allowed)
         self.data = ShardDataset(data, "train", PYRAMID.size, self.log)
-        self.model = ServedModel(box(server), VisionEncoder(BACKBONE), text)
+        self.model = ServedModel(box(server, retries), VisionEncoder(BACKBONE), text)
 
     def run(self) -> RolloutTable:
         trainer = build_trainer(TrainerConfig(quiet=True), self.directory)
@@ -129,6 +137,40 @@ def test_what_remains_is_as_if_nothing_had_been_refused(
     assert whole.score[2:4].sum() > 0
 
 
+def test_a_server_that_stumbles_gives_the_table_of_one_that_does_not(
+    server: Server, text: MiniLmText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyrskip.models.vlm.client.time.sleep", lambda _: None)
+    for name in ("well", "strict"):
+        (tmp_path / name).mkdir()
+    whole = Rollouts(server, text, tmp_path / "well", allowed=0.0).run()
+    chance = random.Random(0)
+    kinds = ["429", "500", "503", "close", "garbage", "null", *["ok"] * 7]
+    server.fate, server.after, server.seen = lambda n: chance.choice(kinds), "0.2", 0
+    strict = Rollouts(server, text, tmp_path / "strict", allowed=0.0, retries=20).run()
+    assert server.seen > 1.3 * len(whole) * 4
+    assert strict.keys == whole.keys and strict.score.equal(whole.score)
+    assert strict.cost.tokens.equal(whole.cost.tokens) and strict.cost.flops.equal(whole.cost.flops)
+
+
+@pytest.mark.parametrize("fate", ["500", "close", "garbage", "null"])
+def test_a_question_that_is_never_answered_is_left_out_while_others_are(
+    fate: str,
+    refuses: Refuses,
+    server: Server,
+    text: MiniLmText,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pyrskip.models.vlm.client.time.sleep", lambda _: None)
+    server.doomed = lambda shown: fate if shown and shade(shown) == 100 else "ok"
+    rollouts = Rollouts(server, text, tmp_path, allowed=0.5)
+    table = rollouts.run()
+    assert table.image_keys == ("000", "050", "150", "200", "250")
+    (fault,) = rollouts.log.read()
+    assert fault.key == "100" and "gave no answer in 2 tries" in fault.reason
+
+
 def test_more_refusals_than_may_be_broken_end_the_rollouts(
     refuses: Refuses, server: Server, text: MiniLmText, tmp_path: Path
 ) -> None:
@@ -148,7 +190,7 @@ def test_a_wrong_key_or_address_ends_the_rollouts_at_once(
     assert not rollouts.log.read()
     # no more than the first pass: two images' questions under their distinct decisions; what is sent again
     # where a connection broke is the same request
-    assert len({json.dumps(request) for request in server.requests}) <= 2 * 2 * 3
+    assert len({json.dumps(request) for request in server.requests}) <= 2 * 2 * 4
 
 
 def test_the_other_questions_of_a_call_are_answered(refuses: Refuses, server: Server) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,21 @@ from PIL import Image
 from pyrskip.cost import Transformer, decode_flops, prefill_flops
 from pyrskip.errors import UserError
 from pyrskip.models.native import CostConfig
-from pyrskip.models.vlm.remote import RemoteConfig, RemoteModel
+from pyrskip.models.tiers import RefusedError
+from pyrskip.models.vlm.client import Reply, Request
+from pyrskip.models.vlm.journal import FILES, Journal, by_decision
+from pyrskip.models.vlm.remote import RemoteModel
+from pyrskip.models.vlm.remote_config import RemoteConfig
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch, Question, Sample
-from tests.server import Server, content, serve
+from tests.server import Server, content, count, prompt_logprobs, serve
 
 pytest.importorskip("httpx")
 
 PYRAMID = Pyramid(size=64, levels=3, stride=8, grid=(2, 1, 1))
 SIZES: dict[str, Any] = {
     "layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp": 48, "vocab": 100,
-    "encoder_flops": 1e6, "token_pixels": 8,
+    "encoder_flops": 1e6,
 }  # fmt: skip
 # tiles finest first: four of the finest level, the middle level, the glance
 ASKED = torch.tensor([[5, 0, 0, 7, 0, 1], [0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0], [4, 4, 4, 4, 0, 4]])
@@ -93,14 +98,14 @@ def test_a_skipped_tile_is_neither_drawn_nor_sent(server: Server, batch: Batch) 
     assert model.encoded == 6
 
 
-@pytest.mark.parametrize("given", [{}, {"image_tokens": 9, "token_pixels": None}])
-def test_tokens_are_those_of_a_tiles_size_or_of_any_picture(
-    server: Server, batch: Batch, given: dict[str, Any]
-) -> None:
-    realised = remote(server, **given).realise(ASKED, batch.size[batch.image_of])
+def test_tokens_are_what_the_server_counts(server: Server, batch: Batch) -> None:
+    model = remote(server)
     sizes = [[16, 0, 0, 16, 0, 4], [0, 0, 0, 0, 0, 4], [0] * 6, [12, 0, 3, 0, 0, 2]]
-    wanted = torch.tensor(sizes)
-    assert realised.equal(wanted if not given else (wanted > 0) * 9)
+    for _ in range(2):
+        assert model.realise(ASKED, batch.size[batch.image_of]).equal(torch.tensor(sizes))
+    # a text, the glance, a finest tile, both; then what is new: 32 x 24, 8 x 24 and 10 x 6; no size twice
+    assert [len(content(probe)[1]) for probe in server.probes].count(1) == 2 + 3
+    assert not server.requests
 
 
 def test_the_cost_is_the_transformers_and_the_encoders(server: Server, batch: Batch) -> None:
@@ -145,7 +150,7 @@ def test_a_key_is_read_from_the_environment(
 
 def test_a_busy_server_is_asked_again(server: Server, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("pyrskip.models.vlm.remote.time.sleep", waits.append)
+    monkeypatch.setattr("pyrskip.models.vlm.client.time.sleep", waits.append)
     server.statuses = [503, 429]
     assert remote(server, retries=2).answer(batch.rows([2]), ASKED[2:3]) == ["0 for what ?"]
     assert waits == [0.5, 1.0]
@@ -154,21 +159,38 @@ def test_a_busy_server_is_asked_again(server: Server, batch: Batch, monkeypatch:
 @pytest.mark.parametrize(
     ("statuses", "said"),
     [
-        ([503, 503], r"gave no answer in 2 tries \(status 503\)"),
-        ([400], r"refused a request with status 400: .*busy"),
+        ([503, 503], r"gave no answer in 2 tries \(status 503: .*busy"),
+        ([400, 400], r"refused a request with status 400: .*busy"),
     ],
 )
-def test_a_server_that_does_not_answer_is_named(
+def test_a_question_that_is_not_answered_is_refused_with_the_reason(
     statuses: list[int], said: str, server: Server, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyrskip.models.vlm.remote.time.sleep", lambda _: None)
+    monkeypatch.setattr("pyrskip.models.vlm.client.time.sleep", lambda _: None)
+    model = remote(server, parallel=1)
+    model.answer(batch.rows([1]), ASKED[1:2])
     server.statuses = statuses
-    with pytest.raises(UserError, match=said):
-        remote(server).answer(batch.rows([2]), ASKED[2:3])
+    with pytest.raises(RefusedError, match=said) as refused:
+        model.answer(batch, ASKED)
+    assert [type(answer) for answer in refused.value.answers] == [UserError, str, str, str]
+
+
+@pytest.mark.parametrize(
+    ("after", "waits"),
+    [("0.25", [0.25, 0.25]), ("soon", [0.5, 1.0]), ("90", [30.0, 30.0]), ("nan", [0.5, 1.0])],
+)
+def test_a_server_says_how_long_to_wait(
+    after: str, waits: list[float], server: Server, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("pyrskip.models.vlm.client.time.sleep", waited.append)
+    server.statuses, server.after = [429, 429], after
+    remote(server, retries=2).answer(batch.rows([2]), ASKED[2:3])
+    assert waited == waits
 
 
 def test_no_server_is_a_sentence(server: Server, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyrskip.models.vlm.remote.time.sleep", lambda _: None)
+    monkeypatch.setattr("pyrskip.models.vlm.client.time.sleep", lambda _: None)
     nobody = RemoteModel(replace(remote(server).config, url="http://127.0.0.1:1/v1"), PYRAMID)
     with pytest.raises(
         UserError, match=r"127\.0\.0\.1:1/v1/chat/completions gave no answer in 2 tries \(ConnectError"
@@ -179,17 +201,148 @@ def test_no_server_is_a_sentence(server: Server, batch: Batch, monkeypatch: pyte
 @pytest.mark.parametrize(
     "raw", [b"<html>", b"[]", b"{}", json.dumps({"choices": [{"message": {"content": None}}]}).encode()]
 )
-def test_another_form_of_answer_is_refused(raw: bytes, server: Server, batch: Batch) -> None:
+def test_another_form_of_answer_costs_its_question(
+    raw: bytes, server: Server, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyrskip.models.vlm.client.time.sleep", lambda _: None)
     server.raw = raw
-    with pytest.raises(UserError, match="answers in another form than OpenAI's chat completions"):
+    with pytest.raises(RefusedError, match="another form than OpenAI's chat completions"):
         remote(server).answer(batch.rows([2]), ASKED[2:3])
+    assert len(server.requests) == 2
 
 
-def test_the_servers_own_count_of_tokens_is_kept_beside_the_costs(server: Server, batch: Batch) -> None:
-    server.usage = 50
+def test_what_a_server_does_wrong_for_a_while_changes_no_answer(
+    server: Server, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyrskip.models.vlm.client.time.sleep", lambda _: None)
+    expected = remote(server).answer(batch, ASKED)
+    fates = ["429", "garbage", "ok", "close", "null", "500", "ok", "400"]
+    server.fate, server.after = lambda n: fates[n % len(fates)], "0.1"
+    assert remote(server, parallel=1, retries=5).answer(batch, ASKED) == expected
+
+
+def test_answers_may_come_piece_by_piece(server: Server, batch: Batch) -> None:
+    expected = remote(server).answer(batch, ASKED)
+    server.streams = True
     model = remote(server)
+    assert model.answer(batch, ASKED) == expected
+    (reply,) = model.client.ask([Request(server.requests[0], kept=(0,))])
+    assert isinstance(reply, Reply) and reply.first is not None and 0 < reply.first <= reply.total
+
+
+def test_costs_are_held_against_the_servers_count_of_every_prompt(server: Server, batch: Batch) -> None:
+    model = remote(server)
+    model.prompt_tokens(batch)
     model.answer(batch, ASKED)
-    assert (model.counted, model.taken) == (200, 22 + 28 + 22 + 22 + 36 + 4 + 0 + 17)
+    assert (model.counted, model.taken, model.unlike) == (94 + 36 + 4 + 17, 94 + 36 + 4 + 17, 0)
+    server.count = lambda text, pictures: count(text, pictures) + (len(pictures) == 3)
+    model.answer(batch, ASKED)
+    assert model.counted == model.taken + 2 and (model.unlike, model.compared) == (2, 8)
+
+
+def test_pictures_that_do_not_add_up_are_refused_with_the_numbers(server: Server, batch: Batch) -> None:
+    server.count = lambda text, pictures: count(text, pictures[:1])
+    with pytest.raises(UserError, match="16 x 16 and 32 x 32 have 4 and 16 tokens alone and 4 together"):
+        remote(server).realise(ASKED, batch.size[batch.image_of])
+
+
+def test_a_server_that_counts_nothing_is_refused_without_a_processor(server: Server, batch: Batch) -> None:
+    server.count = lambda text, pictures: None
+    with pytest.raises(UserError, match=r"does not count prompt tokens .*allowed: model\.remote\.processor"):
+        remote(server).realise(ASKED, batch.size[batch.image_of])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("transformers")
+    from tests.vlm import save_llava
+
+    return save_llava(tmp_path_factory.mktemp("llava"))
+
+
+def test_a_processors_folder_says_tokens_and_sizes(server: Server, batch: Batch, folder: Path) -> None:
+    model = remote(server, processor=str(folder), **dict.fromkeys(SIZES, None) | {"encoder_flops": 1e6})
+    assert model.transformer == Transformer(2, 32, 4, 2, 48, True, 23)
+    server.count = lambda text, pictures: None
+    assert model.realise(ASKED, batch.size[batch.image_of])[0].tolist() == [9, 0, 0, 9, 0, 9]
+    # <s> USER : colour ? ASSISTANT :
+    assert model.prompt_tokens(batch)[0] == 7 and not server.requests
+
+
+def test_a_server_that_counts_other_tokens_than_the_processor_is_refused(
+    server: Server, batch: Batch, folder: Path
+) -> None:
+    model = remote(server, processor=str(folder))
+    with pytest.raises(
+        UserError, match="processor writes 9, 9 and 18 tokens, and the server counts 4, 16 and 20"
+    ):
+        model.realise(ASKED, batch.size[batch.image_of])
+
+
+def test_a_mistyped_folder_is_no_network_error(server: Server) -> None:
+    with pytest.raises(UserError, match=r"model\.remote\.processor=no-such is no folder"):
+        remote(server, processor="no-such")
+
+
+def test_fields_of_requests_and_pictures_are_the_users(server: Server, batch: Batch) -> None:
+    given: dict[str, Any] = {
+        "extra": {"seed": None, "mm_processor_kwargs": {"max_pixels": 784}},
+        "picture": {"detail": "low"},
+        "tokens_key": "max_completion_tokens",
+    }
+    remote(server, **given).answer(batch.rows([1]), ASKED[1:2])
+    (request,) = server.requests
+    assert request["mm_processor_kwargs"] == {"max_pixels": 784} and request["max_completion_tokens"] == 16
+    assert not {"seed", "max_tokens"} & request.keys()
+    assert request["messages"][0]["content"][0]["image_url"]["detail"] == "low"
+
+
+def test_a_journal_answers_what_was_answered_before_it_broke_off(
+    server: Server, batch: Batch, tmp_path: Path
+) -> None:
+    first = remote(server)
+    first.client.journal = Journal(tmp_path)
+    answers = first.answer(batch.rows([0, 1]), ASKED[:2])
+    first.client.journal.close()
+    (path,) = tmp_path.glob(FILES)
+    lines = path.read_text().splitlines()
+    last = max(i for i, line in enumerate(lines) if '"kept": [0' in line)
+    path.write_text("\n".join([*lines[:last], *lines[last + 1 :], lines[last][:-9]]))
+    server.requests.clear()
+    again = remote(server, url=server.url + "/")
+    again.client.journal = Journal(tmp_path)
+    assert again.answer(batch, ASKED) == [*answers, "0 for what ?", "3 for colour ?"]
+    # the first's line broke off; the second and the first's sizes are there
+    assert sorted(len(content(request)[1]) for request in server.requests) == [0, 3, 3]
+    again.client.journal.close()
+    assert {kept: of["requests"] for kept, of in by_decision(tmp_path).items()} == {
+        (): 1, (0, 2, 5): 1, (0, 3, 5): 1, (5,): 1,
+    }  # fmt: skip
+    assert by_decision(tmp_path)[5,]["prompt_tokens"] == 32
+
+
+def test_the_probability_of_an_answer_is_that_of_its_tokens_and_its_end(server: Server, batch: Batch) -> None:
+    server.scores = True
+    model = remote(server, probability=True)
+    loglik = model.loglik(batch, ASKED)
+    assert loglik is not None
+    for row, told in enumerate(loglik.tolist()):
+        model.answer(batch.rows([row]), ASKED[row : row + 1])
+        said = [*server.requests[-1]["messages"], {"content": "red"}]
+        body = server.requests[-1] | {"messages": said, "continue_final_message": False}
+        *_, r, e, d, end, _ = prompt_logprobs(body, 1)
+        assert told == pytest.approx(sum(entry["2"]["logprob"] for entry in (r, e, d, end) if entry))
+    assert len(set(loglik.tolist())) == 4
+
+
+def test_a_server_without_probabilities_says_so_before_it_is_asked_questions(
+    server: Server, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyrskip.models.vlm.client.time.sleep", lambda _: None)
+    assert remote(server).loglik(batch, ASKED) is None
+    with pytest.raises(UserError, match=r"probability=true needs prompt_logprobs.* 422: .*allowed: false"):
+        remote(server, probability=True).answer(batch, ASKED)
+    assert not server.requests
 
 
 @pytest.mark.parametrize(
@@ -199,8 +352,8 @@ def test_the_servers_own_count_of_tokens_is_kept_beside_the_costs(server: Server
         ({"model": ""}, r"model\.remote\.model is missing"),
         ({"layers": None}, r"model\.remote\.layers is missing"),
         ({"encoder_flops": None}, r"model\.remote\.encoder_flops is missing"),
-        ({"image_tokens": 9}, r"image_tokens=9, token_pixels=8: allowed: one of them"),
-        ({"token_pixels": None}, r"image_tokens=None, token_pixels=None: allowed: one of them"),
+        ({"tokens_key": "most"}, r"tokens_key='most' is unknown; allowed: max_completion_tokens, max_tokens"),
+        ({"extra": {"max_tokens": 4}}, r"model\.remote\.extra\.max_tokens is set by pyrskip"),
         ({"parallel": 0}, r"parallel=0"),
         ({"heads": 5}, r"transformer\.heads=5"),
     ],

@@ -109,6 +109,11 @@ def test_the_service_takes_a_guaranteed_retention(client: TestClient) -> None:
     assert client.post("/select", json=asked).json()["price"] == 0.02
 
 
+def test_the_service_plays_a_fixed_selection_where_that_is_safe(client: TestClient) -> None:
+    told = client.post("/select", json=GOOD | {"price": 2.0, "safe": True}).json()
+    assert (told["confidence"], sum(n > 0 for n in told["tiles"])) == (1.0, 1)
+
+
 @pytest.mark.parametrize(
     ("change", "status", "says"),
     [
@@ -125,6 +130,7 @@ def test_the_service_takes_a_guaranteed_retention(client: TestClient) -> None:
         ({"max_tokens": 0}, 422, "max_tokens"),
         ({"max_tokens": 2.5}, 422, "max_tokens"),
         ({"retention": 0.98}, 422, "allowed: retention alone"),
+        ({"safe": True, "max_tokens": 9}, 422, "allowed: safe=True with a price"),
         ({"retention": 0.5, "price": None}, 422, "retention=0.5 is not guaranteed"),
         ({"colour": 1}, 422, "colour"),
         ({"image": "A" * 60_000}, 413, "more than 50000 bytes"),

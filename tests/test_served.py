@@ -3,7 +3,11 @@ end."""
 
 import base64
 import json
+import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +23,7 @@ from pyrskip.cli import main
 from pyrskip.config import Config
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import DataConfig, prepare
+from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.gated import Gated
 from pyrskip.gates import load_gate
@@ -29,12 +34,13 @@ from pyrskip.models.vlm.hf import HfConfig, HfVlm
 from pyrskip.models.vlm.remote import RemoteModel, _png
 from pyrskip.models.vlm.served import build_served, identity
 from pyrskip.pyramid import Pyramid
+from pyrskip.rollouts.rollout import RolloutModule
 from pyrskip.rollouts.scoring import score_served
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch, Sample
 from pyrskip.stages import run_stages
 from tests.configs import tiny
-from tests.server import Server, serve
+from tests.server import Server, content, count, serve
 
 pytest.importorskip("transformers")
 pytest.importorskip("httpx")
@@ -42,17 +48,12 @@ pytest.importorskip("httpx")
 from tests.vlm import save_llava, save_text_encoder
 
 PYRAMID = Pyramid(size=64, levels=3, stride=8)
+QUARTERS = Pyramid(size=64, levels=2, stride=8, grid=(2,))
+"""For a model that gives every picture the same number of tokens."""
 IMAGES = 8
-SIZES = {
-    "layers": 2,
-    "width": 32,
-    "heads": 4,
-    "kv_heads": 2,
-    "mlp": 48,
-    "vocab": 100,
-    "encoder_flops": 1e6,
-    "token_pixels": 8,
-}
+SIZES = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp": 48, "vocab": 100, "encoder_flops": 1e6}
+
+SIZED = tuple(f"model.remote.{name}={value}" for name, value in SIZES.items())
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +123,15 @@ def config(root: Path, encoder: Path, *overrides: str) -> Config:
 
 
 def remote(root: Path, encoder: Path, server: Server, *overrides: str) -> Config:
-    sizes = [f"model.remote.{name}={value}" for name, value in SIZES.items()]
-    keys = (f"model.remote.url={server.url}", "model.remote.model=looker", *sizes)
+    keys = (f"model.remote.url={server.url}", "model.remote.model=looker", *SIZED)
     return config(root, encoder, "model=remote", *keys, *overrides)
+
+
+def hf(folder: Path) -> tuple[str, ...]:
+    return (
+        *("model=hf", f"model.hf.path={folder}", "actions=tiles"),
+        *("pyramid.levels=2", "pyramid.grid=[2]"),
+    )
 
 
 def rows_of(root: Path, method: str, split: str = "test") -> list[dict[str, Any]]:
@@ -199,8 +206,11 @@ def test_every_distinct_decision_is_asked_of_a_server_once(
     rolled: list[int], samples: dict[str, list[Sample]]
 ) -> None:
     questions = sum(len(s.questions) for split in samples.values() for s in split)
-    # glance, 1, 0, both; level 0 alone; no picture
-    assert sorted(rolled) == sorted([1, 2, 2, 3, 1, 0] * questions)
+    # glance, 1, 0, both; level 0 alone
+    assert sorted(number for number in rolled if number) == sorted([1, 2, 2, 3, 1] * questions)
+    # no picture: the same of questions on several images
+    texts = {q.text for split in samples.values() for s in split for q in s.questions}
+    assert len(texts) <= rolled.count(0) <= questions
 
 
 @pytest.mark.slow
@@ -209,7 +219,8 @@ def test_the_gate_of_a_served_model_is_exported_alone(
 ) -> None:
     requests = len(server.requests)
     main(["export", f"run={asked}", f"out={tmp_path / 'out'}"])
-    assert "0 differ" in capsys.readouterr().err and len(server.requests) == requests
+    assert "0 differ" in capsys.readouterr().err
+    assert not any(server.pictures()[requests:]), "what is asked about pictures is how many tokens they have"
     gate = pyrskip.load(tmp_path / "out", "onnx")
     assert isinstance(gate, GateAlone)
     data = ShardDataset(asked / "data", "test", PYRAMID.size)
@@ -260,9 +271,12 @@ def test_a_server_that_fails_half_way_costs_a_chunk(
     kept = sorted((tmp_path / "easy_vqa" / "rollouts" / "gate").glob("chunk-*/table.json"))
     assert [path.parent.name for path in kept] == ["chunk-00000000-00000002", "chunk-00000002-00000004"]
     monkeypatch.setattr(RemoteModel, "answer", answer)
-    monkeypatch.setattr(server, "usage", 1000)
+    monkeypatch.setattr(server, "count", lambda text, pictures: count(text, pictures) + (len(pictures) > 2))
     run_stages(replace(given, trainer=replace(given.trainer, quiet=False)), {})
-    assert "prompt tokens, model.remote's sizes say" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert re.search(
+        r"the server counted \d+ prompt tokens, costs are computed from \d+: \d+ of \d+ requests", said
+    )
     whole, parts = (RolloutTable.load(root / "rollouts" / "gate") for root in (asked, tmp_path / "easy_vqa"))
     assert (
         whole.keys == parts.keys
@@ -270,6 +284,58 @@ def test_a_server_that_fails_half_way_costs_a_chunk(
         and whole.signals["image"]["glance"].equal(parts.signals["image"]["glance"])
     )
     assert not list((tmp_path / "easy_vqa" / "rollouts" / "gate").glob("chunk-*"))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_repeats_the_requests_that_were_on_their_way(
+    encoder: Path, samples: dict[str, list[Sample]], tmp_path: Path
+) -> None:
+    looker, parallel = Looker(samples), 3
+
+    def slowly(text: str, pictures: list[bytes]) -> str:
+        time.sleep(0.02)
+        return looker(text, pictures)
+
+    def shown(server: Server) -> list[str]:
+        return [json.dumps(r, sort_keys=True) for r in server.requests if content(r)[1]]
+
+    keys = ["data.limit=2", "stages=[data,rollouts]", f"model.remote.parallel={parallel}"]
+    with serve(looker) as server:
+        run_stages(remote(tmp_path / "whole", encoder, server, *keys), {})
+        wanted = shown(server)
+    with serve(slowly) as server:
+        keys += [f"model.remote.url={server.url}", "model.remote.model=looker", "model=remote", *SIZED]
+        keys += ["text=minilm", f"text.path={encoder}", "ablations=[predictor]"]
+        start = (
+            "from pathlib import Path; from pyrskip.stages import run_stages; "
+            "from tests.configs import tiny; "
+            f"run_stages(tiny(Path({str(tmp_path / 'killed')!r}), *{keys!r}), {{}})"
+        )
+        command = [sys.executable, "-c", start]
+        killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(server.requests) < len(wanted) // 2:
+            assert killed.poll() is None
+            time.sleep(0.01)
+        killed.kill()
+        killed.wait()
+        time.sleep(0.2)  # what is on its way arrives
+        assert len(server.requests) < len(wanted) * 3 // 4
+        subprocess.run(command, check=True, capture_output=True)
+        asked = shown(server)
+    assert set(asked) == set(wanted) and len(asked) - len(wanted) <= parallel
+    for split in ("gate", "val", "test"):
+        whole, again = (tmp_path / name / "easy_vqa" / "rollouts" / split for name in ("whole", "killed"))
+        table, resumed = RolloutTable.load(whole), RolloutTable.load(again)
+        assert table.keys == resumed.keys and table.score.equal(resumed.score)
+        assert table.cost.tokens.equal(resumed.cost.tokens)
+        told = json.loads((again / "server.json").read_text())
+        # a prompt without pictures may be that of several questions
+        assert 0 < told.pop("question_only")["requests"] <= len(table)
+        assert {name: of["requests"] for name, of in told.items()} == dict.fromkeys(
+            ("glance", "0", "1", "0,1", "reference"), len(table)
+        )
+        assert all(of["seconds"] >= 0.02 for of in told.values())
+    assert not list(tmp_path.rglob("requests-*"))
 
 
 @pytest.mark.slow
@@ -287,16 +353,14 @@ def test_another_model_on_the_server_is_not_what_was_rolled_out(
 
 @pytest.mark.slow
 def test_a_gate_is_trained_for_a_transformers_model(llava: Path, encoder: Path, tmp_path: Path) -> None:
-    given = config(
-        tmp_path, encoder, "model=hf", f"model.hf.path={llava}", "data.limit=3", "model.hf.max_answer=4"
-    )
+    given = config(tmp_path, encoder, *hf(llava), "data.limit=3", "model.hf.max_answer=4")
     root = run_stages(given, {})
     table = RolloutTable.load(root / "rollouts" / "val")
     model = build_served(given.model, given.pyramid, given.vision, given.text, given.cost)
     data = ShardDataset(root / "data", "val", PYRAMID.size)
     batch = Batch.collate([s for s in (data[i] for i in range(len(data))) if s is not None], PYRAMID.size)
     assert batch.keys == table.keys and table.probability is not None
-    capacity = PYRAMID.capacity(batch.size)[batch.image_of]
+    capacity = QUARTERS.capacity(batch.size)[batch.image_of]
     for action in range(len(table.actions)):
         decided = capacity * table.actions.selection[action]
         loglik = model.loglik(batch, decided)
@@ -311,6 +375,12 @@ def test_a_gate_is_trained_for_a_transformers_model(llava: Path, encoder: Path, 
     assert told["scores_that_differ"] == told["decisions_that_differ"] == 0
     assert told["tiles_encoded"] == told["tiles_asked_for"]
     assert rows_of(root, "gate") and rows_of(root, "reference")[0]["relative_flops"] < 0.5
+    # the reference is the model as its users run it, on the whole image
+    assert isinstance(model.box, HfVlm)
+    whole = torch.ones(len(batch), 1, dtype=torch.int64)
+    loglik = model.box.as_run.loglik(batch, whole)
+    at = table.column("reference")
+    torch.testing.assert_close(table.probability[:, at], loglik.exp(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_served_model_is_a_gated_model(
@@ -364,7 +434,36 @@ def test_other_weights_in_the_same_folder_are_another_model(
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
     assert identity(answerer) != before
-    assert HfVlm.from_pretrained(HfConfig(str(folder)), PYRAMID).image_tokens == 9
+    assert HfVlm.from_pretrained(HfConfig(str(folder)), PYRAMID).tile_tokens((64, 64)) == [9, 9, 9]
+
+
+def test_rollouts_encode_each_tile_once(
+    llava: Path, samples: dict[str, list[Sample]], encoder: Path, tmp_path: Path
+) -> None:
+    """18 decisions, one of them the model as its users run it, on three questions about five tiles."""
+    given = config(tmp_path, encoder, *hf(llava), "model.hf.at_once=7", "model.hf.max_answer=3")
+    model = build_served(given.model, given.pyramid, given.vision, given.text, given.cost)
+    assert isinstance(model.box, HfVlm)
+    actions = ActionSet.of(model.pyramid, given.budget, given.actions)
+    module = RolloutModule(model, actions, given.budget, "val")
+    batch = Batch.collate(samples["val"][:1], QUARTERS.size).rows([0, 1, 2])
+    table = module.predict_step(batch, 0)
+    assert table is not None and table.score.shape == (3, 18) and table.probability is not None
+    assert model.box.encoded == 5 and model.box.as_run.encoded == 1
+    whole = torch.ones(3, 1, dtype=torch.int64)
+    at, own = table.column("reference"), model.box.as_run
+    torch.testing.assert_close(table.probability[:, at], own.loglik(batch, whole).exp(), rtol=1e-4, atol=1e-6)
+    size = batch.size[batch.image_of]
+    cost = own.cost(own.realise(whole, size), size, model.prompt_tokens(batch))
+    assert table.cost.flops[:, at].equal(cost.flops) and table.cost.tokens[:, at].tolist() == [9, 9, 9]
+
+
+def test_a_pyramid_whose_levels_cost_the_same_is_refused_before_data_is_converted(
+    llava: Path, encoder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="level 1 costs this model no less than level 0"):
+        run_stages(config(tmp_path, encoder, "model=hf", f"model.hf.path={llava}"), {})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -389,7 +488,7 @@ def test_other_weights_in_the_same_folder_are_another_model(
             r"rule\.online=true .*model\.name=hf",
         ),
         (
-            ("model=remote", "model.remote.model=x", "rule.target=probability"),
+            ("model=remote", "model.remote.model=x", *SIZED, "rule.target=probability"),
             r"rule\.target=probability is not given by model\.name=remote",
         ),
         (("model=remote",), r"model\.remote\.model is missing"),

@@ -67,7 +67,7 @@ def test_an_answer_is_read_without_waiting(language: str) -> None:
     logits, keys, caches, layers = model.language.prefill(visual, question)
     rooms = [Room(cache, 4) for cache in caches]
     for number in range(1, 4):
-        keys = torch.nn.functional.pad(keys, (0, 1), value=True)
+        keys = [torch.nn.functional.pad(of_layer, (0, 1), value=True) for of_layer in keys]
         step = torch.tensor([number], device="meta")
         logits, _ = model.language.decode(logits.argmax(-1), step, keys, rooms, layers)
     assert all(room.length == cache[0].shape[2] + 3 for room, cache in zip(rooms, caches, strict=True))

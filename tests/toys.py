@@ -21,7 +21,7 @@ from pyrskip.pyramid import Pyramid
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.table import RolloutTable
-from pyrskip.training.gate import GateModule
+from pyrskip.training.gate import GateModule, RewardConfigured
 from pyrskip.training.module import OptimizerConfig, StepModule
 from pyrskip.training.rules import RULES, rule_config, valid_pairs
 from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
@@ -127,7 +127,8 @@ def online_module(rule: str, policy: str, grid: tuple[int, ...]) -> GateModule:
     environment = ModelEnvironment(model, actions, BudgetRule(), unit, config.needs)
     gate = build_gate(config, environment.layout)
     torch.nn.init.normal_(gate.head.weight, std=0.1)
-    entropy = {} if rule == "supervised" else {"entropy": 0.0, "entropy_end": None}
+    rewarded = issubclass(rule_config(rule), RewardConfigured)
+    entropy = {"entropy": 0.0, "entropy_end": None} if rewarded else {}
     return RULES[rule](
         rule_config(rule)(online=True, target="probability", **entropy),
         gate,

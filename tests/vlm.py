@@ -14,11 +14,9 @@ TEMPLATE = (
 )
 # one image token a patch of the 24 / 8 x 24 / 8 grid
 TOKENS = 9
-# "default" leaves out the class token, which a SigLIP tower has none of
-FEATURES = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 
 
-def processor(side: int = 24, template: str | None = TEMPLATE, tower: str = "clip_vision_model") -> Any:
+def processor(side: int = 24, template: str | None = TEMPLATE) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
@@ -38,8 +36,8 @@ def processor(side: int = 24, template: str | None = TEMPLATE, tower: str = "cli
         pixels,
         fast,
         patch_size=8,
-        vision_feature_select_strategy=FEATURES[tower],
-        num_additional_image_tokens=int(FEATURES[tower] == "default"),
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=template,
     )
 
@@ -48,14 +46,13 @@ def llava(**text: Any) -> Any:
     return vlm_of("llava", **text)
 
 
-def vlm_of(family: str, tower: str = "clip_vision_model", language: str = "llama", **text: Any) -> Any:
-    """A model of a family, with random weights. text: of its language model's config."""
+def vlm_of(family: str, **text: Any) -> Any:
+    """A LLaVA under the name of a family, with random weights. text: of its language model's config."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    started = {"initializer_factor": 5.0} if tower == "clip_vision_model" else {}
-    vision_config = AutoConfig.for_model(tower, **sizes, **started, image_size=24, patch_size=8)
+    tower = sizes | {"initializer_factor": 5.0, "image_size": 24, "patch_size": 8}
     # weights this large make the answer depend on every token and its position
     own = {
         "num_key_value_heads": 2,
@@ -65,11 +62,10 @@ def vlm_of(family: str, tower: str = "clip_vision_model", language: str = "llama
     }
     config = AutoConfig.for_model(
         family,
-        vision_config=vision_config,
-        text_config=AutoConfig.for_model(language, **sizes | own | text),
+        vision_config=AutoConfig.for_model("clip_vision_model", **tower),
+        text_config=AutoConfig.for_model("llama", **sizes | own | text),
         image_token_index=3,
         image_seq_length=TOKENS,
-        vision_feature_select_strategy=FEATURES[tower],
     )
     return AutoModelForImageTextToText.from_config(config)
 

@@ -26,6 +26,7 @@ from pyrskip.identity import HOW
 from pyrskip.metrics import score
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import GatedModel
+from pyrskip.pruners import PrunerConfig, build_pruner
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch, Question, Sample
 
@@ -92,12 +93,13 @@ def evaluate(
     crossed: Mapping[str, RolloutTable] | None = None,
     broken: Mapping[str, Any] | None = None,
     kept: Mapping[str, Any] | None = None,
+    peers: Mapping[PrunerConfig, Mapping[str, RolloutTable]] | None = None,
 ) -> Evaluation:
     """Measure every method, and write `out`/frontier.json, summary.json and the scores.
 
     gates: method -> one directory a seed, of `seeds`. data: the data stage's directory. crossed: another flex
-    seed's tables. For the summary, broken: split -> what of it could not be read; kept: method -> of each
-    seed, which step's weights.
+    seed's tables. peers: 'val' and 'test' behind pruners. For the summary, broken: split -> what of it could
+    not be read; kept: method -> of each seed, which step's weights.
     """
     trained = {
         method: [_load_gate(path, tables["gate"]) for path in paths] for method, paths in gates.items()
@@ -112,7 +114,8 @@ def evaluate(
     if config.timing_seconds and isinstance(model, NativeModel):
         actions = first.layout.actions
         flops = tables["test"].cost.flops[:, : len(actions)].mean(0)
-        timing = measure(model, one, batch, actions, budget, unit, flops, config.timing_seconds)
+        pruners = {str(peer): build_pruner(peer) for peer in peers or ()}
+        timing = measure(model, one, batch, actions, budget, unit, flops, config.timing_seconds, pruners)
     inputs = Inputs(
         tables=tables,
         pyramid=model.pyramid,
@@ -125,6 +128,7 @@ def evaluate(
         timing=timing,
         resamples=config.resamples,
         crossed=crossed,
+        peers=peers or {},
     )
     result = frontier(inputs)
     lookup = lookup_accuracy(data, model.pyramid.size)

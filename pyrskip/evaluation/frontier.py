@@ -57,8 +57,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Point:
-    """A row with what it is the mean of: action [N] where the method decides for sure, else score [N]
-    float64."""
+    """A row with what it is the mean of: action [N] where the method decides for sure and no pruner is behind
+    it, else score [N] float64."""
 
     row: Row
     action: Tensor | None
@@ -115,15 +115,15 @@ def frontier(inputs: Inputs) -> Frontier:
 
 
 def _order(inputs: Inputs) -> Callable[[str, Decisions], tuple[float, ...]]:
-    """Methods stand as they are registered, but those that run a gate stand behind 'gate', seed by seed, and
-    those that have a price and run none behind the oracles, price by price."""
+    """Methods stand as they are registered, but those of a gate's seed stand behind 'gate', seed by seed, and
+    those that have a price and no seed behind the oracles, price by price."""
     place = {name: number for number, name in enumerate(METHODS)}
     gates, seeds = list(inputs.gates), list(inputs.seeds)
 
     def key(name: str, of: Decisions) -> tuple[float, ...]:
-        if of.gate is not None:
+        if of.gate is not None or of.seed is not None:
             seed = -1 if of.seed is None else seeds.index(of.seed)
-            return place["gate"], gates.index(of.gate), seed, place[name]
+            return place["gate"], gates.index(of.gate or "gate"), seed, place[name]
         if of.price is not None:
             return place["oracle:type"], of.price, place[name]
         return (place[name],)
@@ -175,8 +175,10 @@ class _Ruler:
         self.masks = torch.tensor([[True] * len(table)] + [[t == k for t in table.types] for k in self.types])
 
     def point(self, name: str, decisions: Decisions) -> Point:
-        cost, unit = self.table.cost, self.inputs.unit
-        score, flops = decisions.mean(self.table.score), decisions.mean(cost.flops)
+        peer = decisions.peer
+        table = self.table if peer is None else self.inputs.peers[peer][self.split]
+        cost, unit = table.cost, self.inputs.unit
+        score, flops = decisions.mean(table.score), decisions.mean(cost.flops)
         if decisions.gate is not None:
             flops = flops + self.inputs.gate_flops[decisions.gate]
         if decisions.encodes_all:
@@ -218,7 +220,8 @@ class _Ruler:
                 for kind, mask, interval in zip(self.types, self.masks[1:], intervals, strict=True)
             },
         )
-        return Point(row, decisions.certain, score if decisions.certain is None else None)
+        action = decisions.certain if peer is None else None
+        return Point(row, action, score if action is None else None)
 
     def _unencoded(self, decisions: Decisions) -> Tensor:
         """FLOPs of encoding the tiles that are skipped, [N] float64."""
@@ -234,9 +237,13 @@ class _Ruler:
     def _times(
         self, decisions: Decisions, clock: Clock | None
     ) -> tuple[float | None, float | None, float | None]:
-        """Encode, gate and total milliseconds, the decisions' own averaged."""
-        if clock is None:
+        """Encode, gate and total milliseconds, the decisions' own averaged. Of pruners the full pyramid's
+        alone are measured."""
+        peer = decisions.peer
+        if clock is None or (peer is not None and decisions.gate is not None):
             return None, None, None
+        if peer is not None:
+            return clock.encode[str(peer)], 0.0, clock.total[str(peer)]
         actions = self.table.actions.names
         names = [GATED * (decisions.gate is not None) + name for name in actions] + list(OUTSIDE)
         share = decisions.columns(len(names)).tolist()

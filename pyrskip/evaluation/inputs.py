@@ -14,6 +14,7 @@ from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet
 from pyrskip.evaluation.timing import Timing
 from pyrskip.gates.gate import Gate
+from pyrskip.pruners import PrunerConfig
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.table import RolloutTable
@@ -30,7 +31,8 @@ class Inputs:
     'gate:joint', 'gate:query_only', 'gate:glance_only' and 'ablation:<name>' -> one gate a seed, in the order
     of `seeds`. gate_flops: of one decision, by the same names. tile_flops: split -> [M, T], FLOPs of encoding
     each tile of each image, counted as the table's are; None where tables have no similarity. crossed:
-    'gate', 'val' and 'test' of the same questions under another flex seed, for oracle:cross.
+    'gate', 'val' and 'test' of the same questions under another flex seed, for oracle:cross. peers: 'val' and
+    'test' of the same questions behind pruners.
     """
 
     tables: Mapping[str, RolloutTable]
@@ -44,6 +46,7 @@ class Inputs:
     timing: Timing | None = None
     resamples: int = 1000
     crossed: Mapping[str, RolloutTable] | None = None
+    peers: Mapping[PrunerConfig, Mapping[str, RolloutTable]] = field(default_factory=dict)
     _decided: dict[tuple[str, int, str], Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

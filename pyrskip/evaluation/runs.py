@@ -39,7 +39,9 @@ class Finished:
         them."""
         found = {}
         for path in sorted(
-            (*self.directory.glob(f"*/{METRICS}"), *self.directory.glob(f"gate/*/*/{METRICS}"))
+            path
+            for place in ("*", "gate/*/*", "gate/*/*/member-*")
+            for path in self.directory.glob(f"{place}/{METRICS}")
         ):
             name = str(path.parent.parent.relative_to(self.directory)).removeprefix("gate/")
             found[name] = read_metrics(path)

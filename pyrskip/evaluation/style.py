@@ -18,8 +18,9 @@ class Section(IntEnum):
     HEURISTICS = 2
     RANDOM = 3
     GATES = 4
-    ORACLES = 5
-    OTHERS = 6
+    PEERS = 5
+    ORACLES = 6
+    OTHERS = 7
 
 
 @dataclass(frozen=True)

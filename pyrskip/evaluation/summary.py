@@ -8,6 +8,7 @@ from typing import Any
 from pyrskip.evaluation.frontier import Frontier, Point, hull_at, hull_cost, regret
 from pyrskip.evaluation.guarantee import by_image, guarantee
 from pyrskip.evaluation.needs import doubt
+from pyrskip.evaluation.worth import worth
 from pyrskip.rollouts.health import health
 from pyrskip.rollouts.held_out import held_out
 
@@ -37,7 +38,7 @@ def summary(
     cost_over_hull: over the mix of fixed selections that retains as much, None where none does.
     budget_weights: those that were learned, where actions are rungs. lookup: test
     accuracy of the majority answer of each question text among the training questions. doubt: see
-    `needs.doubt`.
+    `needs.doubt`; worth: see `worth.worth`.
     """
     result: dict[str, Any] = {
         "note": SHARED_MODEL,
@@ -50,6 +51,7 @@ def summary(
         result[method] = _figures(frontier, frontier.select(method, "test")[0])
     floors = {"question_only": result["question_only"]["accuracy"], "lookup_accuracy": lookup or 0.0}
     result["doubt"] = doubt(result["full"]["accuracy"], floors)
+    result["worth"] = worth(frontier)
     images, result["targets"] = held_out(frontier.inputs.tables["val"]), {}
     for target in (_Target(retention, confidence, images) for retention in targets):
         fixed = _fixed_at(frontier, target)

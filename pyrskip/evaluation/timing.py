@@ -22,6 +22,7 @@ from pyrskip.gated import Gated, encode_glance
 from pyrskip.gates.gate import Gate
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import Features
+from pyrskip.pruners import Pruner
 from pyrskip.rollouts.table import OUTSIDE
 from pyrskip.sample import Batch
 
@@ -60,8 +61,10 @@ def measure(
     unit: float,
     flops: Tensor,
     seconds: float,
+    pruners: Mapping[str, Pruner | None] | None = None,
 ) -> Timing:
-    """Time the listed actions, the decisions outside of the set, and the gates.
+    """Time the listed actions, the decisions outside of the set, the gates, and the full pyramid behind
+    pruners, which are listed by their names.
 
     batch: any questions, of which one an image is used; unit: FLOPs of relative cost 1; flops [S]: of each
     listed action; seconds: after which no other round begins, though one always ends, and one before it to
@@ -73,7 +76,7 @@ def measure(
     singles = [alone(batch, [i]) for i in range(min(ROUNDS, len(batch.image)))]
     batched = [alone(batch, [i % len(batch.image) for i in range(32)])]
     clocks = [
-        _clock(model, gates, rows, actions, budget, unit, flops.tolist(), seconds / 2)
+        _clock(model, gates, rows, actions, budget, unit, flops.tolist(), seconds / 2, pruners or {})
         for rows in (singles, batched)
     ]
     for module, mode in training:
@@ -90,12 +93,15 @@ def _clock(
     unit: float,
     flops: Sequence[float],
     seconds: float,
+    pruners: Mapping[str, Pruner | None],
 ) -> Clock:
     timed = spread(flops, TIMED)
     kept = {actions.names[i]: actions.selection[i] for i in timed}
     scripted = {GATED + name: Scripted(model, selection, budget, True) for name, selection in kept.items()}
     kept |= dict(zip(OUTSIDE, (reference(model.pyramid), blind(model.pyramid)), strict=True))
     scripted |= {name: Scripted(model, selection, budget, False) for name, selection in kept.items()}
+    full = actions.selection[actions.full]
+    scripted |= {name: Scripted(model, full, budget, False, pruner) for name, pruner in pruners.items()}
     gated = {name: Gated(model, gate, unit, 0.1) for name, gate in gates.items()}  # any price takes as long
 
     encode: dict[str, list[float]] = {name: [] for name in scripted}
@@ -144,11 +150,18 @@ def spread(flops: Sequence[float], most: int) -> list[int]:
 
 class Scripted:
     """A decision that is made before it begins. gated: the glance is encoded first, and what is kept beside
-    it in a second pass, as under a gate."""
+    it in a second pass, as under a gate. pruner: that the answer is given behind, else the model's own."""
 
-    def __init__(self, model: NativeModel, selection: Tensor, budget: BudgetRule, gated: bool) -> None:
+    def __init__(
+        self,
+        model: NativeModel,
+        selection: Tensor,
+        budget: BudgetRule,
+        gated: bool,
+        pruner: Pruner | None = None,
+    ) -> None:
         self.model, self.selection, self.budget = model, selection.cpu(), budget
-        self.gated = gated
+        self.gated, self.pruner = gated, pruner or model.pruner
 
     def glance(self, rows: Batch) -> Features:
         if self.gated:
@@ -164,7 +177,11 @@ class Scripted:
         return self.model.look(rows, seen, decided.tokens)
 
     def write(self, rows: Batch, seen: Features, decided: Decision) -> list[str]:
-        return self.model.write(rows, seen, decided.tokens)
+        own, self.model.pruner = self.model.pruner, self.pruner
+        try:
+            return self.model.write(rows, seen, decided.tokens)
+        finally:
+            self.model.pruner = own
 
 
 class Marks:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pyrskip.config import Config, to_plain
 from pyrskip.evaluation.guarantee import said
+from pyrskip.evaluation.worth import said as worth_said
 
 # sections of the run's config that made the weights
 TRAINED_BY = ("data", "pyramid", "vision", "text", "language", "flex", "budget", "gate", "rule", "reward")
@@ -46,7 +47,7 @@ sent = gate.decide("image.png", "a question", price={price})
 print(sent.pictures, sent.selection.tokens, sent.saved)
 ```
 """
-REST = """
+FRONTIER = """
 ## Accuracy against cost
 
 The test split of `{source}`. Cost is FLOPs of everything that runs, the gate included, over the mean
@@ -55,7 +56,16 @@ full pyramid's.
 | method | price | accuracy | 95% interval | cost | over the model without a gate | visual tokens |
 |---|---|---|---|---|---|---|
 {frontier}
+"""
+SAFE = """
+## Is the gate worth having?
 
+{worth}
+
+`model.answer(..., price=..., safe=True)` plays the gate at prices where the held-out images tell that it is
+above the hull of fixed selections, and the best of those at the others. This gate decides at {played}.
+"""
+REST = """
 ## What is guaranteed
 
 Shares of the full pyramid's score, on an image that is drawn anew as the data's were and a question that is
@@ -99,10 +109,10 @@ def card(
     rows: Sequence[Mapping[str, Any]],
     parity: Sequence[object],
     seed: int,
-    targets: Mapping[str, Any],
+    told: Mapping[str, Any],
 ) -> str:
     """README.md. plain: config.json; parity: what the checks found, each a line; rows: the frontier's, of
-    this seed and of methods without one; targets: of summary.json."""
+    this seed and of methods without one; told: summary.json."""
     sections = to_plain(config)
     pyramid, outside = plain["pyramid"], plain.get("outside")
     levels = len(pyramid["grid"])
@@ -114,7 +124,9 @@ def card(
         )
     )
     trained_by = [key for key in TRAINED_BY if not outside or key not in ("language", "flex")]
-    return (HEAD + (ALONE if outside else WHOLE) + REST).format(
+    safe = plain["prices"]["safe"]
+    methods = METHODS if safe is None else (*METHODS, "gate:safe")
+    return (HEAD + (ALONE if outside else WHOLE) + FRONTIER + ("" if safe is None else SAFE) + REST).format(
         name=config.name,
         outside=outside and outside["name"],
         takes="gate.decide" if outside else "model.answer",
@@ -128,14 +140,16 @@ def card(
         source=config.data.source,
         frontier="\n".join(
             _line(row)
-            for method in METHODS
+            for method in methods
             for row in rows
             if row["method"] == method and row["split"] == "test"
         ),
+        worth=safe and worth_said(told["worth"]) + ".",
+        played=safe and _ranges(safe["gate"]),
         guarantees="\n".join(
             f"* {of['guarantee']['asked']:.4g}: {said([of['guarantee']])}. Price {of['price']:g}, kept on "
             f"test: {_share(of['guarantee']['kept_on_test'])}."
-            for at in targets.values()
+            for at in told["targets"].values()
             for of in at["gate"]["seeds"]
             if of["seed"] == seed
         ),
@@ -144,6 +158,11 @@ def card(
         rule=config.rule.name,
         config=json.dumps({key: sections[key] for key in trained_by}, indent=1),
     )
+
+
+def _ranges(prices: Sequence[Sequence[float]]) -> str:
+    """Ranges of prices, in words."""
+    return "prices from " + ", ".join(f"{low:g} to {high:g}" for low, high in prices) if prices else "none"
 
 
 def _share(value: float | None) -> str:

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from pyrskip.errors import UserError
 from pyrskip.gates import describe_gate
 from pyrskip.gates.gate import Gate
 from pyrskip.inference.bundle import FORMAT, VERSION, Guaranteed, Prices, signal_graph
 from pyrskip.inference.modules import is_bare
 from pyrskip.inference.outside import Outside
+from pyrskip.inference.safe import Safe
 from pyrskip.models.language import END
 from pyrskip.models.native import NativeModel
 from pyrskip.models.text import MiniLmText
@@ -112,6 +114,7 @@ def describe_deciding(
             "high": None if prices.high == inf else prices.high,
             "default": prices.default,
             "guaranteed": [asdict(of) for of in prices.guaranteed],
+            "safe": None if prices.safe is None else asdict(prices.safe),
         },
     }
 
@@ -143,15 +146,19 @@ def encode_flops(model: NativeModel) -> Mapping[tuple[int, int], int]:
 
 
 def prices_of(
-    gate: Gate, reward: RewardConfig, default: float, guaranteed: tuple[Guaranteed, ...] = ()
+    gate: Gate,
+    reward: RewardConfig,
+    default: float,
+    guaranteed: tuple[Guaranteed, ...] = (),
+    safe: Safe | None = None,
 ) -> Prices:
     """What may be asked: the one price that the gate was trained for, those that were sampled, or any where
     the price is in the policy's arithmetic alone."""
     own = gate.prices(())
     if own:
-        return Prices(own[0], own[0], own[0], guaranteed)
+        return Prices(own[0], own[0], own[0], guaranteed, safe)
     low, high = (reward.low, reward.high) if gate.dial else (0.0, inf)
-    return Prices(low, high, default, guaranteed)
+    return Prices(low, high, default, guaranteed, safe)
 
 
 def guaranteed(told: Mapping[str, Any], seed: int) -> tuple[Guaranteed, ...]:
@@ -162,3 +169,14 @@ def guaranteed(told: Mapping[str, Any], seed: int) -> tuple[Guaranteed, ...]:
         for of in own
         if (found := of["guarantee"])["guaranteed"]
     )
+
+
+def safe_of(told: Mapping[str, Any], seed: int) -> Safe:
+    """What is played in place of a seed's gate, from summary.json. Raises UserError where that does not say
+    it."""
+    if "worth" not in told:
+        raise UserError(
+            "the run's summary.json does not say where its gates are above fixed selections; draw the "
+            "frontier again with pyrskip eval"
+        )
+    return Safe.parse(next(of for of in told["worth"]["seeds"] if of["seed"] == seed))

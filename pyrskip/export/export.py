@@ -18,7 +18,7 @@ from pyrskip.errors import UserError
 from pyrskip.evaluation.summary import default_price
 from pyrskip.export.alone import GateParity, check_alone
 from pyrskip.export.card import card
-from pyrskip.export.describe import describe, describe_alone, guaranteed, prices_of
+from pyrskip.export.describe import describe, describe_alone, guaranteed, prices_of, safe_of
 from pyrskip.export.outside import outside_of
 from pyrskip.export.parity import Parity, check
 from pyrskip.export.write import write_alone, write_parts
@@ -94,7 +94,8 @@ def export_run(
         batch = collate([test[i] for i in range(min(SAMPLES, len(test)))], config.pyramid.size)
         unit = float(told["unit_flops"])
         own_flops = Gated(model, gate, unit).gate_flops(batch)
-        dial = prices_of(gate, config.reward, price, guaranteed(told, seed))
+        safe = None if config.model.served else safe_of(told, seed)
+        dial = prices_of(gate, config.reward, price, guaranteed(told, seed), safe)
         made = _Made(config, gate, unit, own_flops, dial, batch, test, prices, price, part, say)
         plain, parity = _whole(model, made, native) if isinstance(model, NativeModel) else _alone(model, made)
         for result in parity:
@@ -107,7 +108,7 @@ def export_run(
             "frontier": rows,
         }
         (part / "metrics.json").write_text(json.dumps(metrics, indent=1))
-        (part / "README.md").write_text(card(config, plain, rows, parity, seed, told["targets"]))
+        (part / "README.md").write_text(card(config, plain, rows, parity, seed, told))
         write_checksums(part)
         if out.exists():
             out.rmdir()

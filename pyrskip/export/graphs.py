@@ -21,7 +21,7 @@ from torch.onnx import ONNXProgram
 
 from pyrskip.errors import UserError
 from pyrskip.gates.gate import Gate
-from pyrskip.inference.bundle import STATE, signal_graph
+from pyrskip.inference.bundle import FIXED, STATE, signal_graph
 from pyrskip.inference.modules import Sight, alone_parts_of, parts_of
 from pyrskip.inference.outside import Outside
 from pyrskip.models.native import NativeModel
@@ -33,6 +33,7 @@ Example = tuple[dict[str, Any], dict[str, Any]]
 """Inputs of a graph by name, and which of their dimensions vary."""
 OUTPUTS = {
     "gate": ("outputs", "asked", "pooled", "flops", "probability"),
+    FIXED: ("asked", "pooled", "flops"),
     "vision": ("features",),
     "projector": ("tokens",),
     "prefill": ("logits", *STATE),
@@ -127,6 +128,20 @@ def _question() -> dict[str, torch.Tensor]:
     return {"ids": torch.full((3, 5), 2), "mask": torch.ones(3, 5, dtype=torch.bool)}
 
 
+def _tiled(tiles: int) -> dict[str, torch.Tensor]:
+    """What decisions cost by."""
+    return {
+        "cells": torch.ones(3, tiles, 2, dtype=torch.int64),
+        "encode": torch.rand(3, tiles, dtype=torch.float64),
+        "words": torch.ones(3, dtype=torch.int64),
+    }
+
+
+def _fixed_example(tiles: int, batch: Dim) -> Example:
+    inputs = {"action": torch.zeros(3, dtype=torch.int64), **_tiled(tiles)}
+    return inputs, {name: {0: batch} for name in inputs}
+
+
 def _vision_example(stride: int, batch: Dim) -> Example:
     rows, columns = Dim("rows"), Dim("columns")
     return (
@@ -161,13 +176,7 @@ def _deciding_examples(
             tensor: {0: batch, **{i: query_words for i, size in enumerate(shape, 1) if size is None}}
             for tensor, shape in signal.shapes.items()
         }
-    tiled = {
-        "cells": torch.ones(3, layout.tiles, 2, dtype=torch.int64),
-        "encode": torch.rand(3, layout.tiles, dtype=torch.float64),
-        "words": torch.ones(3, dtype=torch.int64),
-        "price": torch.rand(3),
-        "max_tokens": torch.ones(3, dtype=torch.int64),
-    }
+    tiled = _tiled(layout.tiles) | {"price": torch.rand(3), "max_tokens": torch.ones(3, dtype=torch.int64)}
     return signals | {
         "gate": ({"signals": seen, **tiled}, {"signals": of_seen, **{name: {0: batch} for name in tiled}})
     }
@@ -187,6 +196,7 @@ def _examples(model: NativeModel, gate: Gate, parts: Mapping[str, nn.Module]) ->
     of_state = {name: {1: batch, 3: memory if name.startswith("memory") else past} for name in state}
     return {
         **_deciding_examples(model, gate, cells, query_words, model.language.embed.num_embeddings),
+        FIXED: _fixed_example(gate.layout.tiles, batch),
         "vision": _vision_example(model.vision.stride, batch),
         "projector": (
             {

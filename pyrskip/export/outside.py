@@ -15,14 +15,18 @@ from tokenizers import Tokenizer
 from pyrskip.errors import UserError
 from pyrskip.inference.outside import BySize, Outside, Prompt
 from pyrskip.models.tiers import BlackBox
+from pyrskip.models.vlm.counts import ServerTokens
+from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.sample import Batch, Sample
 
 PROBES = 500
+FEW = 40
+"""In place of PROBES, where a server is asked about every size."""
 STEP = 1024
 """Between the lengths of a prompt that FLOPs are measured at: a power of two, so that what is computed of
 them is exact."""
 PER_TOKEN = 4
-"""Bytes, where a model counts tokens by them: as pyrskip.models.vlm.remote has it."""
+"""Bytes, where a question's tokens are counted by them."""
 CLOSE = 1e-6
 """Of FLOPs, which a model may compute in float32."""
 NEAR = 0.01
@@ -68,17 +72,18 @@ def outside_of(
     prompt, tokenizer, right = prompt_of(counted, [*batch.texts, *probes.texts], _tokenizer(box))
     if right < len(counted):
         say(f"the tokens of {len(counted) - right} of {len(counted)} prompts are not counted exactly")
-    outside = Outside(name, by_size(tokens, side), by_size(encode, side), context, prompt)
-    _check(box, outside)
+    ask = FEW if isinstance(box, RemoteModel) and isinstance(box.counts, ServerTokens) else PROBES
+    outside = Outside(name, by_size(tokens, side, ask), by_size(encode, side, ask), context, prompt)
+    _check(box, outside, ask)
     return outside, tokenizer
 
 
-def by_size(measure: Measure, side: int) -> BySize:
+def by_size(measure: Measure, side: int, probes: int = PROBES) -> BySize:
     """The rule behind a number of every picture of up to `side` pixels a side: the shortest that gives it for
-    all squares and at PROBES random sizes, else the table of all sizes.
+    all squares and at `probes` random sizes, else the table of all sizes.
 
     measure: sizes [N, 2] -> [N] above 0; it may raise UserError or ValueError for a size that the model does
-    not take.
+    not take. Raises UserError in place of a table where there are FEW probes.
     """
     squares = np.repeat(np.arange(1, side + 1)[:, None], 2, axis=1)
     found = _measured(measure, squares)
@@ -88,10 +93,15 @@ def by_size(measure: Measure, side: int) -> BySize:
         # from one square of pixels to four
         each = float(found[changed[0]] - found[0]) / 3
         rule = BySize("pixels", more=float(found[0]) - each, each=each, side=int(changed[0]))
-    probes = np.random.default_rng(0).integers(1, side + 1, (PROBES, 2))
-    wanted = np.concatenate([found, _measured(measure, probes)])
-    if np.allclose(rule(np.concatenate([squares, probes])), wanted, rtol=CLOSE, atol=0):
+    random = np.random.default_rng(0).integers(1, side + 1, (probes, 2))
+    wanted = np.concatenate([found, _measured(measure, random)])
+    if np.allclose(rule(np.concatenate([squares, random])), wanted, rtol=CLOSE, atol=0):
         return rule
+    if probes == FEW:
+        raise UserError(
+            "model.remote.processor='': the tokens that the server counts follow no rule, and it would have "
+            f"to be asked about {side**2} sizes of pictures; allowed: a folder with the model's processor"
+        )
     columns = np.arange(1, side + 1)
     rows = [_measured(measure, np.stack([np.full_like(columns, row), columns], axis=1)) for row in columns]
     return BySize.table(np.stack(rows))
@@ -140,12 +150,12 @@ def _at(context: tuple[float, float, float], n: NDArray[np.float64]) -> NDArray[
     return a + b * n + c * n * n
 
 
-def _check(box: BlackBox, outside: Outside) -> None:
+def _check(box: BlackBox, outside: Outside, probes: int) -> None:
     """Raises UserError unless random decisions on random images give and cost what the rules say."""
     generator, pyramid = torch.Generator().manual_seed(0), box.pyramid
-    size = torch.randint(8, pyramid.size + 1, (PROBES, 2), generator=generator)
-    keep = torch.rand(PROBES, pyramid.tiles, generator=generator) < 0.5
-    words = torch.randint(1, 200, (PROBES,), generator=generator)
+    size = torch.randint(8, pyramid.size + 1, (probes, 2), generator=generator)
+    keep = torch.rand(probes, pyramid.tiles, generator=generator) < 0.5
+    words = torch.randint(1, 200, (probes,), generator=generator)
     pixels = pyramid.pixels(size).numpy()
     try:
         realised = box.realise(pyramid.capacity(size) * keep, size)
@@ -163,7 +173,8 @@ def _check(box: BlackBox, outside: Outside) -> None:
 
 def _tokenizer(box: BlackBox) -> Tokenizer | None:
     """The model's own, without what a batch of it is padded and cut to; None where it shows none."""
-    own = getattr(getattr(getattr(box, "processor", None), "tokenizer", None), "backend_tokenizer", None)
+    counts = box.counts if isinstance(box, RemoteModel) else box
+    own = getattr(getattr(getattr(counts, "processor", None), "tokenizer", None), "backend_tokenizer", None)
     if own is None:
         return None
     tokenizer = Tokenizer.from_str(own.to_str())

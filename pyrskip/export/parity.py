@@ -36,7 +36,8 @@ class Parity:
 
     outputs, logits: largest differences, of the gate's raw outputs and of the answer's first token;
     logits_over_scale: the same over each row's largest logit where that is above 1, since a float32 sum is as
-    exact as it is large. accuracy: at `price`, the export's and the model's.
+    exact as it is large. fixed: decisions that are played in place of the gate's, compared; fixed_differ: of
+    those. accuracy: at `price`, the export's and the model's.
     """
 
     backend: str
@@ -50,6 +51,8 @@ class Parity:
     outputs: float
     logits: float
     logits_over_scale: float
+    fixed: int
+    fixed_differ: int
     price: float
     answers_differ: int
     accuracy: float
@@ -59,6 +62,7 @@ class Parity:
     def holds(self) -> bool:
         return (
             not self.differ
+            and not self.fixed_differ
             and not self.answers_differ
             and max(self.outputs, self.logits_over_scale) <= TOLERANCE
         )
@@ -69,7 +73,8 @@ class Parity:
             f"prices, without a limit and with max_tokens={self.limit}: {self.differ} differ, {self.inside} "
             f"within {MARGIN} of a tie ({self.inside_that_differ} differ); largest difference of gate "
             f"outputs {self.outputs:.1e}, of logits {self.logits:.1e} ({self.logits_over_scale:.1e} of their "
-            f"scale); {self.answers_differ} answers differ; accuracy {self.accuracy:.4f}, the model's "
+            f"scale); {self.fixed_differ} of {self.fixed} fixed selections differ; {self.answers_differ} "
+            f"answers differ; accuracy {self.accuracy:.4f}, the model's "
             f"{self.accuracy_of_model:.4f}"
         )
 
@@ -104,10 +109,12 @@ def check(
 
 @dataclass(frozen=True)
 class _Reference:
-    """asked: price and limit -> decisions [B, T] and which of them are within MARGIN of another [B]; at the
-    price of the answers, without a limit: the gate's outputs, logits [B, V] of the first token, texts [B]."""
+    """asked: price and limit -> decisions [B, T] and which of them are within MARGIN of another [B]; listed:
+    every listed decision by its name, [B, T]; at the price of the answers, without a limit: the gate's
+    outputs, logits [B, V] of the first token, texts [B]."""
 
     asked: dict[tuple[float, int | None], tuple[NDArray[np.int64], NDArray[np.bool_]]]
+    listed: dict[str, NDArray[np.int64]]
     outputs: NDArray[np.float32]
     logits: NDArray[np.float32]
     texts: list[str]
@@ -116,7 +123,7 @@ class _Reference:
 class _Sums:
     def __init__(self) -> None:
         self.questions = self.inside = self.inside_that_differ = self.differ = self.answers_differ = 0
-        self.decisions = 0
+        self.decisions = self.fixed = self.fixed_differ = 0
         self.outputs = self.logits = self.logits_over_scale = self.right = self.right_of_model = 0.0
 
     def decisions_of(
@@ -145,7 +152,10 @@ def _reference(
         policy = gated.gate.policy(Gated(model, gated.gate, gated.unit, price).observe(batch, answers.seen))
         decision = policy.mode(most)
         asked[price, most] = decision.tokens.numpy(), (policy.margin(decision, most) <= MARGIN).numpy()
-    return _Reference(asked, outputs.numpy(), logits.numpy(), answers.texts)
+    capacity, layout = model.pyramid.capacity(batch.size)[batch.image_of], gated.gate.layout
+    tokens = layout.actions.tokens(capacity, layout.budget).numpy()
+    listed = dict(zip(layout.actions.names, tokens.swapaxes(0, 1), strict=True))
+    return _Reference(asked, listed, outputs.numpy(), logits.numpy(), answers.texts)
 
 
 def _compare(
@@ -154,6 +164,13 @@ def _compare(
     pictures = [engine.picture(Image.fromarray(s.image.permute(1, 2, 0).numpy())) for s in samples]
     asked = list(zip(batch.image_of.tolist(), batch.texts, strict=True))
     sums.questions += len(asked)
+    safe = engine.spec.prices.safe
+    for first, action in () if safe is None else safe.fixed:
+        number = engine.spec.action(action)
+        rows = [engine.row(pictures[image], text, first, action=number) for image, text in asked]
+        decided = engine.decide(rows, engine.glance(rows))
+        sums.fixed += len(rows)
+        sums.fixed_differ += int((decided.asked != reference.listed[action]).any(-1).sum())
     for (dial, most), (wanted, inside) in reference.asked.items():
         rows = [engine.row(pictures[image], text, float(dial), most or UNLIMITED) for image, text in asked]
         if (dial, most) != (price, None):
@@ -189,6 +206,8 @@ def _total(name: str, sums: _Sums, prices: Sequence[float], price: float, limit:
         outputs=sums.outputs,
         logits=sums.logits,
         logits_over_scale=sums.logits_over_scale,
+        fixed=sums.fixed,
+        fixed_differ=sums.fixed_differ,
         price=price,
         answers_differ=sums.answers_differ,
         accuracy=sums.right / sums.questions,

@@ -13,6 +13,7 @@ from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.files import write_json, write_whole
+from pyrskip.gates.ensemble import Ensemble
 from pyrskip.gates.gate import GATES, Gate, GateConfig
 from pyrskip.observation import Layout
 from pyrskip.registry import import_modules
@@ -21,7 +22,7 @@ import_modules(__name__)
 
 
 def build_gate(config: GateConfig, layout: Layout) -> Gate:
-    return GATES[config.name](config, layout)
+    return GATES[config.name](config, layout) if config.members == 1 else Ensemble(config, layout)
 
 
 def save_gate(gate: Gate, directory: Path) -> None:

@@ -27,17 +27,24 @@ GATES: "Registry[type[Gate]]" = Registry("gate.name")
 @dataclass(frozen=True)
 class GateConfig(PolicyConfig):
     """name: a registered gate; beside it what its policy reads. signals: read beside those that the gate
-    needs, each a vector a question, such as answer_stats."""
+    needs, each a vector a question, such as answer_stats. members: gates that are trained one by one and
+    decide together."""
 
     name: str = "joint"
     dropout: float = 0.0
     signals: tuple[str, ...] = ()
+    members: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         known = GATES[self.name]
         if not 0 <= self.dropout < 1:
             raise UserError(f"gate.dropout={self.dropout}: allowed: [0, 1)")
+        if self.members < 1 or (self.members > 1 and POLICIES[self.policy].episodic):
+            raise UserError(
+                f"gate.members={self.members} with gate.policy={self.policy}: allowed: at least 1, and 1 for "
+                "a policy that decides step by step"
+            )
         if len(set(self.signals)) < len(self.signals) or set(self.signals) & set(known.needs):
             raise UserError(
                 f"gate.signals={list(self.signals)}: allowed: each once, and none that gate.name={self.name} "
@@ -64,6 +71,17 @@ class Gate(nn.Module, ABC):
         self.config, self.layout = config, layout
         self.kind = POLICIES[config.policy]
         self.dial = self.kind.dial
+        self.build()
+        self.tilt: Tensor
+        self.register_buffer("tilt", torch.zeros(()))
+        self.price: Tensor
+        self.register_buffer("price", torch.tensor(-1.0))
+        self.price_range: Tensor
+        self.register_buffer("price_range", torch.tensor([0.0, float("inf")]))
+
+    def build(self) -> None:
+        """What is behind the trunk: an MLP and the policy's head."""
+        config, layout = self.config, self.layout
         beside = sum(layout.width(name) for name in config.signals)
         inputs = self.inputs() + layout.tiles + (1 if self.dial else 0) + beside
         self.mlp = nn.Sequential(
@@ -75,12 +93,6 @@ class Gate(nn.Module, ABC):
             nn.Dropout(config.dropout),
         )
         self.head = self.kind.build_head(config, layout)
-        self.tilt: Tensor
-        self.register_buffer("tilt", torch.zeros(()))
-        self.price: Tensor
-        self.register_buffer("price", torch.tensor(-1.0))
-        self.price_range: Tensor
-        self.register_buffer("price_range", torch.tensor([0.0, float("inf")]))
 
     @abstractmethod
     def inputs(self) -> int:

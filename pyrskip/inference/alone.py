@@ -58,11 +58,18 @@ class OutsideDecider(Decider):
             n for n, place in enumerate(spec.pyramid.places) if spec.pyramid.grid[place.level] == 1
         )
 
-    def row(self, picture: Picture, question: str, price: float, max_tokens: int = UNLIMITED) -> Prepared:
+    def row(
+        self,
+        picture: Picture,
+        question: str,
+        price: float,
+        max_tokens: int = UNLIMITED,
+        action: int | None = None,
+    ) -> Prepared:
         [words] = encoded([question], self.query)
         left_out = sum(piece.special_tokens_mask.count(0) for piece in words.overflowing)
         prompt = self.outside.prompt(question, self.tokenizer)
-        return Prepared(picture, [], words.ids, left_out, prompt, price, max_tokens)
+        return Prepared(picture, [], words.ids, left_out, prompt, price, max_tokens, action)
 
     def decide(self, rows: Sequence[Prepared], seen: Sequence[Picture]) -> Decisions:
         """asked: tokens [B, T] that the model gives each kept tile. Raises UserError for a tile of a size

@@ -9,7 +9,8 @@ model.safetensors      the model's weights under model., the gate's under gate.
 tokenizer.json         of the language model; of a gate alone only where its model's tokens are counted by it
 query/                 weights and tokenizer of the question encoder, where that is a model of its own
 onnx/<graph>.onnx      gate, vision, and signal-<name> for each signal that the gate reads and that is more
-                       than its source; where the model is in it, projector, prefill and decode
+                       than its source; where the model is in it, projector, prefill, decode and fixed: listed
+                       actions without a gate
 native/<graph>.pt2     compiled code, only where it was asked for; never read unless the caller allows it
 README.md              model card;  metrics.json  the frontier and the parity check
 checksums.json         SHA-256 of every other file
@@ -25,6 +26,7 @@ from typing import Any
 
 from pyrskip.errors import UserError
 from pyrskip.inference.outside import Outside
+from pyrskip.inference.safe import Safe
 from pyrskip.pyramid import Pyramid
 
 FORMAT = "pyrskip-export"
@@ -32,6 +34,8 @@ VERSION = 1
 DECIDES = ("gate", "vision")
 GRAPHS = (*DECIDES, "projector", "prefill", "decode")
 """Of an export that holds a model, beside those of signals; DECIDES: of a gate alone."""
+FIXED = "fixed"
+"""The graph of listed actions that are played in place of the gate's decisions."""
 KINDS = ("whole", "gate")
 SOURCES = ("question", "glance", "pixels", "first_token")
 """What an engine has for signals to be computed from: see pyrskip.signals."""
@@ -68,12 +72,14 @@ class Guaranteed:
 @dataclass(frozen=True)
 class Prices:
     """Allowed: low <= price <= high. default: what is used where neither a price, a retention nor max_tokens
-    is given. guaranteed: what can be asked for by its retention."""
+    is given. guaranteed: what can be asked for by its retention. safe: what is played where a gate is to be
+    never worse than fixed selections, None where that is not known."""
 
     low: float
     high: float
     default: float
     guaranteed: tuple[Guaranteed, ...] = ()
+    safe: Safe | None = None
 
     def __post_init__(self) -> None:
         for of in self.guaranteed:
@@ -122,12 +128,18 @@ class Spec:
     @property
     def graphs(self) -> tuple[str, ...]:
         own = DECIDES if isinstance(self.answerer, Outside) else GRAPHS
-        return (*(of.graph for of in self.signals.values() if of.graph), *own)
+        fixed = () if self.prices.safe is None else (FIXED,)
+        return (*(of.graph for of in self.signals.values() if of.graph), *own, *fixed)
 
     @property
     def tokenized(self) -> bool:
         """Whether tokens of questions are counted by the answering model's tokenizer."""
         return not isinstance(self.answerer, Outside) or self.answerer.prompt.tokenized
+
+    def action(self, name: str) -> int:
+        """The number of a listed action. Raises ValueError where none is called so."""
+        names: list[str] = self.plain["gate"]["actions"]["names"]
+        return names.index(name)
 
     @classmethod
     def parse(cls, plain: dict[str, Any]) -> "Spec":
@@ -156,7 +168,8 @@ class Spec:
         grid = tuple(int(g) for g in sizes["grid"])
         pyramid = Pyramid(int(sizes["size"]), len(grid), int(sizes["stride"]), grid)
         high = math.inf if prices["high"] is None else float(prices["high"])
-        return cls(
+        safe = prices.get("safe")
+        spec = cls(
             pyramid=pyramid,
             signals={
                 str(name): SignalSpec(of["source"], tuple(of["tensors"]), of["graph"])
@@ -172,12 +185,16 @@ class Spec:
                 high,
                 float(prices["default"]),
                 tuple(Guaranteed(**of) for of in prices.get("guaranteed", ())),
+                None if safe is None else Safe.parse(safe),
             ),
             answerer=answerer,
             query_words=int(plain["query"]["max_words"]),
             own_query=plain["query"]["name"] != "embedding",
             plain=plain,
         )
+        for _, action in () if spec.prices.safe is None else spec.prices.safe.fixed:
+            spec.action(action)
+        return spec
 
 
 def read_bundle(directory: Path, native: bool = False) -> Spec:

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from pyrskip.errors import UserError
 from pyrskip.inference.arrays import Floats, Ints, pad_ids
-from pyrskip.inference.bundle import Spec
+from pyrskip.inference.bundle import FIXED, Spec
 from pyrskip.inference.images import Source, open_image
 from pyrskip.picture import fitted, mipmaps
 
@@ -45,20 +45,23 @@ class Backend(Protocol):
 class Request:
     """A question on an image: a path, bytes or a PIL image. price: what relative cost 1 is worth in score;
     max_tokens: most visual tokens; retention: of the full pyramid's score, one that the export guarantees,
-    alone; with none, the export's default price; with max_tokens alone, the lowest price."""
+    alone; with none, the export's default price; with max_tokens alone, the lowest price. safe: play a fixed
+    selection at prices where the gate was not found to be above those."""
 
     image: Source
     question: str
     price: float | None = None
     max_tokens: int | None = None
     retention: float | None = None
+    safe: bool = False
 
 
 @dataclass(frozen=True)
 class Selection:
     """What the gate decided. levels: kept, finest first; tokens: visual tokens in all; tiles: of each tile, 0
     = skipped; cost: FLOPs of everything that runs over the mean full pyramid's; confidence: the policy's
-    probability of this selection; cut: tokens of the question that were too many to be read."""
+    probability of this selection, 1 of a fixed one; cut: tokens of the question that were too many to be
+    read."""
 
     levels: tuple[int, ...]
     tokens: int
@@ -84,7 +87,8 @@ class Picture:
 class Prepared:
     """A request that was checked and whose image is open. words: ids of the question for the language model,
     none where that is elsewhere; query: for the question encoder; cut: tokens of the question that are not
-    read; prompt: tokens of the prompt beside its pictures."""
+    read; prompt: tokens of the prompt beside its pictures; action: the number of the listed one that is
+    played, None where the gate decides."""
 
     picture: Picture
     words: list[int]
@@ -93,12 +97,13 @@ class Prepared:
     prompt: int
     price: float
     max_tokens: int
+    action: int | None = None
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """A batch that is decided. outputs: the gate's raw ones; asked [B, T] tokens; pooled [B, T, 2]: rows and
-    columns of each tile's map as they are kept."""
+    """A batch that is decided. outputs: the gate's raw ones, of the rows that it decides; asked [B, T]
+    tokens; pooled [B, T, 2]: rows and columns of each tile's map as they are kept."""
 
     outputs: Floats
     asked: Ints
@@ -133,18 +138,30 @@ class Decider(ABC):
 
     def prepared(self, picture: Picture, request: Request) -> Prepared:
         """A request whose picture is open. Raises UserError for a bad question, and as `check_dial` does."""
-        price, most = self.check_dial(request.price, request.max_tokens, request.retention)
+        price, most = self.check_dial(request.price, request.max_tokens, request.retention, request.safe)
         if not isinstance(request.question, str) or not request.question.strip():
             raise UserError("the question is empty; allowed: one with at least a word")
-        return self.row(picture, request.question, price, most)
+        safe = self.spec.prices.safe if request.safe else None
+        played = None if safe is None else safe.at(price)
+        action = None if played is None else self.spec.action(played)
+        return self.row(picture, request.question, price, most, action)
 
     @abstractmethod
-    def row(self, picture: Picture, question: str, price: float, max_tokens: int = UNLIMITED) -> Prepared:
-        """A request as it is. Raises UserError for a question that cannot be read."""
+    def row(
+        self,
+        picture: Picture,
+        question: str,
+        price: float,
+        max_tokens: int = UNLIMITED,
+        action: int | None = None,
+    ) -> Prepared:
+        """A request as it is; with an action, no gate decides. Raises UserError for a question that cannot be
+        read."""
 
     @abstractmethod
     def decide(self, rows: Sequence[Prepared], seen: Sequence[Picture]) -> Decisions:
-        """What the gate's mode decides from the questions and the glance, which is encoded."""
+        """What the gate's mode decides from the questions and the glance, which is encoded, and the actions
+        of rows that have one."""
 
     def picture(self, image: Image.Image) -> Picture:
         pixels = fitted(image, self.spec.pyramid.size)
@@ -158,28 +175,44 @@ class Decider(ABC):
     def _run(
         self, rows: Sequence[Prepared], seen: Sequence[Picture], own: Mapping[str, Array]
     ) -> tuple[Floats, Arrays]:
-        """The gate's raw outputs, and what else its graph gives, from what every kind of export gives it and
-        from its `own` inputs."""
-        outputs, *rest = self.backend.run(
-            "gate",
-            {
-                "signals": self._signals(rows, seen),
-                "cells": self._cells(seen),
-                **own,
-                "words": np.array([row.prompt for row in rows]),
-                "price": np.array([row.price for row in rows], dtype=np.float32),
-                "max_tokens": np.array([row.max_tokens for row in rows]),
-            },
-        )
-        return outputs.astype(np.float32), rest
+        """The gate's raw outputs, of the rows that it decides; and of all rows what else the graphs give, at
+        last FLOPs [B], the gate's included where it decides, and probability [B]. own: inputs of this kind of
+        export, beside those of every kind."""
+        words = np.array([row.prompt for row in rows])
+        tiled = {"cells": self._cells(seen), **own, "words": words}
+        order: list[int] = []
+        parts: list[Arrays] = []
+        outputs = np.zeros((0, 0), np.float32)
+        at = [i for i, row in enumerate(rows) if row.action is None]
+        if at:
+            some = [rows[i] for i in at]
+            outputs, *found, flops, sure = self.backend.run(
+                "gate",
+                {
+                    "signals": self._signals(some, [seen[i] for i in at]),
+                    **{name: of[at] for name, of in tiled.items()},
+                    "price": np.array([row.price for row in some], dtype=np.float32),
+                    "max_tokens": np.array([row.max_tokens for row in some]),
+                },
+            )
+            order += at
+            parts.append([*found, flops + self.spec.costs.gate, sure])
+        at = [i for i, row in enumerate(rows) if row.action is not None]
+        if at:
+            action = {"action": np.array([rows[i].action for i in at])}
+            played = self.backend.run(FIXED, action | {name: of[at] for name, of in tiled.items()})
+            order += at
+            parts.append([*played, np.ones(len(at))])
+        back = np.argsort(order)
+        return outputs.astype(np.float32), [np.concatenate(of)[back] for of in zip(*parts, strict=True)]
 
     def _selections(
         self, rows: Sequence[Prepared], tokens: Array, flops: Array, probability: Array
     ) -> list[Selection]:
-        """tokens [B, T] realised; flops [B] without the gate's; probability [B]."""
+        """tokens [B, T] realised; flops [B] of everything; probability [B]."""
         places, costs = self.spec.pyramid.places, self.spec.costs
         found = []
-        parts = zip(rows, tokens.tolist(), (flops + costs.gate).tolist(), probability.tolist(), strict=True)
+        parts = zip(rows, tokens.tolist(), flops.tolist(), probability.tolist(), strict=True)
         for row, tiles, total, sure in parts:
             levels = tuple(dict.fromkeys(places[tile].level for tile, n in enumerate(tiles) if n))
             cost = total / costs.unit
@@ -187,11 +220,13 @@ class Decider(ABC):
         return found
 
     def check_dial(
-        self, price: float | None, max_tokens: int | None, retention: float | None = None
+        self, price: float | None, max_tokens: int | None, retention: float | None = None, safe: bool = False
     ) -> tuple[float, int]:
-        """The price and the most tokens that a request means. Raises UserError where one is out of range, or
-        for a retention that is not guaranteed or does not stand alone."""
+        """The price and the most tokens that a request means. Raises UserError where one is out of range, for
+        a retention that is not guaranteed or does not stand alone, or where `safe` cannot be kept."""
         prices = self.spec.prices
+        if safe is not False:
+            self._check_safe(safe, max_tokens, retention)
         if retention is not None:
             if price is not None or max_tokens is not None:
                 raise UserError(
@@ -220,6 +255,21 @@ class Decider(ABC):
                 allowed = f"{prices.low} alone, which it was trained for"
             raise UserError(f"price={price} is out of this gate's range; allowed: {allowed}")
         return float(price), most
+
+    def _check_safe(self, safe: bool, max_tokens: int | None, retention: float | None) -> None:
+        if safe is not True:
+            raise UserError(f"safe={safe!r}: allowed: true, false")
+        if max_tokens is not None or retention is not None:
+            raise UserError(
+                f"safe=True with max_tokens={max_tokens!r}, retention={retention!r}: a gate was held against "
+                "fixed selections without a limit of tokens, and a guarantee is of its own decisions; "
+                "allowed: safe=True with a price, or alone"
+            )
+        if self.spec.prices.safe is None:
+            raise UserError(
+                "safe=True: this export does not say where its gate is above fixed selections; allowed: "
+                "safe=False, or to export again"
+            )
 
     def _guaranteed(self, retention: float) -> float:
         """The price that guarantees it."""

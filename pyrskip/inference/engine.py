@@ -68,9 +68,10 @@ class Engine(Decider):
         price: float | None = None,
         max_tokens: int | None = None,
         retention: float | None = None,
+        safe: bool = False,
     ) -> Selection:
         """What to look at. Raises UserError for a bad image or question, or what `check_dial` refuses."""
-        return self.select_many([Request(image, question, price, max_tokens, retention)])[0]
+        return self.select_many([Request(image, question, price, max_tokens, retention, safe)])[0]
 
     def answer(
         self,
@@ -80,9 +81,10 @@ class Engine(Decider):
         price: float | None = None,
         max_tokens: int | None = None,
         retention: float | None = None,
+        safe: bool = False,
     ) -> Answer:
         """The answer, from what was selected alone. Raises UserError as `select` does."""
-        return self.answer_many([Request(image, question, price, max_tokens, retention)])[0]
+        return self.answer_many([Request(image, question, price, max_tokens, retention, safe)])[0]
 
     def select_many(self, requests: Sequence[Request]) -> list[Selection]:
         """A batch. One request's selection never depends on the others."""
@@ -101,15 +103,22 @@ class Engine(Decider):
         answers = answering.answer(self, rows)
         return [Answer(*of) for of in zip(answers.texts, answers.decided.selections, strict=True)]
 
-    def row(self, picture: Picture, question: str, price: float, max_tokens: int = UNLIMITED) -> Prepared:
-        """A request as it is, its question cut to what the model reads. Raises UserError where its options
-        alone are more."""
+    def row(
+        self,
+        picture: Picture,
+        question: str,
+        price: float,
+        max_tokens: int = UNLIMITED,
+        action: int | None = None,
+    ) -> Prepared:
+        """A request as it is, its question cut to what the model reads; with an action, no gate decides.
+        Raises UserError where its options alone are more."""
         [tokens] = encoded([question], self.tokenizer)
         words = query = read(question, tokens, self.language.max_words) or [self.language.end]
         if self.query_tokenizer is not None:
             query = encoded([question], self.query_tokenizer)[0].ids
         cut = max(0, len(tokens) - len(words))
-        return Prepared(picture, words, query, cut, len(words) + 1, price, max_tokens)
+        return Prepared(picture, words, query, cut, len(words) + 1, price, max_tokens, action)
 
     def decide(self, rows: Sequence[Prepared], seen: Sequence[Picture]) -> Decisions:
         encode = self.spec.costs.encode

@@ -26,7 +26,7 @@ from pyrskip.picture import EXTENSIONS, FORMATS
 IMAGES = tuple(f".{extension}" for extension in EXTENSIONS)
 LINES = (".jsonl", ".ndjson", ".json")
 """Names that count where the content says nothing."""
-DIAL = ("price", "max_tokens", "retention")
+DIAL = ("price", "max_tokens", "retention", "safe")
 LOOKED_AT = 1 << 16
 """Bytes of a file that tell what it is."""
 TOLD = 20
@@ -215,6 +215,11 @@ def _parsed(given: object, number: str) -> tuple[str, dict[str, Any], str]:
 
 def _request(record: dict[str, Any], folder: Path, dial: dict[str, Any]) -> Request:
     own = {key: record[key] for key in DIAL if record.get(key) is not None}
-    # a retention stands alone
-    rest = {key: value for key, value in dial.items() if not own or "retention" not in (key, *own)}
+    asks = [key for key, value in own.items() if value is not False]
+    rest = {key: value for key, value in dial.items() if not any(_apart(key, of) for of in asks)}
     return Request(folder / record["image"], record["question"], **(rest | own))
+
+
+def _apart(key: str, other: str) -> bool:
+    """Whether two of DIAL's keys are not of one request: a retention stands alone, `safe` with a price."""
+    return key != other and ("retention" in (key, other) or {key, other} == {"safe", "max_tokens"})

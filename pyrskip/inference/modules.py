@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyrskip.decision import Candidates, realise
 from pyrskip.gates.gate import Gate
-from pyrskip.inference.bundle import signal_graph
+from pyrskip.inference.bundle import FIXED, signal_graph
 from pyrskip.inference.outside import Outside
 from pyrskip.models.language import Cache, Decoder, Visual
 from pyrskip.models.native import NativeModel
@@ -79,6 +79,22 @@ class GatePart(nn.Module):
         # a sum of float32 may be a little over 1
         probability = policy.log_prob(decision).exp().clamp(max=1)
         return outputs, decision.tokens, pooled, flops, probability
+
+
+class FixedPart(nn.Module):
+    """Listed actions, played without a gate, and what they cost."""
+
+    def __init__(self, model: NativeModel, gate: Gate) -> None:
+        super().__init__()
+        self.layout, self.flops_of = gate.layout, model.flops_of
+
+    def forward(self, action: Tensor, cells: Tensor, encode: Tensor, words: Tensor) -> tuple[Tensor, ...]:
+        """action [B]: its number; cells, encode, words: as GatePart's -> tokens asked [B, T], rows and
+        columns that maps are pooled to [B, T, 2], FLOPs of the answer [B] float64."""
+        tokens = self.layout.actions.tokens(cells.prod(-1), self.layout.budget)
+        asked = tokens.gather(1, action[:, None, None].expand(-1, 1, tokens.shape[-1])).squeeze(1)
+        pooled = realise(asked, cells)
+        return asked, pooled, self.flops_of(pooled.prod(-1), encode, words)
 
 
 @dataclass(frozen=True)
@@ -178,7 +194,7 @@ class PrefillPart(nn.Module):
         memories = self.language.memorise(visual)
         layers = self.language.layers_reading(memories)
         logits, real, caches, _ = self.language.prefill(own, (ids, mask), layers)
-        return logits, real, *_stacked(caches), *_stacked(memories)
+        return logits, real[0].contiguous(), *_stacked(caches), *_stacked(memories)
 
 
 class DecodePart(nn.Module):
@@ -204,7 +220,7 @@ class DecodePart(nn.Module):
         layers = self.language.layers_reading(memories)
         real = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
         caches = list(zip(keys, values, strict=True))
-        logits, caches = self.language.decode(token, step, real, caches, layers)
+        logits, caches = self.language.decode(token, step, [real] * len(layers), caches, layers)
         return logits, real, *_stacked(caches)
 
 
@@ -223,6 +239,7 @@ def parts_of(model: NativeModel, gate: Gate, unit: float) -> dict[str, nn.Module
     parts: dict[str, nn.Module] = {
         **_signal_parts(signals_of(model, gate.config.needs)),
         "gate": GatePart(model, gate, unit),
+        FIXED: FixedPart(model, gate),
         "vision": VisionPart(model.vision),
         "projector": ProjectorPart(model.projector),
         "prefill": PrefillPart(model.language),

@@ -1,9 +1,9 @@
 """`pyrskip predict`: questions on images in, answers with their decisions and cost out, a JSON object a line.
 
 An input line is {"image": path, "question": text} and, where wanted, "id", and "price" and "max_tokens" or
-"retention"; paths are relative to the file. An output line is the input's with "answer", "levels", "tokens",
-"cost", "confidence" and "cut", or with "error". Lines are written as they are answered. Another run answers
-those that are not, or failed, and leaves all in their order.
+"safe", or "retention"; paths are relative to the file. An output line is the input's with "answer",
+"levels", "tokens", "cost", "confidence" and "cut", or with "error". Lines are written as they are answered.
+Another run answers those that are not, or failed, and leaves all in their order.
 """
 
 import json
@@ -28,12 +28,13 @@ USAGE = """usage: pyrskip predict model=<export> input=<what> [key=value ...]
 
   model=<directory or hub id>
   input=<file>              a line each: {"image": "a.png", "question": "what is it?"}; "id", "price",
-                            "max_tokens", "retention" as wanted; or one JSON array of them
+                            "max_tokens", "retention", "safe" as wanted; or one JSON array of them
   input=<image or folder>   with question=<text>; a folder's images in the order of their names
   input=-                   lines as above from stdin
   out=<file.jsonl>          default: stdout. A file that is there is continued, and failed lines tried again
   price=<number>  max_tokens=<tokens>  of lines that say nothing else
   retention=<share>         of full's score, one that the export guarantees; in place of the two
+  safe=true                 a fixed selection at prices where the gate is not above those; default: false
   backend=onnx|torch        default: onnx
   batch=<lines>             answered together, default 16; 1 answers each line of a pipe at once
   threads=<number>          of one operator
@@ -49,6 +50,8 @@ def run(given: dict[str, str]) -> None:
         "max_tokens": keys.whole("max_tokens"),
         "retention": keys.number("retention"),
     }
+    if keys.flag("safe", False):
+        dial["safe"] = True
     model, backend, batch = keys.text("model"), keys.text("backend", "onnx"), keys.whole("batch", default=16)
     lines = read_lines(keys.text("input"), given.get("question"), dial)
     engine = load_engine(model, backend, keys.whole("threads"))
@@ -123,7 +126,8 @@ def _continue(out: Path, made_by: dict[str, Any]) -> set[Key]:
         raise UserError(f"out={out} is there and is no file of predict's; allowed: another name") from error
     if any(of != made_by for of in found):
         raise UserError(
-            f"out={out} was made by another export, price, max_tokens or retention; allowed: another name"
+            f"out={out} was made by another export, price, max_tokens, retention or safe; allowed: another "
+            "name"
         )
     answered = ["error" not in record for record in records]
     done = _keys(compress(records, answered))

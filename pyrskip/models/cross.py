@@ -17,7 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyrskip.models.language import Block, Cache, Decoder, Layer, Room, Visual, attention, weighted_attention
+from pyrskip.models.language import (
+    Block,
+    Cache,
+    Decoder,
+    Layer,
+    Room,
+    Visual,
+    attention,
+    attention_shares,
+    text_rows,
+    weighted_attention,
+)
 from pyrskip.models.norm import RMSNorm
 
 NOISE = 0.1
@@ -125,13 +136,14 @@ class CrossBlock(Block):
         allowed: Tensor,
         past: Cache | Room | None = None,
         wanted: int | None = None,
+        watch: list[Tensor] | None = None,
         *,
         kv: Cache,
         memory: Memory | None = None,
     ) -> tuple[Tensor, Cache]:
         """kv of `memorise`; memory: who reads which row of it, None where every question reads its own."""
         x, cache = self.attend(x, allowed, past, wanted)
-        read = self.read_own(x, kv) if memory is None else self.read_shared(x, allowed, memory, kv)
+        read = self.read_own(x, kv) if memory is None else self.read_shared(x, allowed, memory, kv, watch)
         return self.mix(x + self.drop(read)), cache
 
     def read_own(self, x: Tensor, kv: Cache) -> Tensor:
@@ -141,18 +153,24 @@ class CrossBlock(Block):
         read: Tensor = self.read_out(attention(q, *kv, None).transpose(1, 2).flatten(2))
         return read
 
-    def read_shared(self, x: Tensor, allowed: Tensor, memory: Memory, kv: Cache) -> Tensor:
+    def read_shared(
+        self, x: Tensor, allowed: Tensor, memory: Memory, kv: Cache, watch: list[Tensor] | None = None
+    ) -> Tensor:
         """x [B, Q, D], allowed [B, Q', K], Q the last of Q' -> [B, Q, D], zeros in padding. What several
         questions see is held once, and padding reads nothing."""
         readers = memory.readers(allowed.shape[2], x.shape[1])
-        read = self._read_positions(x.flatten(0, 1)[readers.place], readers, memory, kv)
-        out = torch.zeros_like(x).flatten(0, 1).index_copy(0, readers.place, read.to(x.dtype))
-        return out.view_as(x)
+        query = self.read_query(self.norm3(x.flatten(0, 1)[readers.place]))
+        out = torch.zeros_like(x).flatten(0, 1)
+        if watch is not None:
+            asked = out.index_copy(0, readers.place, query.to(x.dtype)).view_as(x)
+            watch += [self._heads(asked), kv[0]]
+        read = self._read_positions(query, readers, memory, kv)
+        return out.index_copy(0, readers.place, read.to(x.dtype)).view_as(x)
 
-    def _read_positions(self, x: Tensor, readers: Readers, memory: Memory, kv: Cache) -> Tensor:
-        """Positions x [P, D] -> [P, D]."""
+    def _read_positions(self, query: Tensor, readers: Readers, memory: Memory, kv: Cache) -> Tensor:
+        """Queries [P, D] of positions -> what they read [P, D]."""
         groups = readers.groups
-        q = self._heads(groups.gather(self.read_query(self.norm3(x))))
+        q = self._heads(groups.gather(query))
         real = F.pad(memory.visual.real, (1, 0), value=True)[:, None, None]
         if memory.weight is None:
             mixed = attention(q, *kv, None if memory.visual.whole else real)
@@ -192,12 +210,26 @@ class CrossDecoder(Decoder):
     def prompt(self, visual: Visual, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return self.words(question)
 
-    def layers(self, visual: Visual, weight: Tensor | None = None) -> Sequence[Layer]:
-        return self.layers_reading(self.memorise(visual.tokens), Memory(visual, weight))
+    def layers(self, visual: Visual, weight: Tensor | None, which: range) -> Sequence[Layer]:
+        blocks, memory = self.blocks[which.start : which.stop], Memory(visual, weight)
+        memories = [block.memorise(visual.tokens) for block in blocks if isinstance(block, CrossBlock)]
+        return [partial(block, kv=kv, memory=memory) for block, kv in zip(blocks, memories, strict=True)]
+
+    def _attention(
+        self, watch: Sequence[Tensor], visual: Visual, allowed: Tensor, words: int, last: bool
+    ) -> Tensor:
+        (q, k), real = watch, F.pad(visual.real[visual.of], (1, 0), value=True)
+        return attention_shares(q[:, :, text_rows(0, words, last)], k[visual.of], real[:, None])[..., 1:]
+
+    def _seen(self, x: Tensor, visual: Visual) -> Tensor:
+        return visual.tokens[visual.of]
+
+    def _without(self, x: Tensor, allowed: Tensor, kept: Visual, count: int) -> tuple[Tensor, Tensor]:
+        return x, allowed  # they are no part of it
 
     def memorise(self, tokens: Tensor) -> list[Cache]:
         """Keys and values [U, H, 1 + N, d] of visual tokens [U, N, D], for each layer."""
         return [block.memorise(tokens) for block in self.blocks if isinstance(block, CrossBlock)]
 
-    def layers_reading(self, memories: Sequence[Cache], memory: Memory | None = None) -> Sequence[Layer]:
-        return [partial(block, kv=kv, memory=memory) for block, kv in zip(self.blocks, memories, strict=True)]
+    def layers_reading(self, memories: Sequence[Cache]) -> Sequence[Layer]:
+        return [partial(block, kv=kv) for block, kv in zip(self.blocks, memories, strict=True)]

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from pyrskip.cost import Transformer
 from pyrskip.errors import UserError, unknown_name
 from pyrskip.models.norm import RMSNorm
+from pyrskip.pruners import Narrowing
 from pyrskip.words import encoded, read
 
 PAD, ANSWER, END = 0, 1, 2
@@ -94,7 +95,8 @@ class Visual:
 
     tokens [U, N, D]; real [U, N] bool: the others are padding; of [B] int64, on the CPU. Where it is known
     without waiting for an accelerator, whole: that none are padding; words [B, W] bool, on the CPU: which
-    positions of the questions are no padding.
+    positions of the questions are no padding. narrowing: what leaves some of the tokens out between layers,
+    if anything.
     """
 
     tokens: Tensor
@@ -102,6 +104,7 @@ class Visual:
     of: Tensor
     whole: bool = False
     words: Tensor | None = None
+    narrowing: Narrowing | None = None
 
 
 Cache = tuple[Tensor, Tensor]
@@ -130,7 +133,12 @@ class Layer(Protocol):
     """A layer of a decoder, bound to what it sees of the image."""
 
     def __call__(
-        self, x: Tensor, allowed: Tensor, past: Cache | Room | None = None, wanted: int | None = None
+        self,
+        x: Tensor,
+        allowed: Tensor,
+        past: Cache | Room | None = None,
+        wanted: int | None = None,
+        watch: list[Tensor] | None = None,
     ) -> tuple[Tensor, Cache]: ...
 
 
@@ -173,15 +181,16 @@ class Block(nn.Module):
         allowed: Tensor,
         past: Cache | Room | None = None,
         wanted: int | None = None,
+        watch: list[Tensor] | None = None,
         weight: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
         """x [B, Q, D], allowed [B, Q, K] bool, past keys and values or None; weight [B, N] in [0, 1] of the
         first N keys, or None (all 1).
 
         wanted: only so many last positions come out; the others are keys alone, which is all that the last
-        layer needs.
+        layer needs. watch: gets the queries [B, H, Q, d] and keys [B, H, K, d] that read visual tokens.
         """
-        x, cache = self.attend(x, allowed, past, wanted, weight)
+        x, cache = self.attend(x, allowed, past, wanted, weight, watch)
         return self.mix(x), cache
 
     def attend(
@@ -191,6 +200,7 @@ class Block(nn.Module):
         past: Cache | Room | None,
         wanted: int | None,
         weight: Tensor | None = None,
+        watch: list[Tensor] | None = None,
     ) -> tuple[Tensor, Cache]:
         batch, queries, width = x.shape
         normal, heads = self.norm1(x), (self.heads, width // self.heads)
@@ -203,6 +213,8 @@ class Block(nn.Module):
             k, v = past.extend(k, v)
         elif past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        if watch is not None:
+            watch += [q, k]
         if weight is None:
             mixed = attention(q, k, v, allowed[:, None])
         else:
@@ -251,6 +263,14 @@ def weighted_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, weight:
         shares: Tensor = WeightedSoftmax.apply(scores, weight.to(dtype).masked_fill(~allowed, 0))
         mixed = shares @ v.to(dtype)
     return mixed.to(q.dtype)
+
+
+def attention_shares(q: Tensor, k: Tensor, allowed: Tensor) -> Tensor:
+    """What each query attends to, heads averaged, [B, Q, K] in float32. q [B, H, Q, d], k [B, H, K, d],
+    allowed broadcast to [B, Q, K] bool."""
+    scores = (q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(-1, -2)
+    shares: Tensor = scores.masked_fill(~allowed[:, None], torch.finfo(scores.dtype).min).softmax(-1).mean(1)
+    return shares
 
 
 class WeightedSoftmax(torch.autograd.Function):
@@ -373,7 +393,6 @@ class Decoder(nn.Module):
         [B, A].
         """
         x, keys = self.prompt(visual, question)
-        layers = self.layers(visual, weight)
         start = torch.full_like(answer[:, :1], ANSWER)
         given = self._answer(torch.cat([start, answer[:, :-1]], dim=1), 0)
         batch, prompt, length = x.shape[0], x.shape[1], given.shape[1]
@@ -381,10 +400,7 @@ class Decoder(nn.Module):
         allowed[:, :, :prompt] = keys[:, None]
         allowed[:, prompt:, prompt:] = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         x = torch.cat([x, given], dim=1)
-        for layer in layers[:-1]:
-            x, _ = layer(x, allowed)
-        x, _ = layers[-1](x, allowed, wanted=length)
-        return self._head(x)
+        return self._head(self._run(x, allowed, visual, question[1], length, weight)[0])
 
     @torch.no_grad()
     def generate(
@@ -399,16 +415,16 @@ class Decoder(nn.Module):
         mark("prefill")
         caches: Sequence[Cache | Room] = [Room(cache, self.config.max_answer - 1) for cache in read]
         written: list[Tensor] = []
-        done = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
+        device = logits.device
+        done = torch.zeros(len(logits), dtype=torch.bool, device=device)
         for step in range(self.config.max_answer):
             token = logits.argmax(-1)
             written.append(token.masked_fill(done, END))
             done = done | (token == END)
             if bool(done.all()) or step + 1 == self.config.max_answer:
                 break
-            keys = F.pad(keys, (0, 1), value=True)
-            number = torch.tensor([step + 1], device=keys.device)
-            logits, _ = self.decode(token, number, keys, caches, layers)
+            keys = [F.pad(of_layer, (0, 1), value=True) for of_layer in keys]
+            logits, _ = self.decode(token, torch.tensor([step + 1], device=device), keys, caches, layers)
         ids = torch.stack(written, dim=1).tolist()
         return [
             t.strip()
@@ -419,37 +435,100 @@ class Decoder(nn.Module):
 
     def prefill(
         self, visual: Visual, question: tuple[Tensor, Tensor], layers: Sequence[Layer] | None = None
-    ) -> tuple[Tensor, Tensor, list[Cache], Sequence[Layer]]:
-        """Read a prompt and <answer>: logits [B, V] of the first token, keys that are real [B, K], each
-        layer's cache, and the layers to go on with. layers: by default those of these visual tokens."""
+    ) -> tuple[Tensor, list[Tensor], list[Cache], Sequence[Layer]]:
+        """Read a prompt and <answer>: logits [B, V] of the first token, each layer's keys that are real [B,
+        K] and its cache, and the layers to go on with. layers: by default those of these visual tokens."""
         x, keys = self.prompt(visual, question)
-        layers = self.layers(visual) if layers is None else layers
         x = torch.cat([x, self._answer(torch.full_like(question[0][:, :1], ANSWER), 0)], dim=1)
         keys = F.pad(keys, (0, 1), value=True)
         last = torch.arange(keys.shape[1], device=x.device) == keys.shape[1] - 1
         # the prompt does not see <answer>, the last key
         unseen = ~last[:, None] & last[None, :]
         allowed = keys[:, None] & ~unseen
-        caches = []
-        for i, layer in enumerate(layers):
-            x, cache = layer(x, allowed, wanted=1 if i + 1 == len(layers) else None)
+        x, real, caches, layers = self._run(x, allowed, visual, question[1], 1, layers=layers)
+        return self._head(x[:, -1]), real, caches, layers
+
+    def _run(
+        self,
+        x: Tensor,
+        allowed: Tensor,
+        visual: Visual,
+        words: Tensor,
+        wanted: int,
+        weight: Tensor | None = None,
+        layers: Sequence[Layer] | None = None,
+    ) -> tuple[Tensor, list[Tensor], list[Cache], Sequence[Layer]]:
+        """Run a prompt [B, P, D] and what follows it through all layers: the last `wanted` positions, each
+        layer's keys that the last position may see [B, K] and its cache, and the layers. words [B, W]: which
+        of the question's are real."""
+        depth, narrowing = len(self.blocks), visual.narrowing
+        due = [*sorted(narrowing.steps if narrowing is not None else ()), depth]
+        layers = self.layers(visual, weight, range(due[0])) if layers is None else layers
+        real, caches = [], []
+        for i in range(depth):
+            watch: list[Tensor] | None = [] if i + 1 in due[:-1] else None
+            x, cache = layers[i](x, allowed, wanted=wanted if i + 1 == depth else None, watch=watch)
+            real.append(allowed[:, -1].contiguous())
             caches.append(cache)
-        return self._head(x[:, -1]), keys, caches, layers
+            if watch is not None:
+                x, allowed, visual = self._narrow(x, allowed, visual, words, i + 1, watch)
+                to_next = range(i + 1, due[due.index(i + 1) + 1])
+                layers = [*layers, *self.layers(visual, None, to_next)]
+        return x, real, caches, layers
+
+    def _narrow(
+        self, x: Tensor, allowed: Tensor, visual: Visual, words: Tensor, run: int, watch: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Visual]:
+        """What goes on when so many layers have run: x and allowed [B, Q, Q] without the visual tokens that
+        leave there, and those that stay."""
+        narrowing, count = visual.narrowing, visual.tokens.shape[1]
+        assert narrowing is not None
+        last = narrowing.pruner.rows == "last"
+        attention = self._attention(watch, visual, allowed, words.shape[1], last)
+        rows = torch.ones_like(words[:, :1]) if last else words
+        real = visual.real[visual.of]
+        left = narrowing.after(run, self._seen(x, visual), real, attention, rows)
+        every = torch.arange(len(x))
+        kept = Visual(left.tokens, left.real, every, words=visual.words, narrowing=left.next)
+        return *self._without(x, allowed, kept, count), kept
+
+    def _attention(
+        self, watch: Sequence[Tensor], visual: Visual, allowed: Tensor, words: int, last: bool
+    ) -> Tensor:
+        """Attention [B, R, N] on visual tokens, heads averaged, of the prompt's last token, or of so many
+        words of the question."""
+        (q, k), count = watch, visual.tokens.shape[1]
+        text = text_rows(count, words, last)
+        keys = slice(count + words + 1)  # no answer is a key of its prompt
+        return attention_shares(q[:, :, text], k[:, :, keys], allowed[:, text, keys])[..., :count]
+
+    def _seen(self, x: Tensor, visual: Visual) -> Tensor:
+        """Visual tokens [B, N, D] as the next layer would read them."""
+        return x[:, : visual.tokens.shape[1]]
+
+    def _without(self, x: Tensor, allowed: Tensor, kept: Visual, count: int) -> tuple[Tensor, Tensor]:
+        """A sequence with these visual tokens instead of the `count` that it has, and what sees what in
+        it."""
+        x = torch.cat([kept.tokens, x[:, count:]], dim=1)
+        # a visual token sees what the first one did
+        seen = torch.cat([allowed[:, :1].expand(-1, kept.real.shape[1], -1), allowed[:, count:]], dim=1)
+        visual = kept.real[:, None].expand(-1, x.shape[1], -1)
+        return x, torch.cat([visual, seen[..., count:]], dim=2)
 
     def decode(
         self,
         token: Tensor,
         step: Tensor,
-        keys: Tensor,
+        keys: Sequence[Tensor],
         caches: Sequence[Cache | Room],
         layers: Sequence[Layer],
     ) -> tuple[Tensor, list[Cache]]:
         """Append a token [B], the answer's number `step` [1]: logits [B, V] of the next, and the longer
-        caches; those with room are longer themselves. keys [B, K]; layers of `prefill`."""
+        caches; those with room are longer themselves. keys: of each layer [B, K]; layers of `prefill`."""
         x = self._embed(token[:, None]) + self.answer_position(step)
         longer = []
-        for layer, past in zip(layers, caches, strict=True):
-            x, cache = layer(x, keys[:, None], past=past)
+        for layer, past, real in zip(layers, caches, keys, strict=True):
+            x, cache = layer(x, real[:, None], past=past)
             longer.append(cache)
         return self._head(x[:, -1]), longer
 
@@ -459,9 +538,9 @@ class Decoder(nn.Module):
         x = torch.cat([visual.tokens[visual.of], x], dim=1)
         return x, torch.cat([visual.real[visual.of], mask], dim=1)
 
-    def layers(self, visual: Visual, weight: Tensor | None = None) -> Sequence[Layer]:
-        """The layers for a prompt. weight [B, N] in [0, 1] of each question's visual tokens, or None."""
-        return [partial(block, weight=weight) for block in self.blocks]
+    def layers(self, visual: Visual, weight: Tensor | None, which: range) -> Sequence[Layer]:
+        """These layers for a prompt. weight [B, N] in [0, 1] of each question's visual tokens, or None."""
+        return [partial(self.blocks[i], weight=weight) for i in which]
 
     def memorise(self, tokens: Tensor) -> list[Cache]:
         """What layers read of visual tokens [U, N, D] outside of the prompt: nothing."""
@@ -488,3 +567,8 @@ class Decoder(nn.Module):
     def _head(self, x: Tensor) -> Tensor:
         logits = F.linear(self.norm(x), self.embed.weight)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def text_rows(start: int, words: int, last: bool) -> slice:
+    """Where the last token of a prompt is, behind so many words, or those words are."""
+    return slice(start + words, start + words + 1) if last else slice(start, start + words)

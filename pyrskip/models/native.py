@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from pyrskip.cost import Attention, Convention, Cost, Counted, Unit, answer_flops, kv_bytes
+from pyrskip.cost import Attention, Convention, Cost, Counted, Unit, answer_flops, kv_bytes, layered_flops
 from pyrskip.decision import realise, reference
 from pyrskip.errors import UserError
 from pyrskip.files import write_json, write_whole
@@ -32,7 +32,7 @@ from pyrskip.models.text import TextConfig, build_text
 from pyrskip.models.tiers import Features
 from pyrskip.models.tiles import encode_flops, encode_more, encode_tiles, moments
 from pyrskip.models.vision import VisionConfig, VisionEncoder
-from pyrskip.pruners import Prunable, Pruner
+from pyrskip.pruners import InsidePruner, Narrowing, Prunable, Pruner
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
 
@@ -105,11 +105,12 @@ class Forced:
 
 
 class NativeModel(nn.Module):
-    """A white-box model (pyrskip.models.tiers). pruner: what leaves visual tokens out behind the projector,
-    None while it trains; prunable: what pruners may read beside the tokens."""
+    """A white-box model (pyrskip.models.tiers). pruner: what leaves visual tokens out behind the projector or
+    between layers, None while it trains; prunable: what pruners may read beside the tokens. Its encoder has
+    no attention: the size of a token's features, before they are projected, stands for salience."""
 
     sources = frozenset({"question", "glance", "pixels", "first_token"})
-    prunable = frozenset({"text"})
+    prunable = frozenset({"text", "salience", "attention"})
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -188,40 +189,44 @@ class NativeModel(nn.Module):
 
         asked [B, T] -> tokens [B, N, D], real [B, N] bool, tile [B, N] int64; no pruner has seen them.
         """
-        visual, tile = self._projected(batch, features, asked)
+        visual, tile, _ = self._projected(batch, features, asked)
         return visual.tokens[visual.of], visual.real[visual.of], tile[visual.of]
 
     def visual(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Visual, Tensor]:
-        """The tokens that the language model reads, those of `project` that the pruner leaves, once for all
-        questions that see the same; and their tiles [U, N] int64."""
-        visual, tile = self._projected(batch, features, asked)
+        """The tokens that the language model's first layer reads, those of `project` that the pruner leaves,
+        once for all questions that see the same; and their tiles [U, N] int64."""
+        visual, tile, salience = self._projected(batch, features, asked)
         if self.pruner is not None:
-            visual, tile = self._pruned(self.pruner, batch, visual, tile)
+            visual, tile = self._pruned(self.pruner, batch, visual, tile, salience)
         return replace(visual, words=self.language.words_of(batch.texts)), tile
 
-    def _pruned(self, pruner: Pruner, batch: Batch, visual: Visual, tile: Tensor) -> tuple[Visual, Tensor]:
-        beside: dict[str, tuple[Tensor, ...]] = {}
-        if "text" in pruner.needs:  # each question has tokens of its own then
-            every = torch.arange(len(batch))
-            visual, tile = Visual(visual.tokens[visual.of], visual.real[visual.of], every), tile[visual.of]
-            ids, mask = self.language.tokenize(batch.texts)
-            beside["text"] = self.language.embed(ids), mask
-        keep = pruner.keep(Prunable(visual.tokens, visual.real, tile, beside)) & visual.real
-        count = keep.sum(-1)
-        if not count.equal(pruner.stays(visual.real.sum(-1))):
+    def _pruned(
+        self, pruner: Pruner, batch: Batch, visual: Visual, tile: Tensor, salience: Tensor
+    ) -> tuple[Visual, Tensor]:
+        if not visual.tokens.shape[1]:
+            return visual, tile
+        ids, mask = self.language.tokenize(batch.texts)
+        beside: dict[str, tuple[Tensor, ...]] = {"text": (self.language.embed(ids), mask)}
+        of, inside = visual.of, isinstance(pruner, InsidePruner)
+        if inside or "text" in pruner.needs:  # each question has tokens of its own then
+            visual, tile, salience = _each(visual), tile[of], salience[of]
+        seen = Prunable(visual.tokens, visual.real, tile, beside | {"salience": (salience,)})
+        kept, whole = pruner.prune(seen), visual.real.sum(-1)
+        count, stays = kept.real.sum(-1), pruner.read(whole, len(self.language.blocks))[0]
+        if not count.equal(stays):
             raise UserError(
-                f"{type(pruner).__name__}.keep leaves {count.tolist()} tokens; allowed: as many as its stays "
-                "says, for so many are paid"
+                f"{type(pruner).__name__}.prune leaves {count.tolist()} tokens; allowed: as many as its "
+                "stays says, for so many are paid for"
             )
-        longest = int(count.amax()) if len(count) else 0
-        place = keep.int().argsort(dim=-1, descending=True, stable=True)[:, :longest]
-        tokens = visual.tokens.gather(1, place[..., None].expand(-1, -1, visual.tokens.shape[-1]))
-        real = torch.arange(longest, device=count.device) < count[:, None]
-        return Visual(tokens, real, visual.of), tile.gather(1, place)
+        narrowing = None
+        if isinstance(pruner, InsidePruner):
+            steps = pruner.steps(len(self.language.blocks))
+            narrowing = Narrowing(pruner, steps, kept.tile, whole, pruner.begin(seen))
+        return Visual(kept.tokens, kept.real, visual.of, narrowing=narrowing), kept.tile
 
-    def _projected(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Visual, Tensor]:
-        """The tokens of `project`, once for all questions that ask the same of an image, and their tiles [U,
-        N] int64.
+    def _projected(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Visual, Tensor, Tensor]:
+        """The tokens of `project`, once for all questions that ask the same of an image, their tiles [U, N]
+        int64 and the size of their features [U, N].
 
         An image's map is pooled and projected once for each size that its questions ask of it. Which cells go
         where is found on the CPU, so that an accelerator is never waited for. Axes beside the file's: U views
@@ -243,7 +248,7 @@ class NativeModel(nn.Module):
         source_UN = torch.zeros(len(count_UT), longest, dtype=torch.int64)
         tile_UN = torch.zeros_like(source_UN)
         flat = [features.maps[0].new_zeros(1, self.language.width, dtype=self.projector.down.weight.dtype)]
-        filled = 1
+        salience, filled = [features.maps[0].new_zeros(1)], 1
         for tile in range(self.pyramid.tiles):
             view_R = count_UT[:, tile].nonzero().squeeze(1)
             if not len(view_R):
@@ -259,7 +264,9 @@ class NativeModel(nn.Module):
             level = self.pyramid.places[tile].level
             tokens_KPD = self.projector(pooled_KCHW.flatten(2).transpose(1, 2), centre, extent, level)
             real_KP = real_KHW.flatten(1)
-            flat.append(tokens_KPD.flatten(0, 1)[real_KP.flatten().nonzero().squeeze(1).to(device)])
+            place_V = real_KP.flatten().nonzero().squeeze(1).to(device)
+            flat.append(tokens_KPD.flatten(0, 1)[place_V])
+            salience.append(pooled_KCHW.detach().norm(dim=1).flatten()[place_V])
             number_KP = (real_KP.flatten().cumsum(0) - 1).view_as(real_KP) + filled
             rank_KP = real_KP.long().cumsum(-1) - 1
             row_V, cell_V = real_KP[key_of_R].nonzero(as_tuple=True)
@@ -268,15 +275,22 @@ class NativeModel(nn.Module):
             source_UN[view_V, slot_V] = number_KP[key_V, cell_V]
             tile_UN[view_V, slot_V] = tile
             filled += len(flat[-1])
-        tokens_UND = F.embedding(source_UN.to(device), torch.cat([f.to(flat[-1].dtype) for f in flat]))
+        source_UN = source_UN.to(device)
+        tokens_UND = F.embedding(source_UN, torch.cat([f.to(flat[-1].dtype) for f in flat]))
         real_UN = torch.arange(longest) < count_UT.sum(-1, keepdim=True)
         whole = bool(real_UN.all())
-        return Visual(tokens_UND, real_UN.to(device), view_of_B, whole), tile_UN.to(device)
+        visual = Visual(tokens_UND, real_UN.to(device), view_of_B, whole)
+        return visual, tile_UN.to(device), torch.cat(salience)[source_UN]
 
     def forced(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Forced:
         """Teacher-force each question's first accepted answer. gates [B, T] in [0, 1] weigh each tile's
         tokens."""
         if gates is not None and self.pruner is not None:
+            if isinstance(self.pruner, InsidePruner):
+                raise UserError(
+                    f"pruner.name={self.pruner.config.name} prunes between layers, where tokens "
+                    "cannot be weighed by gates; allowed: rule.online=false"
+                )
             visual, tile = self._weighed(batch, features, asked, gates)
         else:
             visual, tile = self.visual(batch, features, asked)
@@ -388,9 +402,9 @@ class NativeModel(nn.Module):
         realised; without a gate and what encodes its query."""
         tokens, c, prompt_tokens = realised.sum(-1), self.config.cost, prompt_tokens.to(realised.device)
         words = prompt_tokens.view(-1, *[1] * (realised.ndim - 2))
-        bytes_read = kv_bytes(
-            self.language.transformer, self._read(tokens) + words + c.answer_tokens, c.bytes_per_value
-        )
+        layer, read = replace(self.language.transformer, layers=1), self._read(tokens)
+        held = sum(read[1:], read[0]) + len(read) * (words + c.answer_tokens)
+        bytes_read = kv_bytes(layer, held, c.bytes_per_value)
         encode = self.encode_flops(size).to(realised.device)
         return Cost(tokens, self.flops_of(realised, encode, prompt_tokens), bytes_read)
 
@@ -401,19 +415,24 @@ class NativeModel(nn.Module):
         reading = self._reading_flops(realised.sum(-1), words, self.config.cost.answer_tokens)
         return reading + self._share(1) * ((realised > 0) * encode).sum(-1)
 
-    def _read(self, tokens: Tensor) -> Tensor:
-        """How many of so many visual tokens the language model reads."""
-        return tokens if self.pruner is None else self.pruner.stays(tokens)
+    def _read(self, tokens: Tensor) -> list[Tensor]:
+        """How many of so many visual tokens each layer of the language model reads."""
+        layers = len(self.language.blocks)
+        return [tokens] * layers if self.pruner is None else self.pruner.read(tokens, layers)
 
     def _reading_flops(self, tokens: Tensor, words: Tensor, answer_tokens: int) -> Tensor:
         """Of projecting and pruning visual tokens, reading what stays and the prompt, and writing the
         answer's tokens."""
-        answer = answer_flops(
-            self.language.transformer, self._read(tokens), words, answer_tokens, convention=self.convention
-        )
-        flops = answer + self._share(self.projector.flops_per_token()) * tokens
+        language = self.language.transformer
+        read, how = self._read(tokens), self.convention
+        if isinstance(self.pruner, InsidePruner):
+            flops = layered_flops(language, read, words, answer_tokens, convention=how)
+        else:
+            flops = answer_flops(language, read[0], words, answer_tokens, convention=how)
+        flops = flops + self._share(self.projector.flops_per_token()) * tokens
         if self.pruner is not None:
-            flops = flops + self.pruner.flops(tokens, self.language.width) * self._share(1)
+            # the mark that starts the answer is no word of the question
+            flops = flops + self.pruner.flops(tokens, words - 1, language) * self._share(1)
         return flops
 
     def encode_flops(self, size: Tensor) -> Tensor:
@@ -426,3 +445,9 @@ class NativeModel(nn.Module):
 
     def _share(self, flops: int) -> float:
         return flops / 2 if self.convention.unit == "macs" else float(flops)
+
+
+def _each(visual: Visual) -> Visual:
+    """The same, a row for each question."""
+    every = torch.arange(len(visual.of))
+    return Visual(visual.tokens[visual.of], visual.real[visual.of], every, visual.whole)

@@ -49,7 +49,7 @@ class BernoulliPolicy(Policy):
         return cls(outputs - gate.tilt * share, seen.capacity, gate.layout.actions, gate.layout.budget)
 
     def sample(self) -> Decision:
-        return self._decision(torch.rand_like(self.logit) < self.logit.sigmoid())
+        return self.decide(torch.rand_like(self.logit) < self.logit.sigmoid())
 
     def rsample(self, temperature: float) -> Relaxed:
         keep = gumbel_sigmoid(self.logit, temperature)
@@ -76,7 +76,7 @@ class BernoulliPolicy(Policy):
     def mode(self, max_tokens: Limit = None) -> Decision:
         wanted = (self.logit > 0) & self.free
         if max_tokens is None:
-            return self._decision(wanted)
+            return self.decide(wanted)
         # what matters least goes first, one tile after the other, until the row fits
         before = self.logit[:, None] < self.logit[:, :, None]
         tiles = torch.arange(wanted.shape[-1], device=wanted.device)
@@ -87,7 +87,7 @@ class BernoulliPolicy(Policy):
         limit = limit_of(max_tokens, self.logit)
         fits = (tokens.sum(-1) <= limit[:, None]) | (tiles == tiles[-1])
         gone = fits.long().argmax(-1)
-        return clip(self._decision(keep[torch.arange(gone.shape[0], device=gone.device), gone]), limit)
+        return clip(self.decide(keep[torch.arange(gone.shape[0], device=gone.device), gone]), limit)
 
     def margin(self, decision: Decision, max_tokens: Limit = None) -> Tensor:
         """The nearest logit to 0, where a tile would change sides; and, under a limit, the nearest two of
@@ -102,7 +102,8 @@ class BernoulliPolicy(Policy):
         apart = (self.logit[:, :, None] - self.logit[:, None]).abs().masked_fill(~pairs, float("inf"))
         return torch.minimum(nearest, apart.amin((-1, -2)))
 
-    def _decision(self, keep: Tensor) -> Decision:
+    def decide(self, keep: Tensor) -> Decision:
+        """To keep these tiles [B, T] bool, and the glance; a tile that is padding is never kept."""
         keep = (keep & self.free) | self.forced
         action = self.actions.number(keep[:, :-1].long()) if self._enumerable else None
         return Decision(self.budget.tokens(keep, self.capacity), action)

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from pyrskip.pruners.pruner import PRUNERS, Prunable, Pruner
+from pyrskip.pruners.pruner import PRUNERS, KeepingPruner, Prunable
 
 
 @PRUNERS.register("random")
-class RandomPruner(Pruner):
+class RandomPruner(KeepingPruner):
     """Tokens stay in a fixed pseudo-random order of their index in the row, whatever they hold."""
 
     def keep(self, seen: Prunable) -> Tensor:

@@ -13,7 +13,10 @@ from pyrskip.evaluation.frontier import Row
 from pyrskip.evaluation.guarantee import said
 from pyrskip.evaluation.methods import style_of
 from pyrskip.evaluation.runs import GALLERY
+from pyrskip.evaluation.style import Section
+from pyrskip.evaluation.worth import said as worth_said
 from pyrskip.report.gallery import write_gallery
+from pyrskip.report.peers import plot_peers
 from pyrskip.report.plots import plot_frontier
 from pyrskip.report.selections import plot_selections
 from pyrskip.report.tables import Column, Table, print_table
@@ -29,10 +32,12 @@ COLUMNS = (
 
 
 def present(evaluation: Evaluation, out: Path, quiet: bool = False) -> None:
-    """Write `out`/frontier.png, selections.png and frontier/gallery/, and print the tables. Raises UserError
-    where they cannot be written."""
+    """Write `out`/frontier.png, selections.png, frontier/gallery/ and, where there are peers, peers.png, and
+    print the tables. Raises UserError where they cannot be written."""
     inputs, rows = evaluation.frontier.inputs, evaluation.frontier.rows
     plot_frontier(rows, out / "frontier.png")
+    if inputs.peers:
+        plot_peers(rows, out / "peers.png")
     plot_selections(evaluation.samples, inputs.pyramid, out / "selections.png")
     decided = (evaluation.action, inputs.tables["test"], inputs.pyramid, evaluation.price)
     write_gallery(evaluation.gallery, *decided, out / GALLERY)
@@ -42,10 +47,11 @@ def present(evaluation: Evaluation, out: Path, quiet: bool = False) -> None:
 
 
 def print_methods(rows: Sequence[Row], console: Console | None = None) -> None:
-    """The test split, a line a method and price (a few, evenly chosen); no selections of single tiles."""
+    """The test split, a line a method and price (a few, evenly chosen); no selections of single tiles, and no
+    pruners behind a gate, of which there are as many lines as of the gate for each."""
     prices = sorted({r.price for r in rows if r.price is not None})
     few = {None, *prices[:: -(-len(prices) // PRICES_SHOWN) or 1], *prices[-1:]}
-    shown = [r for r in rows if r.price in few and not of_tiles(r)]
+    shown = [r for r in rows if r.price in few and not of_tiles(r) and not _behind_gate(r)]
     note = (
         "±: standard deviation over seeds; low, high: 95 %, paired bootstrap over images, averaged over "
         "seeds; x full: FLOPs over the mean full pyramid's; x ref: over the model's without pyrskip; ms: one "
@@ -83,12 +89,17 @@ def method_table(rows: Sequence[Row], title: str, note: str) -> Table:
     return Table(title, COLUMNS, lines, note, frozenset(rules))
 
 
+def _behind_gate(row: Row) -> bool:
+    return style_of(row.method).section == Section.PEERS and row.price is not None
+
+
 def print_summary(summary: Mapping[str, Any]) -> None:
     """What was asked, what is guaranteed, and what test says, a line a target."""
     print(
         f"floor: {summary['lookup_accuracy']:.1%} by looking up the question alone; full pyramid "
         f"{summary['full']['accuracy']:.2%}"
     )
+    print(worth_said(summary["worth"]))
     for target, at in summary["targets"].items():
         gate, fixed = at["gate"], at["fixed"]
         asked = f"{float(target):.1%} of full asked, {said([seed['guarantee'] for seed in gate['seeds']])}"

@@ -1,4 +1,5 @@
-"""Validation's two halves, by image: one that trainings look at, and one that only a guarantee is given on.
+"""Validation's two halves, by image: one that trainings look at, and one that trained gates are judged on:
+what they guarantee, and whether they are above fixed selections.
 
 Axes: N questions, M images.
 """
@@ -11,7 +12,7 @@ from pyrskip.rollouts.table import RolloutTable
 
 
 def held_out(table: RolloutTable) -> list[int]:
-    """Rows of `image_keys`: the half of the validation images that nothing is chosen by, no weights, no tilt,
+    """Rows of `image_keys`: the half of the validation images that no gate is chosen by, no weights, no tilt,
     no job of a sweep. By chance, order included, a function of the keys alone; the smaller half."""
     images = table.image_of.unique().tolist()
     by_chance = sorted(images, key=lambda image: _digest(table.image_keys[image]))

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyrskip.budget import BudgetRule
+from pyrskip.cost import Cost
 from pyrskip.data.cache import CachedDataset
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.sampler import ChunkSampler
@@ -54,14 +55,20 @@ class RolloutModule(pl.LightningModule):
         super().__init__()
         self.model, self.split, self.origin = model, split, dict(origin or {})
         self.actions, self.budget = actions, budget
+        self.as_run = model.as_run if isinstance(model, ServedModel) else None
         self.signals = signals_of(model)
         self.refused: dict[str, str] = {}
         # a rank whose chunks are all done has nothing left
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def decisions(self, capacity: Tensor) -> Tensor:
-        """The listed actions and what is outside of the set. capacity [B, T] -> [B, S + 2, T]."""
-        outside = torch.stack([self.model.reference, blind(self.model.pyramid)]).to(capacity.device)
+        """The listed actions and what is outside of the set. capacity [B, T] -> [B, S + 2, T].
+
+        Where the reference is the model as its users run it, which is no decision, it asks for no tile.
+        """
+        nothing = blind(self.model.pyramid)
+        reference = self.model.reference if self.as_run is None else nothing
+        outside = torch.stack([reference, nothing]).to(capacity.device)
         listed = self.actions.tokens(capacity, self.budget)
         return torch.cat([listed, self.budget.tokens(outside[None], capacity[:, None])], dim=1)
 
@@ -84,7 +91,7 @@ class RolloutModule(pl.LightningModule):
             score, probability = score_native(model, batch, features, asked)
             similarity = self.similarity(model, batch, features, capacity)
         else:
-            score, probability, self.refused = score_served(model, batch, asked)
+            score, probability, self.refused = self._served(model, batch, asked)
             if self.refused:
                 images = [key not in self.refused for key in batch.image_keys]
                 kept = [row for row, image in enumerate(batch.image_of.tolist()) if images[image]]
@@ -109,7 +116,7 @@ class RolloutModule(pl.LightningModule):
             actions=self.actions,
             score=score,
             probability=probability,
-            cost=model.cost(realised, size, model.prompt_tokens(batch).cpu()),
+            cost=self._cost(batch, size, realised),
             similarity=similarity,
             signals=signals,
             image_of=batch.image_of,
@@ -123,6 +130,31 @@ class RolloutModule(pl.LightningModule):
             origin=self.origin,
         )
         return part.to(torch.device("cpu"))
+
+    def _served(
+        self, model: ServedModel, batch: Batch, asked: Tensor
+    ) -> tuple[Tensor, Tensor | None, dict[str, str]]:
+        """As `score_served`, with the reference's column from the model as its users run it."""
+        score, probability, refused = score_served(model, batch, asked)
+        if self.as_run is None:
+            return score, probability, refused
+        at, whole = len(self.actions), asked.new_ones(len(batch), 1, 1)
+        own, chance, also = score_served(self.as_run, batch, whole)
+        score[:, at] = own[:, 0]
+        if probability is not None and chance is not None:
+            probability[:, at] = chance[:, 0]
+        return score, probability, refused | also
+
+    def _cost(self, batch: Batch, size: Tensor, realised: Tensor) -> Cost:
+        """Of the decisions, [B, S + 2] each, on the CPU. size [B, 2] and realised on the CPU."""
+        words = self.model.prompt_tokens(batch).cpu()
+        cost = self.model.cost(realised, size, words)
+        if self.as_run is not None:
+            whole = self.as_run.realise(realised.new_ones(len(batch), 1), size)
+            own = self.as_run.cost(whole, size, words)
+            for name in ("tokens", "flops", "kv_bytes"):
+                getattr(cost, name)[:, len(self.actions)] = getattr(own, name)
+        return cost
 
     def similarity(self, model: NativeModel, batch: Batch, features: Features, capacity: Tensor) -> Tensor:
         """Cosine of the mean word embedding with every tile's mean token, [B, T]; -1 where a tile has

@@ -14,6 +14,7 @@ from pyrskip.errors import UserError
 from pyrskip.metrics import score as score_of
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import Features, RefusedError
+from pyrskip.models.vlm.hf import HfVlm
 from pyrskip.models.vlm.served import ServedModel
 from pyrskip.sample import Batch
 
@@ -34,14 +35,14 @@ def score_native(
 
 @torch.no_grad()
 def score_served(
-    model: ServedModel, batch: Batch, asked: Tensor
+    model: ServedModel | HfVlm, batch: Batch, asked: Tensor
 ) -> tuple[Tensor, Tensor | None, dict[str, str]]:
     """asked [B, K, T] -> score and probability of the first accepted answer, [B, K] each, None where the
     model does not tell; and the keys of images with a question that the model refuses, each with the reason.
-    A refused question's score is NaN.
+    A refused question's score is NaN, and so is a probability that is not told.
 
     Decisions that realise the same tokens for a question are answered once. An image's questions and
-    decisions are asked together, so that the model encodes each of its tiles once a call.
+    decisions are asked one behind the other, so that the model encodes each of its tiles once.
     """
     image_size, image_of = batch.on_cpu
     size = image_size[image_of]
@@ -70,6 +71,8 @@ def score_served(
         loglik = model.loglik(some, decisions[part])
         if loglik is not None:
             logliks.append(loglik)
+            for image in some.image_of[loglik.isnan()].tolist():
+                refused.setdefault(some.image_keys[image], "the server gave no probability of an answer")
     score = torch.tensor(scores, device=asked.device)[of].view(asked.shape[:2])
     chance = torch.cat(logliks).exp()[of].view(asked.shape[:2]) if logliks else None
     return score, chance, refused

@@ -1,9 +1,9 @@
 """`pyrskip serve`: an HTTP service of one export.
 
 POST /select and /answer take {"image": base64, "question": text, "price"?: number, "max_tokens"?: number,
-"retention"?: number}; GET /health says whether it takes requests, GET /metrics speaks Prometheus. Every
-error is {"error": sentence} with the status that fits it: 400 no text, 408 too slow a sender, 413 too large,
-401 without its key, 422 bad input, 503 full or shutting down, 504 not done in time.
+"retention"?: number, "safe"?: true}; GET /health says whether it takes requests, GET /metrics speaks
+Prometheus. Every error is {"error": sentence} with the status that fits it: 400 no text, 401 without its key,
+408 too slow a sender, 413 too large, 422 bad input, 503 full or shutting down, 504 not done in time.
 """
 
 import asyncio
@@ -59,6 +59,9 @@ class Ask(BaseModel):
             gt=0, allow_inf_nan=False, description="of full's score, one that the export guarantees; alone"
         ),
     ] = None
+    safe: Annotated[
+        bool, Field(description="a fixed selection at prices where the gate is not above those")
+    ] = False
 
 
 class Selected(BaseModel):
@@ -113,7 +116,8 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
 
     async def ask(body: Ask, request: Request, answer: bool) -> Answer | Selection | None:
         """None where the client has gone."""
-        asked = Question(body.image, body.question, body.price, body.max_tokens, body.retention)
+        dial = body.price, body.max_tokens, body.retention, body.safe
+        asked = Question(body.image, body.question, *dial)
         try:
             result = service.batcher.submit(asked, engine.answer_rows if answer else engine.select_rows)
         except BusyError:

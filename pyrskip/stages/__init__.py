@@ -1,5 +1,5 @@
-"""The stages of a run, one file each: data -> cache -> flex -> rollouts -> gate -> frontier, each in a
-directory of its own."""
+"""The stages of a run, one file each: data -> cache -> flex -> rollouts -> peers -> gate -> frontier, each
+in a directory of its own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,19 +11,21 @@ from pytorch_lightning.callbacks import Callback
 from pyrskip.config import Config
 from pyrskip.decision import ActionSet
 from pyrskip.models.vision import read_weights
+from pyrskip.models.vlm.hf import check_layout
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.stages.cache import CACHE, check_cache_of, encoder_of, pyramid_of
 from pyrskip.stages.data import DATA, check_source, check_splits
 from pyrskip.stages.flex import FLEX
 from pyrskip.stages.frontier import FRONTIER
 from pyrskip.stages.gate import GATE
+from pyrskip.stages.peers import PEERS
 from pyrskip.stages.rollouts import ROLLOUTS
 from pyrskip.stages.run import Run
 from pyrskip.tracking.guard import first_rank
 from pyrskip.training.preemption import preemptible
 from pyrskip.training.trainer import check_trainer, rank_failures_as_user_errors
 
-STAGES = (DATA, CACHE, FLEX, ROLLOUTS, GATE, FRONTIER)
+STAGES = (DATA, CACHE, FLEX, ROLLOUTS, PEERS, GATE, FRONTIER)
 
 
 @preemptible()
@@ -45,6 +47,8 @@ def run_stages(
     ActionSet.of(pyramid, config.budget, config.actions).tokens(pyramid.capacity(largest), config.budget)
     if config.model.served:
         config.check_served()
+    if config.model.name == "hf" and ROLLOUTS.name in config.stages and not run.done(ROLLOUTS):
+        check_layout(config.model.hf, pyramid)
     if DATA.name in config.stages and not run.done(DATA):
         check_source(config.data)
     for stage in stages:

@@ -10,8 +10,9 @@ from pyrskip.report.frontier import present
 from pyrskip.stages.data import DATA, fault_log
 from pyrskip.stages.flex import model_of
 from pyrskip.stages.gate import GATE, gates_of, kept_in
+from pyrskip.stages.peers import PEERS, peers_of
 from pyrskip.stages.rollouts import ROLLED, other_tables, tables_of
-from pyrskip.stages.run import Run, Stage
+from pyrskip.stages.run import Run, Stage, select
 from pyrskip.tracking.frontier import frontier_media, frontier_metrics
 from pyrskip.tracking.guard import first_rank
 from pyrskip.tracking.loggers import loggers
@@ -35,6 +36,7 @@ def draw_frontier(run: Run) -> None:
         None if cross is None else other_tables(tables, cross, "evaluation.cross"),
         {split: log.summary() for split in SPLITS if (log := fault_log(run, split)).read()},
         {method: [kept_in(directory) for directory in of] for method, of in gates.items()},
+        peers_of(run),
     )
     present(evaluation, run.root, config.trainer.quiet)
     if evaluation.summary["doubt"]:
@@ -61,4 +63,12 @@ def evaluate_again(config: Config, nodes: dict[str, Any]) -> None:
         run.keep_config()
 
 
-FRONTIER = Stage("frontier", draw_frontier, after=GATE, keys=("evaluation",), alone=True, borrowed=False)
+FRONTIER = Stage(
+    "frontier",
+    draw_frontier,
+    after=GATE,
+    keys=("evaluation",),
+    more=lambda run: select(run.config, "peers") if PEERS.applies(run.config) else {},
+    alone=True,
+    borrowed=False,
+)

@@ -15,6 +15,7 @@ from pyrskip.data.datamodule import StepData
 from pyrskip.data.reader import Filled, collate
 from pyrskip.errors import UserError
 from pyrskip.gates import build_gate, load_gate, save_gate
+from pyrskip.gates.ensemble import Ensemble
 from pyrskip.gates.gate import GateConfig
 from pyrskip.models.native import NativeModel
 from pyrskip.rollouts.environments import Environment, ModelEnvironment, TableEnvironment
@@ -22,7 +23,8 @@ from pyrskip.rollouts.held_out import looked_at
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.stages.cache import inputs_of, pyramid_of
 from pyrskip.stages.flex import model_of
-from pyrskip.stages.rollouts import ROLLOUTS, tables_of
+from pyrskip.stages.peers import PEERS
+from pyrskip.stages.rollouts import tables_of
 from pyrskip.stages.run import Run, Stage, select
 from pyrskip.tracking.guard import first_rank
 from pyrskip.tracking.loggers import loggers
@@ -46,7 +48,21 @@ def train_gates(run: Run) -> None:
                 continue
             start = "its checkpoint" if (directory / CHECKPOINT).exists() else "its start"
             run.say(f"{directory} holds no gate that can be read; it is trained again from {start}")
-        _train_gate(run, tables, f"{method}/seed-{seed}", gate, seed, directory)
+        train = _train_gate if gate.members == 1 else _train_members
+        train(run, tables, f"{method}/seed-{seed}", gate, seed, directory)
+
+
+def _train_members(
+    run: Run, tables: dict[str, RolloutTable], name: str, wanted: GateConfig, seed: int, directory: Path
+) -> None:
+    """Each with a seed of its own; one that is trained already is not trained again."""
+    places = [directory / f"member-{member}" for member in range(wanted.members)]
+    for member, place in enumerate(places):
+        if not ((place / "gate.json").exists() and _readable(place)):
+            own = replace(wanted, members=1), seed * wanted.members + member, place
+            _train_gate(run, tables, f"{name}/member-{member}", *own)
+    if first_rank():
+        save_gate(Ensemble.of(wanted, [load_gate(place) for place in places]), directory)
 
 
 def _train_gate(
@@ -166,7 +182,7 @@ def _batch(run: Run) -> dict[str, Any]:
 GATE = Stage(
     "gate",
     train_gates,
-    after=ROLLOUTS,
+    after=PEERS,
     keys=("gate", "rule", "reward", "seed", "seeds", "ablations", "trainer"),
     more=_batch,
     borrowed=False,

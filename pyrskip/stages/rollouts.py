@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pyrskip.config import Config, to_plain
 from pyrskip.data.shards import read_index
 from pyrskip.decision import ActionSet
@@ -14,11 +16,14 @@ from pyrskip.errors import UserError
 from pyrskip.evaluation.needs import doubt, lists_levels, needs_of
 from pyrskip.files import write_json
 from pyrskip.gates.gate import GATES
+from pyrskip.models.native import NativeModel
+from pyrskip.models.vlm.journal import Journal, by_decision, remove
 from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.models.vlm.served import ServedModel, file_digest, identity
+from pyrskip.pruners import PrunerConfig
 from pyrskip.report.rollouts import print_needs
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
-from pyrskip.rollouts.table import TABLE, RolloutTable, check_origin, stored_signals
+from pyrskip.rollouts.table import OUTSIDE, TABLE, RolloutTable, check_origin, stored_signals
 from pyrskip.stages.cache import inputs_of, pyramid_of
 from pyrskip.stages.data import DATA, report_faults, samples_of
 from pyrskip.stages.flex import FLEX, model_of
@@ -28,37 +33,68 @@ from pyrskip.training.trainer import build_trainer
 
 ROLLED = ("gate", "val", "test")
 """Splits that are rolled out."""
-# a server's count of prompt tokens may be so far from the cost's before that is reported
-COUNT_TOLERANCE = 0.2
+SERVER = "server.json"
+"""What requests took, in a split's directory."""
 
 
 def roll_out_splits(run: Run) -> None:
-    config, of = run.config, run.config.loader
     model = model_of(run)
-    actions = ActionSet.of(model.pyramid, config.budget, config.actions)
-    for split, origin in origins_of(run, ROLLED).items():
-        directory = run.root / ROLLOUTS.name / split
-        if (directory / "table.json").exists():
-            check_origin(RolloutTable.load(directory), origin, directory)
-            continue
-        # scores are those of inference, which knows of no autocast
-        trainer = build_trainer(replace(config.trainer, precision="32-true"), directory)
-        module = RolloutModule(model, actions, config.budget, split, origin)
-        data, quiet = inputs_of(run, split, model.vision), config.trainer.quiet
-        roll_out(trainer, module, data, of.rollout_images, of.chunk_images, directory, quiet)
-        report_faults(run, split)
+    roll_out_into(run, model, ROLLED, run.root / ROLLOUTS.name, run.config.pruner)
     if isinstance(model, ServedModel) and isinstance(model.box, RemoteModel):
         _check_count(run, model.box)
     if first_rank():
         _report_needs(run)
 
 
+def roll_out_into(
+    run: Run, model: NativeModel | ServedModel, splits: Sequence[str], place: Path, pruner: PrunerConfig
+) -> None:
+    """Write `place`/<split> for each of the splits that are not there, under the pruner that the model
+    has."""
+    config, of = run.config, run.config.loader
+    actions = ActionSet.of(model.pyramid, config.budget, config.actions)
+    remote = model.box if isinstance(model, ServedModel) and isinstance(model.box, RemoteModel) else None
+    for split, origin in origins_of(run, splits, pruner).items():
+        directory = place / split
+        if (directory / "table.json").exists():
+            check_origin(RolloutTable.load(directory), origin, directory)
+            if remote is not None:
+                _close(directory, actions, remote)
+            continue
+        # scores are those of inference, which knows of no autocast
+        trainer = build_trainer(replace(config.trainer, precision="32-true"), directory)
+        module = RolloutModule(model, actions, config.budget, split, origin)
+        data, quiet = inputs_of(run, split, model.vision), config.trainer.quiet
+        if remote is not None:
+            remote.client.journal = Journal(directory)
+        roll_out(trainer, module, data, of.rollout_images, of.chunk_images, directory, quiet)
+        if remote is not None and remote.client.journal is not None:
+            remote.client.journal.close()
+            _close(directory, actions, remote)
+        report_faults(run, split)
+
+
+def _close(directory: Path, actions: ActionSet, model: RemoteModel) -> None:
+    """Leave of a whole table's requests what they took, by decision, in `SERVER`."""
+    if found := by_decision(directory) if first_rank() else {}:
+        selections = [*actions.selection, model.reference, torch.zeros_like(model.reference)]
+        names = {
+            tuple(selection.nonzero()[:, 0].tolist()): name
+            for selection, name in zip(selections, (*actions.names, *OUTSIDE), strict=True)
+        }
+        # of an image that leaves tiles empty, what is kept is no whole selection
+        named = {names.get(kept, f"tiles {list(kept)}"): of for kept, of in found.items()}
+        write_json(directory / SERVER, named)
+    if first_rank():
+        remove(directory)
+
+
 def _check_count(run: Run, model: RemoteModel) -> None:
     """Say where the server's count of prompt tokens is another than costs were computed from."""
-    if model.counted and abs(model.taken / model.counted - 1) > COUNT_TOLERANCE:
+    if model.unlike:
         run.say(
-            f"the server counted {model.counted} prompt tokens, model.remote's sizes say {model.taken}: "
-            "costs are off"
+            f"the server counted {model.counted} prompt tokens, costs are computed from {model.taken}: "
+            f"{model.unlike} of {model.compared} requests differ"
         )
 
 
@@ -82,10 +118,14 @@ def _report_needs(run: Run) -> None:
 
 def tables_of(run: Run, splits: Sequence[str]) -> dict[str, RolloutTable]:
     """The run's rollouts. Raises UserError where they are not what this run would roll out."""
-    directory = run.directory(ROLLOUTS)
-    tables = {split: RolloutTable.load(directory / split) for split in splits}
-    for split, origin in origins_of(run, splits).items():
-        check_origin(tables[split], origin, directory / split)
+    return tables_in(run, splits, run.directory(ROLLOUTS), run.config.pruner)
+
+
+def tables_in(run: Run, splits: Sequence[str], place: Path, pruner: PrunerConfig) -> dict[str, RolloutTable]:
+    """As `tables_of`, of what `roll_out_into` wrote."""
+    tables = {split: RolloutTable.load(place / split) for split in splits}
+    for split, origin in origins_of(run, splits, pruner).items():
+        check_origin(tables[split], origin, place / split)
     return tables
 
 
@@ -109,7 +149,7 @@ def other_tables(tables: Mapping[str, RolloutTable], place: str, key: str) -> di
     return others
 
 
-def origins_of(run: Run, splits: Sequence[str]) -> dict[str, dict[str, str]]:
+def origins_of(run: Run, splits: Sequence[str], pruner: PrunerConfig) -> dict[str, dict[str, str]]:
     """What each split's rollouts depend on, in words that a refusal can name."""
     config = run.config
     index = read_index(run.directory(DATA))
@@ -128,7 +168,7 @@ def origins_of(run: Run, splits: Sequence[str]) -> dict[str, dict[str, str]]:
         "action set": f"{len(actions)} actions {digest({'names': actions.names, 'ladder': actions.ladder})}",
         "budget": json.dumps(to_plain(config.budget)),
         "cost": json.dumps(to_plain(config.cost)),
-        "pruner": f"{config.pruner.name} {config.pruner.ratio:g}",
+        "pruner": str(pruner),
         "metric": "each question's own",
         "decoding": f"greedy, at most {longest} tokens",
         "sight of the gate": f"{vision}, {config.text.name}",

@@ -91,13 +91,14 @@ class GateModule(StepModule):
     """A gate, an environment and a price; a rule is the training_step and its config.
 
     default_policy: of gate.policy=auto; forms: of the reward; critic: whether it trains the one of an
-    episodic policy.
+    episodic policy; priced: whether what it learns depends on the price.
     """
 
     config_class: ClassVar[type[RuleConfig]]
     default_policy: ClassVar[str]
     forms: ClassVar[tuple[str, ...]] = ("linear", "bonus")
     critic: ClassVar[bool] = False
+    priced: ClassVar[bool] = True
     config: Any
 
     def __init__(
@@ -133,6 +134,11 @@ class GateModule(StepModule):
             raise UserError(
                 f"gate.policy={gate.policy!r} cannot be trained by rule.name={config.name!r}{beside}; "
                 f"allowed: auto, {', '.join(allowed)}"
+            )
+        if gate.members > 1 and reward.mode == "target":
+            raise UserError(
+                f"gate.members={gate.members} with reward.target={reward.target}, which each of them would "
+                "reach at a price of its own; allowed: gate.members=1, or reward.target=null"
             )
         if reward.form not in cls.forms or (reward.guess_penalty and "bonus" not in cls.forms):
             raise UserError(

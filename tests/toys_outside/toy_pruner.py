@@ -3,11 +3,12 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyrskip.pruners import PRUNERS, Prunable, Pruner
+from pyrskip.cost import Transformer
+from pyrskip.pruners import PRUNERS, KeepingPruner, Prunable
 
 
 @PRUNERS.register("toy_pruner")
-class MostAlike(Pruner):
+class MostAlike(KeepingPruner):
     needs = ("text",)
 
     def keep(self, seen: Prunable) -> Tensor:
@@ -15,5 +16,5 @@ class MostAlike(Pruner):
         alike = F.normalize(seen.tokens, dim=-1) @ F.normalize(words, dim=-1).transpose(1, 2)
         return self.highest(alike.masked_fill(~real[:, None], -1.0).amax(-1), seen)
 
-    def flops(self, tokens: Tensor, width: int) -> Tensor:
-        return 2.0 * width * 8 * tokens  # of a question of eight words
+    def flops(self, tokens: Tensor, words: Tensor, language: Transformer) -> Tensor:
+        return 2.0 * language.width * words * tokens

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrskip.evaluation.inputs import Inputs
 from pyrskip.evaluation.style import Style
+from pyrskip.pruners import PrunerConfig
 from pyrskip.registry import Registry
 
 
@@ -22,7 +23,7 @@ class Decisions:
     which each is taken with probability share [K] float64, so that a random mix is an exact expectation and
     pays what it costs. price, seed: None where the method has none. gate: the gate whose FLOPs and time it
     pays, if any. encodes_all: it encodes every tile before it decides. variant: what the name of its row
-    adds to the method's, behind a colon.
+    adds to the method's, behind a colon. peer: the pruner, of `Inputs.peers`, that answers are given behind.
     """
 
     action: Tensor
@@ -32,6 +33,7 @@ class Decisions:
     gate: str | None = None
     encodes_all: bool = False
     variant: str = ""
+    peer: PrunerConfig | None = None
 
     def mean(self, values: Tensor) -> Tensor:
         """What is expected of values [N, S + 2] for each question, [N] float64. Holds N x K numbers."""

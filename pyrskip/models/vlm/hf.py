@@ -1,48 +1,48 @@
 """A third-party vision-language model of the transformers library, as a black box.
 
-Axes: B questions, I images, T tiles, U encoded tiles, N prompt tokens, A answer tokens, D width, V
-vocabulary.
+Axes: B questions, I images, T tiles, N prompt tokens, A answer tokens.
 
-Works for the families of pyrskip.models.vlm.families, such as LLaVA (LlavaForConditionalGeneration) with a
-CLIP or SigLIP tower of fixed size and a Llama, Mistral or Qwen2 language model: LLaVA-1.5, BakLLaVA,
-llava-interleave. Any other is refused. Needs the extra 'hf'.
+Works for the families of pyrskip.models.vlm.families; any other is refused. Needs the extra 'hf'.
 
 How it carries out a decision:
 
-- A kept tile is one image for the model's own processor, with the pixels of its mipmap level. What is not
-  square is padded below and to the right with the processor's mean colour, so that a centre crop loses
-  nothing. The processor then resizes it to the tower's fixed size, so every kept tile gives the same number
-  of tokens, be that less or more than was asked for. That is what `realise` says and what `cost` charges.
-- The model's chat template is rendered with one image and then the question. The place of that image holds
-  the tokens of all kept tiles, with no words between them, coarse to fine and row by row within a level: the
-  glance comes first, and a causal model reads a detail after what it is a detail of. With one tile kept the
-  prompt is the model's own.
+- A kept tile is one picture for the model's own processor, with the pixels of its mipmap level, under the
+  settings of its family's row: the family's own tiling off, and no least size. How many tokens that gives is
+  counted in what the processor writes; that is what `realise` says and what `cost` charges.
+- The model's chat template is rendered with the pictures of all kept tiles, coarse to fine and row by row
+  within a level, and then the question: the glance comes first, and a causal model reads a detail after what
+  it is a detail of.
+- The prompt goes to the model's own `generate` and `forward`. A tile is encoded once for all decisions and
+  questions of an image where the model takes what its tower made of it, else once in each prompt.
 - A skipped tile reaches neither the processor nor the model.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from pyrskip.cost import Cost, Transformer, decode_flops, kv_bytes, measured_flops, prefill_flops
+from pyrskip.cost import Cost, measured_flops
 from pyrskip.decision import one_picture
 from pyrskip.errors import UserError, unknown_name
 from pyrskip.identity import HOW
 from pyrskip.models.native import CostConfig
 from pyrskip.models.tiles import crops
-from pyrskip.models.vlm.families import FAMILIES, Family
+from pyrskip.models.vlm.layout import check_pyramid, check_room
+from pyrskip.models.vlm.measured import LENGTHS, LanguageCost, cached_values, measure_language, prompt_flops
+from pyrskip.models.vlm.passes import Passes, Row
+from pyrskip.models.vlm.prompts import Look, Prompts, length, parts
+from pyrskip.models.vlm.towers import encode, encodes_once
 from pyrskip.pyramid import Pyramid
-from pyrskip.registry import load_plugins
 from pyrskip.sample import Batch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedModel, ProcessorMixin
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -72,8 +72,9 @@ class HfVlm(nn.Module):
     """A black-box model (pyrskip.models.tiers). `encoded` counts the tiles that have gone through the vision
     tower.
 
-    Always in evaluation mode, and without gradients. Raises UserError for another family, for a processor
-    that does not fit the model, and for a pyramid with more tiles than the language model has positions for.
+    Always in evaluation mode, and without gradients. prompts: of the model, with another use of its processor
+    than that of tiles. Raises UserError for another family, for a processor that does not fit the model, for
+    a pyramid whose tiles the language model has no positions for, and for a published formula as its cost.
     """
 
     def __init__(
@@ -83,25 +84,28 @@ class HfVlm(nn.Module):
         pyramid: Pyramid,
         config: HfConfig | None = None,
         cost: CostConfig | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
         super().__init__()
-        self.family = check_family(model.config)
-        self.model, self.processor, self.pyramid, self.config = (
-            model,
-            processor,
-            pyramid,
-            config or HfConfig(),
-        )
-        self.counting = cost or CostConfig()
+        self.model, self.processor, self.pyramid = model, processor, pyramid
+        self.config, self.counting = config or HfConfig(), cost or CostConfig()
         self.convention = self.counting.convention
+        if self.convention.count != "run":
+            raise UserError(
+                f"cost.count={self.convention.count} is a formula of one kind of decoder, and what model=hf "
+                "costs is measured; allowed: run"
+            )
+        self.prompts = prompts or Prompts(model.config, processor, self.config.instruction)
+        check_room(self.prompts, pyramid, self.config.max_answer)
+        self.family = self.prompts.family
         self.at_once = self.config.at_once
         self.reference = one_picture(pyramid)
         self.order = sorted(range(pyramid.tiles), key=lambda tile: (-int(pyramid.tile_level[tile]), tile))
-        self.ends = _ends(model, processor)
+        side = pyramid.side(pyramid.levels - 1)
+        self.passes = Passes(model, self.prompts, self.at_once, self.config.max_answer, side)
+        self._flops: dict[tuple[Any, ...], float] = {}
         self.requires_grad_(False)
         self.eval()
-        self.image_tokens = self._tokens_of_an_image()
-        self.encoded = 0
 
     @classmethod
     def from_pretrained(cls, config: HfConfig, pyramid: Pyramid, cost: CostConfig | None = None) -> "HfVlm":
@@ -109,267 +113,187 @@ class HfVlm(nn.Module):
 
         Raises UserError where nothing of the kind can be loaded.
         """
-        name = config.path
+        own, processor = parts(config.path)
+        # what does not fit is refused before weights are fetched
+        check_room(Prompts(own, processor, config.instruction), pyramid, config.max_answer)
+        from transformers import AutoModelForImageTextToText
+
         try:
-            from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-        except ImportError as error:
-            raise UserError(
-                "models of the transformers library need the extra: pip install 'pyrskip[hf]'"
-            ) from error
-        load_plugins()  # a model type of theirs is then known to the library
-        try:
-            # the family is read first, so that a wrong one is refused before its weights are fetched
-            check_family(AutoConfig.from_pretrained(name, trust_remote_code=False))
-            processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
             model = AutoModelForImageTextToText.from_pretrained(
-                name, trust_remote_code=False, use_safetensors=True, dtype=config.dtype
+                config.path, trust_remote_code=False, use_safetensors=True, dtype=config.dtype
             )
-        except UserError:
-            raise
         except (OSError, ValueError) as error:
-            raise UserError(f"{name!r} holds no model in safetensors that can be loaded: {error}") from error
+            raise UserError(
+                f"{config.path!r} holds no model in safetensors that can be loaded: {error}"
+            ) from error
         return cls(model, processor, pyramid, config, cost)
+
+    @cached_property
+    def as_run(self) -> "HfVlm":
+        """The model as its users run it: a box whose only tile is the whole image, which goes through the
+        processor with its own settings."""
+        own, whole = self.prompts.own(), _whole(self.pyramid)
+        return HfVlm(self.model, self.processor, whole, self.config, self.counting, own)
 
     def train(self, mode: bool = True) -> "HfVlm":
         return super().train(False)
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        return self.passes.device
+
+    @property
+    def encoded(self) -> int:
+        return self.passes.encoded
+
+    def tile_tokens(self, size: tuple[int, int]) -> list[int]:
+        """Visual tokens that every tile of an image of so many rows and columns gives when it is kept, [T]; 0
+        for padding. Where a family counts a lone picture otherwise, beside others."""
+        pixels = self.pyramid.pixels(torch.tensor([size]))[0].tolist()
+        return [self.prompts.look((r, c), lone=False).tokens if r else 0 for r, c in pixels]
 
     def realise(self, asked: Tensor, size: Tensor) -> Tensor:
         """asked [..., T], size [..., 2] image rows and columns -> realised tokens [..., T].
 
-        A fixed number for every tile that is asked for and not padding, whatever the number asked.
+        What the processor writes for every tile that is asked for and not padding, whatever the number asked.
         """
-        pixels = self.pyramid.pixels(size.reshape(-1, 2)).view(*size.shape[:-1], self.pyramid.tiles, 2)
-        return ((asked > 0) & (pixels[..., 0] > 0)).long() * self.image_tokens
+        return self._of_looks(asked > 0, size, lambda look, *_: look.tokens).long()
 
     def prompt_tokens(self, batch: Batch) -> Tensor:
-        """Tokens of the chat template and the question, [B]; the same under any decision."""
-        return torch.tensor([len(ids) - 1 for ids in self._ids(batch.texts)], device=batch.size.device)
+        """Tokens of the chat template and the question, [B], without a picture and what stands around it."""
+        return torch.tensor([self.prompts.words(text) for text in batch.texts], device=batch.size.device)
 
     def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
-        """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> tokens, FLOPs and KV bytes, [B, ...] each;
-        without a gate's.
+        """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> visual tokens, FLOPs and KV bytes, [B, ...]
+        each; without a gate's.
 
-        Every kept tile costs a run of the whole tower and projector at the processor's fixed size, measured.
+        Every kept tile costs a run of the tower and the projector, measured, and its tokens and what stands
+        around them a place in the prompt.
         """
-        tokens = realised.sum(-1)
-        context = tokens + prompt_tokens.view(-1, *[1] * (realised.ndim - 2))
-        spec, c = self.transformer, self.counting
-        per_image = self.image_flops / 2 if self.convention.unit == "macs" else float(self.image_flops)
-        flops = (
-            prefill_flops(spec, context, convention=self.convention)
-            + decode_flops(spec, context, c.answer_tokens, convention=self.convention)
-            + per_image * (realised > 0).sum(-1)
-        )
-        return Cost(tokens, flops, kv_bytes(spec, context + c.answer_tokens, c.bytes_per_value))
-
-    @property
-    def transformer(self) -> Transformer:
-        c = self.model.config.text_config
-        return Transformer(
-            layers=c.num_hidden_layers,
-            width=c.hidden_size,
-            heads=c.num_attention_heads,
-            kv_heads=c.num_key_value_heads or c.num_attention_heads,
-            mlp=c.intermediate_size,
-            gated=True,
-            vocab=c.vocab_size,
-        )
+        inner = [1] * (realised.ndim - 2)
+        kept, sizes = realised > 0, size.view(len(size), *inner, 2).expand(*realised.shape[:-1], 2)
+        tokens, pictures = realised.sum(-1), kept.sum(-1)
+        places = self._of_looks(kept, sizes, lambda look, *_: self.prompts.place(look)).long().sum(-1)
+        context = prompt_tokens.to(realised.device).view(-1, *inner) + places
+        answer = self.counting.answer_tokens
+        flops = self._of_looks(kept, sizes, self._picture_flops).sum(-1) * self.convention.per_mac / 2
+        flops = flops + self.language.flops(context, pictures, answer, self.convention)
+        cache = self.language.cache(context + answer, pictures)
+        return Cost(tokens, flops, cache * self.counting.bytes_per_value)
 
     @cached_property
-    def image_flops(self) -> int:
-        """Measured FLOPs of the vision tower and the projector on one image."""
-        return measured_flops(self._features, self._pixels([_blank(self.pyramid.size)]))
+    def language(self) -> LanguageCost:
+        """What the language model costs, measured."""
+        (token,) = self.prompts.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+        own = measure_language(self.model, token)
+        if not self.family.cross:
+            return own
+        # two prompts around one picture, and around two, say what a token that reads them costs
+        slopes = []
+        for pictures in (1, 2):
+            near, far = (self._blank_prompt(pictures, words) for words in ("a", "a " * LENGTHS[-1]))
+            beside = [prompt_flops(self.model, i) - _plain(own, length(i)) for i in (near, far)]
+            slopes.append((beside[1] - beside[0]) / (length(far) - length(near)))
+        near = self._blank_prompt(1, "a")
+        values = cached_values(self.model, near) - own.values - own.values_token * length(near)
+        each = slopes[1] - slopes[0]
+        return replace(own, cross_layers=slopes[0] - each, cross_picture=each, cross_values=values)
+
+    def _blank_prompt(self, pictures: int, words: str) -> dict[str, Any]:
+        blank = Image.new("RGB", (self.pyramid.size,) * 2)
+        return self.passes.on_device(self.prompts.inputs([([blank] * pictures, words)]))
+
+    def _picture_flops(self, look: Look, size: tuple[int, int], lone: bool) -> float:
+        """Measured FLOPs of the tower and the projector on a picture, once for all pictures alike."""
+        if look.shapes not in self._flops:
+            inputs, copies = self.prompts.blank(size, lone)
+            inputs = self.passes.on_device(inputs)
+            if encodes_once(self.model):
+                flops = float(measured_flops(lambda: encode(self.model, inputs)))
+            else:
+                tokens = length(inputs)
+                flops = prompt_flops(self.model, inputs) - _plain(self.language, tokens)
+                flops -= (self.language.cross_layers + copies * self.language.cross_picture) * tokens
+            self._flops[look.shapes] = flops / copies
+        return self._flops[look.shapes]
+
+    def _of_looks(
+        self, kept: Tensor, size: Tensor, value: Callable[[Look, tuple[int, int], bool], float]
+    ) -> Tensor:
+        """value(look, rows and columns, lone) of every kept tile. kept [..., T] bool, size [..., 2] -> [...,
+        T] float64, 0 where none is kept or the tile is padding."""
+        device, kept = kept.device, kept.cpu()
+        pixels = self.pyramid.pixels(size.cpu().reshape(-1, 2)).view(*kept.shape, 2)
+        kept = kept & (pixels[..., 0] > 0)
+        lone = (kept.sum(-1, keepdim=True) == 1).expand(kept.shape)
+        keys = torch.cat([pixels, lone[..., None]], dim=-1)[kept]
+        unique, of = torch.unique(keys, dim=0, return_inverse=True)
+        values = [
+            value(self.prompts.look((rows, columns), bool(alone)), (rows, columns), bool(alone))
+            for rows, columns, alone in unique.tolist()
+        ]
+        out = torch.zeros(kept.shape, dtype=torch.float64)
+        out[kept] = torch.tensor(values, dtype=torch.float64)[of]
+        return out.to(device)
 
     @torch.no_grad()
     def answer(self, batch: Batch, asked: Tensor) -> list[str]:
         """Greedy answers; only tiles that are asked for are encoded, each once however many questions ask for
-        it."""
-        prompt, real = self._prompt(batch, asked)
-        written = self.model.generate(
-            inputs_embeds=prompt,
-            attention_mask=real.long(),
-            max_new_tokens=self.config.max_answer,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=self.ends,
-            pad_token_id=self.ends[0],
-        )
-        return [
-            text.strip() for text in self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
-        ]
+        it where the model allows that (`passes.once`)."""
+        rows = self._rows(batch, asked)
+        answers = [""] * len(rows)
+        for part, inputs in self.passes.of(rows):
+            for row, text in zip(part, self.passes.write(inputs), strict=True):
+                answers[row] = text
+        return answers
 
     @torch.no_grad()
     def loglik(self, batch: Batch, asked: Tensor) -> Tensor:
         """Log-likelihood of each question's first accepted answer and its end, [B] <= 0; teacher-forced."""
-        prompt, real = self._prompt(batch, asked)
-        texts = [q.answers[0] for q in batch.questions]
-        cut = self.config.max_answer - 1
-        rows = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        answers = [torch.tensor([*row[:cut], self.ends[0]], device=prompt.device) for row in rows]
-        ids = pad_sequence(answers, batch_first=True)
-        written = pad_sequence([torch.ones_like(a, dtype=torch.bool) for a in answers], batch_first=True)
-        mask = torch.cat([real, written], dim=1)
-        # prompts are padded on the left and answers on the right, so that all answers start in the same
-        # column
-        logits = self.model(
-            inputs_embeds=torch.cat([prompt, self.model.get_input_embeddings()(ids)], dim=1),
-            attention_mask=mask.long(),
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            logits_to_keep=ids.shape[1] + 1,
-            use_cache=False,
-        ).logits
-        chosen: Tensor = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-        return (chosen * written).sum(-1).to(asked.device)
+        rows = self._rows(batch, asked)
+        loglik = torch.zeros(len(rows), device=asked.device)
+        for part, inputs in self.passes.of(rows):
+            answers = [batch.questions[row].answers[0] for row in part]
+            loglik[part] = self.passes.score(inputs, answers).to(loglik)
+        return loglik
 
-    def _prompt(self, batch: Batch, asked: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of the prompts, padded on the left: [B, N, D], and which of them are real [B, N]
-        bool."""
-        keep = self.realise(asked, batch.size[batch.image_of]) > 0
-        features, number = self._encode(batch, keep)
-        embed = self.model.get_input_embeddings()
-        rows = []
-        for row, ids in enumerate(self._ids(batch.texts)):
-            kept = [tile for tile in self.order if keep[row, tile]]
-            visual = features[number[batch.image_of[row], kept]].flatten(0, 1)
-            at = ids.index(self.processor.image_token_id)
-            before, after = embed(torch.tensor(ids, device=self.device)).split([at, len(ids) - at])
-            rows.append(torch.cat([before, visual.to(before.dtype), after[1:]]))
-        real = [torch.ones(len(row), dtype=torch.bool, device=self.device) for row in rows]
-        return pad_sequence(rows, True, padding_side="left"), pad_sequence(real, True, padding_side="left")
-
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each question's prompt, with one image token where the kept tiles go."""
-        tokenizer, token = self.processor.tokenizer, self.processor.image_token
-        prompts = []
-        for text in texts:
-            words = "\n".join(filter(None, (text.replace(token, " "), self.config.instruction)))
-            content = [{"type": "image"}, {"type": "text", "text": words}]
-            turn = [{"role": "user", "content": content}]
-            prompts.append(
-                self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-            )
-        # a template that writes the first token itself must not get a second one
-        begun = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
-        ids: list[list[int]] = tokenizer(prompts, add_special_tokens=not begun)["input_ids"]
-        return ids
-
-    def _encode(self, batch: Batch, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode the tiles that any question of an image keeps.
-
-        keep [B, T] -> features [U, image_tokens, D] and the place of each tile among them [I, T], which
-        means nothing where it is not encoded.
-        """
+    def _rows(self, batch: Batch, asked: Tensor) -> list[Row]:
+        """The questions with the pictures of their kept tiles, in the order in which the model reads them."""
+        size, image_of = batch.on_cpu
+        keep = self.realise(asked.cpu(), size[image_of]) > 0
         wanted = batch.of_images(keep)
-        number = (wanted.flatten().cumsum(0) - 1).view_as(wanted)
-        pictures = self._pictures(batch, wanted)
-        if not pictures:
-            width = self.model.config.text_config.hidden_size
-            return torch.zeros(0, self.image_tokens, width, device=self.device), number
-        self.encoded += len(pictures)
-        return self._features(self._pixels(pictures)), number
-
-    def _pictures(self, batch: Batch, wanted: Tensor) -> list[Image.Image]:
-        """The wanted tiles [I, T] bool, from the pixels of their levels."""
-        mean = getattr(self.processor.image_processor, "image_mean", None) or [0.5] * 3
-        background = (torch.tensor(mean) * 255)[:, None, None]
-        pictures = []
-        for _, _, crop in crops(self.pyramid, batch, wanted):
-            _, rows, columns = crop.shape
-            square = background.repeat(1, max(rows, columns), max(rows, columns))
-            square[:, :rows, :columns] = crop
-            pictures.append(Image.fromarray(square.round().byte().permute(1, 2, 0).numpy()))
-        return pictures
-
-    def _pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """What the processor makes of them: [U, 3, H, W] on the model's device, in its number format."""
-        out = self.processor.image_processor(images=list(pictures), return_tensors="pt")
-        pixels: Tensor = out["pixel_values"].to(self.device, self.model.dtype)
-        return pixels
-
-    def _features(self, pixels: Tensor) -> Tensor:
-        """[U, 3, H, W] -> projected tokens [U, image_tokens, D]."""
-        return self.family.features(self.model, pixels)
-
-    @torch.no_grad()
-    def _tokens_of_an_image(self) -> int:
-        """Tokens that the processor and the model give a picture; UserError unless they agree, for any size
-        of it."""
-        processor = self.processor
-        if not processor.chat_template:
-            raise UserError(
-                "the processor has no chat template, so nothing says how a question is put to this model"
-            )
-        if self.model.config.image_token_id != processor.image_token_id:
-            raise UserError(
-                f"the processor's image token is {processor.image_token_id} and the model's "
-                f"{self.model.config.image_token_id}: they belong to different models"
-            )
-        places = self._ids([""])[0].count(processor.image_token_id)
-        if places != 1:
-            raise UserError(f"the chat template gives one image {places} places in the prompt; allowed: 1")
-        shapes = {
-            tuple(self._pixels([_blank(side)]).shape)
-            for side in (1, self.pyramid.size, 2 * self.pyramid.size)
+        pictures = {
+            (image, tile): self.prompts.picture(crop)
+            for image, tile, crop in crops(self.pyramid, batch, wanted)
         }
-        if len(shapes) > 1 or processor.patch_size is None:
-            raise UserError(
-                "the processor must resize every image to one size and know the tower's patch_size"
-            )
-        picture = _blank(self.pyramid.size)
-        ids: list[int] = processor(images=[picture], text=[processor.image_token])["input_ids"][0]
-        tokens = list(ids).count(processor.image_token_id)
-        try:
-            given = self._features(self._pixels([picture])).shape[1]
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"the vision tower cannot take what the processor gives: {error}") from error
-        if given != tokens:
-            raise UserError(
-                f"an image has {tokens} tokens for the processor and {given} for the model; they must agree"
-            )
-        room = self.model.config.text_config.max_position_embeddings - self.config.max_answer
-        if self.pyramid.tiles * tokens > room:
-            raise UserError(
-                f"{self.pyramid.tiles} tiles of {tokens} tokens do not fit the language model; "
-                f"allowed: {room // tokens} tiles, by fewer levels or a smaller grid"
-            )
-        return tokens
+        digests = [
+            hashlib.sha256(image[:, :rows, :columns].cpu().numpy().tobytes() + repr((rows, columns)).encode())
+            for image, (rows, columns) in zip(batch.image, size.tolist(), strict=True)
+        ]
+        rows = []
+        for row, (image, text) in enumerate(zip(image_of.tolist(), batch.texts, strict=True)):
+            tiles = tuple(tile for tile in self.order if keep[row, tile])
+            shown = tuple(pictures[image, tile] for tile in tiles)
+            rows.append(Row(digests[image].digest(), tiles, shown, text))
+        return rows
 
 
-def check_family(config: "PreTrainedConfig") -> Family:
-    """The family of a model of this config. Raises UserError unless HfVlm can run and cost it."""
-    family = FAMILIES[config.model_type]
-    if config.vision_config.model_type not in family.towers:
-        raise unknown_name("vision tower", config.vision_config.model_type, family.towers)
-    text = config.text_config
-    if text.model_type not in family.languages:
-        raise unknown_name("language model", text.model_type, family.languages)
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    if head * text.num_attention_heads != text.hidden_size:
-        raise UserError(
-            f"the language model's head_dim={head} times {text.num_attention_heads} heads must be its "
-            f"hidden_size={text.hidden_size}, or its cost is not known"
-        )
-    return family
+def check_layout(config: HfConfig, pyramid: Pyramid) -> None:
+    """Refuse a pyramid that makes no sense for a model, from its config and processor alone.
+
+    Raises UserError where a level costs no less than a finer one, and where tiles or the model as its users
+    run it do not fit the language model.
+    """
+    prompts = Prompts.from_pretrained(config.path, config.instruction)
+    check_pyramid(prompts, pyramid, config.max_answer)
+    check_room(prompts.own(), _whole(pyramid), config.max_answer)
 
 
-def _ends(model: Any, processor: Any) -> list[int]:
-    """Tokens that end an answer, the one to learn or score first."""
-    own = model.generation_config.eos_token_id
-    ends = [own] if isinstance(own, int) else list(own or [])
-    preferred = processor.tokenizer.eos_token_id
-    if preferred is not None and (preferred in ends or not ends):
-        ends = [preferred, *(e for e in ends if e != preferred)]
-    if not ends:
-        raise UserError(
-            "neither the model's generation config nor its tokenizer names a token that ends an answer"
-        )
-    return ends
+def _whole(pyramid: Pyramid) -> Pyramid:
+    """The same images as one tile."""
+    return Pyramid(pyramid.size, 1, pyramid.stride)
 
 
-def _blank(side: int) -> Image.Image:
-    return Image.new("RGB", (side, side))
+def _plain(cost: LanguageCost, tokens: int) -> float:
+    """FLOPs of a prompt without a picture that cross-attention reads."""
+    return cost.fixed + cost.token * tokens + cost.pair * tokens**2

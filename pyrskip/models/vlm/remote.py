@@ -4,177 +4,114 @@ box.
 Axes: B questions, I images, T tiles.
 
 A request holds one question: the kept tiles as PNG pictures, coarse to fine and row by row within a level,
-then the text. A skipped tile is neither drawn nor sent. The server does not say what an answer costs it, so
-the cost is computed from sizes that the config gives, as for every other model. Needs the extra 'remote'.
+then the text. A skipped tile is neither drawn nor sent. What a picture costs is what the model's processor
+writes for one of its size, or what the server counts (pyrskip.models.vlm.counts), separators included; FLOPs
+are those of the language model's sizes on that many tokens. Needs the extra 'remote'.
 """
 
 import base64
 import io
-import os
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from pyrskip.cost import Cost, Transformer, decode_flops, kv_bytes, prefill_flops
+from pyrskip.cost import Cost, decode_flops, kv_bytes, prefill_flops
 from pyrskip.decision import one_picture
 from pyrskip.errors import UserError
-from pyrskip.identity import HOW
 from pyrskip.models.native import CostConfig
 from pyrskip.models.tiers import RefusedError
 from pyrskip.models.tiles import crops
+from pyrskip.models.vlm.client import Client, Reply, Request
+from pyrskip.models.vlm.counts import PROBE, Counts, counts_of
+from pyrskip.models.vlm.remote_config import RemoteConfig
+from pyrskip.models.vlm.tokens import ProcessorTokens, Size
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
-
-if TYPE_CHECKING:
-    import httpx
-
-# too many requests, and a server that is starting, restarting or behind a proxy that is
-TRY_AGAIN = (408, 429, 500, 502, 503, 504)
-REFUSES_ALL = (401, 403, 404)
-"""A wrong key or address. Another 4xx is of one request, such as a picture that the server cannot take."""
-LONGEST_WAIT = 30.0
-BYTES_A_TOKEN = 4
-"""Of English text, for tokenizers with vocabularies of 32,000 and more: a rule of thumb."""
-SIZES = ("layers", "width", "heads", "kv_heads", "mlp", "vocab")
-
-
-@dataclass(frozen=True)
-class RemoteConfig:
-    """url: up to and with /v1. model: its name there. key: the environment variable that holds the API key,
-    '' for none.
-
-    max_answer: tokens of an answer. instruction: a line after every question. parallel: requests at a time;
-    timeout: seconds of one; retries: of one that the server could not take, after ever longer waits.
-
-    What the cost is computed from: image_tokens, of every picture, or token_pixels, the side of the square of
-    pixels behind a token where their number follows the picture's size; encoder_flops, of the image encoder
-    for a visual token; layers, width, heads, kv_heads, mlp, gated (three MLP matrices) and vocab, of the
-    language model; template_tokens, of a prompt beside the pictures and the question.
-    """
-
-    url: str = field(default="", metadata=HOW)
-    model: str = ""
-    key: str = field(default="", metadata=HOW)
-    max_answer: int = 16
-    instruction: str = ""
-    parallel: int = field(default=8, metadata=HOW)
-    timeout: float = field(default=120.0, metadata=HOW)
-    retries: int = field(default=5, metadata=HOW)
-    image_tokens: int | None = None
-    token_pixels: int | None = None
-    encoder_flops: float | None = None
-    layers: int | None = None
-    width: int | None = None
-    heads: int | None = None
-    kv_heads: int | None = None
-    mlp: int | None = None
-    gated: bool = True
-    vocab: int | None = None
-    template_tokens: int = 20
-
-    def __post_init__(self) -> None:
-        if (
-            min(self.max_answer, self.parallel) < 1
-            or self.timeout <= 0
-            or min(self.retries, self.template_tokens) < 0
-        ):
-            raise UserError(
-                f"model.remote.max_answer={self.max_answer}, parallel={self.parallel}, "
-                f"timeout={self.timeout}, retries={self.retries}, template_tokens={self.template_tokens}: "
-                "allowed: at least 1, 1, above 0, 0 and 0"
-            )
-
-    def check(self) -> None:
-        """Raises UserError unless everything is there that a request and its cost need."""
-        if not self.url.startswith(("http://", "https://")):
-            raise UserError(
-                f"model.remote.url={self.url!r} is no address; allowed: http://<host>:<port>/v1, or https://"
-            )
-        for name in ("model", "encoder_flops", *SIZES):
-            if getattr(self, name) in (None, ""):
-                raise UserError(
-                    f"model.remote.{name} is missing; allowed: what the served model's card or config.json "
-                    "says"
-                )
-        if (self.image_tokens is None) == (self.token_pixels is None) or min(
-            self.image_tokens or 1, self.token_pixels or 1
-        ) < 1:
-            raise UserError(
-                f"model.remote.image_tokens={self.image_tokens}, token_pixels={self.token_pixels}: allowed: "
-                "one of them, at least 1"
-            )
-        if self.key and not os.environ.get(self.key):
-            raise UserError(
-                f"model.remote.key={self.key} is no environment variable that is set; allowed: one with the "
-                "API key"
-            )
-        _ = self.transformer
-
-    @property
-    def transformer(self) -> Transformer:
-        sizes = {name: int(getattr(self, name)) for name in SIZES}
-        return Transformer(**sizes, gated=self.gated, cross=False, lean=False)
 
 
 class RemoteModel:
     """A black-box model (pyrskip.models.tiers). `encoded` counts the tiles that have been drawn for requests.
 
-    counted: prompt tokens that the server has counted so far, 0 where it gives none; taken: what `cost` takes
-    them for.
+    counted: prompt tokens that the server has counted so far; taken: what costs take them for; unlike: how
+    many of `compared` replies say another number than that.
     """
 
     def __init__(self, config: RemoteConfig, pyramid: Pyramid, cost: CostConfig | None = None) -> None:
         config.check()
         self.config, self.pyramid, self.counting = config, pyramid, cost or CostConfig()
+        self.transformer = config.transformer
         self.convention, self.reference, self.at_once = (
             self.counting.convention,
             one_picture(pyramid),
             8 * config.parallel,
         )
         self.order = sorted(range(pyramid.tiles), key=lambda tile: (-int(pyramid.tile_level[tile]), tile))
-        self.encoded = self.counted = self.taken = 0
+        self.client = Client(
+            config.url, config.key, config.parallel, config.timeout, config.retries,
+            config.body((), PROBE, most=1),
+        )  # fmt: skip
+        self.heard: dict[str, int] = {}
+        self.lengths: dict[str, int] = {}
+        self.encoded = self.counted = self.taken = self.unlike = self.compared = 0
 
     @cached_property
-    def client(self) -> "httpx.Client":
-        try:
-            import httpx
-        except ImportError as error:
-            raise UserError("model=remote needs the extra: pip install 'pyrskip[remote]'") from error
-        headers = {"Authorization": f"Bearer {os.environ[self.config.key]}"} if self.config.key else {}
-        limits = httpx.Limits(max_connections=self.config.parallel)
-        return httpx.Client(timeout=self.config.timeout, headers=headers, limits=limits)
+    def counts(self) -> Counts:
+        """Of tokens, by the processor or the server. The first use asks the server whether they are right.
+
+        Raises UserError where they are not, where nothing counts, and where there is no server.
+        """
+        processor = ProcessorTokens.of(self.config.processor) if self.config.processor else None
+        pixels = self.pyramid.pixels(torch.tensor([[self.pyramid.size] * 2]))[0]
+        coarse, fine = ((int(pixels[t, 0]), int(pixels[t, 1])) for t in (self.pyramid.glance, 0))
+        counts = counts_of(self.client, self._blank, processor, (coarse, fine), self.heard)
+        if self.config.probability:
+            _ = self.ending  # asks whether the server has them
+        return counts
+
+    @cached_property
+    def ending(self) -> int:
+        """Tokens that the chat template writes behind an answer. Raises UserError where the server gives no
+        log-probabilities of a prompt."""
+        lengths = []
+        for ended in (False, True):
+            body = self._scored((), PROBE, "yes", ended)
+            (reply,) = self.client.ask([Request(body, scored=1)])
+            if isinstance(reply, UserError) or reply.tokens is None:
+                raise UserError(
+                    f"model.remote.probability=true needs prompt_logprobs, which this server does not give: "
+                    f"{reply}; allowed: false"
+                )
+            lengths.append(reply.tokens)
+        return lengths[1] - lengths[0]
 
     def realise(self, asked: Tensor, size: Tensor) -> Tensor:
         """asked [..., T], size [..., 2] image rows and columns -> realised tokens [..., T]: a tile's own
         number, whatever the number asked."""
         pixels = self.pyramid.pixels(size.reshape(-1, 2)).view(*size.shape[:-1], self.pyramid.tiles, 2)
-        if self.config.image_tokens is not None:
-            tokens = torch.full_like(asked, self.config.image_tokens)
-        else:
-            assert self.config.token_pixels is not None
-            tokens = (-(-pixels // self.config.token_pixels)).prod(-1)
-        return ((asked > 0) & (pixels[..., 0] > 0)).long() * tokens
+        kept = (asked > 0) & (pixels[..., 0] > 0)
+        tokens = torch.zeros_like(asked)
+        if bool(kept.any()):
+            sizes, of = torch.unique(pixels[kept].cpu(), dim=0, return_inverse=True)
+            counts = self.counts.pictures([(int(rows), int(columns)) for rows, columns in sizes])
+            # a size that cannot be counted is one that the server refuses: its request says why
+            tokens[kept] = torch.tensor([max(count, 1) for count in counts])[of].to(tokens)
+        return tokens
 
     def prompt_tokens(self, batch: Batch) -> Tensor:
-        """About as many as the template, the question and the instruction have, [B]."""
-        count = [len(self._words(text).encode()) for text in batch.texts]
-        return torch.tensor(
-            [self.config.template_tokens - -n // BYTES_A_TOKEN for n in count], device=batch.size.device
-        )
+        """Of the template, the question and the instruction, [B]."""
+        counts = self.counts.texts([self.config.words(text) for text in batch.texts])
+        return torch.tensor(counts, device=batch.size.device)
 
     def cost(self, realised: Tensor, size: Tensor, prompt_tokens: Tensor) -> Cost:
         """realised [B, ..., T], size [B, 2], prompt_tokens [B] -> tokens, FLOPs, KV bytes, [B, ...] each;
         without a gate's."""
         tokens = realised.sum(-1)
         context = tokens + prompt_tokens.view(-1, *[1] * (realised.ndim - 2))
-        spec, c = self.config.transformer, self.counting
+        spec, c = self.transformer, self.counting
         assert self.config.encoder_flops is not None
         flops = (
             prefill_flops(spec, context, convention=self.convention)
@@ -186,92 +123,102 @@ class RemoteModel:
     def answer(self, batch: Batch, asked: Tensor) -> list[str]:
         """Greedy answers, one request a question, `parallel` at a time. Raises RefusedError, with the other
         answers, where the server refuses some questions."""
-        realised = self.realise(asked, batch.size[batch.image_of])
-        wanted = batch.of_images(realised > 0)
-        pictures = {(image, tile): _png(crop) for image, tile, crop in crops(self.pyramid, batch, wanted)}
-        self.encoded += len(pictures)
-        requests = []
-        for row, text in enumerate(batch.texts):
-            image = int(batch.image_of[row])
-            kept = [pictures[image, tile] for tile in self.order if realised[row, tile] > 0]
-            requests.append(self._request(kept, text))
-        client = self.client
-        with ThreadPoolExecutor(self.config.parallel) as pool:
-            replies = list(pool.map(lambda request: self._send(client, request), requests))
-        taken = (realised.sum(-1) + self.prompt_tokens(batch)).tolist()
-        for (_, counted), tokens in zip(replies, taken, strict=True):
-            if counted:
-                self.counted, self.taken = self.counted + counted, self.taken + tokens
-        texts = [text for text, _ in replies]
+        realised = self._kept(batch, asked)
+        self.encoded += int(batch.of_images(realised > 0).sum())
+        requests = [
+            Request(
+                self.config.body(pictures, self.config.words(text)),
+                tuple((realised[row] > 0).nonzero()[:, 0].tolist()),
+            )
+            for row, (pictures, text) in enumerate(
+                zip(self._drawn(batch, realised), batch.texts, strict=True)
+            )
+        ]
+        replies = self.client.ask(requests)
+        self._compare(batch, realised, replies)
+        texts = [reply if isinstance(reply, UserError) else reply.text or "" for reply in replies]
         answers = [text for text in texts if isinstance(text, str)]
         if len(answers) < len(texts):
             raise RefusedError(texts)
         return answers
 
-    def loglik(self, batch: Batch, asked: Tensor) -> None:
-        """Servers tell the probability of what they write, not of a given answer."""
-        return None
+    def loglik(self, batch: Batch, asked: Tensor) -> Tensor | None:
+        """Of each question's first accepted answer and the token that ends it, [B] <= 0; NaN where the server
+        does not tell; None unless config.probability."""
+        if not self.config.probability:
+            return None
+        realised = self._kept(batch, asked)
+        shown, ending = self._drawn(batch, realised), self.ending
+        answers = [question.answers[0] for question in batch.questions]
+        behind = self._behind(answers)
+        requests = [
+            Request(self._scored(pictures, self.config.words(text), answer), scored=behind[answer])
+            for pictures, text, answer in zip(shown, batch.texts, answers, strict=True)
+        ]
+        told = torch.full((len(batch),), torch.nan)
+        for row, reply in enumerate(self.client.ask(requests)):
+            if isinstance(reply, Reply) and reply.logprobs:
+                # what a template writes behind the token that ends an answer is no part of it
+                told[row] = sum(reply.logprobs[: len(reply.logprobs) - max(ending - 1, 0)])
+        return told.to(asked.device)
 
-    def _words(self, text: str) -> str:
-        return "\n".join(filter(None, (text, self.config.instruction)))
+    def _behind(self, answers: Sequence[str]) -> dict[str, int]:
+        """Tokens of a prompt from each answer's first on."""
+        new = sorted(set(answers) - self.lengths.keys())
+        replies = self.client.ask([Request(self._scored((), PROBE, answer), scored=1) for answer in new])
+        (words,) = self.counts.texts([PROBE])
+        for answer, reply in zip(new, replies, strict=True):
+            if isinstance(reply, UserError) or reply.tokens is None:
+                raise UserError(f"the server does not count an answer's tokens: {reply}")
+            self.lengths[answer] = reply.tokens - words
+        return self.lengths
 
-    def _request(self, pictures: Sequence[str], text: str) -> dict[str, Any]:
-        content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
-        content.append({"type": "text", "text": self._words(text)})
-        return {
-            "model": self.config.model,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": self.config.max_answer,
-            "temperature": 0,
-            "seed": 0,
+    def _kept(self, batch: Batch, asked: Tensor) -> Tensor:
+        """Realised tokens [B, T], on the CPU."""
+        size, image_of = batch.on_cpu
+        return self.realise(asked.cpu(), size[image_of])
+
+    def _drawn(self, batch: Batch, realised: Tensor) -> list[list[str]]:
+        """The pictures of each question's kept tiles, realised [B, T], as data URLs."""
+        wanted = batch.of_images(realised > 0)
+        pictures = {(image, tile): _png(crop) for image, tile, crop in crops(self.pyramid, batch, wanted)}
+        return [
+            [pictures[image, tile] for tile in self.order if realised[row, tile] > 0]
+            for row, image in enumerate(batch.image_of.tolist())
+        ]
+
+    def _blank(self, sizes: Sequence[Size], words: str) -> Request:
+        """Grey pictures, to be counted. Without a picture it is the request of that question's own answer."""
+        if not sizes and words != PROBE:
+            return Request(self.config.body((), words), kept=())
+        grey = [_png(torch.full((3, rows, columns), 128.0)) for rows, columns in sizes]
+        return Request(self.config.body(grey, words, most=1))
+
+    def _scored(self, pictures: Sequence[str], words: str, answer: str, ended: bool = True) -> dict[str, Any]:
+        """A prompt that ends in a given answer; ended: and in what the template writes behind it."""
+        body = self.config.body(pictures, words, most=1)
+        return body | {
+            "messages": [*body["messages"], {"role": "assistant", "content": answer}],
+            "add_generation_prompt": False,
+            "continue_final_message": not ended,
+            "prompt_logprobs": 0,
         }
 
-    def _send(self, client: "httpx.Client", request: dict[str, Any]) -> tuple[str | UserError, int]:
-        """The answer, or why this request is refused; and how many prompt tokens the server counted, 0 where
-        it does not say."""
-        import httpx
-
-        address = f"{self.config.url.rstrip('/')}/chat/completions"
-        for attempt in range(self.config.retries + 1):
-            wait = min(LONGEST_WAIT, 0.5 * 2**attempt)
-            try:
-                reply = client.post(address, json=request)
-            except httpx.TransportError as error:
-                fault = f"{type(error).__name__}: {error}"
-            else:
-                if reply.status_code not in TRY_AGAIN:
-                    return _read(address, reply)
-                fault = f"status {reply.status_code}"
-                after = reply.headers.get("retry-after", "")
-                wait = min(LONGEST_WAIT, float(after)) if after.isdigit() else wait
-            if attempt < self.config.retries:
-                time.sleep(wait)
-        raise UserError(
-            f"model.remote.url: {address} gave no answer in {self.config.retries + 1} tries ({fault}); "
-            "chunks that are rolled out are kept, so run the same command again once the server is up"
-        )
-
-
-def _read(address: str, reply: "httpx.Response") -> tuple[str | UserError, int]:
-    status = reply.status_code
-    if status != 200:
-        reason = " ".join(reply.text.split())[:300]
-        refused = UserError(f"{address} refused a request with status {status}: {reason}")
-        if status in REFUSES_ALL or not 400 <= status < 500:
-            raise refused
-        return refused, 0
-    try:
-        content = reply.json()
-        text = content["choices"][0]["message"]["content"]
-        counted = (content.get("usage") or {}).get("prompt_tokens") or 0
-        if not isinstance(text, str):
-            raise TypeError("the answer is no text")
-        return text.strip(), int(counted)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{address} answers in another form than OpenAI's chat completions ({type(error).__name__}: "
-            f"{error})"
-        ) from error
+    def _compare(self, batch: Batch, realised: Tensor, replies: Sequence[Reply | UserError]) -> None:
+        """The server's count of each prompt with what the cost takes it for, where its text's is known."""
+        counted: dict[int, int] = {}
+        for row, (reply, visual) in enumerate(zip(replies, realised.sum(-1).tolist(), strict=True)):
+            if isinstance(reply, Reply) and reply.tokens is not None:
+                counted[row] = reply.tokens - visual
+                if not visual:
+                    self.heard[self.config.words(batch.texts[row])] = reply.tokens
+        for row, tokens in counted.items():
+            words = self.config.words(batch.texts[row])
+            if self.config.processor or words in self.heard:
+                (taken,) = self.counts.texts([words])
+                visual = int(realised[row].sum())
+                self.counted, self.taken = self.counted + tokens + visual, self.taken + taken + visual
+                self.compared, self.unlike = self.compared + 1, self.unlike + (tokens != taken)
 
 
 def _png(crop: Tensor) -> str:

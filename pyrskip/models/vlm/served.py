@@ -7,7 +7,8 @@ for both.
 """
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from pyrskip.models.tiers import Features
 from pyrskip.models.tiles import encode_flops, encode_tiles
 from pyrskip.models.vision import VisionConfig, VisionEncoder
 from pyrskip.models.vlm.hf import HfConfig, HfVlm
-from pyrskip.models.vlm.remote import RemoteConfig, RemoteModel
+from pyrskip.models.vlm.remote import RemoteModel
+from pyrskip.models.vlm.remote_config import RemoteConfig
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
 
@@ -62,6 +64,11 @@ class AnswererConfig:
         return None if self.served else NativeModel.prunable
 
     @property
+    def probable(self) -> bool:
+        """Whether it tells the probability of a given answer."""
+        return self.name != "remote" or self.remote.probability
+
+    @property
     def max_answer(self) -> int:
         """Tokens of a served model's answer."""
         return self.hf.max_answer if self.name == "hf" else self.remote.max_answer
@@ -93,6 +100,11 @@ class ServedModel(nn.Module):
     @property
     def encoded(self) -> int:
         return self.vision.encoded + self.box.encoded
+
+    @property
+    def as_run(self) -> HfVlm | None:
+        """The model as its users run it, a box of one tile; None where that is `reference`, a selection."""
+        return self.box.as_run if isinstance(self.box, HfVlm) else None
 
     def encode(self, batch: Batch, keep: Tensor) -> Features:
         return encode_tiles(self.vision, self.pyramid, batch, keep)
@@ -152,13 +164,31 @@ def identity(config: AnswererConfig) -> str:
     The words that it is asked in belong to it. Raises UserError where a folder's files cannot be read.
     """
     if config.name == "remote":
-        return f"remote {config.remote.model}, {config.remote.instruction!r}"
+        return _remote_identity(config.remote)
     folder = Path(config.hf.path)
     if not folder.is_dir():
         return f"hf {config.hf.path} {config.hf.dtype}, {config.hf.instruction!r}"
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja"))
-    digest = hashlib.sha256("".join(f"{p.name} {file_digest(p)}" for p in files).encode()).hexdigest()
-    return f"hf {digest[:DIGITS]} {config.hf.dtype}, {config.hf.instruction!r}"
+    digest = _folder_digest(folder, (".safetensors", ".json", ".jinja"))
+    return f"hf {digest} {config.hf.dtype}, {config.hf.instruction!r}"
+
+
+def _remote_identity(config: RemoteConfig) -> str:
+    """Without the address, since the same model may be served elsewhere; with the fields of its requests, and
+    what its tokens are counted by."""
+    words = [f"remote {config.model}, {config.instruction!r}"]
+    words += [
+        f"{name} {json.dumps(fields, sort_keys=True)}"
+        for name, fields in (("extra", config.extra), ("picture", config.picture))
+        if fields
+    ]
+    if config.processor:
+        words.append(f"counted by {_folder_digest(Path(config.processor), ('.json', '.jinja'))}")
+    return ", ".join(words)
+
+
+def _folder_digest(folder: Path, kinds: Collection[str]) -> str:
+    files = sorted(p for p in folder.iterdir() if p.suffix in kinds)
+    return hashlib.sha256("".join(f"{p.name} {file_digest(p)}" for p in files).encode()).hexdigest()[:DIGITS]
 
 
 def file_digest(path: Path) -> str:

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from pyrskip.evaluation.curves import groups
 from pyrskip.evaluation.methods import style_of
 from pyrskip.evaluation.runs import GALLERY, Finished, load_runs
+from pyrskip.evaluation.worth import said
 from pyrskip.files import write_whole
 from pyrskip.report.figures import frontier_figure, heat_map, lines_figure, runs_figure
 from pyrskip.report.frontier import method_table
@@ -153,6 +154,9 @@ SWEEP_COLUMNS = _columns(
 def _cards(run: Finished) -> list[dict[str, str]]:
     summary = run.summary
     cards = [{"value": f"{summary['full']['accuracy']:.2%}", "label": "accuracy of the full pyramid"}]
+    if "worth" in summary:
+        of = summary["worth"]
+        cards.append({"value": f"{of['above']} of {of['settings']}", "label": f"prices: {said(of)}"})
     for target, at in summary["targets"].items():
         gate = at["gate"]
         given = [seed["guarantee"]["guaranteed"] for seed in gate["seeds"] if "guarantee" in seed]

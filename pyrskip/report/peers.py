@@ -1,0 +1,70 @@
+"""Pruners beside the gate, as a picture: of the full pyramid, and behind the gate's decisions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pyrskip.evaluation.curves import curve
+from pyrskip.evaluation.frontier import Row
+from pyrskip.evaluation.style import BLACK, BLUE, GREY
+from pyrskip.report.plots import DPI, LINES, MARKERS
+from pyrskip.report.styles import CYCLE
+
+BASELINES = ("average", "uniform", "random")
+"""Pruners that look at nothing, drawn in grey."""
+PANELS = {"pruned:": "Pruners of the full pyramid", "gate+pruned:": "Pruners behind the gate"}
+"""Prefixes of methods: titles."""
+
+
+def plot_peers(rows: Sequence[Row], path: Path) -> None:
+    """Accuracy against relative FLOPs on the test split, as a PNG: the gate, the hull of fixed selections,
+    and every pruner in a colour, a line and a marker of its own."""
+    rows = [r for r in rows if r.split == "test"]
+    figure = Figure(figsize=(13, 6.8), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, (prefix, title) in zip(panels, PANELS.items(), strict=True):
+        _behind(axes, rows)
+        names = dict.fromkeys(r.method for r in rows if r.method.startswith(prefix))
+        learned = [name for name in names if name.removeprefix(prefix) not in BASELINES]
+        for name in names:
+            grey = name not in learned
+            number = [n for n in names if (n not in learned) == grey].index(name)
+            drawn = curve([r for r in rows if r.method == name])
+            axes.plot(
+                drawn.x,
+                drawn.y,
+                color=GREY if grey else CYCLE[number % len(CYCLE)],
+                linestyle=LINES[1 + number] if grey else LINES[number // len(CYCLE)],
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=5,
+                linewidth=1.4,
+                label=name.removeprefix(prefix),
+            )
+        axes.set_title(title, fontsize=12)
+        axes.set_xlabel("FLOPs over the mean full pyramid's", fontsize=11)
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("accuracy, %", fontsize=11)
+    panels[0].set_xlim(left=0)
+    handles = {
+        label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=8, frameon=False, fontsize=10
+    )
+    figure.savefig(path, dpi=DPI)
+
+
+def _behind(axes: Axes, rows: Sequence[Row]) -> None:
+    """What every pruner is held against."""
+    for method, look in {
+        "gate": {"color": BLUE, "linewidth": 2.6, "marker": "o"},
+        "hull": {"color": BLACK, "linewidth": 1.2, "linestyle": "--"},
+        "full": {"color": BLACK, "linewidth": 0, "marker": "*", "markersize": 14},
+    }.items():
+        drawn = curve([r for r in rows if r.method == method])
+        axes.plot(drawn.x, drawn.y, label=method, zorder=5, **look)  # type: ignore[arg-type]
