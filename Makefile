@@ -12,7 +12,7 @@ OWN = $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-gpu test-slurm test-ray lint format types bench bench-deploy bench-ranks bench-scaling chaos docs clean
+.PHONY: help setup train test test-slow test-gpu test-slurm test-ray lint format types bench bench-deploy bench-gateway bench-ranks bench-scaling chaos docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ bench: $(READY)  ## time what is claimed to be fast, as ratios from one run
 
 bench-deploy: $(READY)  ## time an export, export=<directory>: onnx against torch, the gate's saving, the service's overhead
 	for name in speed saving service; do $(BIN)/python benchmarks/deploy.py $(export) $$name || exit 1; done
+
+bench-gateway: $(READY)  ## time the gateway before a stand-in server, bundle=<directory of a gate alone>
+	for name in latency rate soak; do $(BIN)/python benchmarks/gateway.py $(bundle) $$name || exit 1; done
 
 bench-ranks: $(READY)  ## time two ranks against one, a core each
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ranks.py

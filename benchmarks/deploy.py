@@ -127,7 +127,7 @@ def full_pyramid(engine: Engine) -> Callable[[Any], object]:
     """Answers from every level, without asking the gate; of a request or of a list of them."""
     import numpy as np
 
-    from pyrskip.inference.engine import Decisions
+    from pyrskip.inference.decider import Decisions
 
     def answer(requests: Any) -> object:
         rows = engine.prepare(requests if isinstance(requests, list) else [requests])
@@ -146,7 +146,8 @@ def larger(directory: str) -> None:
 
     from pyrskip.budget import BudgetRule
     from pyrskip.decision import ActionSet
-    from pyrskip.export.export import describe, write_parts
+    from pyrskip.export.describe import describe
+    from pyrskip.export.write import write_parts
     from pyrskip.gates import build_gate
     from pyrskip.gates.gate import GateConfig
     from pyrskip.inference.bundle import Prices

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pyrskip.errors import UserError
 from pyrskip.launch import conf_directory, ended_outside, fail, launch, need_training, quiet
@@ -21,13 +21,15 @@ commands
             or have a server answer questions that nobody has answered:
             pyrskip data label questions.jsonl images=<folder> out=<file.json> url=http://.../v1 model=<name>
   rollouts  run the stages up to the rollouts, and print what every action scores and costs
-  export    write the gate and the model of a finished run as a directory that services load:
+  export    write a finished run's gate, and the model that it trained, as a directory that services load:
             pyrskip export run=runs/easy_vqa out=exports/easy_vqa [seed=0] [native=true]
   bench     time a finished run's decisions, phase by phase, beside their FLOPs:
             pyrskip bench run=runs/easy_vqa [device=cuda] [seconds=60] [price=<number>] [seed=0] [out=<file>]
   predict   answer questions: pyrskip predict model=<export> input=questions.jsonl out=answers.jsonl
   serve     an HTTP service of an export: pyrskip serve model=exports/easy_vqa [port=8000]
-            predict and serve list their keys with --help; neither needs the training stack
+  gateway   a proxy that decides what of each picture is sent to another server:
+            pyrskip gateway bundle=exports/my_gate upstream=http://localhost:8001 [port=8000]
+            predict, serve and gateway list their keys with --help; none needs the training stack
   report    write one HTML file of a finished run or a sweep: pyrskip report runs/easy_vqa [out=report.html]
   plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
   equal     accuracy at equal cost: pyrskip equal runs/a runs/b [method=gate,hull] [type=<name>] [out=<file>]
@@ -75,6 +77,7 @@ def _run(arguments: Sequence[str]) -> None:
         "bench": bench,
         "predict": predict,
         "serve": serve,
+        "gateway": gateway,
         "sweep": sweep,
         "vlm": vlm,
     }
@@ -170,7 +173,7 @@ def _guarded(name: str) -> Callable[[Sequence[str]], None]:
 
 
 def export(arguments: Sequence[str]) -> None:
-    """Write a finished run's gate and model as an export."""
+    """Write a finished run's gate as an export, with the model that it trained."""
     _plain(arguments, _usage, _export)
 
 
@@ -190,10 +193,23 @@ def predict(arguments: Sequence[str]) -> None:
 def serve(arguments: Sequence[str]) -> None:
     """Serve an export over HTTP."""
     try:
-        from pyrskip.inference.serve import USAGE, run
+        from pyrskip.serving.serve import USAGE, run
     except ImportError as error:
-        fail(UserError(f"this command needs the extra: pip install 'pyrskip[serve]' ({error})"))
+        _needs_serve(error)
     _plain(arguments, lambda: USAGE, run)
+
+
+def gateway(arguments: Sequence[str]) -> None:
+    """Decide for requests on their way to another server."""
+    try:
+        from pyrskip.serving.gateway import USAGE, run
+    except ImportError as error:
+        _needs_serve(error)
+    _plain(arguments, lambda: USAGE, run)
+
+
+def _needs_serve(error: ImportError) -> NoReturn:
+    fail(UserError(f"this command needs the extra: pip install 'pyrskip[serve]' ({error})"))
 
 
 def vlm(arguments: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from pyrskip.data.sources import SOURCES
 from pyrskip.gates.gate import Gate
 from pyrskip.models.language import LANGUAGES
 from pyrskip.models.native import NativeModel
+from pyrskip.models.vlm.served import ServedModel
 from pyrskip.scenes.config import SceneConfig
 from pyrskip.scenes.scene import Scene, make_scene
 from tests.models import tiny_model
@@ -52,6 +53,19 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NativeMode
     with FileLock(f"{directory}.lock"):
         parts = tiny_parts() if directory.exists() else tiny_export(directory)
     return directory, *parts
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ServedModel, Gate]:
+    """A bundle of a gate alone, for backend='torch', and what it was made from. Not to be written to."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("httpx")
+    from tests.exports import alone_export, tiny_served  # as above
+
+    directory = tmp_path_factory.mktemp("alone")
+    parts = tiny_served(directory / "text")
+    alone_export(directory / "bundle", *parts, traced=False)
+    return directory / "bundle", *parts
 
 
 @pytest.fixture(scope="session")

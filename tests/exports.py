@@ -2,31 +2,44 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 
 from pyrskip.answering import answer
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionConfig, ActionSet
-from pyrskip.export.export import describe, write_parts
+from pyrskip.export import write
+from pyrskip.export.describe import describe, describe_alone
+from pyrskip.export.outside import outside_of
+from pyrskip.export.write import write_parts
 from pyrskip.gated import Gated
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.inference import Request
 from pyrskip.inference.bundle import FIXED, Guaranteed, Prices, write_checksums
 from pyrskip.inference.modules import parts_of
+from pyrskip.inference.outside import Outside
 from pyrskip.inference.safe import Safe
 from pyrskip.models.native import NativeModel
+from pyrskip.models.text import MiniLmText
+from pyrskip.models.tiers import GatedModel
+from pyrskip.models.vision import VisionEncoder
+from pyrskip.models.vlm.remote import RemoteModel
+from pyrskip.models.vlm.remote_config import RemoteConfig
+from pyrskip.models.vlm.served import ServedModel
 from pyrskip.observation import Layout
 from pyrskip.policies import POLICIES
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
 from pyrskip.signals import shapes_of, signals_of
-from tests.models import SIDE, tiny_model
+from tests.models import BACKBONE, SIDE, TEXTS, tiny_batch, tiny_model
+from tests.vlm import save_text_encoder
 
 UNIT = 2e7
 GATE_FLOPS = 12_345.0
@@ -36,7 +49,7 @@ PYRAMID = Pyramid(SIDE, 3, 8, (2, 1, 1))
 
 
 def tiny_gate(
-    model: NativeModel,
+    model: GatedModel,
     name: str = "joint",
     policy: str = "utility",
     budget: BudgetRule | None = None,
@@ -70,6 +83,55 @@ def tiny_export(directory: Path) -> tuple[NativeModel, Gate]:
     model, gate = tiny_parts()
     write_parts(model, gate, described(model, gate, SAFE), directory)
     return model, gate
+
+
+@dataclass(frozen=True)
+class Squares:
+    """What is counted in place of a server: of a picture each begun square of so many pixels a side, and
+    every begun four bytes of a text."""
+
+    side: int
+
+    def pictures(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        return [-(-rows // self.side) * -(-columns // self.side) for rows, columns in sizes]
+
+    def texts(self, texts: Sequence[str]) -> list[int]:
+        return [20 - -len(text.encode()) // 4 for text in texts]
+
+
+def tiny_box(url: str = "http://localhost/v1") -> RemoteModel:
+    sizes = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp": 48, "vocab": 100}
+    config = RemoteConfig(url, "tiny", instruction="Be brief.", encoder_flops=1e5, **sizes)
+    return RemoteModel(config, PYRAMID)
+
+
+def tiny_served(folder: Path, policy: str = "utility", side: int = 8) -> tuple[ServedModel, Gate]:
+    """A served model whose box answers nothing, and a gate for it; random weights. folder: takes a sentence
+    encoder; side: of a token's square."""
+    torch.manual_seed(0)
+    text = MiniLmText(str(save_text_encoder(folder, list(TEXTS))))
+    box = tiny_box()
+    box.counts = Squares(side)
+    model = ServedModel(box, VisionEncoder(BACKBONE), text)
+    return model, tiny_gate(model, policy=policy, unit="tile")
+
+
+def alone_export(directory: Path, model: ServedModel, gate: Gate, traced: bool = True) -> Outside:
+    """Write a gate alone, and return what it knows of the model. traced: whether its graphs are made, which
+    take seconds and backend='torch' does not need."""
+    outside, tokenizer = outside_of(model.box, "tiny", tiny_batch(), print)
+    dial = Prices(0.0, inf, 0.05, GUARANTEED)
+    plain = describe_alone(model, BACKBONE, gate, UNIT, GATE_FLOPS, dial, outside)
+    directory.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        if not traced:
+            patch.setattr(write, "trace_alone", lambda *_: {})
+        write.write_alone(model, gate, outside, tokenizer, plain, directory)
+    if not traced:
+        for graph in ("gate", "vision", "signal-query"):
+            (directory / "onnx" / f"{graph}.onnx").write_bytes(b"")
+        write_checksums(directory)
+    return outside
 
 
 def with_gate(directory: Path, model: NativeModel, gate: Gate, base: Path, traced: bool = True) -> Path:

@@ -89,7 +89,7 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
         server.count = lambda text, pictures: 9 * len(pictures) + len(text.split())  # as my-vlm's processor
         for line in lines:
             words = shlex.split(line.replace("http://localhost:8000/v1", server.url))
-            if line.startswith("pyrskip serve "):
+            if line.startswith(("pyrskip serve ", "pyrskip gateway ")):
                 serve_and_stop(words, tmp_path, environment)
                 continue
             given = {word.split("=")[0] for word in words}

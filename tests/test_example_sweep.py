@@ -13,7 +13,7 @@ import pytest
 from pyrskip.cli import main
 from pyrskip.evaluation.frontier import Row
 from pyrskip.evaluation.runs import load_runs
-from pyrskip.export.export import prices_of
+from pyrskip.export.describe import prices_of
 from pyrskip.inference.bundle import Prices
 from pyrskip.launch import conf_directory
 from pyrskip.report.plots import plot_runs

@@ -20,8 +20,10 @@ from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError
 from pyrskip.evaluation.guarantee import Guarantee, said
 from pyrskip.evaluation.worth import said as said_of_worth
-from pyrskip.export.export import _check_gate, describe, encode_flops, guaranteed, safe_of, write_parts
+from pyrskip.export.describe import describe, encode_flops, guaranteed, safe_of
+from pyrskip.export.export import _check_gate
 from pyrskip.export.parity import check
+from pyrskip.export.write import write_parts
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.inference import Engine

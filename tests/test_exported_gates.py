@@ -13,8 +13,9 @@ import pyrskip
 from pyrskip.budget import BudgetRule
 from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError
-from pyrskip.export.export import _check_gate, write_parts
+from pyrskip.export.export import _check_gate
 from pyrskip.export.parity import check
+from pyrskip.export.write import write_parts
 from pyrskip.gates.gate import GATES, Gate
 from pyrskip.gates.predictor import PredictorGate
 from pyrskip.inference import Engine

@@ -1,6 +1,7 @@
 """Claims about a loaded export: it decides and answers as the trained model does, computes nothing that it
 skips, and refuses what is wrong in one sentence."""
 
+import base64
 import io
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pyrskip.errors import UserError
 from pyrskip.gates.gate import Gate
 from pyrskip.inference import Engine, Request
 from pyrskip.inference.bundle import SignalSpec
-from pyrskip.inference.processor import chat, conversation, plan, thumbnail, views
+from pyrskip.inference.processor import chat, conversation, data_url, plan, thumbnail, views
 from pyrskip.models.native import NativeModel
 from tests.exports import GATE_FLOPS, GUARANTEED, PYRAMID, SAFE, UNIT, expected, images, requests
 from tests.models import SIDE, TEXTS, tiny_batch
@@ -212,7 +213,7 @@ assert not set(sys.modules) & {{"torch", "numpy", "PIL", "tokenizers"}}, "import
 model = pyrskip.load({directory!r}, {backend!r})
 from PIL import Image
 print(model.answer(Image.new("RGB", (30, 20)), "how many?").selection.tokens)
-import pyrskip.cli, pyrskip.inference.predict, pyrskip.inference.serve, pyrskip.inference.processor
+import pyrskip.cli, pyrskip.inference.predict, pyrskip.serving.serve, pyrskip.inference.processor
 """
 
 
@@ -256,6 +257,16 @@ def test_views_are_shown_to_servers_as_they_are(engine: Engine) -> None:
     assert all(part["image_url"]["url"].startswith("data:image/png;base64,") for part in shown)
     (turn,) = conversation(pictures, TEXTS[0])
     assert [part.get("image") for part in turn["content"][:-1]] == pictures
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 3), (64, 48)])
+def test_a_picture_is_the_same_behind_its_data_url(size: tuple[int, int]) -> None:
+    picture = Image.merge("RGB", [Image.effect_noise(size, 90) for _ in range(3)])
+    with Image.open(io.BytesIO(base64.b64decode(data_url(picture).split(",")[1]))) as read:
+        read.verify()  # its checksums too
+    with Image.open(io.BytesIO(base64.b64decode(data_url(picture).split(",")[1]))) as read:
+        assert (read.format, read.mode, read.size) == ("PNG", "RGB", size)
+        assert read.tobytes() == picture.tobytes()
 
 
 def test_a_plan_refuses_a_gate_that_needs_the_models_answer(engine: Engine) -> None:

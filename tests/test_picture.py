@@ -23,9 +23,9 @@ from pyrskip.gates.gate import Gate
 from pyrskip.inference.engine import Engine
 from pyrskip.inference.images import open_image
 from pyrskip.inference.processor import plan, thumbnail, views
-from pyrskip.inference.serve import create_app
 from pyrskip.models.native import NativeModel
 from pyrskip.picture import FORMATS, seen
+from pyrskip.serving.serve import create_app
 from tests.models import TEXTS
 from tests.shards import QUESTIONS, tar, write_data
 

@@ -30,10 +30,10 @@ from starlette.testclient import TestClient
 import pyrskip
 from pyrskip.gates.gate import Gate
 from pyrskip.inference import Engine, Request
-from pyrskip.inference.batcher import Batcher, BusyError
-from pyrskip.inference.limits import Limits
-from pyrskip.inference.serve import create_app
 from pyrskip.models.native import NativeModel
+from pyrskip.serving.batcher import Batcher, BusyError
+from pyrskip.serving.limits import Limits
+from pyrskip.serving.serve import create_app
 from tests.models import TEXTS
 
 LIMITS = Limits(batch=4, waiting=6, timeout=600.0, max_bytes=50_000)
@@ -163,6 +163,19 @@ def test_a_body_far_too_large_is_not_read(client: TestClient) -> None:
     assert refused.status_code == 413
 
 
+def test_a_service_with_a_key_asks_for_it(engine: Engine) -> None:
+    with TestClient(create_app(engine, replace(LIMITS, key="secret"))) as client:
+        for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": "secret"}):
+            refused = client.post("/answer", json=GOOD, headers=headers)
+            assert refused.status_code == 401
+            assert "does not bear this service's key" in refused.json()["error"]
+        assert client.get("/metrics").status_code == 401
+        assert client.get("/health").status_code == 200
+        assert (
+            client.post("/answer", json=GOOD, headers={"Authorization": "Bearer secret"}).status_code == 200
+        )
+
+
 def test_other_paths_and_methods_are_told(client: TestClient) -> None:
     assert client.get("/answer").status_code == 405
     assert client.post("/nothing").status_code == 404
@@ -188,7 +201,9 @@ def test_requests_are_run_together_and_answered_apart(slow: SlowEngine) -> None:
     async def both() -> list[Any]:
         async with running(slow) as batcher:
             batcher.observe = lambda n, seconds: sizes.append(n)
-            futures = [batcher.submit(ask(text), answer=i % 2 == 0) for i, text in enumerate((*TEXTS, ""))]
+            runs = [slow.answer_rows if i % 2 == 0 else slow.select_rows for i in range(len(TEXTS) + 1)]
+            asked = zip((*TEXTS, ""), runs, strict=True)
+            futures = [batcher.submit(ask(text), run) for text, run in asked]
             return await asyncio.gather(*futures, return_exceptions=True)
 
     *good, bad = asyncio.run(both())
@@ -205,7 +220,7 @@ def test_a_request_that_breaks_the_engine_breaks_alone(slow: SlowEngine) -> None
 
     async def three() -> list[Any]:
         async with running(slow) as batcher:
-            futures = [batcher.submit(ask(text), answer=True) for text in (TEXTS[0], "break", TEXTS[1])]
+            futures = [batcher.submit(ask(text), slow.answer_rows) for text in (TEXTS[0], "break", TEXTS[1])]
             return await asyncio.gather(*futures, return_exceptions=True)
 
     first, broken, last = asyncio.run(three())
@@ -229,7 +244,7 @@ def test_more_than_may_wait_are_told_so(slow: SlowEngine) -> None:
         async with running(slow, waiting=3) as batcher:
             for _ in range(5):
                 try:
-                    batcher.submit(ask(), answer=False)
+                    batcher.submit(ask(), slow.select_rows)
                 except BusyError:
                     refused += 1
         return refused
@@ -244,7 +259,7 @@ def test_a_request_that_was_given_up_is_never_computed(slow: SlowEngine) -> None
     async def give_up() -> None:
         async with running(slow, most=1) as batcher:
             batcher.observe = lambda n, seconds: ran.append(n)
-            first, second = (batcher.submit(ask(), answer=False) for _ in range(2))
+            first, second = (batcher.submit(ask(), slow.select_rows) for _ in range(2))
             await asyncio.to_thread(slow.entered.wait)
             second.cancel()
             slow.free.set()
@@ -257,9 +272,9 @@ def test_a_request_that_was_given_up_is_never_computed(slow: SlowEngine) -> None
 def test_closing_answers_what_waits_and_takes_nothing_new(slow: SlowEngine) -> None:
     async def close() -> list[Any]:
         async with running(slow) as batcher:
-            futures = [batcher.submit(ask(), answer=True) for _ in range(5)]
+            futures = [batcher.submit(ask(), slow.answer_rows) for _ in range(5)]
         with pytest.raises(BusyError):
-            batcher.submit(ask(), answer=True)
+            batcher.submit(ask(), slow.answer_rows)
         return [future.result() for future in futures]
 
     assert len(asyncio.run(close())) == 5

@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+import pyrskip
+from pyrskip.cli import main
 from pyrskip.config import Config
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import DataConfig, prepare
@@ -24,6 +27,7 @@ from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.gated import Gated
 from pyrskip.gates import load_gate
+from pyrskip.inference import GateAlone
 from pyrskip.models.tiers import GatedModel
 from pyrskip.models.tiles import crops
 from pyrskip.models.vlm.hf import HfConfig, HfVlm
@@ -207,6 +211,30 @@ def test_every_distinct_decision_is_asked_of_a_server_once(
     # no picture: the same of questions on several images
     texts = {q.text for split in samples.values() for s in split for q in s.questions}
     assert len(texts) <= rolled.count(0) <= questions
+
+
+@pytest.mark.slow
+def test_the_gate_of_a_served_model_is_exported_alone(
+    asked: Path, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = len(server.requests)
+    main(["export", f"run={asked}", f"out={tmp_path / 'out'}"])
+    assert "0 differ" in capsys.readouterr().err
+    assert not any(server.pictures()[requests:]), "what is asked about pictures is how many tokens they have"
+    gate = pyrskip.load(tmp_path / "out", "onnx")
+    assert isinstance(gate, GateAlone)
+    data = ShardDataset(asked / "data", "test", PYRAMID.size)
+    sample = data[0]
+    assert sample is not None
+    sent = gate.decide(Image.fromarray(sample.image.permute(1, 2, 0).numpy()), sample.questions[0].text)
+    assert sent.pictures[0].size == (16, 16) and sent.selection.tokens == sum(sent.selection.tiles)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "gate = pyrskip.load" in card and "remote looker" in card and "{" not in card.split("```json")[0]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [p["backend"] for p in metrics["parity"]] == ["onnx", "torch"]
+    with pytest.raises(SystemExit):
+        main(["export", f"run={asked}", f"out={tmp_path / 'native'}", "native=true"])
+    assert "a gate alone has no compiled code" in capsys.readouterr().err
 
 
 # an image's questions and decisions are one call

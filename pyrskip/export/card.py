@@ -7,18 +7,18 @@ from typing import Any
 from pyrskip.config import Config, to_plain
 from pyrskip.evaluation.guarantee import said
 from pyrskip.evaluation.worth import said as worth_said
-from pyrskip.export.parity import Parity
 
 # sections of the run's config that made the weights
 TRAINED_BY = ("data", "pyramid", "vision", "text", "language", "flex", "budget", "gate", "rule", "reward")
 
-TEMPLATE = """---
+HEAD = """---
 library_name: pyrskip
 pipeline_tag: visual-question-answering
 tags: [pyrskip, skip-gate, image-pyramid]
 ---
 
-# {name}: a skip gate and the model that it decides for
+"""
+WHOLE = """# {name}: a skip gate and the model that it decides for
 
 From the question and a glance of {glance} px, the gate (`{gate}`, policy `{policy}`) decides which levels of
 an image pyramid of {size} px and {levels} levels are encoded, before any of their pixels are. The price is
@@ -31,7 +31,23 @@ model = pyrskip.load("path/to/this/export", backend="onnx")
 answer = model.answer("image.png", "a question", price={price})
 print(answer.text, answer.selection.levels, answer.selection.cost)
 ```
+"""
+ALONE = """# {name}: a skip gate for a model that runs elsewhere
 
+From the question and a glance of {glance} px, the gate (`{gate}`, policy `{policy}`) decides which levels of
+an image pyramid of {size} px and {levels} levels are sent to the model that answers. It was trained for
+`{outside}`, whose tokens and FLOPs it counts by rules in config.json. The price is the dial: what relative
+cost 1, the mean full pyramid, is worth in score. Default: {price}.
+
+```python
+import pyrskip
+
+gate = pyrskip.load("path/to/this/export", backend="onnx")
+sent = gate.decide("image.png", "a question", price={price})
+print(sent.pictures, sent.selection.tokens, sent.saved)
+```
+"""
+FRONTIER = """
 ## Accuracy against cost
 
 The test split of `{source}`. Cost is FLOPs of everything that runs, the gate included, over the mean
@@ -40,18 +56,20 @@ full pyramid's.
 | method | price | accuracy | 95% interval | cost | over the model without a gate | visual tokens |
 |---|---|---|---|---|---|---|
 {frontier}
-
+"""
+SAFE = """
 ## Is the gate worth having?
 
 {worth}
 
 `model.answer(..., price=..., safe=True)` plays the gate at prices where the held-out images tell that it is
 above the hull of fixed selections, and the best of those at the others. This gate decides at {played}.
-
+"""
+REST = """
 ## What is guaranteed
 
 Shares of the full pyramid's score, on an image that is drawn anew as the data's were and a question that is
-drawn from those on it. Each line is for itself; `model.answer(..., retention=...)` takes what is guaranteed.
+drawn from those on it. Each line is for itself; `{takes}(..., retention=...)` takes what is guaranteed.
 
 {guarantees}
 
@@ -63,8 +81,7 @@ Checked on the whole test split before this was written; an export that differs 
 
 ## How it was trained
 
-Gate seed {seed}, by the rule `{rule}`. Stages: data, flex, rollouts, gate, frontier. The config that
-made the weights:
+Gate seed {seed}, by the rule `{rule}`. The config that made the weights:
 
 ```json
 {config}
@@ -73,29 +90,47 @@ made the weights:
 ## Limits
 
 * Accuracy and cost are those of the split above; on other images and questions they must be measured.
-* Images are shrunk to {size} px a side, questions hold at most {words} tokens (longer ones are cut,
-  options never), answers at most {answer}.
+* {reads}
 * Checksums tell damage and changes, not who made the files.
 """
+READS_WHOLE = """\
+Images are shrunk to {size} px a side, questions hold at most {words} tokens (longer ones are cut,
+  options never), answers at most {answer}."""
+READS_ALONE = """\
+The gate reads a question's last {words} tokens. Another model than `{outside}` gives other tokens and
+  answers: the numbers above are not its own."""
 
-METHODS = ("full", "reference", "gate", "gate:safe")
+METHODS = ("full", "reference", "gate")
 
 
 def card(
     config: Config,
     plain: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
-    parity: Sequence[Parity],
+    parity: Sequence[object],
     seed: int,
     told: Mapping[str, Any],
 ) -> str:
-    """README.md. plain: config.json; rows: the frontier's, of this seed and of methods without one; told:
-    summary.json."""
-    whole = to_plain(config)
-    pyramid = plain["pyramid"]
+    """README.md. plain: config.json; parity: what the checks found, each a line; rows: the frontier's, of
+    this seed and of methods without one; told: summary.json."""
+    sections = to_plain(config)
+    pyramid, outside = plain["pyramid"], plain.get("outside")
     levels = len(pyramid["grid"])
-    return TEMPLATE.format(
+    reads = (
+        READS_ALONE.format(words=plain["query"]["max_words"], outside=outside["name"])
+        if outside
+        else READS_WHOLE.format(
+            size=pyramid["size"], words=plain["language"]["max_words"], answer=plain["language"]["max_answer"]
+        )
+    )
+    trained_by = [key for key in TRAINED_BY if not outside or key not in ("language", "flex")]
+    safe = plain["prices"]["safe"]
+    methods = METHODS if safe is None else (*METHODS, "gate:safe")
+    return (HEAD + (ALONE if outside else WHOLE) + FRONTIER + ("" if safe is None else SAFE) + REST).format(
         name=config.name,
+        outside=outside and outside["name"],
+        takes="gate.decide" if outside else "model.answer",
+        reads=reads,
         glance=pyramid["size"] >> (levels - 1),
         gate=plain["gate"]["gate"]["name"],
         policy=plain["gate"]["gate"]["policy"],
@@ -105,12 +140,12 @@ def card(
         source=config.data.source,
         frontier="\n".join(
             _line(row)
-            for method in METHODS
+            for method in methods
             for row in rows
             if row["method"] == method and row["split"] == "test"
         ),
-        worth=worth_said(told["worth"]) + ".",
-        played=_ranges(plain["prices"]["safe"]["gate"]),
+        worth=safe and worth_said(told["worth"]) + ".",
+        played=safe and _ranges(safe["gate"]),
         guarantees="\n".join(
             f"* {of['guarantee']['asked']:.4g}: {said([of['guarantee']])}. Price {of['price']:g}, kept on "
             f"test: {_share(of['guarantee']['kept_on_test'])}."
@@ -121,9 +156,7 @@ def card(
         parity="\n".join(f"* {result}" for result in parity),
         seed=seed,
         rule=config.rule.name,
-        config=json.dumps({key: whole[key] for key in TRAINED_BY}, indent=1),
-        words=plain["language"]["max_words"],
-        answer=plain["language"]["max_answer"],
+        config=json.dumps({key: sections[key] for key in trained_by}, indent=1),
     )
 
 

@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from onnx.helper import make_tensor
@@ -22,11 +22,15 @@ from torch.onnx import ONNXProgram
 from pyrskip.errors import UserError
 from pyrskip.gates.gate import Gate
 from pyrskip.inference.bundle import FIXED, STATE, signal_graph
-from pyrskip.inference.modules import parts_of
+from pyrskip.inference.modules import Sight, alone_parts_of, parts_of
+from pyrskip.inference.outside import Outside
 from pyrskip.models.native import NativeModel
 from pyrskip.models.text import MiniLmText
+from pyrskip.models.tiers import GatedModel
 from pyrskip.signals import signals_of
 
+Example = tuple[dict[str, Any], dict[str, Any]]
+"""Inputs of a graph by name, and which of their dimensions vary."""
 OUTPUTS = {
     "gate": ("outputs", "asked", "pooled", "flops", "probability"),
     FIXED: ("asked", "pooled", "flops"),
@@ -35,6 +39,7 @@ OUTPUTS = {
     "prefill": ("logits", *STATE),
     "decode": ("logits", "longer_real", "longer_keys", "longer_values"),
 }
+OUTPUTS_ALONE = OUTPUTS | {"gate": ("outputs", "keep", "flops", "probability")}
 
 
 def trace(
@@ -45,10 +50,29 @@ def trace(
     Raises UserError for a part that cannot be traced, such as a backbone of one image size.
     """
     parts = parts_of(model, gate, unit)
+    return _traced(parts, _examples(model, gate, parts), list(parts) if graphs is None else graphs)
+
+
+def trace_alone(sight: Sight, gate: Gate, outside: Outside, unit: float) -> dict[str, ExportedProgram]:
+    """As `trace`, of a gate without a model."""
+    parts = alone_parts_of(sight, gate, outside, unit)
+    glance = sight.pyramid.side(sight.pyramid.levels - 1) // sight.vision.stride
+    decides = _deciding_examples(
+        cast(GatedModel, sight), gate, glance, Dim("words", max=sight.text.max_words)
+    )
+    tokens = {"tokens": torch.ones(3, gate.layout.tiles, dtype=torch.int64)}
+    inputs, varying = decides["gate"]
+    decides["gate"] = inputs | tokens, varying | {"tokens": {0: varying["price"][0]}}
+    examples = {**decides, "vision": _vision_example(sight.vision.stride, varying["price"][0])}
+    return _traced(parts, examples, list(parts))
+
+
+def _traced(
+    parts: dict[str, nn.Module], examples: Mapping[str, Example], graphs: Sequence[str]
+) -> dict[str, ExportedProgram]:
     parts["vision"] = _with_fixed_padding(parts["vision"])
     programs = {}
-    examples = _examples(model, gate, parts)
-    for name in parts if graphs is None else graphs:
+    for name in graphs:
         example, varying = examples[name]
         try:
             with torch.no_grad():
@@ -61,13 +85,15 @@ def trace(
     return programs
 
 
-def write_onnx(programs: dict[str, ExportedProgram], directory: Path) -> None:
-    """`directory`/<graph>.onnx, each one file."""
+def write_onnx(
+    programs: dict[str, ExportedProgram], directory: Path, outputs: Mapping[str, Sequence[str]] = OUTPUTS
+) -> None:
+    """`directory`/<graph>.onnx, each one file. outputs: their names, of a graph that has names for them."""
     directory.mkdir(parents=True)
     for name, program in programs.items():
         count = len(program.graph_signature.user_outputs)
-        outputs = OUTPUTS.get(name, tuple(f"tensor_{i}" for i in range(count)))
-        to_onnx(program, outputs[:count]).save(directory / f"{name}.onnx")
+        named = outputs.get(name, tuple(f"tensor_{i}" for i in range(count)))
+        to_onnx(program, named[:count]).save(directory / f"{name}.onnx")
 
 
 def to_onnx(program: ExportedProgram, outputs: Sequence[str]) -> ONNXProgram:
@@ -98,26 +124,46 @@ def write_native(programs: dict[str, ExportedProgram], directory: Path) -> None:
         torch._inductor.aoti_compile_and_package(program, package_path=str(directory / f"{name}.pt2"))
 
 
+def _question() -> dict[str, torch.Tensor]:
+    return {"ids": torch.full((3, 5), 2), "mask": torch.ones(3, 5, dtype=torch.bool)}
+
+
+def _tiled(tiles: int) -> dict[str, torch.Tensor]:
+    """What decisions cost by."""
+    return {
+        "cells": torch.ones(3, tiles, 2, dtype=torch.int64),
+        "encode": torch.rand(3, tiles, dtype=torch.float64),
+        "words": torch.ones(3, dtype=torch.int64),
+    }
+
+
+def _fixed_example(tiles: int, batch: Dim) -> Example:
+    inputs = {"action": torch.zeros(3, dtype=torch.int64), **_tiled(tiles)}
+    return inputs, {name: {0: batch} for name in inputs}
+
+
+def _vision_example(stride: int, batch: Dim) -> Example:
+    rows, columns = Dim("rows"), Dim("columns")
+    return (
+        {"pixels": torch.rand(3, 3, 2 * stride, 3 * stride)},
+        {"pixels": {0: batch, 2: stride * rows, 3: stride * columns}},
+    )
+
+
 @torch.no_grad()
-def _examples(
-    model: NativeModel, gate: Gate, parts: Mapping[str, nn.Module]
-) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Inputs of each graph by name, and which of their dimensions vary. The numbers themselves do not
-    matter."""
-    layout, language, stride = gate.layout, model.config.language, model.vision.stride
-    side = model.pyramid.side(model.pyramid.levels - 1)
-    cells = side // stride
-    batch, words = Dim("batch"), Dim("words", max=language.max_words)
-    tokens, past, memory, rows, columns = map(Dim, ("tokens", "past", "memory", "rows", "columns"))
-    question = {"ids": torch.full((3, 5), 2), "mask": torch.ones(3, 5, dtype=torch.bool)}
-    query_words = Dim("words", max=model.text.max_words) if isinstance(model.text, MiniLmText) else words
+def _deciding_examples(
+    model: GatedModel, gate: Gate, cells: int, query_words: Dim, vocabulary: int = 0
+) -> dict[str, Example]:
+    """Of the signals' graphs, and of what the gate's reads in every kind of export. The numbers themselves do
+    not matter. cells: a side of the glance's map; vocabulary: of the language model, where it is there."""
+    layout, side, batch = gate.layout, cells * model.vision.stride, Dim("batch")
     sources = {
-        "question": tuple(question.values()),
+        "question": tuple(_question().values()),
         "glance": (torch.rand(3, model.vision.channels, cells, cells), _whole(cells)),
         "pixels": (torch.rand(3, 3, side, side), _whole(side)),
-        "first_token": (torch.rand(3, model.language.embed.num_embeddings),),
+        "first_token": (torch.rand(3, vocabulary),),
     }
-    signals: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    signals: dict[str, Example] = {}
     seen: dict[str, torch.Tensor] = {}
     of_seen: dict[str, dict[int, Dim]] = {}
     for name, signal in signals_of(model, gate.config.needs).items():
@@ -130,24 +176,28 @@ def _examples(
             tensor: {0: batch, **{i: query_words for i, size in enumerate(shape, 1) if size is None}}
             for tensor, shape in signal.shapes.items()
         }
-    tiled = {
-        "cells": torch.ones(3, layout.tiles, 2, dtype=torch.int64),
-        "encode": torch.rand(3, layout.tiles, dtype=torch.float64),
-        "words": torch.ones(3, dtype=torch.int64),
+    tiled = _tiled(layout.tiles) | {"price": torch.rand(3), "max_tokens": torch.ones(3, dtype=torch.int64)}
+    return signals | {
+        "gate": ({"signals": seen, **tiled}, {"signals": of_seen, **{name: {0: batch} for name in tiled}})
     }
-    fixed = {"action": torch.zeros(3, dtype=torch.int64), **tiled}
-    tiled |= {"price": torch.rand(3), "max_tokens": torch.ones(3, dtype=torch.int64)}
+
+
+@torch.no_grad()
+def _examples(model: NativeModel, gate: Gate, parts: Mapping[str, nn.Module]) -> dict[str, Example]:
+    """Of every graph of an export that holds its model."""
+    language = model.config.language
+    batch, words = Dim("batch"), Dim("words", max=language.max_words)
+    tokens, past, memory = map(Dim, ("tokens", "past", "memory"))
+    question = _question()
+    query_words = Dim("words", max=model.text.max_words) if isinstance(model.text, MiniLmText) else words
+    cells = model.pyramid.side(model.pyramid.levels - 1) // model.vision.stride
     prompt = {"visual": torch.rand(3, 7, language.width), **question}
     state = dict(zip(STATE, parts["prefill"](**prompt)[1:], strict=False))
     of_state = {name: {1: batch, 3: memory if name.startswith("memory") else past} for name in state}
     return {
-        **signals,
-        "gate": ({"signals": seen, **tiled}, {"signals": of_seen, **{name: {0: batch} for name in tiled}}),
-        FIXED: (fixed, {name: {0: batch} for name in fixed}),
-        "vision": (
-            {"pixels": torch.rand(3, 3, 2 * stride, 3 * stride)},
-            {"pixels": {0: batch, 2: stride * rows, 3: stride * columns}},
-        ),
+        **_deciding_examples(model, gate, cells, query_words, model.language.embed.num_embeddings),
+        FIXED: _fixed_example(gate.layout.tiles, batch),
+        "vision": _vision_example(model.vision.stride, batch),
         "projector": (
             {
                 "features": torch.rand(3, 7, model.vision.channels),

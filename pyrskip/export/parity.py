@@ -4,9 +4,8 @@ Both answer by `pyrskip.answering.answer`. Axes: B questions, T tiles, V vocabul
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError
 from pyrskip.gated import Gated
 from pyrskip.gates.gate import Gate
-from pyrskip.inference.engine import UNLIMITED, Decisions, Engine
+from pyrskip.inference.decider import UNLIMITED, Decisions
+from pyrskip.inference.engine import Engine
 from pyrskip.metrics import score
 from pyrskip.models.native import NativeModel
 from pyrskip.sample import Batch, Sample
@@ -95,7 +95,7 @@ def check(
     """
     limit = max(1, int(model.pyramid.capacity(torch.full((1, 2), model.pyramid.size)).sum()) // 4)
     sums = {name: _Sums() for name in engines}
-    for samples in _chunks(data):
+    for samples in chunks(data):
         batch = Batch.collate(samples, model.pyramid.size)
         reference = _reference(model, Gated(model, gate, unit, price), batch, prices, limit)
         for name, engine in engines.items():
@@ -105,10 +105,6 @@ def check(
         if not result.holds:
             raise UserError(f"the export is not the model, nothing was written: {result}")
     return results
-
-
-def as_plain(results: Sequence[Parity]) -> list[dict[str, Any]]:
-    return [asdict(result) for result in results]
 
 
 @dataclass(frozen=True)
@@ -219,7 +215,7 @@ def _total(name: str, sums: _Sums, prices: Sequence[float], price: float, limit:
     )
 
 
-def _chunks(data: ShardDataset) -> Iterator[list[Sample]]:
+def chunks(data: ShardDataset) -> Iterator[list[Sample]]:
     for start in range(0, len(data), IMAGES):
         samples = [data[i] for i in range(start, min(start + IMAGES, len(data)))]
         readable = [sample for sample in samples if sample is not None]

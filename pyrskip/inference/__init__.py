@@ -5,12 +5,25 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from pyrskip.errors import UserError, unknown_name
+from pyrskip.inference.alone import GateAlone, OutsideDecider, Replacement
 from pyrskip.inference.backends import OnnxBackend
 from pyrskip.inference.bundle import CHECKSUMS, file_digest, read_bundle
-from pyrskip.inference.engine import Answer, Backend, Engine, Request, Selection
+from pyrskip.inference.decider import Backend, Request, Selection
+from pyrskip.inference.engine import Answer, Engine
 from pyrskip.inference.hub import fetch
+from pyrskip.inference.outside import Outside
 
-__all__ = ["BACKENDS", "Answer", "Engine", "Request", "Selection", "load"]
+__all__ = [
+    "BACKENDS",
+    "Answer",
+    "Engine",
+    "GateAlone",
+    "Replacement",
+    "Request",
+    "Selection",
+    "load",
+    "load_engine",
+]
 
 BACKENDS = ("torch", "onnx")
 
@@ -22,8 +35,9 @@ def load(
     allow_native: bool = False,
     threads: int | None = None,
     revision: str | None = None,
-) -> Engine:
-    """An export, ready to select and to answer.
+) -> Engine | GateAlone:
+    """An export: an Engine, ready to select and to answer; or a GateAlone, ready to decide for a model that
+    runs elsewhere.
 
     source: a directory that `pyrskip export` made, or a hub id such as 'someone/gate' (with its revision).
     backend: 'torch', or 'onnx', which needs onnxruntime and no torch. threads: of one operator, with 'onnx'.
@@ -39,7 +53,7 @@ def load(
         raise UserError(f"allow_native=True is for backend='torch'; backend={backend!r} has no compiled code")
     directory = fetch(str(source), revision, native=allow_native)
     spec = read_bundle(directory, native=allow_native)
-    tokenizer = _tokenizer(directory / "tokenizer.json")
+    tokenizer = _tokenizer(directory / "tokenizer.json") if spec.tokenized else None
     query_tokenizer = None
     if spec.own_query:
         query_tokenizer = _tokenizer(directory / "query" / "tokenizer.json")
@@ -54,7 +68,23 @@ def load(
         except ImportError as error:
             raise UserError("backend='torch' needs torch and timm: pip install 'pyrskip[torch]'") from error
         run = TorchBackend(directory, spec, tokenizer, allow_native)
-    return Engine(spec, tokenizer, query_tokenizer, run, file_digest(directory / CHECKSUMS))
+    digest = file_digest(directory / CHECKSUMS)
+    if isinstance(spec.answerer, Outside):
+        assert query_tokenizer is not None
+        return GateAlone(OutsideDecider(spec, tokenizer, query_tokenizer, run, digest))
+    assert tokenizer is not None
+    return Engine(spec, tokenizer, query_tokenizer, run, digest)
+
+
+def load_engine(source: str, backend: str, threads: int | None) -> Engine:
+    """An export that holds its model. Raises UserError as `load` does, and for a gate alone."""
+    loaded = load(source, backend, threads=threads)
+    if isinstance(loaded, GateAlone):
+        raise UserError(
+            f"model={source} is a gate alone, and the model that answers runs elsewhere; allowed: an export "
+            "that holds its model, or pyrskip gateway bundle=..."
+        )
+    return loaded
 
 
 def _tokenizer(path: Path) -> Tokenizer:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyrskip.errors import UserError
-from pyrskip.inference.engine import Array, Arrays, Inputs
+from pyrskip.inference.decider import Array, Arrays, Inputs
 
 
 class OnnxBackend:

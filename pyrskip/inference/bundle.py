@@ -1,11 +1,16 @@
 """An export on disk: what its files are called, what config.json says, and that nothing in it was changed.
 
-config.json            names from registries, sizes, preprocessing, costs, prices; never an import path
+There are two kinds: a gate with the native model that it decides for, `whole`; and a `gate` alone, for a
+model that runs elsewhere.
+
+config.json            its kind, names from registries, sizes, preprocessing, costs, prices; never an import
+                       path
 model.safetensors      the model's weights under model., the gate's under gate.
-tokenizer.json         of the language model
+tokenizer.json         of the language model; of a gate alone only where its model's tokens are counted by it
 query/                 weights and tokenizer of the question encoder, where that is a model of its own
-onnx/<graph>.onnx      gate, vision, projector, prefill, decode, and signal-<name> for each signal that the
-                       gate reads and that is more than its source; fixed: listed actions without a gate
+onnx/<graph>.onnx      gate, vision, and signal-<name> for each signal that the gate reads and that is more
+                       than its source; where the model is in it, projector, prefill, decode and fixed: listed
+                       actions without a gate
 native/<graph>.pt2     compiled code, only where it was asked for; never read unless the caller allows it
 README.md              model card;  metrics.json  the frontier and the parity check
 checksums.json         SHA-256 of every other file
@@ -20,15 +25,18 @@ from pathlib import Path
 from typing import Any
 
 from pyrskip.errors import UserError
+from pyrskip.inference.outside import Outside
 from pyrskip.inference.safe import Safe
 from pyrskip.pyramid import Pyramid
 
 FORMAT = "pyrskip-export"
 VERSION = 1
-GRAPHS = ("gate", "vision", "projector", "prefill", "decode")
-"""Of every export, beside those of signals."""
+DECIDES = ("gate", "vision")
+GRAPHS = (*DECIDES, "projector", "prefill", "decode")
+"""Of an export that holds a model, beside those of signals; DECIDES: of a gate alone."""
 FIXED = "fixed"
 """The graph of listed actions that are played in place of the gate's decisions."""
+KINDS = ("whole", "gate")
 SOURCES = ("question", "glance", "pixels", "first_token")
 """What an engine has for signals to be computed from: see pyrskip.signals."""
 STATE = ("real", "keys", "values", "memory_keys", "memory_values")
@@ -42,7 +50,7 @@ CHECKSUMS = "checksums.json"
 @dataclass(frozen=True)
 class Costs:
     """gate: FLOPs of a decision, its signals' included; unit: FLOPs of relative cost 1; encode: (rows,
-    columns) of a tile's map -> FLOPs of encoding it, 2 a multiply-add."""
+    columns) of a tile's map -> FLOPs of encoding it, 2 a multiply-add; none of a gate alone."""
 
     gate: float
     unit: float
@@ -94,25 +102,39 @@ class SignalSpec:
 
 
 @dataclass(frozen=True)
+class Language:
+    """Of the language model of an export that holds it: most tokens of a question and of an answer, and the
+    token that ends one."""
+
+    max_words: int
+    max_answer: int
+    end: int
+
+
+@dataclass(frozen=True)
 class Spec:
     """config.json, checked. signals: by name. query_words: most tokens of a question that the query encoder
-    takes."""
+    takes. answerer: the language model, or what is known of the model that a gate alone decides for."""
 
     pyramid: Pyramid
     signals: Mapping[str, SignalSpec]
     costs: Costs
     prices: Prices
-    max_words: int
-    max_answer: int
-    end: int
+    answerer: Language | Outside
     query_words: int
     own_query: bool
     plain: dict[str, Any]
 
     @property
     def graphs(self) -> tuple[str, ...]:
+        own = DECIDES if isinstance(self.answerer, Outside) else GRAPHS
         fixed = () if self.prices.safe is None else (FIXED,)
-        return (*(of.graph for of in self.signals.values() if of.graph), *GRAPHS, *fixed)
+        return (*(of.graph for of in self.signals.values() if of.graph), *own, *fixed)
+
+    @property
+    def tokenized(self) -> bool:
+        """Whether tokens of questions are counted by the answering model's tokenizer."""
+        return not isinstance(self.answerer, Outside) or self.answerer.prompt.tokenized
 
     def action(self, name: str) -> int:
         """The number of a listed action. Raises ValueError where none is called so."""
@@ -131,7 +153,18 @@ class Spec:
                 f"config.json has format_version={version!r}, made by pyrskip "
                 f"{plain.get('pyrskip_version')}; this pyrskip reads 1 to {VERSION}: upgrade it"
             )
-        cost, language, sizes, prices = (plain[key] for key in ("cost", "language", "pyramid", "prices"))
+        kind = plain.get("kind", "whole")
+        if kind not in KINDS:
+            raise ValueError(f"kind={kind!r} is none of {', '.join(KINDS)}")
+        cost, sizes, prices = (plain[key] for key in ("cost", "pyramid", "prices"))
+        answerer: Language | Outside
+        if kind == "gate":
+            answerer = Outside.parse(plain["outside"])
+            if plain["query"]["name"] == "embedding":
+                raise ValueError("query.name='embedding' is of a model that is in the export")
+        else:
+            language = plain["language"]
+            answerer = Language(int(language["max_words"]), int(language["max_answer"]), int(language["end"]))
         grid = tuple(int(g) for g in sizes["grid"])
         pyramid = Pyramid(int(sizes["size"]), len(grid), int(sizes["stride"]), grid)
         high = math.inf if prices["high"] is None else float(prices["high"])
@@ -145,7 +178,7 @@ class Spec:
             costs=Costs(
                 gate=float(cost["gate"]),
                 unit=float(cost["full_pyramid"]),
-                encode={(int(r), int(c)): float(flops) for r, c, flops in cost["encode"]},
+                encode={(int(r), int(c)): float(flops) for r, c, flops in cost.get("encode", ())},
             ),
             prices=Prices(
                 float(prices["low"]),
@@ -154,9 +187,7 @@ class Spec:
                 tuple(Guaranteed(**of) for of in prices.get("guaranteed", ())),
                 None if safe is None else Safe.parse(safe),
             ),
-            max_words=int(language["max_words"]),
-            max_answer=int(language["max_answer"]),
-            end=int(language["end"]),
+            answerer=answerer,
             query_words=int(plain["query"]["max_words"]),
             own_query=plain["query"]["name"] != "embedding",
             plain=plain,
@@ -185,8 +216,9 @@ def read_bundle(directory: Path, native: bool = False) -> Spec:
         raise UserError(
             f"{directory}/config.json cannot be read ({type(error).__name__}: {error}); export again"
         ) from error
-    for graph in spec.graphs:
-        _check_listed(f"onnx/{graph}.onnx", listed, directory)
+    tokenizer = ("tokenizer.json",) if spec.tokenized else ()
+    for name in (*tokenizer, *(f"onnx/{graph}.onnx" for graph in spec.graphs)):
+        _check_listed(name, listed, directory)
     return spec
 
 
@@ -216,7 +248,7 @@ def _check_files(directory: Path, native: bool) -> dict[str, str]:
             raise UserError(
                 f"{path} is not the file that was exported (its SHA-256 differs); export or download it again"
             )
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+    for name in ("config.json", "model.safetensors"):
         _check_listed(name, sums, directory)
     return sums
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pyrskip.errors import UserError
-from pyrskip.inference.engine import Request
+from pyrskip.inference.decider import Request
 from pyrskip.inference.images import is_image
 from pyrskip.picture import EXTENSIONS, FORMATS
 

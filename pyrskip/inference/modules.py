@@ -1,12 +1,13 @@
-"""The parts of a model and its gate, one torch module a graph: what an export traces and what backend='torch'
-runs.
+"""The parts of a model and its gate, or of a gate alone, one torch module a graph: what an export traces and
+what backend='torch' runs.
 
 Axes: B questions, W words, U tiles, C channels, h x w cells, T tiles, S actions, N visual tokens, D width,
 K keys, V vocabulary, L layers, H heads.
 """
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,17 @@ from torch import Tensor, nn
 from pyrskip.decision import Candidates, realise
 from pyrskip.gates.gate import Gate
 from pyrskip.inference.bundle import FIXED, signal_graph
+from pyrskip.inference.outside import Outside
 from pyrskip.models.language import Cache, Decoder, Visual
 from pyrskip.models.native import NativeModel
 from pyrskip.models.projector import Projector
+from pyrskip.models.text import MiniLmText
+from pyrskip.models.tiers import GatedModel
 from pyrskip.models.vision import VisionEncoder
 from pyrskip.observation import Observation
+from pyrskip.policies import Policy
+from pyrskip.policies.bernoulli import BernoulliPolicy
+from pyrskip.pyramid import Pyramid
 from pyrskip.signals import Signal, signals_of
 
 
@@ -88,6 +95,71 @@ class FixedPart(nn.Module):
         asked = tokens.gather(1, action[:, None, None].expand(-1, 1, tokens.shape[-1])).squeeze(1)
         pooled = realise(asked, cells)
         return asked, pooled, self.flops_of(pooled.prod(-1), encode, words)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the gate of a served model looks through, without the model: enough for its signals."""
+
+    sources: ClassVar[frozenset[str]] = frozenset({"question", "glance", "pixels"})
+    pyramid: Pyramid
+    vision: VisionEncoder
+    text: MiniLmText
+
+
+class GateAlonePart(nn.Module):
+    """The gate, its policy and what decisions cost a model that gives every tile its own number of tokens."""
+
+    def __init__(self, gate: Gate, outside: Outside, unit: float) -> None:
+        super().__init__()
+        self.gate, self.context, self.unit = gate, outside.context, unit
+        self.complete = gate.layout.actions.complete  # as in GatePart
+
+    def forward(
+        self,
+        signals: dict[str, Tensor],
+        cells: Tensor,
+        tokens: Tensor,
+        encode: Tensor,
+        words: Tensor,
+        price: Tensor,
+        max_tokens: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """tokens [B, T] int64 that each tile gives where it is kept; the rest as GatePart's.
+
+        -> the gate's raw outputs [B, ...] and, of the mode: which tiles are kept [B, T] bool, FLOPs of the
+        answer [B] float64, probability [B].
+        """
+        layout = self.gate.layout
+        capacity = cells.prod(-1)
+        candidates = Candidates(layout.actions.tokens(capacity, layout.budget))
+        cost = (
+            self._flops(candidates.tokens > 0, tokens[:, None], encode[:, None], words[:, None])
+        ) / self.unit
+        seen = Observation(signals, capacity, cost.float(), price, candidates=candidates)
+        outputs = self.gate(seen)
+        policy = counting(self.gate, seen, outputs, tokens)
+        decision = policy.mode(max_tokens)
+        keep = decision.selection
+        probability = policy.log_prob(decision).exp().clamp(max=1)
+        return outputs, keep, self._flops(keep, tokens, encode, words), probability
+
+    def _flops(self, keep: Tensor, tokens: Tensor, encode: Tensor, words: Tensor) -> Tensor:
+        """[..., T] -> [...] float64."""
+        a, b, c = self.context
+        # onnxruntime sums int64 as floats, which may be too short for FLOPs but not for tokens
+        n = (keep * tokens).sum(-1).double() + words.double()
+        return a + b * n + c * n * n + (keep * encode).sum(-1)
+
+
+def counting(gate: Gate, seen: Observation, outputs: Tensor, tokens: Tensor) -> Policy:
+    """The gate's policy, whose limits count the tokens [B, T] that tiles give in the model that answers."""
+    assert seen.candidates is not None
+    own = Candidates((seen.candidates.tokens > 0) * tokens[:, None])
+    policy = gate.policy(replace(seen, candidates=own), outputs)
+    if isinstance(policy, BernoulliPolicy):  # it lists nothing, and counts tokens by capacity
+        return BernoulliPolicy(policy.logit, tokens, policy.actions, policy.budget)
+    return policy
 
 
 class VisionPart(nn.Module):
@@ -164,9 +236,8 @@ def is_bare(signal: Signal) -> bool:
 
 def parts_of(model: NativeModel, gate: Gate, unit: float) -> dict[str, nn.Module]:
     """Graph name -> module, in evaluation mode. unit: FLOPs of relative cost 1."""
-    signals = signals_of(model, gate.config.needs)
     parts: dict[str, nn.Module] = {
-        **{signal_graph(name): SignalPart(of) for name, of in signals.items() if not is_bare(of)},
+        **_signal_parts(signals_of(model, gate.config.needs)),
         "gate": GatePart(model, gate, unit),
         FIXED: FixedPart(model, gate),
         "vision": VisionPart(model.vision),
@@ -175,3 +246,20 @@ def parts_of(model: NativeModel, gate: Gate, unit: float) -> dict[str, nn.Module
         "decode": DecodePart(model.language),
     }
     return {name: part.eval() for name, part in parts.items()}
+
+
+def alone_parts_of(sight: Sight, gate: Gate, outside: Outside, unit: float) -> dict[str, nn.Module]:
+    """Graph name -> module of a gate alone, as `parts_of`."""
+    signals = signals_of(cast(GatedModel, sight), gate.config.needs)
+    return {
+        name: part.eval()
+        for name, part in (
+            *_signal_parts(signals).items(),
+            ("gate", GateAlonePart(gate, outside, unit)),
+            ("vision", VisionPart(sight.vision)),
+        )
+    }
+
+
+def _signal_parts(signals: Mapping[str, Signal]) -> dict[str, nn.Module]:
+    return {signal_graph(name): SignalPart(of) for name, of in signals.items() if not is_bare(of)}

@@ -18,8 +18,9 @@ from typing import IO, Any
 
 from pyrskip.errors import UserError
 from pyrskip.files import write_whole, writing
-from pyrskip.inference import load
-from pyrskip.inference.engine import Engine, Picture, Prepared
+from pyrskip.inference import load_engine
+from pyrskip.inference.decider import Picture, Prepared
+from pyrskip.inference.engine import Engine
 from pyrskip.inference.keys import Keys
 from pyrskip.inference.lines import DIAL, Key, Line, key_of, read_lines, value_of
 
@@ -53,7 +54,7 @@ def run(given: dict[str, str]) -> None:
         dial["safe"] = True
     model, backend, batch = keys.text("model"), keys.text("backend", "onnx"), keys.whole("batch", default=16)
     lines = read_lines(keys.text("input"), given.get("question"), dial)
-    engine = load(model, backend, threads=keys.whole("threads"))
+    engine = load_engine(model, backend, keys.whole("threads"))
     engine.check_dial(**dial)
     out = Path(given["out"]) if given.get("out") else None
     made_by = {"export": engine.digest[:16], "dial": dial}

@@ -16,18 +16,21 @@ tells nothing before it is sent its images.
 """
 
 import base64
-import io
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from pyrskip.errors import UserError
-from pyrskip.inference.arrays import Floats
-from pyrskip.inference.engine import Engine, Picture, Request, Selection
+from pyrskip.inference.arrays import Floats, Ints
+from pyrskip.inference.decider import Decider, Picture, Request, Selection
 from pyrskip.picture import fitted, fitted_size, mipmaps, seen
+from pyrskip.pyramid import Pyramid
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,13 @@ class Plan:
     size: tuple[int, int]
 
 
-def thumbnail(engine: Engine, image: Image.Image) -> Image.Image:
+def thumbnail(engine: Decider, image: Image.Image) -> Image.Image:
     """The glance of an image: all that `plan` needs of it, beside its size."""
     return _picture(_levels(engine, image)[-1])
 
 
 def plan(
-    engine: Engine,
+    engine: Decider,
     thumbnail: Image.Image,
     size: tuple[int, int],
     question: str,
@@ -92,37 +95,49 @@ def plan(
     picture = Picture(np.array([height, width]), [*[None] * (pyramid.levels - 1), glance])
     rows = [engine.prepared(picture, Request(b"", question, price, max_tokens, retention))]
     decisions = engine.decide(rows, engine.glance(rows))
-    pixels = pyramid.pixels(picture.size[None])[0]
+    made = views_of(pyramid, picture.size, decisions.pooled[0])
+    return Plan(decisions.selections[0], made, (size[0], size[1]))
+
+
+def views_of(pyramid: Pyramid, size: Ints, pooled: Ints) -> tuple[View, ...]:
+    """The views of a decision, coarse to fine and row by row within a level. size [2]: rows and columns of
+    the image on the canvas; pooled [T, 2]: of each tile's map as it is kept, 0 where it is skipped."""
+    pixels = pyramid.pixels(size[None])[0]
     views = []
-    for tile, (rows, columns) in enumerate(decisions.pooled[0].tolist()):
+    for tile, (rows, columns) in enumerate(pooled.tolist()):
         if rows:
             level, *corner, _ = pyramid.places[tile]
             place = np.array(corner) << level, (corner + pixels[tile]) << level
-            (top, left), (bottom, right) = (np.minimum(corner / picture.size, 1).tolist() for corner in place)
+            (top, left), (bottom, right) = (np.minimum(corner / size, 1).tolist() for corner in place)
             tall, wide = np.minimum(pixels[tile], np.array([rows, columns]) * pyramid.stride).tolist()
             views.append(View(level, tile, (left, top, right, bottom), wide, tall))
-    views.sort(key=lambda view: (-view.level, view.tile))
-    return Plan(decisions.selections[0], tuple(views), (size[0], size[1]))
+    return tuple(sorted(views, key=lambda view: (-view.level, view.tile)))
 
 
-def views(engine: Engine, image: Image.Image, plan: Plan) -> list[Image.Image]:
+def views(engine: Decider, image: Image.Image, plan: Plan) -> list[Image.Image]:
     """The images of a plan, cut from the whole image."""
     image = seen(image)
     if image.size != plan.size:
         raise UserError(f"the plan was made for an image of {plan.size} pixels, this one has {image.size}")
-    levels = _levels(engine, image)
+    return cut(engine.spec.pyramid, _levels(engine, image), plan.views)
+
+
+def cut(pyramid: Pyramid, levels: Sequence[Floats | None], views: Sequence[View]) -> list[Image.Image]:
+    """The views' pictures. levels: of the image, [3, h, w] each in 0..1; those of the views are there."""
     result = []
-    for view in plan.views:
-        cut = _picture(engine.spec.pyramid.crop(levels[view.level], view.tile))
+    for view in views:
+        level = levels[view.level]
+        assert level is not None, "a view of a level without pixels is asked for"
+        picture = _picture(pyramid.crop(level, view.tile))
         wanted = (view.width, view.height)
-        result.append(cut if cut.size == wanted else cut.resize(wanted, Image.Resampling.BOX))
+        result.append(picture if picture.size == wanted else picture.resize(wanted, Image.Resampling.BOX))
     return result
 
 
 def chat(pictures: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:
     """Messages for a server of OpenAI's chat interface, such as vLLM's or SGLang's: images as PNG data, then
     the question."""
-    parts = [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures]
+    parts = [{"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in pictures]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
 
 
@@ -132,15 +147,36 @@ def conversation(pictures: Sequence[Image.Image], question: str) -> list[dict[st
     return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
 
 
-def _levels(engine: Engine, image: Image.Image) -> list[Floats]:
+def data_url(picture: Image.Image) -> str:
+    """An RGB picture as PNG in a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(_png(np.asarray(picture))).decode()}"
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    """[h, w, 3] as PNG, every row as differences to the pixel on its left. Pillow tries five filters for each
+    row, which takes twice as long as all of this."""
+    height, width, _ = pixels.shape
+    rows = np.empty((height, 1 + 3 * width), dtype=np.uint8)
+    flat = pixels.reshape(height, -1)
+    rows[:, 0], rows[:, 1:4] = 1, flat[:, :3]
+    np.subtract(flat[:, 3:], flat[:, :-3], out=rows[:, 4:])
+    packed = zlib.compressobj(1, strategy=zlib.Z_RLE)
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
+        b"IDAT": packed.compress(rows.tobytes()) + packed.flush(),
+        b"IEND": b"",
+    }
+    chunks = (struct.pack(">I", len(of)) + kind + of + _sum(kind + of) for kind, of in parts.items())
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def _sum(content: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(content))
+
+
+def _levels(engine: Decider, image: Image.Image) -> list[Floats]:
     return mipmaps(fitted(image, engine.spec.pyramid.size), engine.spec.pyramid.levels)
 
 
 def _picture(level: Floats) -> Image.Image:
     return Image.fromarray((level * 255).round().astype(np.uint8).transpose(1, 2, 0))
-
-
-def _data_url(picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

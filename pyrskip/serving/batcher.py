@@ -5,12 +5,16 @@ Nothing waits for a batch to fill: a lone request runs at once, and under load b
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
-from pyrskip.inference.engine import Answer, Engine, Prepared, Request, Selection
+from pyrskip.inference.decider import Decider, Prepared, Request
+
+Run = Callable[[Sequence[Prepared]], Sequence[Any]]
+"""A result for each row, of a batch of them."""
 
 
 class BusyError(Exception):
@@ -20,8 +24,8 @@ class BusyError(Exception):
 @dataclass(frozen=True)
 class Job:
     request: Request
-    answer: bool
-    result: "asyncio.Future[Answer | Selection]"
+    run: Run
+    result: "asyncio.Future[Any]"
 
 
 class Batcher:
@@ -30,7 +34,7 @@ class Batcher:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Decider,
         most: int = 16,
         waiting: int = 128,
         observe: Callable[[int, float], None] = lambda n, s: None,
@@ -53,12 +57,12 @@ class Batcher:
             await self.task
         self.thread.shutdown()
 
-    def submit(self, request: Request, answer: bool) -> "asyncio.Future[Answer | Selection]":
-        """A future of the result; one that is cancelled before its batch starts is never computed. Raises
-        BusyError."""
+    def submit(self, request: Request, run: Run) -> "asyncio.Future[Any]":
+        """A future of what `run` gives the request, such as `engine.answer_rows`; one that is cancelled
+        before its batch starts is never computed. Raises BusyError."""
         if self.closing or len(self.jobs) >= self.waiting:
             raise BusyError
-        job = Job(request, answer, asyncio.get_running_loop().create_future())
+        job = Job(request, run, asyncio.get_running_loop().create_future())
         self.jobs.append(job)
         self.wake.set()
         return job.result
@@ -82,15 +86,16 @@ class Batcher:
             self.wake.clear()
             await self.wake.wait()
 
-    def _run(self, batch: list[Job]) -> list[Answer | Selection | Exception]:
+    def _run(self, batch: list[Job]) -> list[Any]:
         """In the engine's thread. What is wrong with one request is its own error alone."""
         start = perf_counter()
         results = self._answer(batch)
         self.observe(len(batch), perf_counter() - start)
         return results
 
-    def _answer(self, batch: list[Job]) -> list[Answer | Selection | Exception]:
-        results: list[Answer | Selection | Exception] = [RuntimeError("not run")] * len(batch)
+    def _answer(self, batch: list[Job]) -> list[Any]:
+        """Of each job its result, or the exception that it ends with."""
+        results: list[Any] = [RuntimeError("not run")] * len(batch)
         good: list[tuple[int, Prepared]] = []
         for row, job in enumerate(batch):
             try:
@@ -98,12 +103,9 @@ class Batcher:
             except Exception as error:
                 results[row] = error
         try:
-            for wanted in (True, False):
-                numbers = [row for row, _ in good if batch[row].answer == wanted]
-                rows = [prepared for row, prepared in good if batch[row].answer == wanted]
-                found: list[Answer | Selection] = []
-                found += self.engine.answer_rows(rows) if wanted else self.engine.select_rows(rows)
-                for row, result in zip(numbers, found, strict=True):
+            for run in dict.fromkeys(batch[row].run for row, _ in good):
+                own = [(row, prepared) for row, prepared in good if batch[row].run == run]
+                for (row, _), result in zip(own, run([prepared for _, prepared in own]), strict=True):
                     results[row] = result
         except Exception as error:
             if len(batch) == 1:
@@ -113,7 +115,7 @@ class Batcher:
         return results
 
 
-def _settle(future: "asyncio.Future[Answer | Selection]", result: Answer | Selection | Exception) -> None:
+def _settle(future: "asyncio.Future[Any]", result: Any) -> None:
     if future.done():
         return
     if isinstance(result, Exception):

@@ -1,13 +1,17 @@
-"""Limits of the service: how large a body may be and how long it may take, held before anything reads it."""
+"""Limits of a service: who may ask, how large a body may be and how long it may take, held before anything
+reads it."""
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hmac import compare_digest
 from time import perf_counter
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+OPEN = ("/health",)
+"""Paths that need no key: whoever restarts what is not well may have none."""
 GONE = 499
 """The status that is counted where a client went away before its answer."""
 LINGER = 8
@@ -17,12 +21,14 @@ is closed."""
 
 @dataclass(frozen=True)
 class Limits:
-    """batch, waiting: requests; timeout: seconds; max_bytes: of a body."""
+    """batch, waiting: requests; timeout: seconds; max_bytes: of a body; key: that a request must bear, ''
+    for none."""
 
     batch: int = 16
     waiting: int = 128
     timeout: float = 30.0
     max_bytes: int = 8_000_000
+    key: str = field(default="", repr=False)
 
 
 class Bounded:
@@ -46,16 +52,28 @@ class Bounded:
 
         start = perf_counter()
         try:
+            self._check_key(scope)
             body = await self._body(scope, receive)
             if body is None:
                 return
             start = perf_counter()
             await self.app(scope, _replay(body, receive), counted)
         except _RefusedError as refused:
-            response = JSONResponse({"error": refused.sentence}, refused.status, {"Connection": "close"})
+            headers = {"Connection": "close"}
+            if refused.status == 401:
+                headers["WWW-Authenticate"] = "Bearer"
+            response = JSONResponse({"error": refused.sentence}, refused.status, headers)
             await response(scope, receive, counted)
         finally:
             self.count(scope["path"], status, perf_counter() - start)
+
+    def _check_key(self, scope: Scope) -> None:
+        key = self.limits.key
+        if not key or scope["path"] in OPEN:
+            return
+        scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not compare_digest(given.strip(), key.encode()):
+            raise _RefusedError(401, "the request does not bear this service's key")
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """None where the client has gone. A body that is too large is read to its end, and dropped, before it

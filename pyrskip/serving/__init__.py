@@ -1,0 +1,2 @@
+"""HTTP services of exports: `serve` answers questions, `gateway` decides for requests on their way to another
+server."""
