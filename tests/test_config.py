@@ -63,7 +63,7 @@ def test_the_policy_follows_the_rule() -> None:
     [
         ("gate.width=wide", "gate.width='wide' .*int"),
         ("gate.policy=greedy", "gate.policy='greedy' .*utility"),
-        ("rule.name=magic", "rule.name='magic' .*gumbel, reinforce, supervised"),
+        ("rule.name=magic", "rule.name='magic' .*gumbel, ratio, reinforce, supervised"),
         ("data.gate_fraction=1.5", "data.gate_fraction=1.5 .*< 1"),
         ("data.val_fraction=0", "data.val_fraction=0.0 .*0 < val_fraction"),
         ("reward.low=2", "reward.low=2.* low < high"),
