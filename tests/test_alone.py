@@ -31,6 +31,7 @@ from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.models.vlm.served import ServedModel
 from pyrskip.policies import POLICIES
 from tests.exports import GATE_FLOPS, PYRAMID, UNIT, alone_export, images, requests, tiny_box, tiny_served
+from tests.families import internvl
 from tests.models import TEXTS, tiny_batch
 from tests.server import TEMPLATE, serve
 from tests.test_inference import BANNED
@@ -178,6 +179,22 @@ def test_a_transformers_models_prompt_is_counted_by_its_tokenizer() -> None:
     assert [outside.prompt(text, tokenizer) for text in batch.texts] == box.prompt_tokens(batch).tolist()
     realised = box.realise(PYRAMID.capacity(batch.size), batch.size)
     assert (outside.tokens(PYRAMID.pixels(batch.size).numpy()) == realised.numpy()).all()
+
+
+def test_what_a_transformers_model_reads_around_pictures_is_paid() -> None:
+    from pyrskip.models.vlm.hf import HfVlm
+
+    box = HfVlm(*internvl(), PYRAMID)
+    outside, _ = outside_of(box, "tiny", tiny_batch(), print)
+    assert outside.beside == box.prompts.look((32, 32)).beside > 0
+    keep = torch.tensor([[1, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1]])
+    size, words = torch.tensor([[64, 64], [40, 64]]), torch.tensor([5, 40])
+    realised = box.realise(keep, size)
+    read = (realised + outside.beside * (realised > 0)).sum(-1).numpy() + words.numpy()
+    a, b, c = outside.context
+    encode = (outside.encode(PYRAMID.pixels(size).numpy()) * keep.numpy()).sum(-1)
+    flops = a + b * read + c * read * read + encode
+    np.testing.assert_allclose(flops, box.cost(realised, size, words).flops.numpy(), rtol=1e-6)
 
 
 def capped(size: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from pyrskip.errors import UserError
 from pyrskip.inference.outside import BySize, Outside, Prompt
 from pyrskip.models.tiers import BlackBox
 from pyrskip.models.vlm.counts import ServerTokens
+from pyrskip.models.vlm.hf import HfVlm
 from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.sample import Batch, Sample
 
@@ -30,7 +31,7 @@ PER_TOKEN = 4
 CLOSE = 1e-6
 """Of FLOPs, which a model may compute in float32."""
 NEAR = 0.01
-"""Of a decision's FLOPs: what stands around a picture in a prompt is counted with its encoding."""
+"""Of a decision's FLOPs: what stands around a picture may differ by its size."""
 
 Ints = NDArray[np.int64]
 Measure = Callable[[Ints], NDArray[np.float64]]
@@ -47,7 +48,7 @@ def outside_of(
     pyramid = box.pyramid
     tile = max(range(pyramid.tiles), key=lambda tile: pyramid.places[tile].side)
     level, side = pyramid.places[tile].level, pyramid.places[tile].side
-    context = _quadratic(box)
+    context, beside = _quadratic(box), _beside(box, side)
 
     def seen(size: Ints) -> tuple[torch.Tensor, torch.Tensor]:
         """Images [N, 2] whose tile has this size, and what a decision for it alone gives [N, T]."""
@@ -62,7 +63,7 @@ def outside_of(
     def encode(size: Ints) -> NDArray[np.float64]:
         images, realised = seen(size)
         total = box.cost(realised, images, torch.ones(len(size), dtype=torch.int64)).flops.double().numpy()
-        return np.round(total - _at(context, 1 + realised[:, tile].double().numpy()))
+        return np.round(total - _at(context, 1 + beside + realised[:, tile].double().numpy()))
 
     # of every length there is, or two rules may fit those that there are by chance
     longer = [replace(batch.questions[0], text=batch.texts[0] + "s" * more) for more in range(PER_TOKEN)]
@@ -73,7 +74,7 @@ def outside_of(
     if right < len(counted):
         say(f"the tokens of {len(counted) - right} of {len(counted)} prompts are not counted exactly")
     ask = FEW if isinstance(box, RemoteModel) and isinstance(box.counts, ServerTokens) else PROBES
-    outside = Outside(name, by_size(tokens, side, ask), by_size(encode, side, ask), context, prompt)
+    outside = Outside(name, by_size(tokens, side, ask), by_size(encode, side, ask), context, prompt, beside)
     _check(box, outside, ask)
     return outside, tokenizer
 
@@ -145,6 +146,14 @@ def _quadratic(box: BlackBox) -> tuple[float, float, float]:
     return first - b - c, b, c
 
 
+def _beside(box: BlackBox, side: int) -> int:
+    """Tokens around a picture that the model reads and `realise` does not count."""
+    if not isinstance(box, HfVlm):
+        return 0
+    look = box.prompts.look((side, side))
+    return box.prompts.place(look) - look.tokens
+
+
 def _at(context: tuple[float, float, float], n: NDArray[np.float64]) -> NDArray[np.float64]:
     a, b, c = context
     return a + b * n + c * n * n
@@ -162,7 +171,8 @@ def _check(box: BlackBox, outside: Outside, probes: int) -> None:
     except (UserError, ValueError):
         return  # of pictures that the model does not take; the check on the test split sees those that are
     tokens, encode = outside.tokens(pixels) * keep.numpy(), outside.encode(pixels) * keep.numpy()
-    flops = _at(outside.context, tokens.sum(-1) + words.numpy()) + encode.sum(-1)
+    read = (tokens + outside.beside * (tokens > 0)).sum(-1) + words.numpy()
+    flops = _at(outside.context, read) + encode.sum(-1)
     wanted = box.cost(realised, size, words).flops.double().numpy()
     if (tokens != realised.numpy()).any() or not np.allclose(flops, wanted, rtol=NEAR, atol=0):
         raise UserError(

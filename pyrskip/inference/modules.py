@@ -112,7 +112,7 @@ class GateAlonePart(nn.Module):
 
     def __init__(self, gate: Gate, outside: Outside, unit: float) -> None:
         super().__init__()
-        self.gate, self.context, self.unit = gate, outside.context, unit
+        self.gate, self.context, self.beside, self.unit = gate, outside.context, outside.beside, unit
         self.complete = gate.layout.actions.complete  # as in GatePart
 
     def forward(
@@ -148,7 +148,7 @@ class GateAlonePart(nn.Module):
         """[..., T] -> [...] float64."""
         a, b, c = self.context
         # onnxruntime sums int64 as floats, which may be too short for FLOPs but not for tokens
-        n = (keep * tokens).sum(-1).double() + words.double()
+        n = (keep * (tokens + self.beside * (tokens > 0))).sum(-1).double() + words.double()
         return a + b * n + c * n * n + (keep * encode).sum(-1)
 
 

@@ -126,13 +126,15 @@ class Prompt:
 @dataclass(frozen=True)
 class Outside:
     """tokens: of a kept tile; encode: FLOPs of encoding it; context: a, b, c of the FLOPs a + b n + c n^2 of
-    reading n tokens and answering; prompt: tokens beside the tiles'. name: what the model is called."""
+    reading n tokens and answering; prompt: tokens beside the tiles'; beside: tokens around each picture, read
+    and not counted. name: what the model is called."""
 
     name: str
     tokens: BySize
     encode: BySize
     context: tuple[float, float, float]
     prompt: Prompt
+    beside: int
 
     @classmethod
     def parse(cls, plain: dict[str, Any]) -> "Outside":
@@ -144,4 +146,5 @@ class Outside:
             BySize.parse(plain["encode"]),
             (a, b, c),
             Prompt(**plain["prompt"]),
+            int(plain["beside"]),
         )
