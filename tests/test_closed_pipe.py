@@ -31,7 +31,12 @@ def into_closed(*words: str, both: bool = False, **environment: str) -> tuple[in
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     "words",
-    [("--help",), ("train", "--help"), ("train", "experiment=easy_vqa", "--cfg", "job"), ("train", "--info")],
+    [
+        ("--help",),
+        ("train", "--help"),
+        ("train", "experiment=easy_vqa", "--cfg", "job"),
+        pytest.param(("train", "--info"), marks=pytest.mark.slow),
+    ],
     ids=" ".join,
 )
 def test_a_closed_pipe_ends_a_command_quietly(words: tuple[str, ...], unbuffered: str) -> None:

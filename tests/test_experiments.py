@@ -21,7 +21,8 @@ OTHERS = ("compare_rules", "peers", "regions", "scenes_long")
 @pytest.mark.parametrize(
     ("experiment", "rule"),
     [
-        *((name, "supervised") for name in EXPERIMENTS if name not in OTHERS),
+        *((name, "supervised") for name in EXPERIMENTS if name not in (*OTHERS, "scenes")),
+        pytest.param("scenes", "supervised", marks=pytest.mark.slow),
         ("easy_vqa", "gumbel"),
         *(pytest.param(name, "gumbel", marks=pytest.mark.slow) for name in ("scenes", "your_data")),
     ],

@@ -185,7 +185,7 @@ def test_every_policy_decides_and_answers_as_in_training(
     ("name", "policy", "signals"),
     [
         pytest.param("predictor", "utility", (), marks=SLOW),
-        ("glance", "categorical", ("answer_stats",)),
+        pytest.param("glance", "categorical", ("answer_stats",), marks=SLOW),
         pytest.param("region", "evidence", ("answer_stats",), marks=SLOW),
         ("letters", "cautious", ("brightness", "answer_stats")),
     ],
