@@ -239,7 +239,8 @@ def test_pairs_on_two_flex_seeds_are_trained_and_compared(
     for made in jobs:
         assert {path.name for path in made.directory.iterdir() if path.is_dir()} == {"gate", "frontier"}
         (run,) = load_runs(made.directory)
-        assert {row.method for row in run.rows if row.method.startswith("gate:")} == {"gate:shuffled_query"}
+        both = {"gate:safe", "gate:shuffled_query"}
+        assert {row.method for row in run.rows if row.method.startswith("gate:")} == both
         assert all(row.total_ms is None for row in run.rows)
     capsys.readouterr()
     main(["compare", "runs/compare_rules", "low=0", "high=2"])
