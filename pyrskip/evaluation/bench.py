@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pyrskip.answering import Answering, answer
-from pyrskip.budget import BudgetRule
 from pyrskip.decision import Decision
 from pyrskip.evaluation.timing import Marks, Scripted, alone, timer
 from pyrskip.gated import Gated
@@ -58,7 +57,7 @@ def bench(
     batch: any questions, of which one an image is used; unit: FLOPs of relative cost 1; seconds: after which
     no other round begins, shared by the batch sizes; at least LEAST rounds are run.
     """
-    pyramid, budget = model.pyramid, BudgetRule()
+    pyramid, budget = model.pyramid, gate.layout.budget
     glance = torch.arange(pyramid.tiles) == pyramid.glance
     ways: dict[str, Way] = {
         "full": Scripted(model, torch.ones_like(glance), budget, False),

@@ -15,7 +15,6 @@ import pyrskip
 from pyrskip.config import Config
 from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.errors import UserError
-from pyrskip.evaluation.summary import default_price
 from pyrskip.export.alone import GateParity, check_alone
 from pyrskip.export.card import card
 from pyrskip.export.describe import describe, describe_alone, guaranteed, prices_of, safe_of
@@ -23,7 +22,6 @@ from pyrskip.export.outside import outside_of
 from pyrskip.export.parity import Parity, check
 from pyrskip.export.write import write_alone, write_parts
 from pyrskip.gated import Gated
-from pyrskip.gates import load_gate
 from pyrskip.gates.gate import Gate
 from pyrskip.inference import Engine, GateAlone
 from pyrskip.inference.bundle import SOURCES, Prices, write_checksums
@@ -32,11 +30,7 @@ from pyrskip.models.vlm.served import ServedModel, identity
 from pyrskip.pruners import NONE
 from pyrskip.sample import Batch
 from pyrskip.signals import SIGNALS
-from pyrskip.stages.data import DATA
-from pyrskip.stages.flex import FLEX, model_of
-from pyrskip.stages.frontier import FRONTIER
-from pyrskip.stages.gate import GATE, gate_directory
-from pyrskip.stages.run import Run
+from pyrskip.stages.finished import Finished, read_result
 
 SAMPLES = 25
 """Images that the gate's FLOPs are measured on, as the frontier's are."""
@@ -68,47 +62,33 @@ def export_run(
             f"pruner.name={config.pruner.name} cannot be exported: an export's graphs read every token; "
             f"allowed: {NONE}"
         )
-    run = Run(config, {})
-    for stage in (DATA, FLEX, GATE, FRONTIER):
-        if stage.applies(config) and not run.done(stage):
-            raise UserError(
-                f"run={run.root} has no finished {stage.name} stage; finish it with pyrskip train"
-            )
-    seed = config.seed if seed is None else seed
-    allowed = range(config.seed, config.seed + config.seeds)
-    if seed not in allowed:
-        raise UserError(f"seed={seed} was not trained; allowed: {', '.join(map(str, allowed))}")
-    model = model_of(run)
-    gate = load_gate(gate_directory(run.root, "gate", seed))
+    run = Finished.of(config, seed)
+    model, gate, unit, told = run.model, run.gate, run.unit, run.told
     _check_gate(gate)
-    told = _read(run.root / "summary.json")
-    rows = [row for row in _read(run.root / "frontier.json") if row["seed"] in (None, seed)]
+    rows = [row for row in read_result(run.root / "frontier.json") if row["seed"] in (None, run.seed)]
     prices = sorted({row["price"] for row in rows if row["method"] == "gate"})
-    price = default_price(told, seed)
-    test = ShardDataset(run.directory(DATA), "test", config.pyramid.size)
 
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        batch = collate([test[i] for i in range(min(SAMPLES, len(test)))], config.pyramid.size)
-        unit = float(told["unit_flops"])
+        batch = collate([run.test[i] for i in range(min(SAMPLES, len(run.test)))], config.pyramid.size)
         own_flops = Gated(model, gate, unit).gate_flops(batch)
-        safe = None if config.model.served else safe_of(told, seed)
-        dial = prices_of(gate, config.reward, price, guaranteed(told, seed), safe)
-        made = _Made(config, gate, unit, own_flops, dial, batch, test, prices, price, part, say)
+        safe = None if config.model.served else safe_of(told, run.seed)
+        dial = prices_of(gate, config.reward, run.price, guaranteed(told, run.seed), safe)
+        made = _Made(config, gate, unit, own_flops, dial, batch, run.test, prices, run.price, part, say)
         plain, parity = _whole(model, made, native) if isinstance(model, NativeModel) else _alone(model, made)
         for result in parity:
             say(str(result))
         metrics = {
-            "seed": seed,
-            "price": price,
+            "seed": run.seed,
+            "price": run.price,
             "parity": [asdict(result) for result in parity],
             "summary": told,
             "frontier": rows,
         }
         (part / "metrics.json").write_text(json.dumps(metrics, indent=1))
-        (part / "README.md").write_text(card(config, plain, rows, parity, seed, told))
+        (part / "README.md").write_text(card(config, plain, rows, parity, run.seed, told))
         write_checksums(part)
         if out.exists():
             out.rmdir()
@@ -180,12 +160,3 @@ def _check_gate(gate: Gate) -> None:
                 f"signal {name!r} is computed from {SIGNALS[name].source}, which an export does not have; "
                 f"allowed: {', '.join(SOURCES)}"
             )
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); draw the frontier again with pyrskip eval"
-        ) from error

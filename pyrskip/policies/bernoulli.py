@@ -82,7 +82,8 @@ class BernoulliPolicy(Policy):
         return multilinear(self.marginals(), self.actions.selection) if self._enumerable else None
 
     def worth(self, selection: Tensor) -> Tensor:
-        """Log-probability, but for what all selections of a row share."""
+        """How much each of some selections is to be preferred, [B, K, T] bool -> [B, K]: log-probability, but
+        for what all selections of a row share."""
         return (self.logit[:, None] * (selection & self.free[:, None])).sum(-1)
 
     def mode(self, max_tokens: Limit = None) -> Decision:

@@ -192,11 +192,6 @@ class Policy(ABC):
     def probs(self) -> Tensor | None:
         """Probability of each listed action, [B, S], where the actions list every selection."""
 
-    def worth(self, selection: Tensor) -> Tensor:
-        """How much each of some selections is to be preferred, [B, K, T] bool -> [B, K]: of policies whose
-        decisions are not listed, for tables that hold some of them."""
-        raise NotImplementedError
-
     @abstractmethod
     def mode(self, max_tokens: Limit = None) -> Decision:
         """The decision that inference runs, of at most max_tokens tokens a row where that is given. It must

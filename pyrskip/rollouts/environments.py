@@ -19,6 +19,7 @@ from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import Features
 from pyrskip.observation import Layout, Observation, Reveal
 from pyrskip.policies import Policy, Relaxed
+from pyrskip.policies.bernoulli import BernoulliPolicy
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.table import OUTSIDE, RolloutTable
 from pyrskip.sample import Batch
@@ -149,7 +150,7 @@ class TableEnvironment:
 
     def decide(self, rows: Tensor, policy: Policy) -> Decision:
         mode = policy.mode()
-        if mode.action is not None:
+        if mode.action is not None or not isinstance(policy, BernoulliPolicy):
             return mode
         held, _ = self.tried(rows, soft=False)
         best = policy.worth(held).argmax(-1)

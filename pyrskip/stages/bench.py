@@ -1,22 +1,15 @@
 """The clock of a finished run: its model and one of its gates, on a device."""
 
-import json
 import platform
 
 import torch
 
 from pyrskip.config import Config
-from pyrskip.data.reader import ShardDataset, collate
+from pyrskip.data.reader import collate
 from pyrskip.errors import UserError
 from pyrskip.evaluation.bench import SIZES, Timed, bench
-from pyrskip.evaluation.summary import default_price
-from pyrskip.gates import load_gate
 from pyrskip.models.native import NativeModel
-from pyrskip.stages.data import DATA
-from pyrskip.stages.flex import FLEX
-from pyrskip.stages.frontier import FRONTIER
-from pyrskip.stages.gate import GATE, gate_directory
-from pyrskip.stages.run import Run
+from pyrskip.stages.finished import Finished
 
 DEVICES = ("cpu", "cuda")
 
@@ -37,21 +30,10 @@ def bench_run(
         raise UserError(
             f"model.name={config.model.name} runs elsewhere, and its time is its own; allowed: native"
         )
-    run = Run(config, {})
-    for stage in (DATA, FLEX, GATE, FRONTIER):
-        if not run.done(stage):
-            raise UserError(
-                f"run={run.root} has no finished {stage.name} stage; finish it with pyrskip train"
-            )
-    seeds = range(config.seed, config.seed + config.seeds)
-    seed = config.seed if seed is None else seed
-    if seed not in seeds:
-        raise UserError(f"seed={seed} was not trained; allowed: {', '.join(map(str, seeds))}")
-    told = json.loads((run.root / "summary.json").read_text())
-    model = NativeModel.load(run.directory(FLEX), config.cost).to(device)
-    gate = load_gate(gate_directory(run.root, "gate", seed)).to(device)
-    [price] = gate.prices([default_price(told, seed) if price is None else price])
-    test = ShardDataset(run.directory(DATA), "test", config.pyramid.size)
-    batch = collate([test[i] for i in range(min(SIZES[-1], len(test)))], config.pyramid.size).to(device)
+    run = Finished.of(config, seed)
+    assert isinstance(run.model, NativeModel)
+    model, gate = run.model.to(device), run.gate.to(device)
+    [price] = gate.prices([run.price if price is None else price])
+    batch = collate([run.test[i] for i in range(min(SIZES[-1], len(run.test)))], config.pyramid.size)
     name = torch.cuda.get_device_name(model.device) if device == "cuda" else platform.processor() or "CPU"
-    return f"{name}, price {price:g}", bench(model, gate, batch, float(told["unit_flops"]), price, seconds)
+    return f"{name}, price {price:g}", bench(model, gate, batch.to(device), run.unit, price, seconds)
