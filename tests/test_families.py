@@ -204,6 +204,18 @@ def test_counts_are_the_processors_own_on_fifty_sizes(family: str) -> None:
     counts_are_exact(family, 50)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TINY)
+def test_a_picture_of_a_few_pixels_is_answered_and_paid(family: str) -> None:
+    model, asked = vlm(family), torch.tensor([[0, 0, 0, 0, 1]])
+    image = torch.randint(0, 256, (3, 3, 5), dtype=torch.uint8)
+    few = Batch.collate([Sample("few", image, (Question("what ?", ("red",)),))], PYRAMID.size)
+    realised, prompt = model.realise(asked, few.size), model.prompt_tokens(few)
+    assert model.loglik(few, asked).isfinite().all() and len(model.answer(few, asked)) == 1
+    assert realised[0, -1] > 0
+    assert model.cost(realised, few.size, prompt).flops > model.cost(0 * realised, few.size, prompt).flops
+
+
 def test_every_row_is_tested() -> None:
     assert set(TINY) == set(FAMILIES)
 

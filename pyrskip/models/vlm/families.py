@@ -19,7 +19,8 @@ class Family:
     small as can be. square: a picture is padded to a square first, so that a centre crop loses nothing.
     additive: several pictures give the tokens that each gives alone. cross: visual tokens are no part of the
     sequence, and cross-attention reads them. wordless: a question without a picture is no prompt for the
-    processor, so its tokenizer alone writes it. written: token type of an answer.
+    processor, so its tokenizer alone writes it. written: token type of an answer. least: pixels that the
+    longer side of a picture is padded to, where the library's own code fails on a smaller one.
     """
 
     one: Callable[[Any], dict[str, Any]] = lambda _: {}
@@ -28,6 +29,7 @@ class Family:
     cross: bool = False
     wordless: bool = False
     written: int = 0
+    least: int = 1
 
 
 FAMILIES: Registry[Family] = Registry("model family")
@@ -66,5 +68,6 @@ FAMILIES.register("minicpmv4_6", Family(fixed(slice_mode=False)))
 FAMILIES.register("llama4", Family(fixed(max_patches=1)))
 FAMILIES.register("paligemma", Family(wordless=True, written=1))
 FAMILIES.register("mllama", Family(cross=True))
-for name in ("llava_next", "gemma3", "gemma4", "mistral3", "deepseek_vl", "kimi_k25"):
+FAMILIES.register("mistral3", Family(least=29))  # one token is 28 px, and loses an axis where it is alone
+for name in ("llava_next", "gemma3", "gemma4", "deepseek_vl", "kimi_k25"):
     FAMILIES.register(name, Family())

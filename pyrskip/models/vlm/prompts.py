@@ -165,6 +165,8 @@ class Prompts:
         rows, columns = size
         if self.family.square and not self.as_run:
             return (max(size),) * 2
+        if max(size) < self.family.least:
+            columns = self.family.least
         return max(rows, -(-columns // LONGEST)), max(columns, -(-rows // LONGEST))
 
     def picture(self, crop: Tensor) -> Image.Image:
