@@ -136,9 +136,10 @@ class VisionEncoder(nn.Module):
         """pixels [I, 3, H, W] float 0..1 -> [I, C, H / stride, W / stride]."""
         self.encoded += len(pixels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if can_record(pixels) and not self.training:
+                return self.replayed(self, self.features, pixels)
             if pixels.device.type != "cpu":
-                records = can_record(pixels) and not self.training
-                return self.replayed(self, self.features, pixels) if records else self.features(pixels)
+                return self.features(pixels)
             some = max(1, CPU_PIXELS // (pixels.shape[-2] * pixels.shape[-1]))
             return torch.cat([self.features(part) for part in pixels.split(some)])
 
