@@ -26,11 +26,19 @@ class Reading(Protocol):
     def next(self, token: Tensor) -> Tensor: ...
 
 
+LAUNCHED = 2
+"""Tokens of an answer before one is recorded; most answers have ended by then."""
+FIT = 64
+"""Attention reads a multiple of so many keys at its full speed."""
+
+
 class Launched:
-    """A reading of any shape, kernel by kernel."""
+    """A reading of any shape, kernel by kernel; on a GPU the later tokens of long answers are recorded, for
+    each launch takes longer than its kernel."""
 
     def __init__(self, language: "Decoder", visual: "Visual", question: tuple[Tensor, Tensor]) -> None:
-        self.language = language
+        self.language, self.written = language, 0
+        self.recording: Recording | None = None
         self.logits, keys, caches, self.layers = language.prefill(visual, question)
         kind = Growing if self.logits.device.type == "cpu" else Slots
         self.rooms: Growing | Slots = kind(keys, caches, language.config.max_answer - 1)
@@ -39,7 +47,18 @@ class Launched:
         return self.logits
 
     def next(self, token: Tensor) -> Tensor:
-        return self.rooms.write(self.language, token, self.layers)
+        self.written += 1
+        if self.written <= LAUNCHED or token.device.type != "cuda":
+            return self.rooms.write(self.language, token, self.layers)
+        if self.recording is None:
+            self.token = token.clone()
+            with self.language.recordings.half(self.language):
+                self.recording = Recording(self._write, tries=0)
+        self.token.copy_(token)
+        return self.recording.replay()
+
+    def _write(self) -> Tensor:
+        return self.rooms.write(self.language, self.token, self.layers)
 
 
 class Growing:
@@ -76,8 +95,9 @@ class Slots:
     """As Growing, where shapes must stay: on accelerators, which plan attention for every shape. Slots for
     the answer's tokens lie in front, and are no keys until they are written."""
 
-    def __init__(self, keys: Sequence[Tensor], caches: Sequence[Cache], slots: int) -> None:
-        self.slots = slots
+    def __init__(self, keys: Sequence[Tensor], caches: Sequence[Cache], more: int) -> None:
+        self.more = more
+        self.slots = slots = more + -(keys[0].shape[1] + more) % FIT
         self.at = torch.full((1,), -1, device=keys[0].device)
         self.keys = [F.pad(of_layer, (slots, 0)) for of_layer in keys]
         self.places = [SlottedPlace(cache, slots, self.at) for cache in caches]
@@ -92,7 +112,7 @@ class Slots:
         self.at.fill_(-1)
 
     def write(self, language: "Decoder", token: Tensor, layers: Sequence[Layer]) -> Tensor:
-        self.at.add_(1).clamp_(max=self.slots - 1)  # a recording is tried out before it is used
+        self.at.add_(1).clamp_(max=self.more - 1)  # a recording is tried out before it is used
         for of_layer in self.keys:
             of_layer.index_fill_(1, self.at, True)
         return language.decode(token, self.at + 1, self.keys, self.places, layers)[0]
