@@ -127,6 +127,22 @@ class Batch:
             known=self.known and known,
         )
 
+    def part(self, low: int, high: int) -> "Batch":
+        """The batch of these images alone, from low to before high, with their questions."""
+        size, of = self.on_cpu
+        index = [i for i, image in enumerate(of.tolist()) if low <= image < high]
+        known = size[low:high], of[index] - low
+        return Batch(
+            image=self.image[low:high],
+            size=self.size[low:high],
+            image_of=sent(known[1], self.image_of.device),
+            questions=tuple(self.questions[i] for i in index),
+            keys=tuple(self.keys[i] for i in index),
+            image_keys=self.image_keys[low:high],
+            maps=None if self.maps is None else tuple(m[low:high] for m in self.maps),
+            known=self.known and known,
+        )
+
     def to(self, device: torch.device | str) -> "Batch":
         """On another device."""
         return self._mapped(lambda tensor: sent(tensor, torch.device(device)))
