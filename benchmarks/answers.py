@@ -1,5 +1,5 @@
-"""What an answer takes, part by part, on a GPU or a CPU (docs/gpu.md): a model of random weights that is large
-enough to fill a GPU, under the full pyramid and the glance alone, one question at a time and 32 at once.
+"""What an answer takes, part by part, on a GPU or a CPU (docs/gpu.md): a model of random weights, large
+enough to fill a GPU, under the full pyramid and the glance alone, a question at a time and 32 at once.
 
 python benchmarks/answers.py [small]   prints a table; nothing is asserted. A minute on a GPU.
 small: a model for a CPU.
