@@ -34,7 +34,8 @@ def test_a_runs_decisions_are_timed_at_every_batch_size(
         (["device=tpu"], "device=tpu is not here; allowed: cpu"),
         (["seconds=0"], "seconds=0: allowed: above 0"),
         (["seed=7"], "seed=7 was not trained; allowed: 0"),
-        (["sed=7"], "sed= is unknown; allowed: run, device, seconds, price, seed, out"),
+        (["sed=7"], "sed= is unknown; allowed: run, device, precision, seconds, price, seed, out"),
+        (["precision=fp8"], "precision='fp8' is unknown; allowed: 32-true, bf16-mixed"),
     ],
 )
 def test_what_cannot_be_timed_is_one_sentence(
