@@ -111,6 +111,7 @@ def evaluate(
     batch = Batch.collate(samples, model.pyramid.size)
     unit, budget = tables["gate"].mean_full_flops, first.layout.budget
     one = {method: of[0] for method, of in trained.items()}
+    gated = {method: Gated(model, gate, unit) for method, gate in one.items()}
     timing = None
     if config.timing_seconds and isinstance(model, NativeModel):
         actions = first.layout.actions
@@ -125,8 +126,10 @@ def evaluate(
         gates=trained,
         seeds=seeds,
         prices=config.prices,
-        gate_flops={method: Gated(model, gate, unit).gate_flops(batch) for method, gate in one.items()},
+        gate_flops={method: of.gate_flops(batch) for method, of in gated.items()},
         tile_flops={split: tile_flops(model, table.size) for split, table in tables.items()},
+        encode_flops={split: encode_flops(model, table.size) for split, table in tables.items()},
+        asked_flops={method: of.gate_flops(batch, {"first_token"}) for method, of in gated.items()},
         timing=timing,
         resamples=config.resamples,
         crossed=crossed,
@@ -171,10 +174,18 @@ def _load_gate(path: Path, table: RolloutTable) -> Gate:
 def tile_flops(model: GatedModel, size: Tensor) -> Tensor | None:
     """Of encoding and projecting every tile whole, [M, T], in the cost model's unit; None where nothing looks
     at every tile."""
-    if not isinstance(model, NativeModel):
+    encode = encode_flops(model, size)
+    if encode is None or not isinstance(model, NativeModel):
         return None
     project = model.projector.flops_per_token() * model.pyramid.capacity(size)
-    return (model.encode_flops(size) + project) * model.convention.per_mac / 2
+    return encode + project * model.convention.per_mac / 2
+
+
+def encode_flops(model: GatedModel, size: Tensor) -> Tensor | None:
+    """Of encoding every tile, as `tile_flops`."""
+    if not isinstance(model, NativeModel):
+        return None
+    return model.encode_flops(size) * model.convention.per_mac / 2
 
 
 def lookup_accuracy(data: Path, side: int) -> float:
