@@ -27,7 +27,7 @@ from pyrskip.identity import HOW
 from pyrskip.metrics import score
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import GatedModel
-from pyrskip.pruners import PrunerConfig, build_pruner
+from pyrskip.pruners import Pruner, PrunerConfig
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch, Question, Sample
 
@@ -95,12 +95,14 @@ def evaluate(
     broken: Mapping[str, Any] | None = None,
     kept: Mapping[str, Any] | None = None,
     peers: Mapping[PrunerConfig, Mapping[str, RolloutTable]] | None = None,
+    pruners: Mapping[str, Pruner | None] | None = None,
 ) -> Evaluation:
     """Measure every method, and write `out`/frontier.json, summary.json and the scores.
 
     gates: method -> one directory a seed, of `seeds`. data: the data stage's directory. crossed: another flex
-    seed's tables. peers: 'val' and 'test' behind pruners. For the summary, broken: split -> what of it could
-    not be read; kept: method -> of each seed, which step's weights.
+    seed's tables. peers: 'val' and 'test' behind pruners, which pruners has by their names, to be timed. For
+    the summary, broken: split -> what of it could not be read; kept: method -> of each seed, which step's
+    weights.
     """
     trained = {
         method: [_load_gate(path, tables["gate"]) for path in paths] for method, paths in gates.items()
@@ -116,7 +118,6 @@ def evaluate(
     if config.timing_seconds and isinstance(model, NativeModel):
         actions = first.layout.actions
         flops = tables["test"].cost.flops[:, : len(actions)].mean(0)
-        pruners = {str(peer): build_pruner(peer) for peer in peers or ()}
         timing = measure(model, one, batch, actions, budget, unit, flops, config.timing_seconds, pruners)
     tables, played = play(model, tables, trained, seeds, config.prices, data, budget)
     inputs = Inputs(
