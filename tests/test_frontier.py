@@ -96,7 +96,7 @@ def inputs_of(splits: dict[str, RolloutTable], timing: Timing | None = None) -> 
         gate_flops=dict.fromkeys(gates, 7_000.0),
         tile_flops={split: synthetic_tile_flops(3, 60) for split in splits},
         encode_flops={split: synthetic_tile_flops(3, 60) for split in splits},
-        asked_flops=dict.fromkeys(gates, 5_000.0),
+        asked_flops=5_000.0,
         timing=timing,
         resamples=200,
     )

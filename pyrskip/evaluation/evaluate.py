@@ -130,7 +130,7 @@ def evaluate(
         gate_flops={method: of.gate_flops(batch) for method, of in gated.items()},
         tile_flops={split: tile_flops(model, table.size) for split, table in tables.items()},
         encode_flops={split: encode_flops(model, table.size) for split, table in tables.items()},
-        asked_flops={method: of.gate_flops(batch, {"first_token"}) for method, of in gated.items()},
+        asked_flops=gated["gate"].gate_flops(batch, {"first_token"}),
         timing=timing,
         resamples=config.resamples,
         crossed=crossed,

@@ -181,8 +181,8 @@ class _Ruler:
         cost, unit = table.cost, self.inputs.unit
         score, flops = decisions.mean(table.score), decisions.mean(cost.flops)
         if decisions.gate is not None:
-            of_gate = self.inputs.gate_flops if decisions.first is None else self.inputs.asked_flops
-            flops = flops + of_gate[decisions.gate]
+            own = self.inputs.gate_flops[decisions.gate]
+            flops = flops + (own if decisions.first is None else self.inputs.asked_flops)
         if decisions.encodes_all:
             flops = flops + self._unencoded(decisions)
         if decisions.first is not None:

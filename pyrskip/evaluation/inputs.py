@@ -31,12 +31,11 @@ class Inputs:
     'gate:joint', 'gate:query_only', 'gate:glance_only' and 'ablation:<name>' -> one gate a seed, in the order
     of `seeds`. gate_flops: of one decision, by the same names. tile_flops: split -> [M, T], FLOPs of encoding
     and projecting each tile of each image, counted as the table's are; None where tables have no similarity.
-    encode_flops: the same of encoding alone. asked_flops: as gate_flops, where the model has read the glance
-    with the question anyway. crossed:
-    'gate', 'val' and 'test' of the same questions under another flex seed, for oracle:cross. peers: 'val' and
-    'test' of the same questions behind pruners. played: method, seed and split -> columns [P, N] of the
-    table, of decisions that are not listed and that the model was asked about (`pyrskip.evaluation.played`);
-    seed 0 where the method has none.
+    encode_flops: the same of encoding alone. asked_flops: of the gate's own decision, where the model has
+    read the glance with the question anyway. crossed: 'gate', 'val' and 'test' of the same questions under
+    another flex seed, for oracle:cross. peers: 'val' and 'test' of the same questions behind pruners. played:
+    method, seed and split -> columns [P, N] of the table, of decisions that are not listed and that the model
+    was asked about (`pyrskip.evaluation.played`); seed 0 where the method has none.
     """
 
     tables: Mapping[str, RolloutTable]
@@ -50,7 +49,7 @@ class Inputs:
     timing: Timing | None = None
     resamples: int = 1000
     encode_flops: Mapping[str, Tensor | None] = field(default_factory=dict)
-    asked_flops: Mapping[str, float] = field(default_factory=dict)
+    asked_flops: float = 0.0
     crossed: Mapping[str, RolloutTable] | None = None
     peers: Mapping[PrunerConfig, Mapping[str, RolloutTable]] = field(default_factory=dict)
     played: Mapping[tuple[str, int, str], Tensor] = field(default_factory=dict)

@@ -4,7 +4,7 @@ Nothing of it is learned.
 Axes: M images, C channels, h x w cells, N questions, T tiles, L levels.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ def finest(relevance: Tensor, levels: int, times: float) -> Tensor:
 
 def finest_actions(level: Tensor, actions: ActionSet, levels: int) -> Tensor:
     """The listed action that keeps a level [N] beside the glance, [N]."""
-    return _of_levels(((int(of),) if of < levels - 1 else () for of in level), actions)
+    return _of_levels([(of,) if of < levels - 1 else () for of in level.tolist()], actions)
 
 
 def attended_actions(similarity: Tensor, actions: ActionSet, pyramid: Pyramid, share: float) -> Tensor:
@@ -73,14 +73,15 @@ def attended_actions(similarity: Tensor, actions: ActionSet, pyramid: Pyramid, s
     weight, order = (level / TEMPERATURE).softmax(-1).sort(dim=-1, descending=True)
     before = weight.cumsum(-1) - weight
     kept = [
-        tuple(sorted(int(of) for of in row[: int(count)] if of < pyramid.levels - 1))
-        for row, count in zip(order, (before < share).sum(-1), strict=True)
+        tuple(sorted(of for of in row[:count] if of < pyramid.levels - 1))
+        for row, count in zip(order.tolist(), (before < share).sum(-1).tolist(), strict=True)
     ]
     return _of_levels(kept, actions)
 
 
-def _of_levels(kept: Iterable[tuple[int, ...]], actions: ActionSet) -> Tensor:
-    return torch.tensor([listed(levels, actions) for levels in kept], dtype=torch.int64)
+def _of_levels(kept: Sequence[tuple[int, ...]], actions: ActionSet) -> Tensor:
+    number = {levels: listed(levels, actions) for levels in set(kept)}
+    return torch.tensor([number[levels] for levels in kept], dtype=torch.int64)
 
 
 def _from_centre(maps: Tensor, inside: Tensor) -> Tensor:
