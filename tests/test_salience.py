@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -9,10 +10,13 @@ import torch
 
 from pyrskip.cost import measured_flops
 from pyrskip.errors import UserError
+from pyrskip.evaluation.runs import load_runs
 from pyrskip.models.native import CostConfig, NativeModel
 from pyrskip.models.vision import VisionConfig
 from pyrskip.pruners import PRUNERS, Kept, Prunable
 from pyrskip.sample import Batch
+from pyrskip.stages import run_stages
+from tests.configs import tiny
 from tests.models import every_tile, mixed_decisions, tiny_batch, tiny_model
 
 READS = [name for name, pruner in PRUNERS.items() if "salience" in pruner.needs]
@@ -107,3 +111,14 @@ def test_cached_maps_have_no_attention_and_pruners_that_read_it_say_so(
     transformer.pruner = PRUNERS["average"](PRUNERS["average"].config_class("average", 0.5))
     transformer.visual(batch, cached, asked)
     transformer.pruner = None
+
+
+@pytest.mark.slow
+def test_a_run_with_a_transformer_is_held_against_pruners_that_read_its_attention(tmp_path: Path) -> None:
+    vision = ("vision.backbone=test_vit", "vision.out_index=1", "vision.weights=none", "vision.frozen=false")
+    own = (*vision, "+vision.kwargs.dynamic_img_size=true", "language.layers=2", "ablations=[]")
+    root = run_stages(tiny(tmp_path, *own, f"peers.pruners=[{','.join(READS)}]", "peers.ratios=[0.5]"), {})
+    rows = [row for row in load_runs(root)[0].rows if row.split == "test"]
+    assert {f"pruned:{name}" for name in READS} <= {row.method for row in rows}
+    times = [row.total_ms for row in rows if row.method.startswith("pruned:")]
+    assert all(time is not None and time > 0 for time in times)
