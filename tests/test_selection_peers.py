@@ -65,6 +65,26 @@ def test_levels_follow_the_published_thresholds() -> None:
     assert [actions.names[a] for a in picked.tolist()] == ["0", "1", "glance"]
 
 
+def test_relevance_is_the_weighted_mean_of_three_ranks() -> None:
+    splits = {name: synthetic_table(name, 4) for name in ("gate", "val", "test")}
+    for table in splits.values():
+        glance = table.signals["image"]["glance"] = torch.zeros(4, 2, 2, 2)  # type: ignore[index]
+        # image 0 shows most, for its channels are alike; in image 3 one cell stands out most, in both
+        glance[:, 0] += torch.arange(4.0)[:, None, None]
+        glance[:, :, 0, 0] += 10 * torch.arange(4.0)[:, None]
+        assert table.similarity is not None
+        table.similarity[:, 2] = 0.0 if table.split == "gate" else 1.0
+    given = inputs_of(splits)
+    few = {name: None if of is None else of[:4] for name, of in given.encode_flops.items()}
+    quarters = [d.action for d in METHODS["arr_coc"].decisions(replace(given, encode_flops=few), "test")]
+    # image 2: one of four shows less, two stand out less, every question was less like it
+    relevance = 0.3 * 0.25 + 0.3 * 0.5 + 0.4 * 1.0
+    assert relevance == pytest.approx(0.625)
+    names = [splits["test"].actions.names[int(action[2 * 3])] for action in quarters]
+    # above .3 and not .8; of 2.5 times as many images above .5
+    assert names == ["glance", "glance", "1", "1", "0", "0"]
+
+
 def test_attention_keeps_levels_until_their_share_is_reached() -> None:
     pyramid = Pyramid(64, 3, 8, (2, 1, 1))
     actions = ActionSet.by_level(pyramid)

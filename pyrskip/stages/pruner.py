@@ -1,5 +1,6 @@
 """Stage pruner: what pruner `visionselector` learns, for a run that prunes by it or is held against it."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -55,16 +56,17 @@ def pruner_of(run: Run, config: PrunerConfig) -> Pruner | None:
 
 
 def learned_by(config: Config) -> SelectorConfig | None:
-    """How a run's own pruner learns, or the peer that it is held against; None where none does."""
+    """How a run's own pruner learns, or the peer that it is held against, whatever is then kept; None where
+    none does."""
     if isinstance(config.pruner, SelectorConfig):
-        return config.pruner
+        return replace(config.pruner, ratio=1.0, tokens=0)
     return SelectorConfig("visionselector") if "visionselector" in config.peers.pruners else None
 
 
 def _identity(run: Run) -> dict[str, Any]:
     learned = learned_by(run.config)
     own = {} if learned is None else identity(learned, 1, "visionselector.")
-    return own | select(run.config, "actions", "budget", "loader.batch_images", "trainer")
+    return own | select(run.config, "actions", "budget", "loader.batch_images")
 
 
 def _is_whole(run: Run) -> bool:
