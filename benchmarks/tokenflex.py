@@ -10,7 +10,7 @@ answer on.
 The model reads level 0 alone, as the paper's reads a picture: pooled to 64, 144 or 256 of 256 tokens, or the
 same shares of what it has. `stochastic` is trained on one of the three a step, with p .2, .3 and .5; the
 others on one of them alone, from the same weights and on the same questions. Intervals are a paired bootstrap
-over test images of the mean over seeds.
+over test images of the mean over seeds; ± is the deviation between seeds, of accuracy or of what is gained.
 """
 
 import csv
@@ -115,18 +115,24 @@ def answered(run: Run, model: NativeModel, images: int) -> Scores:
 
 def gained(
     found: dict[tuple[str, int], Scores], a: tuple[str, int], b: tuple[str, int]
-) -> tuple[float, Interval]:
-    """Points that a, (how it is trained, at which budget it is used), has over b; means over seeds."""
-    of_a, of_b = (_over_seeds(found, *each) for each in (a, b))
+) -> tuple[float, Interval, float]:
+    """Points that a, (how it is trained, at which budget it is used), has over b: the mean over seeds, its
+    interval, and the deviation between seeds."""
+    of_a, of_b = (_of_seeds(found, *each) for each in (a, b))
     some = next(iter(found.values()))
-    low, high = Bootstrap(some.image_of).interval_of_difference(of_a, of_b)
-    return 100 * float((of_a - of_b).mean()), (100 * low, 100 * high)
+    low, high = Bootstrap(some.image_of).interval_of_difference(of_a.mean(0), of_b.mean(0))
+    points = 100 * (of_a - of_b).mean(-1)
+    return float(points.mean()), (100 * low, 100 * high), _deviation(points)
 
 
-def _over_seeds(found: dict[tuple[str, int], Scores], trained: str, used: int) -> Tensor:
-    """The mean score of each question, [N] float64."""
+def _of_seeds(found: dict[tuple[str, int], Scores], trained: str, used: int) -> Tensor:
+    """The score of each question with each seed, [K, N] float64."""
     own = [of.score[BUDGETS.index(used)] for (name, _), of in found.items() if name == trained]
-    return torch.stack(own).double().mean(0)
+    return torch.stack(own).double()
+
+
+def _deviation(values: Tensor) -> float:
+    return float(values.std()) if len(values) > 1 else 0.0
 
 
 def rows(found: dict[tuple[str, int], Scores]) -> list[tuple[str, int, int, int, float]]:
@@ -138,15 +144,16 @@ def rows(found: dict[tuple[str, int], Scores]) -> list[tuple[str, int, int, int,
 
 
 def tell(found: dict[tuple[str, int], Scores]) -> None:
-    print("accuracy % (95 %), over | used at " + " | ".join(map(str, BUDGETS)))
+    print("accuracy % (95 %) | used at " + " | ".join(map(str, BUDGETS)))
     some = next(iter(found.values()))
     bootstrap = Bootstrap(some.image_of)
     for trained in dict.fromkeys(name for name, _ in found):
         cells = []
         for used in BUDGETS:
-            score = _over_seeds(found, trained, used)
-            low, high = bootstrap.interval(score)
-            cells.append(f"{100 * float(score.mean()):.1f} ({100 * low:.1f} to {100 * high:.1f})")
+            score = 100 * _of_seeds(found, trained, used)
+            low, high = bootstrap.interval(score.mean(0))
+            spread = _deviation(score.mean(-1))
+            cells.append(f"{float(score.mean()):.1f} ± {spread:.1f} ({low:.1f} to {high:.1f})")
         print(f"trained {trained} | " + " | ".join(cells))
     compared = {
         f"stochastic over fixed at {used}": ((STOCHASTIC, used), (str(used), used), points)
@@ -156,8 +163,8 @@ def tell(found: dict[tuple[str, int], Scores]) -> None:
     reverse = (str(most), least), (str(least), most), REVERSE
     compared[f"trained at {most} and used at {least}, over the reverse"] = reverse
     for what, (one, other, claimed) in compared.items():
-        points, (low, high) = gained(found, one, other)
-        print(f"{what}: {points:+.2f} ({low:+.2f} to {high:+.2f}); the paper {claimed:+}")
+        points, (low, high), spread = gained(found, one, other)
+        print(f"{what}: {points:+.1f} ± {spread:.1f} ({low:+.1f} to {high:+.1f}); the paper {claimed:+}")
 
 
 def draw(found: dict[tuple[str, int], Scores], path: Path) -> None:

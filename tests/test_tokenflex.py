@@ -25,10 +25,13 @@ def test_gains_are_means_over_seeds_of_the_same_questions() -> None:
         ("64", 0): scored(2, 6, 6),
         ("64", 1): scored(4, 6, 6),
     }
-    points, (low, high) = gained(found, ("stochastic", 64), ("64", 64))
-    assert points == pytest.approx(100 / 6)  # one more of six, with either seed
+    points, (low, high), spread = gained(found, ("stochastic", 64), ("64", 64))
+    assert (points, spread) == pytest.approx((100 / 6, 0.0))  # one more of six, with either seed
     assert low <= points <= high
-    assert gained(found, ("stochastic", 144), ("64", 144)) == (0.0, (0.0, 0.0))
+    assert gained(found, ("stochastic", 144), ("64", 144)) == (0.0, (0.0, 0.0), 0.0)
+    # three and five of six less six and six: half, and a sixth
+    points, _, spread = gained(found, ("stochastic", 64), ("64", 144))
+    assert (points, spread) == pytest.approx((-100 / 3, 100 / 3 / 2**0.5))
     assert rows(found)[:3] == [
         ("stochastic", 0, used, 6, r) for used, r in zip(BUDGETS, (0.5, 1, 1), strict=True)
     ]
