@@ -7,9 +7,13 @@ from torch import Tensor
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device. Out of the CPU's memory it is copied while the CPU goes on: pageable memory is
-    read before the call returns, so that it may be written anew. Into it, the copy is waited for."""
-    return tensor.to(device, non_blocking=tensor.device.type == "cpu")
+    """The tensor on a device. To a GPU it is copied while the CPU goes on, out of pinned memory, which torch
+    keeps until that is done; from one, the copy is waited for."""
+    if tensor.device.type != "cpu":
+        return tensor.to(device)
+    if device.type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def sent_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:

@@ -92,4 +92,4 @@ def test_an_answer_is_read_without_waiting(language: str) -> None:
         logits = reading.first()
         for _ in range(3):
             logits = reading.next(logits.argmax(-1))
-    assert all(room.length == reading.keys[0].shape[1] for room in reading.rooms)
+    assert logits.shape == (len(batch), model.language.embed.num_embeddings)

@@ -3,13 +3,15 @@
 Axes: B batch, W question words, K keys, D width, V vocabulary.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyrskip.models.block import Cache
+from pyrskip.models.block import Cache, Layer
 from pyrskip.models.recorded import Recording, Recordings, can_record
 
 if TYPE_CHECKING:
@@ -28,23 +30,34 @@ class Launched:
     """A reading of any shape, kernel by kernel."""
 
     def __init__(self, language: "Decoder", visual: "Visual", question: tuple[Tensor, Tensor]) -> None:
-        self.language, self.step = language, 0
-        self.logits, self.keys, caches, self.layers = language.prefill(visual, question)
-        self.rooms = [Growing(cache, language.config.max_answer - 1) for cache in caches]
+        self.language = language
+        self.logits, keys, caches, self.layers = language.prefill(visual, question)
+        kind = Growing if self.logits.device.type == "cpu" else Slots
+        self.rooms: Growing | Slots = kind(keys, caches, language.config.max_answer - 1)
 
     def first(self) -> Tensor:
         return self.logits
 
     def next(self, token: Tensor) -> Tensor:
-        self.step += 1
-        self.keys = [F.pad(of_layer, (0, 1), value=True) for of_layer in self.keys]
-        step = torch.full((1,), self.step, device=token.device)
-        return self.language.decode(token, step, self.keys, self.rooms, self.layers)[0]
+        return self.rooms.write(self.language, token, self.layers)
 
 
 class Growing:
-    """Keys and values with room for `more` behind them: what is added is written there, and nothing is copied
-    for it."""
+    """What is read of a prompt and of its answer so far, on a CPU: every layer's keys that are real, and a
+    place for keys and values with room for `more` behind them, so that nothing is copied for a new token."""
+
+    def __init__(self, keys: Sequence[Tensor], caches: Sequence[Cache], more: int) -> None:
+        self.step, self.keys = 0, list(keys)
+        self.places = [GrowingPlace(cache, more) for cache in caches]
+
+    def write(self, language: "Decoder", token: Tensor, layers: Sequence[Layer]) -> Tensor:
+        self.step += 1
+        self.keys = [F.pad(of_layer, (0, 1), value=True) for of_layer in self.keys]
+        return language.decode(token, torch.tensor([self.step]), self.keys, self.places, layers)[0]
+
+
+class GrowingPlace:
+    """One layer's keys and values."""
 
     def __init__(self, cache: Cache, more: int) -> None:
         self.length = cache[0].shape[2]
@@ -60,16 +73,36 @@ class Growing:
 
 
 class Slots:
-    """Keys and values whose shape and place stay, for a recording: of the answer's tokens in front, hidden
-    from who reads until they are written, then those of the prompt. at [1]: the slot that is written next."""
+    """As Growing, where shapes must stay: on accelerators, which plan attention for every shape. Slots for
+    the answer's tokens lie in front, and are no keys until they are written."""
+
+    def __init__(self, keys: Sequence[Tensor], caches: Sequence[Cache], slots: int) -> None:
+        self.slots = slots
+        self.at = torch.full((1,), -1, device=keys[0].device)
+        self.keys = [F.pad(of_layer, (slots, 0)) for of_layer in keys]
+        self.places = [SlottedPlace(cache, slots, self.at) for cache in caches]
+
+    def fill(self, caches: Sequence[Cache]) -> None:
+        """Begin with another prompt of the same shape."""
+        for place, cache in zip(self.places, caches, strict=True):
+            for held, of in zip(place.held, cache, strict=True):
+                held[:, :, self.slots :].copy_(of)
+        for of_layer in self.keys:
+            of_layer[:, : self.slots] = False
+        self.at.fill_(-1)
+
+    def write(self, language: "Decoder", token: Tensor, layers: Sequence[Layer]) -> Tensor:
+        self.at.add_(1).clamp_(max=self.slots - 1)  # a recording is tried out before it is used
+        for of_layer in self.keys:
+            of_layer.index_fill_(1, self.at, True)
+        return language.decode(token, self.at + 1, self.keys, self.places, layers)[0]
+
+
+class SlottedPlace:
+    """One layer's keys and values. at [1]: the slot that is written next."""
 
     def __init__(self, cache: Cache, slots: int, at: Tensor) -> None:
-        self.held = [F.pad(of, (0, 0, slots, 0)) for of in cache]
-        self.slots, self.at = slots, at
-
-    def fill(self, cache: Cache) -> None:
-        for held, of in zip(self.held, cache, strict=True):
-            held[:, :, self.slots :].copy_(of)
+        self.held, self.at = [F.pad(of, (0, 0, slots, 0)) for of in cache], at
 
     def extend(self, *new: Tensor) -> Cache:
         for held, of in zip(self.held, new, strict=True):
@@ -85,37 +118,25 @@ class Replay:
         self, language: "Decoder", recordings: "Recordings[Replay]", visual: "Visual", ids: Tensor
     ) -> None:
         self.tokens, self.ids = visual.tokens.clone(), ids.clone()
-        own = type(visual)(
-            self.tokens, visual.real.clone(), torch.zeros(1, dtype=torch.int64), True, words=visual.words
-        )
+        own = replace(visual, tokens=self.tokens, real=visual.real.clone())
+        _ = own.at  # it is copied here, since nothing may be copied from the CPU in a recording
         question = self.ids, torch.ones_like(self.ids, dtype=torch.bool)
-        own.at  # noqa: B018 - it is copied here, since nothing may be copied from the CPU in a recording
-        self.token, self.at = ids.new_zeros(1), ids.new_zeros(1)
-        slots = language.config.max_answer - 1
         _, keys, caches, _ = language.prefill(own, question)
-        self.keys = [F.pad(of, (slots, 0)) for of in keys]
-        self.rooms = [Slots(cache, slots, self.at) for cache in caches]
-        self.memories = [tuple(of.clone() for of in pair) for pair in language.memorise(self.tokens)]
-        layers = language.layers_reading(self.memories)  # type: ignore[arg-type]
+        rooms = Slots(keys, caches, language.config.max_answer - 1)
+        self.token = ids.new_zeros(1)
+        memories = [(k.clone(), v.clone()) for k, v in language.memorise(self.tokens)]
+        layers = language.layers_reading(memories)
 
         def read() -> Tensor:
-            memories = language.memorise(self.tokens)
-            for held, new in zip(self.memories, memories, strict=True):
+            for held, new in zip(memories, language.memorise(self.tokens), strict=True):
                 for to, of in zip(held, new, strict=True):
                     to.copy_(of)
             logits, _, caches, _ = language.prefill(own, question, layers)
-            for room, cache in zip(self.rooms, caches, strict=True):
-                room.fill(cache)
-            for key in self.keys:
-                key[:, :slots] = False
-            self.at.fill_(-1)
+            rooms.fill(caches)
             return logits
 
         def write() -> Tensor:
-            self.at.add_(1).clamp_(max=slots - 1)  # a recording is tried out before
-            for key in self.keys:
-                key.index_fill_(1, self.at, True)
-            return language.decode(self.token, self.at + 1, self.keys, self.rooms, layers)[0]
+            return rooms.write(language, self.token, layers)
 
         self.reads = Recording(read, recordings.pool)
         self.writes = Recording(write, recordings.pool)

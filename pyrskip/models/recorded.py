@@ -24,6 +24,7 @@ class Recording:
     what it gave, in place."""
 
     def __init__(self, function: Callable[[], Tensor], pool: Any) -> None:
+        self.function = function  # with all that it reads: a replay knows addresses alone
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), _uncached():

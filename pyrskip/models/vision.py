@@ -159,9 +159,10 @@ class VisionEncoder(nn.Module):
     def _in_parts(self, features: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         self.encoded += len(pixels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if can_record(pixels) and not self.training:
+                return self.replayed(self, features, pixels)
             if pixels.device.type != "cpu":
-                records = can_record(pixels) and not self.training
-                return self.replayed(self, features, pixels) if records else features(pixels)
+                return features(pixels)
             some = max(1, CPU_PIXELS // (pixels.shape[-2] * pixels.shape[-1]))
             return torch.cat([features(part) for part in pixels.split(some)])
 
