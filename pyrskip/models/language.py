@@ -34,7 +34,7 @@ PAD, ANSWER, END = 0, 1, 2
 SPECIAL = ("<pad>", "<answer>", "<end>")
 LANGUAGES = ("decoder", "cross")
 REMEMBERED = 1 << 17
-"""Questions whose tokens are kept."""
+"""Questions, and answers, whose tokens are kept."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList([self.build_block() for _ in range(config.layers)])
         self.norm = RMSNorm(config.width)
         self.ids_of: dict[str, list[int]] = {}
+        self.answer_ids_of: dict[str, list[int]] = {}
         self.recordings: Recordings[Replay] = Recordings()
         self.last_question: tuple[object, tuple[Tensor, Tensor], Tensor] | None = None
         self._initialise()
@@ -188,10 +189,7 @@ class Decoder(nn.Module):
             self.last_question,
         )
         if last is None or last[0] != key:
-            new = [text for text in dict.fromkeys(texts) if text not in self.ids_of]
-            if len(self.ids_of) + len(new) > REMEMBERED:
-                self.ids_of.clear()
-                new = list(dict.fromkeys(texts))
+            new = _unknown(texts, self.ids_of)
             for text, of in zip(new, encoded(new, self.tokenizer), strict=True):
                 self.ids_of[text] = read(text, of, self.config.max_words) or [END]
             last = self.last_question = (key, *self._pad([self.ids_of[text] for text in texts]))
@@ -200,7 +198,10 @@ class Decoder(nn.Module):
     def tokenize_answers(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Answers as ids [B, A], each ended by <end>, and mask [B, A] bool."""
         cut = self.config.max_answer - 1
-        return self._pad([[*e.ids[:cut], END] for e in self.tokenizer.encode_batch(list(texts))])[0]
+        new = _unknown(texts, self.answer_ids_of)
+        for text, of in zip(new, self.tokenizer.encode_batch(new), strict=True):
+            self.answer_ids_of[text] = [*of.ids[:cut], END]
+        return self._pad([self.answer_ids_of[text] for text in texts])[0]
 
     def can_write(self, answer: str) -> bool:
         """Whether an answer fits, its end included."""
@@ -352,7 +353,7 @@ class Decoder(nn.Module):
         """Embedded prompt [B, P, D], which of its positions are keys [B, P] bool, and whether all of them are
         known to be."""
         x, mask = self.words(question)
-        x = torch.cat([visual.tokens[visual.at], x], dim=1)
+        x = torch.cat([visual.tokens.index_select(0, visual.at), x], dim=1)
         return x, torch.cat([visual.real[visual.at], mask], dim=1), visual.whole and visual.asked_whole
 
     def layers(self, visual: Visual, weight: Tensor | None, which: range) -> Sequence[Layer]:
@@ -384,6 +385,15 @@ class Decoder(nn.Module):
     def _head(self, x: Tensor) -> Tensor:
         logits = F.linear(self.norm(x), self.embed.weight)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _unknown(texts: Sequence[str], known: dict[str, list[int]]) -> list[str]:
+    """Those of the texts that are not known; where too many are, all are forgotten."""
+    new = [text for text in dict.fromkeys(texts) if text not in known]
+    if len(known) + len(new) > REMEMBERED:
+        known.clear()
+        new = list(dict.fromkeys(texts))
+    return new
 
 
 def text_rows(start: int, words: int, last: bool) -> slice:

@@ -5,6 +5,7 @@ Axes: B batch, W question words, K keys, D width, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -26,11 +27,19 @@ class Reading(Protocol):
     def next(self, token: Tensor) -> Tensor: ...
 
 
+LAUNCHED = 2
+"""Tokens of an answer before one is recorded; most answers have ended by then."""
+FIT = 64
+"""Attention reads a multiple of so many keys at its full speed."""
+
+
 class Launched:
-    """A reading of any shape, kernel by kernel."""
+    """A reading of any shape, kernel by kernel; on a GPU the later tokens of long answers are recorded, for
+    each launch takes longer than its kernel."""
 
     def __init__(self, language: "Decoder", visual: "Visual", question: tuple[Tensor, Tensor]) -> None:
-        self.language = language
+        self.language, self.written = language, 0
+        self.recording: Recording | None = None
         self.logits, keys, caches, self.layers = language.prefill(visual, question)
         kind = Growing if self.logits.device.type == "cpu" else Slots
         self.rooms: Growing | Slots = kind(keys, caches, language.config.max_answer - 1)
@@ -39,7 +48,17 @@ class Launched:
         return self.logits
 
     def next(self, token: Tensor) -> Tensor:
-        return self.rooms.write(self.language, token, self.layers)
+        self.written += 1
+        if self.written <= LAUNCHED or token.device.type != "cuda":
+            return self.rooms.write(self.language, token, self.layers)
+        if self.recording is None:
+            self.token = token.clone()
+            # without a circle to this reading, whose keys and values would outlive it
+            write = partial(self.rooms.write, self.language, self.token, self.layers)
+            with self.language.recordings.half(self.language):
+                self.recording = Recording(write, tries=0)
+        self.token.copy_(token)
+        return self.recording.replay()
 
 
 class Growing:
@@ -76,8 +95,9 @@ class Slots:
     """As Growing, where shapes must stay: on accelerators, which plan attention for every shape. Slots for
     the answer's tokens lie in front, and are no keys until they are written."""
 
-    def __init__(self, keys: Sequence[Tensor], caches: Sequence[Cache], slots: int) -> None:
-        self.slots = slots
+    def __init__(self, keys: Sequence[Tensor], caches: Sequence[Cache], more: int) -> None:
+        self.more = more
+        self.slots = slots = more + -(keys[0].shape[1] + more) % FIT
         self.at = torch.full((1,), -1, device=keys[0].device)
         self.keys = [F.pad(of_layer, (slots, 0)) for of_layer in keys]
         self.places = [SlottedPlace(cache, slots, self.at) for cache in caches]
@@ -92,7 +112,7 @@ class Slots:
         self.at.fill_(-1)
 
     def write(self, language: "Decoder", token: Tensor, layers: Sequence[Layer]) -> Tensor:
-        self.at.add_(1).clamp_(max=self.slots - 1)  # a recording is tried out before it is used
+        self.at.add_(1).clamp_(max=self.more - 1)  # a recording is tried out before it is used
         for of_layer in self.keys:
             of_layer.index_fill_(1, self.at, True)
         return language.decode(token, self.at + 1, self.keys, self.places, layers)[0]
@@ -117,18 +137,18 @@ class Replay:
     def __init__(
         self, language: "Decoder", recordings: "Recordings[Replay]", visual: "Visual", ids: Tensor
     ) -> None:
-        self.tokens, self.ids = visual.tokens.clone(), ids.clone()
-        own = replace(visual, tokens=self.tokens, real=visual.real.clone())
+        self.tokens, self.ids = tokens, ids = visual.tokens.clone(), ids.clone()
+        own = replace(visual, tokens=tokens, real=visual.real.clone())
         _ = own.at  # it is copied here, since nothing may be copied from the CPU in a recording
-        question = self.ids, torch.ones_like(self.ids, dtype=torch.bool)
+        question = ids, torch.ones_like(ids, dtype=torch.bool)
         _, keys, caches, _ = language.prefill(own, question)
         rooms = Slots(keys, caches, language.config.max_answer - 1)
-        self.token = ids.new_zeros(1)
-        memories = [(k.clone(), v.clone()) for k, v in language.memorise(self.tokens)]
+        self.token = token = ids.new_zeros(1)
+        memories = [(k.clone(), v.clone()) for k, v in language.memorise(tokens)]
         layers = language.layers_reading(memories)
 
         def read() -> Tensor:
-            for held, new in zip(memories, language.memorise(self.tokens), strict=True):
+            for held, new in zip(memories, language.memorise(tokens), strict=True):
                 for to, of in zip(held, new, strict=True):
                     to.copy_(of)
             logits, _, caches, _ = language.prefill(own, question, layers)
@@ -136,7 +156,7 @@ class Replay:
             return logits
 
         def write() -> Tensor:
-            return rooms.write(language, self.token, layers)
+            return rooms.write(language, token, layers)
 
         self.reads = Recording(read, recordings.pool)
         self.writes = Recording(write, recordings.pool)

@@ -8,6 +8,7 @@ kernels is shared by all recordings: what one leaves behind is read before anoth
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -21,20 +22,24 @@ T = TypeVar("T")
 
 class Recording:
     """One recorded run of a function of tensors that stay where they are: `replay` runs it anew and gives
-    what it gave, in place."""
+    what it gave, in place. tries: how often it runs first, since libraries plan, and allocate for
+    themselves; 0 where it has run before."""
 
-    def __init__(self, function: Callable[[], Tensor], pool: Any) -> None:
+    def __init__(self, function: Callable[[], Tensor], pool: Any = None, tries: int = 2) -> None:
         self.function = function  # with all that it reads: a replay knows addresses alone
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), _uncached():
-            for _ in range(2):  # libraries plan, and allocate for themselves
+            for _ in range(tries):
                 function()
+            self.graph = torch.cuda.CUDAGraph()
+            # other threads may pin memory meanwhile
+            self.graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                self.output = function()
+            finally:
+                self.graph.capture_end()
         torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        # other threads may pin memory meanwhile
-        with _uncached(), torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-            self.output = function()
 
     def replay(self) -> Tensor:
         self.graph.replay()
@@ -66,27 +71,31 @@ class Recordings(Generic[T]):
     def of(self, module: nn.Module, shape: Hashable, record: Callable[[], T]) -> T | None:
         """The recording of a shape, which is made where it comes for the second time; None at the first. All
         are forgotten when the module's weights, or autocast's number format, are others."""
-        self.parameters = self.parameters or list(module.parameters())
-        form = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-        state = form, [(p.data_ptr(), p._version) for p in self.parameters]
-        if state != self.state:
-            self.held.clear()
-            self.weights.clear()
-            self.state = state
+        self._refresh(module)
         if shape not in self.held:
             self.held[shape] = None
         elif self.held[shape] is None:
-            with self._half(module):
+            with self.half(module):
                 self.held[shape] = record()
         self.held.move_to_end(shape)
         while len(self.held) > KEPT:
             self.held.popitem(last=False)
         return self.held[shape]
 
+    def _refresh(self, module: nn.Module) -> None:
+        self.parameters = self.parameters or list(module.parameters())
+        form = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        state = form, [(p.data_ptr(), p._version) for p in self.parameters]
+        if state != self.state:
+            self.held.clear()
+            self.weights = {}
+            self.state = state
+
     @contextmanager
-    def _half(self, module: nn.Module) -> Iterator[None]:
+    def half(self, module: nn.Module) -> Iterator[None]:
         """Within, linear layers hold their weights in autocast's number format, if it is on: a recording
         would cast them anew at every replay."""
+        self._refresh(module)
         if torch.is_autocast_enabled("cuda") and not self.weights:
             dtype = torch.get_autocast_dtype("cuda")
             linears = [m for m in module.modules() if isinstance(m, nn.Linear)]
@@ -118,7 +127,7 @@ class Replayed:
 
     def _record(self, function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Recording]:
         held = x.clone()
-        return held, Recording(lambda: function(held), self.recordings.pool)
+        return held, Recording(partial(function, held), self.recordings.pool)
 
 
 def can_record(x: Tensor) -> bool:

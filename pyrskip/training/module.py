@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from timm.optim.muon import Muon
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from pyrskip.errors import UserError, unknown_name
+from pyrskip.training.muon import Muon
 
 OPTIMIZERS = ("adamw", "muon")
 
