@@ -36,7 +36,7 @@ from pyrskip.training.rules import RULES, RuleConfig, rule_config
 from pyrskip.training.rules.supervised import SupervisedConfig
 from pyrskip.training.trainer import TrainerConfig
 
-STAGES = ("data", "cache", "flex", "rollouts", "peers", "gate", "frontier")
+STAGES = ("data", "cache", "flex", "pruner", "rollouts", "peers", "gate", "frontier")
 """Names of the stages, in order: `pyrskip.stages` has them."""
 
 

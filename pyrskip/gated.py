@@ -3,7 +3,7 @@
 Axes: B questions, T tiles, S actions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import torch
@@ -55,12 +55,13 @@ class Gated:
         return observe(self.model, self.gate.layout, self.signals, rows, seen, price, self.unit)
 
     @torch.no_grad()
-    def gate_flops(self, rows: Batch) -> float:
+    def gate_flops(self, rows: Batch, there: Collection[str] = ()) -> float:
         """Of one decision, in the cost model's unit: the gate, and the signals that it reads; means over the
-        batch."""
+        batch. there: sources whose signals are paid already."""
         own = self.gate.flops(self.observe(rows, self.glance(rows))) * self.model.convention.per_mac / 2
         size = rows.size[rows.image_of]
-        return own + sum(float(s.flops(self.model, rows.texts, size).mean()) for s in self.signals.values())
+        read = (s for s in self.signals.values() if s.source not in there)
+        return own + sum(float(s.flops(self.model, rows.texts, size).mean()) for s in read)
 
 
 def encode_glance(model: GatedModel, rows: Batch) -> Features:

@@ -56,6 +56,9 @@ def synthetic_table(
     # one draw a question: an action that does more is never worse
     score = (torch.rand(len(kind), 1, generator=generator) < chance).float()
 
+    # surer where the glance is enough
+    sure = torch.rand(len(kind), generator=torch.Generator().manual_seed(98 + seed)) * chance[:, 0]
+
     query = torch.randn(len(TYPES), 4, 8, generator=torch.Generator().manual_seed(99))
     return RolloutTable(
         actions=actions,
@@ -66,7 +69,7 @@ def synthetic_table(
         image_of=image_of,
         query_of=kind,
         signals={
-            "question": {},
+            "question": {"answer_stats": torch.stack([sure, (1 - sure) / 2, 1 - sure], dim=-1)},
             "text": {"query": query, "query_mask": torch.ones(len(TYPES), 4, dtype=torch.bool)},
             "image": {
                 "glance": torch.randn(images, 6, 2, 2, generator=generator),

@@ -95,6 +95,8 @@ def inputs_of(splits: dict[str, RolloutTable], timing: Timing | None = None) -> 
         prices=PRICES,
         gate_flops=dict.fromkeys(gates, 7_000.0),
         tile_flops={split: synthetic_tile_flops(3, 60) for split in splits},
+        encode_flops={split: synthetic_tile_flops(3, 60) for split in splits},
+        asked_flops=5_000.0,
         timing=timing,
         resamples=200,
     )
@@ -113,8 +115,9 @@ def test_every_method_is_there_with_exactly_the_fields() -> None:
     rows = computed().rows
     fixed = {f"fixed:{name}" for name in ("glance", "1", "0", "0,1")}
     learned = {"gate", "gate:query_only", "gate:glance_only", "gate:joint", "gate:shuffled_query", "random"}
-    learned |= {"gate:safe"}
+    learned |= {"gate:safe", "adaptvision"}
     others = {"full", "reference", "hull", "random:bernoulli", "heuristic", "cosine", "question_only"}
+    others |= {"entropy", "variance", "arr_coc", "attention", "visionthink", "vir", "prefix"}
     oracles = {"oracle:type", "oracle:sample"}
     for split in ("val", "test"):
         assert {r.method for r in rows if r.split == split} == fixed | learned | others | oracles

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyrskip.errors import UserError
 from pyrskip.gates.gate import GateConfig
 from pyrskip.reward import RewardConfig
-from pyrskip.training import labels
+from pyrskip.rollouts import labels
 from pyrskip.training.rules import RULES, rule_config
 from pyrskip.training.rules.ratio import RatioModule
 from tests.toys import IMAGES, batches, toy_module

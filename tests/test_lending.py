@@ -14,7 +14,11 @@ from pyrskip.files import write_json
 from pyrskip.groups import store_groups
 from pyrskip.launch import conf_directory
 from pyrskip.stages import STAGES
+from pyrskip.stages.cache import CACHE
+from pyrskip.stages.data import DATA
+from pyrskip.stages.flex import FLEX
 from pyrskip.stages.lending import lend
+from pyrskip.stages.rollouts import ROLLOUTS
 from pyrskip.stages.run import Run, Stage
 from tests.tables import synthetic_table
 
@@ -90,7 +94,7 @@ def test_the_command_line_comes_before_what_is_lent(lender: Config) -> None:
     assert (config.loader.order, config.text.name) == (lender.loader.order, "embedding")
     said = r"lender/rollouts was made with cost\.answer_tokens=3, this config has cost\.answer_tokens=5"
     with pytest.raises(UserError, match=said):
-        Run(comparing(lender, "cost.answer_tokens=5"), {}).done(STAGES[3])
+        Run(comparing(lender, "cost.answer_tokens=5"), {}).done(ROLLOUTS)
 
 
 def test_stages_that_a_run_does_itself_are_configured_by_it(lender: Config) -> None:
@@ -115,9 +119,9 @@ def test_a_run_that_borrowed_lends_what_it_has_borrowed(lender: Config, tmp_path
         "flex.seed=5",
         "stages=[flex,rollouts]",
     )
-    finish(second, *STAGES[2:4])
+    finish(second, FLEX, ROLLOUTS)
     config = comparing(second)
-    of = {stage.name: Run(config, {}).directory(stage).parent.name for stage in STAGES[:4]}
+    of = {stage.name: Run(config, {}).directory(stage).parent.name for stage in (DATA, CACHE, FLEX, ROLLOUTS)}
     assert config.flex.seed == 5
     assert of == {"data": "lender", "cache": "lender", "flex": "second", "rollouts": "second"}
 
@@ -147,4 +151,4 @@ def test_runs_that_borrow_from_each_other_end_the_search(tmp_path: Path) -> None
         write_json(tmp_path / name / "config.json", {"borrow": str(tmp_path / other)})
     run = Run(Config(name="run", root=str(tmp_path), borrow=str(tmp_path / "a")), {})
     assert run.lenders == (tmp_path / "a", tmp_path / "b")
-    assert run.directory(STAGES[0]) == tmp_path / "run/data"
+    assert run.directory(DATA) == tmp_path / "run/data"

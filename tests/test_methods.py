@@ -118,8 +118,11 @@ def test_rows_stand_as_methods_are_registered_and_what_is_random_behind_its_gate
     named = [(row.method.partition(":")[0], row.seed) for row in toy.rows if row.split == "test"]
     found = list(dict.fromkeys(named))
     assert found[:5] == [(name, None) for name in ("full", "reference", "question_only", "fixed", "hull")]
-    assert found[5:11] == [(name, seed) for seed in (0, 1, 2) for name in ("gate", "random")]
-    assert found[11:] == [(name, None) for name in ("random", "heuristic", "cosine", "oracle", "toy")]
+    of_gates = ("gate", "random", "adaptvision")
+    assert found[5:14] == [(name, seed) for seed in (0, 1, 2) for name in of_gates]
+    unlearned = ("random", "heuristic", "cosine", "entropy", "variance", "arr_coc", "attention")
+    rest = (*unlearned, "oracle", "visionthink", "vir", "prefix", "toy")
+    assert found[14:] == [(name, None) for name in rest]
     oracles = [(row.price, row.method) for row in toy.rows if "oracle" in row.method and row.split == "test"]
     assert oracles == sorted(oracles, key=lambda pair: (pair[0], pair[1] == "oracle:sample"))
 

@@ -310,6 +310,8 @@ def test_answer_stats_cost_the_glances_answer_without_encoding_or_decoding_and_t
     )
     # three inputs more of the trunk's first layer
     assert with_it == pytest.approx(without + float(own.mean()) + 3 * 16 * 2)
+    behind_a_turn = Gated(model, sure_gate(layout, "answer_stats"), UNIT).gate_flops(batch, {"first_token"})
+    assert behind_a_turn == pytest.approx(without + 3 * 16 * 2)
 
 
 def test_the_gate_without_its_signals_is_an_ablation() -> None:

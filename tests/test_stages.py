@@ -217,7 +217,7 @@ def test_a_borrowed_stage_of_another_config_is_refused(copied_run: Path) -> None
         r"done/flex was made with language.layers=1, this config has language.layers=2; keep 1, or have this "
         r"run do it with "
     )
-    with pytest.raises(UserError, match=said + r"stages=\[flex,rollouts,peers,gate,frontier\]$"):
+    with pytest.raises(UserError, match=said + r"stages=\[flex,pruner,rollouts,peers,gate,frontier\]$"):
         run_stages(tiny(copied_run, "name=other", f"from={copied_run / 'done'}", "language.layers=2"), {})
     with pytest.raises(
         UserError, match=r"done/data was made with data.seed=0, .*; keep 0, or leave out from=$"

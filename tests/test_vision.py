@@ -214,3 +214,29 @@ def test_the_counter_counts_images_and_measuring_flops_does_not() -> None:
     encoder.flops(16, 16)
     encoder(torch.rand(2, 3, 8, 16))
     assert encoder.encoded == 5
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_the_attention_that_cells_receive_is_the_layers_own(class_token: bool) -> None:
+    own = {} if class_token else {"class_token": False, "global_pool": "avg"}
+    encoder = VisionEncoder(VisionConfig("test_vit", 1, kwargs={"dynamic_img_size": True} | own))
+    pixels = torch.rand(2, 3, 32, 48)
+    attention = encoder.backbone.blocks[1].attn
+    fast, shares = attention.fused_attn, list[Tensor]()
+    attention.fused_attn = False
+    handle = attention.attn_drop.register_forward_pre_hook(lambda module, given: shares.append(given[0]))
+    with torch.no_grad():
+        encoder(pixels)
+        attention.fused_attn = fast
+        handle.remove()
+        watched, maps = encoder.watched(pixels), encoder(pixels)
+    # [I, heads, queries, keys], the class token first
+    heads = shares[0].mean(1)
+    wanted = heads[:, 0, 1:] if class_token else heads.mean(1)
+    assert encoder.attends and watched[:, :-1].equal(maps)
+    assert torch.allclose(watched[:, -1].flatten(1), wanted, atol=1e-6)
+    assert (encoder.encoded, watched.shape[1]) == (6, maps.shape[1] + 1)
+
+
+def test_a_convolution_has_no_attention_to_tell_of() -> None:
+    assert not VisionEncoder(VisionConfig(SMALL)).attends

@@ -27,7 +27,7 @@ from pyrskip.identity import HOW
 from pyrskip.metrics import score
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import GatedModel
-from pyrskip.pruners import PrunerConfig, build_pruner
+from pyrskip.pruners import Pruner, PrunerConfig
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch, Question, Sample
 
@@ -95,12 +95,14 @@ def evaluate(
     broken: Mapping[str, Any] | None = None,
     kept: Mapping[str, Any] | None = None,
     peers: Mapping[PrunerConfig, Mapping[str, RolloutTable]] | None = None,
+    pruners: Mapping[str, Pruner | None] | None = None,
 ) -> Evaluation:
     """Measure every method, and write `out`/frontier.json, summary.json and the scores.
 
     gates: method -> one directory a seed, of `seeds`. data: the data stage's directory. crossed: another flex
-    seed's tables. peers: 'val' and 'test' behind pruners. For the summary, broken: split -> what of it could
-    not be read; kept: method -> of each seed, which step's weights.
+    seed's tables. peers: 'val' and 'test' behind pruners, which pruners has by their names, to be timed. For
+    the summary, broken: split -> what of it could not be read; kept: method -> of each seed, which step's
+    weights.
     """
     trained = {
         method: [_load_gate(path, tables["gate"]) for path in paths] for method, paths in gates.items()
@@ -111,11 +113,11 @@ def evaluate(
     batch = Batch.collate(samples, model.pyramid.size)
     unit, budget = tables["gate"].mean_full_flops, first.layout.budget
     one = {method: of[0] for method, of in trained.items()}
+    gated = {method: Gated(model, gate, unit) for method, gate in one.items()}
     timing = None
     if config.timing_seconds and isinstance(model, NativeModel):
         actions = first.layout.actions
         flops = tables["test"].cost.flops[:, : len(actions)].mean(0)
-        pruners = {str(peer): build_pruner(peer) for peer in peers or ()}
         timing = measure(model, one, batch, actions, budget, unit, flops, config.timing_seconds, pruners)
     tables, played = play(model, tables, trained, seeds, config.prices, data, budget)
     inputs = Inputs(
@@ -125,8 +127,10 @@ def evaluate(
         gates=trained,
         seeds=seeds,
         prices=config.prices,
-        gate_flops={method: Gated(model, gate, unit).gate_flops(batch) for method, gate in one.items()},
+        gate_flops={method: of.gate_flops(batch) for method, of in gated.items()},
         tile_flops={split: tile_flops(model, table.size) for split, table in tables.items()},
+        encode_flops={split: encode_flops(model, table.size) for split, table in tables.items()},
+        asked_flops=gated["gate"].gate_flops(batch, {"first_token"}),
         timing=timing,
         resamples=config.resamples,
         crossed=crossed,
@@ -171,10 +175,18 @@ def _load_gate(path: Path, table: RolloutTable) -> Gate:
 def tile_flops(model: GatedModel, size: Tensor) -> Tensor | None:
     """Of encoding and projecting every tile whole, [M, T], in the cost model's unit; None where nothing looks
     at every tile."""
-    if not isinstance(model, NativeModel):
+    encode = encode_flops(model, size)
+    if encode is None or not isinstance(model, NativeModel):
         return None
     project = model.projector.flops_per_token() * model.pyramid.capacity(size)
-    return (model.encode_flops(size) + project) * model.convention.per_mac / 2
+    return encode + project * model.convention.per_mac / 2
+
+
+def encode_flops(model: GatedModel, size: Tensor) -> Tensor | None:
+    """Of encoding every tile, as `tile_flops`."""
+    if not isinstance(model, NativeModel):
+        return None
+    return model.encode_flops(size) * model.convention.per_mac / 2
 
 
 def lookup_accuracy(data: Path, side: int) -> float:

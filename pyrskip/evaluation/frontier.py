@@ -181,11 +181,17 @@ class _Ruler:
         cost, unit = table.cost, self.inputs.unit
         score, flops = decisions.mean(table.score), decisions.mean(cost.flops)
         if decisions.gate is not None:
-            flops = flops + self.inputs.gate_flops[decisions.gate]
+            own = self.inputs.gate_flops[decisions.gate]
+            flops = flops + (own if decisions.first is None else self.inputs.asked_flops)
         if decisions.encodes_all:
             flops = flops + self._unencoded(decisions)
+        if decisions.first is not None:
+            first = decisions.first.clamp(min=0)
+            again = self.inputs.encoded_twice(self.split, first, decisions.action)
+            flops = flops + decisions.earlier(cost.flops) - again.where(decisions.first >= 0, 0.0)
         accuracy, mean_flops = float(score.mean()), float(flops.mean())
-        tokens, kv_bytes = (float(decisions.mean(of).mean()) for of in (cost.tokens, cost.kv_bytes))
+        tokens = float((decisions.mean(cost.tokens) + decisions.earlier(cost.tokens)).mean())
+        kv_bytes = float(decisions.mean(cost.kv_bytes).mean())
         interval, *intervals = self.bootstrap.intervals_of_ratios(score * self.masks, self.masks)
         timing = self.inputs.timing
         encode, gate, total = self._times(decisions, timing.single if timing else None)
@@ -225,8 +231,9 @@ class _Ruler:
         return Point(row, action, score if action is None else None)
 
     def _unencoded(self, decisions: Decisions) -> Tensor:
-        """FLOPs of encoding the tiles that are skipped, [N] float64."""
-        of_image = self.inputs.tile_flops[self.split]
+        """FLOPs of encoding, and maybe projecting, the tiles that are skipped, [N] float64."""
+        inputs = self.inputs
+        of_image = (inputs.tile_flops if decisions.projects_all else inputs.encode_flops)[self.split]
         assert of_image is not None
         flops = of_image[self.table.image_of].double()
         # nothing is skipped by the decisions outside of the set
@@ -245,8 +252,36 @@ class _Ruler:
             return None, None, None
         if peer is not None:
             return clock.encode[str(peer)], 0.0, clock.total[str(peer)]
+        gate = clock.gate[decisions.gate] if decisions.gate is not None else 0.0
+        if decisions.first is not None:
+            encode, total = self._turns(decisions, decisions.first, clock)
+            return encode, gate, total + gate
+        encode, total = self._mean_times(decisions, clock, decisions.gate is not None)
+        if decisions.encodes_all:
+            every = clock.encode[self.table.actions.names[self.table.actions.full]]
+            encode, total = every, total - encode + every
+        return encode, gate, total + gate
+
+    def _turns(self, decisions: Decisions, first: Tensor, clock: Clock) -> tuple[float, float]:
+        """Encode and total milliseconds. Of a second turn what the first encoded is encoded already, as
+        behind a gate the glance is."""
+        encode = total = 0.0
+        for two in (False, True):
+            turns = (first >= 0) == two
+            if not turns.any():
+                continue
+            looked, answered = self._mean_times(Decisions(decisions.action[turns]), clock, two)
+            if two:
+                before = self._mean_times(Decisions(first[turns]), clock, False)
+                answered += before[1] - before[0]
+            share = float(turns.double().mean())
+            encode, total = encode + share * looked, total + share * answered
+        return encode, total
+
+    def _mean_times(self, decisions: Decisions, clock: Clock, gated: bool) -> tuple[float, float]:
+        """Encode and total milliseconds, averaged. gated: the glance is encoded before the rest."""
         actions = self.table.actions.names
-        names = [GATED * (decisions.gate is not None) + name for name in actions] + list(OUTSIDE)
+        names = [GATED * gated + name for name in actions] + list(OUTSIDE)
         cost = self.table.cost.flops
         share = decisions.columns(cost.shape[1])
         # what is not listed takes as long as what is and costs as much
@@ -258,12 +293,7 @@ class _Ruler:
             between = np.interp(own, listed[order], times[: len(actions)][order])
             return float(share.numpy() @ np.concatenate([times, between]))
 
-        encode, total = mean(clock.encode), mean(clock.total)
-        if decisions.encodes_all:
-            every = clock.encode[actions[self.table.actions.full]]
-            encode, total = every, total - encode + every
-        gate = clock.gate[decisions.gate] if decisions.gate is not None else 0.0
-        return encode, gate, total + gate
+        return mean(clock.encode), mean(clock.total)
 
 
 def _ratio(a: float, b: float) -> float | None:

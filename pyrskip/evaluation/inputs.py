@@ -30,11 +30,12 @@ class Inputs:
     tables: 'gate' (the gate's training rollouts), 'val' and 'test'. gates: 'gate' and, if they were trained,
     'gate:joint', 'gate:query_only', 'gate:glance_only' and 'ablation:<name>' -> one gate a seed, in the order
     of `seeds`. gate_flops: of one decision, by the same names. tile_flops: split -> [M, T], FLOPs of encoding
-    each tile of each image, counted as the table's are; None where tables have no similarity. crossed:
-    'gate', 'val' and 'test' of the same questions under another flex seed, for oracle:cross. peers: 'val' and
-    'test' of the same questions behind pruners. played: method, seed and split -> columns [P, N] of the
-    table, of decisions that are not listed and that the model was asked about (`pyrskip.evaluation.played`);
-    seed 0 where the method has none.
+    and projecting each tile of each image, counted as the table's are; None where tables have no similarity.
+    encode_flops: the same of encoding alone. asked_flops: of the gate's own decision, where the model has
+    read the glance with the question anyway. crossed: 'gate', 'val' and 'test' of the same questions under
+    another flex seed, for oracle:cross. peers: 'val' and 'test' of the same questions behind pruners. played:
+    method, seed and split -> columns [P, N] of the table, of decisions that are not listed and that the model
+    was asked about (`pyrskip.evaluation.played`); seed 0 where the method has none.
     """
 
     tables: Mapping[str, RolloutTable]
@@ -47,6 +48,8 @@ class Inputs:
     tile_flops: Mapping[str, Tensor | None]
     timing: Timing | None = None
     resamples: int = 1000
+    encode_flops: Mapping[str, Tensor | None] = field(default_factory=dict)
+    asked_flops: float = 0.0
     crossed: Mapping[str, RolloutTable] | None = None
     peers: Mapping[PrunerConfig, Mapping[str, RolloutTable]] = field(default_factory=dict)
     played: Mapping[tuple[str, int, str], Tensor] = field(default_factory=dict)
@@ -58,6 +61,16 @@ class Inputs:
     def unit(self) -> float:
         """FLOPs of relative cost 1."""
         return self.tables["gate"].mean_full_flops
+
+    def encoded_twice(self, split: str, first: Tensor, then: Tensor) -> Tensor:
+        """FLOPs of encoding the tiles that two of the table's columns [N] both keep, [N] float64; 0 where the
+        model does not tell what a tile costs."""
+        table, of_image = self.tables[split], self.encode_flops.get(split)
+        if of_image is None:
+            return torch.zeros(len(table), dtype=torch.float64)
+        rows = torch.arange(len(table))
+        both = (table.steps(rows, first) > 0) & (table.steps(rows, then) > 0)
+        return (of_image[table.image_of].double() * both).sum(-1)
 
     @cached_property
     def budget_weights(self) -> Tensor | None:

@@ -56,7 +56,7 @@ def keyword_levels(text: str, levels: int) -> tuple[int, ...]:
 def keyword_actions(texts: Sequence[str], actions: ActionSet, levels: int) -> Tensor:
     """The listed action of each question's keywords, [N]. Raises UserError where the action set does not list
     it."""
-    return torch.tensor([_listed(keyword_levels(text, levels), actions) for text in texts], dtype=torch.int64)
+    return torch.tensor([listed(keyword_levels(text, levels), actions) for text in texts], dtype=torch.int64)
 
 
 def cosine_actions(similarity: Tensor, actions: ActionSet, tile_level: Tensor, k: int) -> Tensor:
@@ -69,7 +69,7 @@ def cosine_actions(similarity: Tensor, actions: ActionSet, tile_level: Tensor, k
     finer = int(tile_level.max())
     level = torch.stack([similarity[:, tile_level == i].amax(-1) for i in range(finer)], dim=-1)
     kept = level.topk(k, dim=-1).indices.sort(-1).values
-    return torch.tensor([_listed(tuple(row), actions) for row in kept.tolist()], dtype=torch.int64)
+    return torch.tensor([listed(tuple(row), actions) for row in kept.tolist()], dtype=torch.int64)
 
 
 def strategy_weights(kind: str, pyramid: Pyramid) -> Tensor:
@@ -132,7 +132,9 @@ def whole(pyramid: Pyramid) -> Tensor:
     return pyramid.capacity(torch.tensor([[pyramid.size, pyramid.size]]))[0]
 
 
-def _listed(levels: tuple[int, ...], actions: ActionSet) -> int:
+def listed(levels: tuple[int, ...], actions: ActionSet) -> int:
+    """The number of the action that keeps these whole levels beside the glance, the finest first. Raises
+    UserError where none does."""
     name = ",".join(map(str, levels)) or "glance"
     if name not in actions.names:
         raise unknown_name("action", name, actions.names)

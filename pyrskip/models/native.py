@@ -107,8 +107,8 @@ class Forced:
 
 class NativeModel(nn.Module):
     """A white-box model (pyrskip.models.tiers). pruner: what leaves visual tokens out behind the projector or
-    between layers, None while it trains; prunable: what pruners may read beside the tokens. Its encoder has
-    no attention: the size of a token's features, before they are projected, stands for salience."""
+    between layers, None while it trains; prunable: what pruners may read beside the tokens. Where its encoder
+    has no attention, the size of a token's features, before they are projected, stands for salience."""
 
     sources = frozenset({"question", "glance", "pixels", "first_token"})
     prunable = frozenset({"text", "salience", "attention"})
@@ -199,10 +199,22 @@ class NativeModel(nn.Module):
         visual, packing, cells = self._projected(batch, features, asked)
         tile = packing.tile
         if self.pruner is not None:
-            size = cells.detach().norm(dim=-1)  # of a token's features
-            salience = F.pad(size, (1, 0))[packing.source]
+            salience = self._salience(self.pruner, features, packing, cells)
             visual, tile = self._pruned(self.pruner, batch, visual, tile, salience)
         return replace(visual, words=self.language.words_of(batch.texts)), tile
+
+    def _salience(self, pruner: Pruner, features: Features, packing: Packing, cells: Tensor) -> Tensor:
+        """Of each token [U, N]: how much of the encoder's attention its cells receive on average, or the size
+        of its features, cells [V, C], where the encoder has none."""
+        found = cells.detach().norm(dim=-1)
+        if self.vision.attends and "salience" in pruner.needs and packing.shares:
+            if not features.received:
+                raise UserError(
+                    f"pruner.name={pruner.config.name} reads the encoder's attention, and cached maps hold "
+                    "none; allowed: data.cache=null"
+                )
+            found = packing.cells([of[:, None] for of in features.received])[:, 0]
+        return F.pad(found, (1, 0))[packing.source]
 
     def _pruned(
         self, pruner: Pruner, batch: Batch, visual: Visual, tile: Tensor, salience: Tensor

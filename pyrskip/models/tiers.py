@@ -22,11 +22,13 @@ from pyrskip.sample import Batch
 class Features:
     """Encoded tiles of a batch's images. maps: one [I, C, rows, columns] a tile, zero where not encoded;
     encoded [I, T] bool, on the CPU; levels: the images' pixels [I, 3, S / 2^l, S / 2^l] in 0..1, for what is
-    encoded later; none where maps are cached."""
+    encoded later; none where maps are cached. received: of an encoder that attends, one [I, rows, columns] a
+    tile, how much attention its cells receive; none where maps are cached."""
 
     maps: tuple[Tensor, ...]
     encoded: Tensor
     levels: tuple[Tensor, ...] = ()
+    received: tuple[Tensor, ...] = ()
 
 
 class RefusedError(UserError):

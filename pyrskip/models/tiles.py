@@ -3,7 +3,7 @@
 Axes: I images, B questions, T tiles, C channels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -43,11 +43,13 @@ def encode_tiles(
     if batch.maps is not None:
         return Features(tuple(_cached(vision, m, wanted[:, t]) for t, m in enumerate(batch.maps)), wanted)
     levels = levels or levels_of(pyramid, batch)
-    maps = []
+    maps, received = list[Tensor](), list[Tensor]()
     for tile in range(pyramid.tiles):
         crop = pyramid.crop(levels[int(pyramid.tile_level[tile])], tile)
-        maps.append(_encode_tile(vision, crop, wanted[:, tile], pixels[:, tile]))
-    return Features(tuple(maps), wanted, levels)
+        found = _encode_tile(vision, crop, wanted[:, tile], pixels[:, tile])
+        maps.append(found[:, : vision.channels])
+        received += found[:, vision.channels :].unbind(1)
+    return Features(tuple(maps), wanted, levels, tuple(received))
 
 
 def encode_more(
@@ -59,25 +61,38 @@ def encode_more(
     if not bool(new.any()):
         return had
     more = encode_tiles(vision, pyramid, batch, new, had.levels)
-    maps = []
-    for tile, (before, added) in enumerate(zip(had.maps, more.maps, strict=True)):
-        if not bool(more.encoded[:, tile].any()):
-            maps.append(before)
-        else:  # a map is zero where it was not encoded
-            maps.append(before + added if bool(had.encoded[:, tile].any()) else added)
-    return Features(tuple(maps), had.encoded | more.encoded, more.levels)
+    maps, received = (
+        _both(before, added, had.encoded, more.encoded)
+        for before, added in ((had.maps, more.maps), (had.received, more.received))
+    )
+    return Features(maps, had.encoded | more.encoded, more.levels, received)
+
+
+def _both(
+    had: Sequence[Tensor], more: Sequence[Tensor], encoded: Tensor, added: Tensor
+) -> tuple[Tensor, ...]:
+    """What there was of each tile and what came, each zero where it was not encoded: encoded, added [I, T]
+    bool."""
+    found = []
+    for tile, (before, behind) in enumerate(zip(had, more, strict=True)):
+        if not bool(added[:, tile].any()):
+            found.append(before)
+        else:
+            found.append(before + behind if bool(encoded[:, tile].any()) else behind)
+    return tuple(found)
 
 
 def _encode_tile(vision: VisionEncoder, crop: Tensor, wanted: Tensor, pixels: Tensor) -> Tensor:
     """crop [I, 3, side, side], wanted [I] bool and pixels [I, 2] valid rows and columns, both on the CPU ->
-    [I, C, cells, cells]."""
+    [I, C, cells, cells], of an encoder that attends C + 1 channels."""
     side = crop.shape[-1] // vision.stride
-    out = crop.new_zeros(len(crop), vision.channels, side, side)
+    out = crop.new_zeros(len(crop), vision.channels + vision.attends, side, side)
+    encode = vision.watched if vision.attends else vision
     extent = -(-pixels // vision.stride)
     for rows, columns in torch.unique(extent[wanted], dim=0).tolist():
         images = (wanted & (extent == extent.new_tensor([rows, columns])).all(-1)).nonzero().squeeze(1)
         images = sent(images, crop.device)
-        features = vision(crop[images, :, : rows * vision.stride, : columns * vision.stride])
+        features = encode(crop[images, :, : rows * vision.stride, : columns * vision.stride])
         out = out.to(features.dtype)
         out[images, :, :rows, :columns] = features
     return out

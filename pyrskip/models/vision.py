@@ -3,6 +3,7 @@
 Axes: I images, C channels, h x w cells.
 """
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -13,6 +14,7 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -132,21 +134,61 @@ class VisionEncoder(nn.Module):
                 module.eval()
         return self
 
+    @property
+    def attends(self) -> bool:
+        """Whether the map is a layer's whose attention can be told: that of a timm vision transformer."""
+        return self._attention is not None
+
+    @property
+    def _attention(self) -> Attention | None:
+        blocks = getattr(self.backbone, "blocks", None)
+        if not isinstance(self.backbone, VisionTransformer) or blocks is None:
+            return None
+        attention = getattr(blocks[self.out_index], "attn", None)
+        return attention if isinstance(attention, Attention) else None
+
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels [I, 3, H, W] float 0..1 -> [I, C, H / stride, W / stride]."""
+        return self._in_parts(self.features, pixels)
+
+    def watched(self, pixels: Tensor) -> Tensor:
+        """`forward` of an encoder that attends, and behind its channels how much attention each cell
+        receives at the map's layer, [I, C + 1, H / stride, W / stride]."""
+        return self._in_parts(self._watched, pixels)
+
+    def _in_parts(self, features: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         self.encoded += len(pixels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             if can_record(pixels) and not self.training:
-                return self.replayed(self, self.features, pixels)
+                return self.replayed(self, features, pixels)
             if pixels.device.type != "cpu":
-                return self.features(pixels)
+                return features(pixels)
             some = max(1, CPU_PIXELS // (pixels.shape[-2] * pixels.shape[-1]))
-            return torch.cat([self.features(part) for part in pixels.split(some)])
+            return torch.cat([features(part) for part in pixels.split(some)])
 
     def features(self, pixels: Tensor) -> Tensor:
         """`forward` without the count: what an export traces."""
-        normal = (pixels - self.mean) / self.std
-        return self._map(normal.contiguous(memory_format=torch.channels_last)).contiguous()
+        return self._map(self._normal(pixels)).contiguous()
+
+    def _watched(self, pixels: Tensor) -> Tensor:
+        return self._map_watched(self._normal(pixels)).contiguous()
+
+    def _normal(self, pixels: Tensor) -> Tensor:
+        return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def _map_watched(self, normal: Tensor) -> Tensor:
+        """Of attention the layer's queries and keys alone are read, so that the layer itself runs whatever is
+        fast."""
+        attention, seen = self._attention, list[Tensor]()
+        assert attention is not None
+        handle = attention.qkv.register_forward_hook(lambda module, given, found: seen.append(found))
+        try:
+            maps = self._map(normal)
+        finally:
+            handle.remove()
+        class_token = getattr(self.backbone, "cls_token", None) is not None
+        cells = received(attention, seen[0].detach(), self.backbone.num_prefix_tokens, class_token)
+        return torch.cat([maps, cells.view(-1, 1, *maps.shape[2:]).to(maps)], dim=1)
 
     def _map(self, normal: Tensor) -> Tensor:
         maps = feature_map(self.backbone, normal, self.out_index)
@@ -164,7 +206,8 @@ class VisionEncoder(nn.Module):
         """Measured FLOPs of one image of rows x columns pixels."""
         if (rows, columns) not in self._flops:
             pixels = torch.zeros(1, 3, rows, columns, device=self.mean.device)
-            self._flops[rows, columns] = measured_flops(self._map, pixels)
+            run = self._map_watched if self.attends else self._map
+            self._flops[rows, columns] = measured_flops(run, pixels)
         return self._flops[rows, columns]
 
 
@@ -185,6 +228,18 @@ def build_backbone(config: VisionConfig) -> tuple[Any, dict[str, Any]]:
             f"{channels}, or null"
         )
     return backbone, info
+
+
+def received(attention: Attention, qkv: Tensor, prefix: int, class_token: bool) -> Tensor:
+    """How much attention each cell receives, heads averaged, [I, n]: of the class token, where the layer has
+    one, else of all tokens on average. qkv [I, prefix + n, 3 H d]: the layer's queries, keys and values."""
+    exact = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
+    parts = exact.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k = attention.q_norm(parts[0]), attention.k_norm(parts[1])
+    if class_token:
+        q = q[:, :, :1]
+    share: Tensor = (q @ k.transpose(-2, -1) * attention.scale).softmax(-1)
+    return share.mean((1, 2))[:, prefix:]
 
 
 def fold_norms(module: nn.Module) -> None:

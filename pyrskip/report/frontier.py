@@ -13,7 +13,6 @@ from pyrskip.evaluation.frontier import Row
 from pyrskip.evaluation.guarantee import said
 from pyrskip.evaluation.methods import style_of
 from pyrskip.evaluation.runs import GALLERY
-from pyrskip.evaluation.style import Section
 from pyrskip.evaluation.worth import said as worth_said
 from pyrskip.report.gallery import write_gallery
 from pyrskip.report.peers import plot_peers
@@ -90,7 +89,7 @@ def method_table(rows: Sequence[Row], title: str, note: str) -> Table:
 
 
 def _behind_gate(row: Row) -> bool:
-    return style_of(row.method).section == Section.PEERS and row.price is not None
+    return row.method.startswith("gate+pruned:")
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""Pruners beside the gate, as a picture: of the full pyramid, and behind the gate's decisions."""
+"""Peers beside the gate, as a picture: pruners of the full pyramid, pruners behind the gate's decisions, and
+other ways to decide."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,26 +10,31 @@ from matplotlib.figure import Figure
 
 from pyrskip.evaluation.curves import curve
 from pyrskip.evaluation.frontier import Row
-from pyrskip.evaluation.style import BLACK, BLUE, GREY
+from pyrskip.evaluation.methods import style_of
+from pyrskip.evaluation.style import BLACK, BLUE, GREY, Section
 from pyrskip.report.plots import DPI, LINES, MARKERS
 from pyrskip.report.styles import CYCLE
 
 BASELINES = ("average", "uniform", "random")
 """Pruners that look at nothing, drawn in grey."""
-PANELS = {"pruned:": "Pruners of the full pyramid", "gate+pruned:": "Pruners behind the gate"}
+PANELS = {
+    "pruned:": "Pruners of the full pyramid",
+    "gate+pruned:": "Pruners behind the gate",
+    "": "Other ways to decide",
+}
 """Prefixes of methods: titles."""
 
 
 def plot_peers(rows: Sequence[Row], path: Path) -> None:
     """Accuracy against relative FLOPs on the test split, as a PNG: the gate, the hull of fixed selections,
-    and every pruner in a colour, a line and a marker of its own."""
+    and every peer in a colour, a line and a marker of its own."""
     rows = [r for r in rows if r.split == "test"]
-    figure = Figure(figsize=(13, 6.8), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(18, 7.2), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    panels = figure.subplots(1, len(PANELS), sharex=True, sharey=True)
     for axes, (prefix, title) in zip(panels, PANELS.items(), strict=True):
         _behind(axes, rows)
-        names = dict.fromkeys(r.method for r in rows if r.method.startswith(prefix))
+        names = dict.fromkeys(r.method for r in rows if _is_of(r.method, prefix))
         learned = [name for name in names if name.removeprefix(prefix) not in BASELINES]
         for name in names:
             grey = name not in learned
@@ -54,9 +60,16 @@ def plot_peers(rows: Sequence[Row], path: Path) -> None:
         label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=8, frameon=False, fontsize=10
+        handles.values(), handles.keys(), loc="outside lower center", ncols=10, frameon=False, fontsize=10
     )
     figure.savefig(path, dpi=DPI)
+
+
+def _is_of(method: str, prefix: str) -> bool:
+    """Whether a method belongs to a panel: by its name, or, where it decides for itself, by its section."""
+    if prefix:
+        return method.startswith(prefix)
+    return ":" not in method and style_of(method).section in (Section.HEURISTICS, Section.PEERS)
 
 
 def _behind(axes: Axes, rows: Sequence[Row]) -> None:

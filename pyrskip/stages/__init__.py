@@ -1,5 +1,5 @@
-"""The stages of a run, one file each: data -> cache -> flex -> rollouts -> peers -> gate -> frontier, each
-in a directory of its own."""
+"""The stages of a run, one file each: data -> cache -> flex -> pruner -> rollouts -> peers -> gate ->
+frontier, each in a directory of its own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +19,14 @@ from pyrskip.stages.flex import FLEX
 from pyrskip.stages.frontier import FRONTIER
 from pyrskip.stages.gate import GATE
 from pyrskip.stages.peers import PEERS
+from pyrskip.stages.pruner import PRUNER
 from pyrskip.stages.rollouts import ROLLOUTS
 from pyrskip.stages.run import Run
 from pyrskip.tracking.guard import first_rank
 from pyrskip.training.preemption import preemptible
 from pyrskip.training.trainer import check_trainer, rank_failures_as_user_errors
 
-STAGES = (DATA, CACHE, FLEX, ROLLOUTS, PEERS, GATE, FRONTIER)
+STAGES = (DATA, CACHE, FLEX, PRUNER, ROLLOUTS, PEERS, GATE, FRONTIER)
 
 
 @preemptible()

@@ -15,9 +15,10 @@ from pyrskip.gates.gate import Gate
 from pyrskip.models.native import NativeModel
 from pyrskip.models.vlm.served import ServedModel
 from pyrskip.stages.data import DATA
-from pyrskip.stages.flex import FLEX, model_of
+from pyrskip.stages.flex import FLEX
 from pyrskip.stages.frontier import FRONTIER
 from pyrskip.stages.gate import GATE, gate_directory
+from pyrskip.stages.model import model_of
 from pyrskip.stages.run import Run
 
 

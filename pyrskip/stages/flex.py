@@ -1,4 +1,4 @@
-"""Stage flex: the native model, trained so that any decision works; and the model of a run, of any kind."""
+"""Stage flex: the native model, trained so that any decision works."""
 
 from functools import partial
 
@@ -14,9 +14,6 @@ from pyrskip.errors import UserError
 from pyrskip.models.language import train_tokenizer
 from pyrskip.models.native import NativeModel
 from pyrskip.models.vision import VisionEncoder
-from pyrskip.models.vlm.hf import HfVlm
-from pyrskip.models.vlm.served import ServedModel, build_served
-from pyrskip.pruners import build_pruner
 from pyrskip.stages.cache import CACHE, encoder_of, inputs_of, statistics
 from pyrskip.stages.data import DATA, report_faults
 from pyrskip.stages.run import Run, Stage
@@ -35,7 +32,7 @@ def train_flex(run: Run) -> None:
     if of.order == "shards":
         ranks = config.trainer.devices * config.trainer.nodes
         check_shards(train.parts, ranks, of.workers, str(run.directory(DATA)))
-    tokenizer = train_tokenizer(_texts(data), config.language.vocabulary)
+    tokenizer = train_tokenizer(texts_of(data), config.language.vocabulary)
     check_questions(run, tokenizer)
     torch.manual_seed(config.flex.seed)
     model = NativeModel(config.native, tokenizer)
@@ -63,20 +60,6 @@ def train_flex(run: Run) -> None:
         whole.save(directory)
 
 
-def model_of(run: Run) -> NativeModel | ServedModel:
-    """The model that answers: what flex trained, or one that is served."""
-    c = run.config
-    if c.model.served:
-        model = build_served(c.model, c.pyramid, c.vision, c.text, c.cost)
-        if isinstance(model.box, HfVlm) and c.trainer.accelerator in ("gpu", "cuda"):
-            model.box.to("cuda")  # the frontier asks it without a Trainer, and on a CPU it may not even fit
-        return model
-    # costs may be counted anew without training anew
-    native = NativeModel.load(run.directory(FLEX), c.cost)
-    native.pruner = build_pruner(c.pruner)
-    return native
-
-
 def _with_closeups(run: Run, data: Samples, vision: VisionEncoder) -> Joined:
     close, share = inputs_of(run, "close", vision), run.config.flex.close_share
     if not len(close):
@@ -91,7 +74,7 @@ def _with_closeups(run: Run, data: Samples, vision: VisionEncoder) -> Joined:
     return Joined(close, data)
 
 
-def _texts(data: Samples) -> list[str]:
+def texts_of(data: Samples) -> list[str]:
     return [text for questions in data.questions() for q in questions or () for text in (q.text, *q.answers)]
 
 

@@ -8,9 +8,10 @@ from pyrskip.evaluation.evaluate import evaluate
 from pyrskip.evaluation.runs import load_runs
 from pyrskip.report.frontier import present
 from pyrskip.stages.data import DATA, fault_log
-from pyrskip.stages.flex import model_of
 from pyrskip.stages.gate import GATE, gates_of, kept_in
+from pyrskip.stages.model import model_of
 from pyrskip.stages.peers import PEERS, peers_of
+from pyrskip.stages.pruner import pruner_of
 from pyrskip.stages.rollouts import ROLLED, other_tables, tables_of
 from pyrskip.stages.run import Run, Stage, select
 from pyrskip.tracking.frontier import frontier_media, frontier_metrics
@@ -24,7 +25,7 @@ def draw_frontier(run: Run) -> None:
     gates: dict[str, list[Any]] = {}
     for method, _, _, directory in gates_of(run):
         gates.setdefault(method, []).append(directory)
-    tables, cross = tables_of(run, ROLLED), config.evaluation.cross
+    tables, cross, peers = tables_of(run, ROLLED), config.evaluation.cross, peers_of(run)
     evaluation = evaluate(
         config.evaluation,
         model_of(run),
@@ -36,7 +37,8 @@ def draw_frontier(run: Run) -> None:
         None if cross is None else other_tables(tables, cross, "evaluation.cross"),
         {split: log.summary() for split in SPLITS if (log := fault_log(run, split)).read()},
         {method: [kept_in(directory) for directory in of] for method, of in gates.items()},
-        peers_of(run),
+        peers,
+        {str(peer): pruner_of(run, peer) for peer in peers},
     )
     present(evaluation, run.root, config.trainer.quiet)
     if evaluation.summary["doubt"]:

@@ -22,7 +22,7 @@ from pyrskip.rollouts.environments import Environment, ModelEnvironment, TableEn
 from pyrskip.rollouts.held_out import looked_at
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.stages.cache import inputs_of, pyramid_of
-from pyrskip.stages.flex import model_of
+from pyrskip.stages.model import model_of
 from pyrskip.stages.peers import PEERS
 from pyrskip.stages.rollouts import tables_of
 from pyrskip.stages.run import Run, Stage, select

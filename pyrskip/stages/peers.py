@@ -2,9 +2,10 @@
 on."""
 
 from pyrskip.models.native import NativeModel
-from pyrskip.pruners import PrunerConfig, build_pruner
+from pyrskip.pruners import PrunerConfig
 from pyrskip.rollouts.table import RolloutTable
-from pyrskip.stages.flex import model_of
+from pyrskip.stages.model import model_of
+from pyrskip.stages.pruner import pruner_of
 from pyrskip.stages.rollouts import ROLLOUTS, roll_out_into, tables_in
 from pyrskip.stages.run import Run, Stage
 
@@ -16,7 +17,7 @@ def roll_out_peers(run: Run) -> None:
     model = model_of(run)
     assert isinstance(model, NativeModel)  # of others the config refuses pruners
     for pruner in run.config.peers.configs():
-        model.pruner = build_pruner(pruner)
+        model.pruner = pruner_of(run, pruner)
         run.say(f"  {pruner}")
         roll_out_into(run, model, DRAWN, run.root / PEERS.name / _folder(pruner), pruner)
 

@@ -21,12 +21,15 @@ from pyrskip.models.vlm.journal import Journal, by_decision, remove
 from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.models.vlm.served import ServedModel, file_digest, identity
 from pyrskip.pruners import PrunerConfig
+from pyrskip.pruners.visionselector import SelectorConfig
 from pyrskip.report.rollouts import print_needs
 from pyrskip.rollouts.rollout import RolloutModule, roll_out
 from pyrskip.rollouts.table import OUTSIDE, TABLE, RolloutTable, check_origin, stored_signals
 from pyrskip.stages.cache import inputs_of, pyramid_of
 from pyrskip.stages.data import DATA, report_faults, samples_of
-from pyrskip.stages.flex import FLEX, model_of
+from pyrskip.stages.flex import FLEX
+from pyrskip.stages.model import model_of
+from pyrskip.stages.pruner import PRUNER, SCORER
 from pyrskip.stages.run import Run, Stage, digest
 from pyrskip.tracking.guard import first_rank
 from pyrskip.training.trainer import build_trainer
@@ -169,7 +172,7 @@ def origins_of(run: Run, splits: Sequence[str], pruner: PrunerConfig) -> dict[st
         "action set": f"{len(actions)} actions {digest({'names': actions.names, 'ladder': actions.ladder})}",
         "budget": json.dumps(to_plain(config.budget)),
         "cost": json.dumps(to_plain(config.cost)),
-        "pruner": str(pruner),
+        "pruner": str(pruner) + _learned(run, pruner),
         "metric": "each question's own",
         "decoding": f"greedy, at most {longest} tokens",
         "sight of the gate": f"{vision}, {config.text.name}",
@@ -178,6 +181,13 @@ def origins_of(run: Run, splits: Sequence[str], pruner: PrunerConfig) -> dict[st
     if config.actions.drawn:
         common["selections of questions' own"] = f"{config.actions.drawn}, by seed {config.actions.seed}"
     return {split: common | {"split": split, "data": f"{index.source} {shards[split]}"} for split in splits}
+
+
+def _learned(run: Run, pruner: PrunerConfig) -> str:
+    """What a pruner has learned, where it does."""
+    if not isinstance(pruner, SelectorConfig):
+        return ""
+    return f" {file_digest(run.directory(PRUNER) / SCORER)}"
 
 
 def _missing_signals(config: Config, directory: Path) -> str:
@@ -194,7 +204,7 @@ def _missing_signals(config: Config, directory: Path) -> str:
 ROLLOUTS = Stage(
     "rollouts",
     roll_out_splits,
-    after=FLEX,
+    after=PRUNER,
     keys=("model", "pyramid", "vision", "text", "actions", "pruner", "budget", "cost"),
     once=True,
     reads=ROLLED,

@@ -48,7 +48,7 @@ def cosine(inputs: Inputs, split: str) -> Iterator[Decisions]:
         similarity = table.similarity.masked_fill(padding, float("-inf"))
         for k in range(1, pyramid.levels - 1):
             action = cosine_actions(similarity, table.actions, pyramid.tile_level, k)
-            yield Decisions(action, encodes_all=True)
+            yield Decisions(action, encodes_all=True, projects_all=True)
 
 
 def _texts(inputs: Inputs, split: str) -> Sequence[str]:

@@ -22,8 +22,10 @@ class Decisions:
     action int64: the table's column of each question, [N] where the method decides for sure; else [K, N], of
     which each is taken with probability share [K] float64, so that a random mix is an exact expectation and
     pays what it costs. price, seed: None where the method has none. gate: the gate whose FLOPs and time it
-    pays, if any. encodes_all: it encodes every tile before it decides. variant: what the name of its row
-    adds to the method's, behind a colon. peer: the pruner, of `Inputs.peers`, that answers are given behind.
+    pays, if any. encodes_all, projects_all: it encodes, and projects, every tile before it decides. first
+    [N]: the column of an earlier turn, which is paid as well, -1 where the question is answered in one; what
+    both turns keep is encoded once. variant: what the name of its row adds to the method's, behind a colon.
+    peer: the pruner, of `Inputs.peers`, that answers are given behind.
     """
 
     action: Tensor
@@ -32,6 +34,8 @@ class Decisions:
     seed: int | None = None
     gate: str | None = None
     encodes_all: bool = False
+    projects_all: bool = False
+    first: Tensor | None = None
     variant: str = ""
     peer: PrunerConfig | None = None
 
@@ -40,6 +44,14 @@ class Decisions:
         if self.share is None:
             return values.gather(1, self.action[:, None]).squeeze(1).double()
         return values.gather(1, self.action.T).double() @ self.share
+
+    def earlier(self, values: Tensor) -> Tensor:
+        """What the turn before has of values [N, S + 2], for each question [N] float64; 0 where there is
+        none."""
+        if self.first is None:
+            return torch.zeros(len(values), dtype=torch.float64)
+        found = values.gather(1, self.first.clamp(min=0)[:, None]).squeeze(1).double()
+        return found.where(self.first >= 0, 0.0)
 
     def columns(self, count: int) -> Tensor:
         """How often each of the table's columns is taken, [count] float64; sums to 1."""

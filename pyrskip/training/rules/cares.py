@@ -12,7 +12,7 @@ from torch import Tensor
 from pyrskip.errors import UserError
 from pyrskip.policies import Policy
 from pyrskip.policies.categorical import CategoricalPolicy
-from pyrskip.training import labels
+from pyrskip.rollouts import labels
 from pyrskip.training.gate import RULES, GateModule, RuleConfig
 
 

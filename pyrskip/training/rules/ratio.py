@@ -14,7 +14,7 @@ from pyrskip.gates.gate import GateConfig
 from pyrskip.policies import Policy
 from pyrskip.policies.bernoulli import BernoulliPolicy
 from pyrskip.reward import RewardConfig
-from pyrskip.training import labels
+from pyrskip.rollouts import labels
 from pyrskip.training.gate import RULES, GateModule, RuleConfig
 
 
