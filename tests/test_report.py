@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,10 @@ from pyrskip.report.figures import frontier_figure, shares_by_type
 from pyrskip.report.page import write_report
 from pyrskip.report.plots import run_colours
 from pyrskip.report.styles import RULES
-from pyrskip.reward import RewardConfig
-from pyrskip.training.progress import Bar, Lines, figures
 from tests.runs import NASTY, write_run
 from tests.test_cli import refused
 from tests.test_frontier import computed, of_rungs
 from tests.tools import program
-from tests.toys import toy_module
 
 
 @pytest.fixture(scope="module")
@@ -245,56 +241,6 @@ def test_a_dashboard_without_a_login_is_refused(
     assert "wandb is not logged in" in refused(capsys, "dashboard")
     main(["dashboard", "--dry-run", "entity=me", "project=mine"])
     assert json.loads(capsys.readouterr().out).keys() == {"workspace", "report"}
-
-
-class Trainer:
-    """As much of a Trainer as the lines ask for."""
-
-    num_training_batches = 10
-    is_global_zero = True
-    callback_metrics = {  # noqa: RUF012
-        "train/loss": 0.5,
-        "gate/keep_rate/level_0": 0.25,
-        "gate/keep_rate/level_1": 0.75,
-        "cost/relative_flops": 0.2,
-        "reward/price": 0.1,
-    }
-
-
-def test_progress_tells_loss_keep_rate_and_cost(capsys: pytest.CaptureFixture[str]) -> None:
-    assert figures(Trainer.callback_metrics) == {"loss": 0.5, "cost": 0.2, "keep": 0.5}
-    lines: Any = Lines("gate/seed-0")
-    for step in range(10):
-        lines.on_train_batch_end(Trainer(), None, None, None, step)
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 5
-    assert said[-1] == "  gate/seed-0: step 10/10  loss 0.5000  cost 0.2000  keep 0.5000"
-
-
-def test_the_bar_tells_loss_keep_rate_cost_and_the_time_left() -> None:
-    import pytorch_lightning as pl
-    from torch.utils.data import DataLoader
-
-    from tests.toys import batches
-
-    module = toy_module("supervised", "utility", RewardConfig(), steps=20)
-    out = StringIO()
-    bar = Bar("gate/seed-0", file=out, force_terminal=True, width=160, stderr=False)
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-    }
-    pl.Trainer(max_epochs=1, callbacks=[bar], **quiet).fit(
-        module, DataLoader(batches(module), batch_size=None)
-    )  # type: ignore[arg-type]
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
-    last = [line for line in text.splitlines() if "20/20" in line][-1]
-    assert "gate/seed-0" in last
-    for word in ("loss: 0.", "keep: 0.", "cost: ", "•"):
-        assert word in last, last
-    assert re.search(r"\d:\d\d:\d\d • (\d|-):", last)
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from pyrskip.identity import HOW
 from pyrskip.metrics import score
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import GatedModel
+from pyrskip.progress import each, progress
 from pyrskip.pruners import PrunerConfig, build_pruner
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch, Question, Sample
@@ -116,7 +117,8 @@ def evaluate(
         actions = first.layout.actions
         flops = tables["test"].cost.flops[:, : len(actions)].mean(0)
         pruners = {str(peer): build_pruner(peer) for peer in peers or ()}
-        timing = measure(model, one, batch, actions, budget, unit, flops, config.timing_seconds, pruners)
+        with progress("frontier, times of decisions", 1, "measurement"):
+            timing = measure(model, one, batch, actions, budget, unit, flops, config.timing_seconds, pruners)
     tables, played = play(model, tables, trained, seeds, config.prices, data, budget)
     inputs = Inputs(
         tables=tables,
@@ -144,6 +146,7 @@ def evaluate(
     save_scores(result, out / SCORES)
     action = inputs.decided("gate", seeds[0], "test")[inputs.prices_of("gate", seeds[0]).index(price)]
     rest = (unit, price, inputs.gate_flops["gate"])
+    picked = list(_picked(test, tables["test"], action, 4 * config.images))
     return Evaluation(
         frontier=result,
         summary=figures,
@@ -152,7 +155,7 @@ def evaluate(
         samples=shown(model, first, samples[: config.images], *rest),
         gallery=[
             answered(model, first, sample, question, *rest)
-            for sample, question in _picked(test, tables["test"], action, 4 * config.images)
+            for sample, question in each(picked, "frontier, samples of the report", "question")
         ],
     )
 

@@ -14,6 +14,7 @@ from pyrskip.gates.gate import Gate
 from pyrskip.metrics import score
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import GatedModel
+from pyrskip.progress import each
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch, Sample
@@ -53,7 +54,7 @@ def check_inference(
     gated = Gated(model, gate, unit, price)
     where = {key: row for row, key in enumerate(table.keys)}
     right, expected, differ, encoded, wanted = [], [], 0, model.encoded, 0
-    for start in range(0, min(images, len(test)), 25):
+    for start in each(range(0, min(images, len(test)), 25), "frontier, real inference", "batch"):
         samples = [test[i] for i in range(start, min(start + 25, len(test)))]
         batch = collate(samples, model.pyramid.size)
         batch = batch.rows([row for row, key in enumerate(batch.keys) if key in where])

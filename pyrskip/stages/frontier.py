@@ -6,6 +6,7 @@ from pyrskip.config import Config
 from pyrskip.data.shards import SPLITS
 from pyrskip.evaluation.evaluate import evaluate
 from pyrskip.evaluation.runs import load_runs
+from pyrskip.progress import shown
 from pyrskip.report.frontier import present
 from pyrskip.stages.data import DATA, fault_log
 from pyrskip.stages.flex import model_of
@@ -54,7 +55,7 @@ def evaluate_again(config: Config, nodes: dict[str, Any]) -> None:
     """Draw the frontier of a run whose gates are trained, whatever its frontier was drawn with. Raises
     UserError where another process is at the run."""
     run = Run(config, nodes)
-    with run.lock():
+    with run.lock(), shown(not config.trainer.quiet):
         run.check_before(FRONTIER)
         run.mark(FRONTIER, done=False)
         if first_rank():
