@@ -7,7 +7,7 @@ from pyrskip.data.shards import SPLITS
 from pyrskip.evaluation.evaluate import evaluate
 from pyrskip.evaluation.runs import load_runs
 from pyrskip.progress import shown
-from pyrskip.report.frontier import present
+from pyrskip.report.frontier import draw
 from pyrskip.stages.data import DATA, fault_log
 from pyrskip.stages.flex import model_of
 from pyrskip.stages.gate import GATE, gates_of, kept_in
@@ -39,9 +39,7 @@ def draw_frontier(run: Run) -> None:
         {method: [kept_in(directory) for directory in of] for method, of in gates.items()},
         peers_of(run),
     )
-    present(evaluation, run.root, config.trainer.quiet)
-    if evaluation.summary["doubt"]:
-        run.say(evaluation.summary["doubt"])
+    draw(evaluation, run.root)
     with loggers(run.nodes, run.root / FRONTIER.name, run.job(FRONTIER.name)) as built:
         drawn = load_runs(run.root)[0]
         for guard in built:
