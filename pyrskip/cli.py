@@ -38,6 +38,7 @@ commands
   above     test whether anything is above the full pyramid: pyrskip above runs/a runs/b [out=above.json]
   compare   rules and policies of a sweep over them: pyrskip compare runs/compare_rules [low=0.2] [high=0.45]
   sweep     a sweep's jobs: pyrskip sweep status runs/sweep; one job again: pyrskip sweep rerun <job>
+  doctor    what is installed, what is missing and for what, which device there is, and a self-test
   vlm       what a third-party model makes of pictures, and a pyramid for it:
             pyrskip vlm inspect <folder> [size=1024]
   dashboard build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]
@@ -82,6 +83,7 @@ def _run(arguments: Sequence[str]) -> None:
         "gateway": gateway,
         "sweep": sweep,
         "vlm": vlm,
+        "doctor": doctor,
     }
     commands |= {
         name: _guarded(name) for name in ("report", "show", "plot", "equal", "above", "compare", "dashboard")
@@ -230,6 +232,18 @@ def vlm(arguments: Sequence[str]) -> None:
 
         quiet()
         print(inspect(places[0], int(size)))
+    except UserError as error:
+        fail(error)
+
+
+def doctor(arguments: Sequence[str]) -> None:
+    """Say what is installed and whether it works."""
+    if _helped(arguments, _usage):
+        return
+    from pyrskip.doctor import doctor as run
+
+    try:
+        run(arguments)
     except UserError as error:
         fail(error)
 
