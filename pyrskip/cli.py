@@ -38,6 +38,8 @@ commands
   above     test whether anything is above the full pyramid: pyrskip above runs/a runs/b [out=above.json]
   compare   rules and policies of a sweep over them: pyrskip compare runs/compare_rules [low=0.2] [high=0.45]
   sweep     a sweep's jobs: pyrskip sweep status runs/sweep; one job again: pyrskip sweep rerun <job>
+  keys      every key of a config, its default, what is allowed and what it means:
+            pyrskip keys [flex] [rule.gumbel]
   doctor    what is installed, what is missing and for what, which device there is, and a self-test
   vlm       what a third-party model makes of pictures, and a pyramid for it:
             pyrskip vlm inspect <folder> [size=1024]
@@ -57,7 +59,7 @@ keys
   logger=<name>          {loggers}
   reward.price=<number>  one price for a gate; without it one gate serves every price
   name=<run>  seed=<n>  seeds=<gates trained>  stages=[data,...]  from=<run to borrow stages from>
-  any other key of the config: pyrskip train experiment=<name> --cfg job  prints them all
+  any other key of the config: pyrskip keys; those of an experiment: pyrskip train experiment=<name> --cfg job
   several loggers: logger=[wandb,tensorboard]    --quiet: no progress and no tables
 """
 
@@ -84,6 +86,7 @@ def _run(arguments: Sequence[str]) -> None:
         "sweep": sweep,
         "vlm": vlm,
         "doctor": doctor,
+        "keys": keys,
     }
     commands |= {
         name: _guarded(name) for name in ("report", "show", "plot", "equal", "above", "compare", "dashboard")
@@ -232,6 +235,19 @@ def vlm(arguments: Sequence[str]) -> None:
 
         quiet()
         print(inspect(places[0], int(size)))
+    except UserError as error:
+        fail(error)
+
+
+def keys(arguments: Sequence[str]) -> None:
+    """Say what can be configured."""
+    if _helped(arguments, _usage):
+        return
+    need_training()
+    from pyrskip.reference import print_keys
+
+    try:
+        print_keys(arguments)
     except UserError as error:
         fail(error)
 

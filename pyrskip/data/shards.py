@@ -63,12 +63,12 @@ class ShardsConfig:
 class DataConfig:
     """Which data to prepare, and how to divide it. The source's own test split is never divided.
 
-    gate_fraction, val_fraction: shares of the source's training images that train gates, and that choose
-    between them; flex trains on what is left. seed: of the division. limit: at most so many images of each
-    split, for quick runs. cache: null, or where the frozen encoder's maps are kept: 'run' is this run's own
-    (or its lender's) cache stage, else the directory of a cache. max_bad_fraction: of what a source or a
-    split holds, may be broken. scenes, files, shards: read where the source is scenes, one that reads files,
-    or shards that are written already.
+    source: a registered source or format. gate_fraction, val_fraction: shares of the source's training images
+    that train gates, and that choose between them; flex trains on what is left. seed: of the division. limit:
+    at most so many images of each split, for quick runs. cache: null, or where the frozen encoder's maps are
+    kept: 'run' is this run's own (or its lender's) cache stage, else the directory of a cache.
+    max_bad_fraction: of what a source or a split holds, may be broken. scenes, files, shards: read where the
+    source is scenes, one that reads files, or shards that are written already.
     """
 
     source: str = "easy_vqa"
