@@ -395,6 +395,18 @@ def test_the_report_works_in_a_browser(
     for word in (() if kind == "phone" else ("gate",)) + ("price", "accuracy", "cost", "tokens"):
         assert word in told, told
 
+    # the tool bar covers no title, and every chart says what to look for
+    charts = page.evaluate(
+        """() => [...document.querySelectorAll(".chart")].map((chart) => {
+            const bar = chart.querySelector(".modebar"), title = chart.querySelector("h3");
+            const ends = title?.getBoundingClientRect().bottom ?? 0;
+            const begins = bar?.getBoundingClientRect().top ?? 1e9;
+            return [chart.querySelector(".hint").textContent, ends, begins];
+        })"""
+    )
+    assert len(charts) == page.locator(".plot").count()
+    assert all(len(hint) > 40 and title <= bar for hint, title, bar in charts), charts
+
     # the legend hides a method
     before = page.locator(".plot").first.locator(".scatterlayer .trace").count()
     page.locator(".legend button").first.click()
