@@ -24,7 +24,8 @@ commands
   export    write a finished run's gate, and the model that it trained, as a directory that services load:
             pyrskip export run=runs/easy_vqa out=exports/easy_vqa [seed=0] [native=true]
   bench     time a finished run's decisions, phase by phase, beside their FLOPs:
-            pyrskip bench run=runs/easy_vqa [device=cuda] [seconds=60] [price=<number>] [seed=0] [out=<file>]
+            pyrskip bench run=runs/easy_vqa [device=cuda] [precision=bf16-mixed] [seconds=60] [price=<number>]
+            [seed=0] [out=<file>]
   predict   answer questions: pyrskip predict model=<export> input=questions.jsonl out=answers.jsonl
   serve     an HTTP service of an export: pyrskip serve model=exports/easy_vqa [port=8000]
   gateway   a proxy that decides what of each picture is sent to another server:
@@ -307,17 +308,16 @@ def _bench(given: dict[str, str]) -> None:
     from pyrskip.config import read
     from pyrskip.inference.keys import Keys
     from pyrskip.report.bench import print_bench
-    from pyrskip.stages.bench import bench_run
+    from pyrskip.stages.bench import PRECISIONS, bench_run
 
-    keys = Keys(given, ("run", "device", "seconds", "price", "seed", "out"))
+    keys = Keys(given, ("run", "device", "precision", "seconds", "price", "seed", "out"))
     run, seconds = Path(keys.text("run")), keys.number("seconds", 60.0)
     if seconds <= 0:
         raise UserError(f"seconds={seconds:g}: allowed: above 0")
     quiet()
     config, _ = read(OmegaConf.create(_saved(run)))
-    title, rows = bench_run(
-        config, keys.text("device", ""), seconds, keys.number("price"), keys.whole("seed", 0)
-    )
+    device, precision = keys.text("device", ""), keys.text("precision", PRECISIONS[0])
+    title, rows = bench_run(config, device, precision, seconds, keys.number("price"), keys.whole("seed", 0))
     print_bench(rows, title)
     if "out" in given:
         from dataclasses import asdict

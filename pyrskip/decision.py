@@ -14,6 +14,7 @@ from torch import Tensor
 from pyrskip.budget import BudgetRule
 from pyrskip.errors import UserError, unknown_name
 from pyrskip.pyramid import Pyramid
+from pyrskip.transfer import sent
 
 MAX_ACTIONS = 4096
 # odd, so that its powers stay different in 64 bits: decisions differ where sums of tokens times powers of it
@@ -49,7 +50,7 @@ class Candidates:
     def first(self) -> Tensor:
         """[B, S] int64: the first action that makes the same decision as each."""
         tiles, actions = self.tokens.shape[-1], self.tokens.shape[1]
-        factors = torch.tensor([_signed(_HASH**tile) for tile in range(tiles)], device=self.tokens.device)
+        factors = sent(torch.tensor([_signed(_HASH**tile) for tile in range(tiles)]), self.tokens.device)
         # a running sum, for onnxruntime sums int64 as floats
         code, order = (self.tokens * factors).cumsum(-1)[..., -1].sort(dim=-1)
         group = F.pad(code.diff(dim=-1) != 0, (1, 0)).long().cumsum(-1)
@@ -213,7 +214,7 @@ class ActionSet:
     def number(self, steps: Tensor) -> Tensor | None:
         """The action that makes these choices of the tiles beside the glance, steps [B, T - 1] int64 -> [B];
         None where the list does not hold every combination."""
-        return (steps * self.radix.to(steps.device)).sum(-1) if self.complete else None
+        return (steps * sent(self.radix, steps.device)).sum(-1) if self.complete else None
 
     def touched(self, selection: Tensor, tile_level: Tensor) -> Tensor:
         """The action that keeps whole levels, those of which a selection keeps any tile: a name for what is
@@ -221,7 +222,7 @@ class ActionSet:
         levels = int(tile_level.max()) + 1
         any_of = torch.stack([selection[:, tile_level == level].any(-1) for level in range(levels)], dim=-1)
         whole, of = torch.unique(any_of[:, tile_level], dim=0, return_inverse=True)
-        same = (whole[:, None] == self.selection.to(whole.device)).all(-1)
+        same = (whole[:, None] == sent(self.selection, whole.device)).all(-1)
         same = same & (self.steps == self.steps.amax() * self.selection).all(-1).to(same.device)
         action: Tensor = same.int().argmax(-1)
         return action[of]
@@ -229,8 +230,8 @@ class ActionSet:
     def tokens(self, capacity: Tensor, budget: BudgetRule) -> Tensor:
         """The decision of each action. capacity [B, T] -> [B, S, T] int64."""
         if self.rung is not None:
-            return rung_tokens(self.rung.to(capacity.device)[None], self.ladder, capacity[:, None])
-        return budget.tokens(self.selection.to(capacity.device)[None], capacity[:, None])
+            return rung_tokens(sent(self.rung, capacity.device)[None], self.ladder, capacity[:, None])
+        return budget.tokens(sent(self.selection, capacity.device)[None], capacity[:, None])
 
 
 def _draw(pyramid: Pyramid, unit: Tensor, choices: int, config: ActionConfig) -> Tensor:
@@ -281,11 +282,9 @@ def _name(pyramid: Pyramid, rung: Tensor, ladder: tuple[int, ...]) -> str:
 def rung_tokens(rung: Tensor, ladder: tuple[int, ...], capacity: Tensor) -> Tensor:
     """Tokens that rungs ask for: r / R of the capacity, rounded up. rung and capacity int [..., T] -> int64
     [..., T]."""
-    share = torch.tensor([step / ladder[-1] for step in ladder], dtype=torch.float64, device=rung.device)[
-        rung
-    ]
+    shares = sent(torch.tensor([step / ladder[-1] for step in ladder], dtype=torch.float64), rung.device)
     # a share that is a little over a whole number in floats must not round up
-    return (share * capacity - 1e-6).ceil().long().clamp(min=0)
+    return (shares[rung] * capacity - 1e-6).ceil().long().clamp(min=0)
 
 
 def reference(pyramid: Pyramid) -> Tensor:

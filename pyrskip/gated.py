@@ -15,6 +15,7 @@ from pyrskip.models.tiers import Features, GatedModel
 from pyrskip.observation import Layout, Observation
 from pyrskip.sample import Batch
 from pyrskip.signals import Signal, read, signals_of
+from pyrskip.transfer import sent
 
 
 class Gated:
@@ -50,7 +51,7 @@ class Gated:
 
     def observe(self, rows: Batch, seen: Features) -> Observation:
         """What the gate sees of a batch whose glance is encoded."""
-        price = torch.as_tensor(self.price, dtype=torch.float32, device=self.model.device).expand(len(rows))
+        price = sent(torch.as_tensor(self.price, dtype=torch.float32), self.model.device).expand(len(rows))
         return observe(self.model, self.gate.layout, self.signals, rows, seen, price, self.unit)
 
     @torch.no_grad()
@@ -88,11 +89,11 @@ def observe(
     device = price.device
     return Observation(
         signals=read(signals, model, rows, features),
-        capacity=capacity.to(device),
-        cost=cost.float().to(device),
+        capacity=sent(capacity, device),
+        cost=sent(cost.float(), device),
         price=price,
         reveal=partial(reveal, model, rows, lambda tokens: model.look(rows, features, tokens)),
-        candidates=Candidates(tokens.to(device)),
+        candidates=Candidates(sent(tokens, device)),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet, Candidates
 from pyrskip.errors import UserError
+from pyrskip.transfer import sent
 
 Shape = tuple[int | None, ...]
 """Of one row of a tensor; None: varies from batch to batch."""
@@ -78,7 +79,7 @@ class Layout:
         total = torch.zeros_like(capacity, dtype=cost.dtype)
         for level in (str(number) for number in range(self.tiles - 1)):
             if level in names:
-                tiles = selection[names.index(level)].to(capacity.device).clone()
+                tiles = sent(selection[names.index(level)], capacity.device).clone()
                 tiles[-1] = False
                 of_level = capacity * tiles
                 share = of_level / of_level.sum(-1, keepdim=True).clamp(min=1)

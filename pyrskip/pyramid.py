@@ -99,6 +99,15 @@ class Pyramid:
         """`_places` by device, copied there once."""
         return {}
 
+    def _located(self, of: Array) -> Array:
+        """`_places` as the other array, where that is."""
+        if isinstance(of, np.ndarray):
+            return self._places
+        places: Array | None = self._moved.get(of.device)
+        if places is None:
+            places = self._moved[of.device] = _like(self._places, of)
+        return places
+
     @cached_property
     def tile_level(self) -> Tensor:
         """[T] int64: the level of each tile."""
@@ -138,9 +147,7 @@ class Pyramid:
     def pixels(self, size: Array) -> Array:
         """Valid rows and columns of every tile, in its level's pixels. size [I, 2] int64 -> [I, T, 2], 0 in
         padding."""
-        places = self._places if isinstance(size, np.ndarray) else self._moved.get(size.device)
-        if places is None:
-            places = self._moved[size.device] = _like(self._places, size)
+        places = self._located(size)
         level, corner, side = places[:, :1], places[:, 1:3], places[:, 3:]
         pixels = (-(-size[:, None] // (1 << level)) - corner).clip(min=0).clip(max=side)
         valid: Array = pixels * (pixels > 0).all(-1)[..., None]
@@ -161,19 +168,37 @@ class Pyramid:
         _, row, column, side = self.places[tile]
         return level_image[..., row : row + side, column : column + side]
 
+    def frame(
+        self, size: Array, tile: Array | int, pixels: Array, pooled: Array
+    ) -> tuple[Array, Array, Array]:
+        """Where the pooled cells of maps lie, for `located`, float32 each: the corner [K, 2] of each map's
+        tile and the extent [K, 2] of a cell in its level's pixels, and the scale [K, 1] to image coordinates.
+
+        size [K, 2] of the images, tile [K] or one, pixels [K, 2] valid ones of the tile, pooled [K, 2] rows
+        and columns.
+        """
+        place = self._located(size)[tile]
+        longest = _float32(size[:, 0].clip(min=size[:, 1]))[:, None]
+        scale = _float32(1 << place[..., :1]) / longest
+        return _float32(place[..., 1:3]) + 0 * scale, _float32(pixels) / _float32(pooled), scale
+
     def where(self, size: Array, tile: int, pooled: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
         """Centre and extent of a tile's pooled cells, in image coordinates with the longest side = 1.
 
         size [I, 2] of the images, pooled [I, 2] rows and columns of each map, shape the largest of these
         -> [I, rows * columns, 2] float32 each, row by row.
         """
-        place = self.places[tile]
-        scale = 2.0**place.level / _float32(size[:, 0].clip(min=size[:, 1]))[:, None, None, None]
-        cell = (_float32(self.pixels(size)[:, tile]) / _float32(pooled))[:, None, None]
-        corner = _like(np.array(place[1:3], dtype=np.float32), size)
-        middle = _like(np.moveaxis(np.indices(shape, dtype=np.float32), 0, -1) + np.float32(0.5), size)
-        centre, extent = (corner + middle * cell) * scale, cell * scale + 0 * middle
+        frame = self.frame(size, tile, self.pixels(size)[:, tile], pooled)
+        cells = _like(np.moveaxis(np.indices(shape, dtype=np.float32), 0, -1), size)
+        corner, cell, scale = (of[:, None, None] for of in frame)
+        centre, extent = located(corner, cell, scale, cells)
         return centre.reshape(len(size), -1, 2), extent.reshape(len(size), -1, 2)
+
+
+def located(corner: Array, cell: Array, scale: Array, place: Array) -> tuple[Array, Array]:
+    """Centre and extent [..., 2] of cells in image coordinates, from their map's `Pyramid.frame` and their
+    rows and columns [..., 2] in it, float32."""
+    return (corner + (place + 0.5) * cell) * scale, cell * scale + 0 * place
 
 
 def bins(cells: Array, size: Array, outputs: int, inputs: int) -> Array:
@@ -208,13 +233,15 @@ def mipmaps(image: Tensor, size: Tensor, levels: int) -> list[Tensor]:
     import torch
     import torch.nn.functional as F
 
+    from pyrskip.transfer import sent
+
     side, block = image.shape[-1], 1 << (levels - 1)
     inner = min(
         side, -(-int(size.max()) // block) * block
     )  # what is valid of any image, up to the coarsest pixel
     image, images = image[..., :inner, :inner], []
     whole = bool((size == inner).all())
-    size = size.to(image.device)
+    size = sent(size, image.device)
     index = torch.arange(inner, device=image.device)
     mask = (
         (index[None, :, None] < size[:, 0, None, None]) & (index[None, None, :] < size[:, 1, None, None])

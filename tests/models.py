@@ -84,10 +84,10 @@ def with_answers(batch: Batch, answers: Sequence[str]) -> Batch:
     return replace(batch, questions=tuple(questions))
 
 
-def taught_model(batch: Batch, steps: int = 80, mixed: bool = True) -> NativeModel:
+def taught_model(batch: Batch, steps: int = 80, mixed: bool = True, language: str = "decoder") -> NativeModel:
     """A model that has learned to answer the batch, so that what it writes is words. mixed: under every
     second step's random decisions as well as from the whole pyramid."""
-    model = tiny_model()
+    model = tiny_model(language=language)
     every = every_tile(model, batch)
     features = model.encode(batch, every > 0)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=5e-3)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyrskip.models import language
-from pyrskip.models.language import attention, weighted_attention
+from pyrskip.models import attention as attention_module
+from pyrskip.models.attention import attention, weighted_attention
 
 ALL = torch.ones(1, 1, 1, 9, dtype=torch.bool)
 
@@ -24,7 +24,7 @@ def inputs(dtype: torch.dtype) -> list[Tensor]:
 def test_half_precision_is_float32_rounded(
     explicit: int, masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(language, "EXPLICIT", explicit)
+    monkeypatch.setattr(attention_module, "EXPLICIT", explicit)
     allowed = torch.rand(3, 1, 5, 9, generator=torch.Generator().manual_seed(1)) < 0.5 if masked else None
     if allowed is not None:
         allowed[..., 0] = True

@@ -165,6 +165,19 @@ def test_answers_and_decisions_are_those_of_the_cpu(
     )
 
 
+@pytest.mark.parametrize("language", ["decoder", "cross"])
+def test_single_questions_are_answered_as_a_batch_is(language: str, device: torch.device) -> None:
+    """On a GPU they are launched first, then recorded, then replayed."""
+    batch = tiny_batch()
+    model = moved(taught_model(batch, 40, language=language), device)
+    elsewhere, tokens = batch.to(device), mixed_decisions(model, batch)
+    wanted = model.answer(elsewhere, tokens)
+    assert len(set(wanted)) > 1
+    for _ in range(4):
+        for row in range(len(batch)):
+            assert model.answer(elsewhere.rows([row]), tokens[[row]]) == [wanted[row]]
+
+
 @torch.no_grad()
 def test_a_rollout_table_is_that_of_the_cpu(taught: tuple[NativeModel, Batch], device: torch.device) -> None:
     model, batch = taught

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pyrskip.errors import UserError
 from pyrskip.metrics import exact
+from pyrskip.models.attention import weighted_attention
 from pyrskip.models.cross import CrossBlock
-from pyrskip.models.language import END, weighted_attention
+from pyrskip.models.language import END
 from pyrskip.models.native import CostConfig, NativeModel
 from pyrskip.models.vision import VisionConfig
 from pyrskip.sample import Batch, Question

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet
 from pyrskip.gated import encode_glance
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import GateConfig
-from pyrskip.models.language import Room
+from pyrskip.models.reading import Launched
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.sample import Batch
@@ -22,6 +24,26 @@ from pyrskip.training.flex import FlexConfig, FlexModule
 from pyrskip.training.rules import RULES, rule_config, valid_pairs
 from tests.models import tiny_batch, tiny_model
 from tests.tables import synthetic_pyramid, synthetic_table
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses copies to the device that the CPU would wait for, also of what indexes a tensor there."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out, kwargs = func(*args, **(kwargs or {})), kwargs or {}
+        name = func.name().partition(".")[0]
+        if isinstance(out, Tensor) and out.is_meta:
+            if name == "aten::_to_copy":
+                assert not _on_cpu(args[0]) or kwargs.get("non_blocking"), "a copy is waited for"
+            if name == "aten::copy_":
+                assert not _on_cpu(args[1]) or (len(args) > 2 and args[2]), "a copy is waited for"
+            if name in ("aten::index", "aten::index_put", "aten::index_put_"):
+                assert not any(map(_on_cpu, args[1])), "a tensor there is indexed from the CPU"
+        return out
+
+
+def _on_cpu(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.device.type == "cpu" and value.ndim > 0
 
 
 def elsewhere() -> Batch:
@@ -35,9 +57,10 @@ def test_a_flex_step_waits_for_nothing(language: str, grid: tuple[int, ...]) -> 
     module = FlexModule(FlexConfig(budget="sandwich"), model, ActionSet.by_level(model.pyramid))
     module.train().to("meta")
     module.log_every = 0  # there is no Trainer
+    batch = elsewhere()
     for step in (0, 3):
-        loss = module.training_step(elsewhere(), step)
-        loss.backward()
+        with NoWaiting():
+            module.training_step(batch, step).backward()
     assert all(p.grad is not None for p in model.projector.parameters())
 
 
@@ -54,20 +77,19 @@ def test_a_gate_step_waits_for_nothing(pair: tuple[str, str]) -> None:
     module.train().to("meta")
     environment.to(torch.device("meta"))
     for step in range(2):
-        module.training_step(torch.arange(32, device="meta"), step).backward()
+        with NoWaiting():
+            module.training_step(torch.arange(32, device="meta"), step).backward()
 
 
 @pytest.mark.parametrize("language", ["decoder", "cross"])
 def test_an_answer_is_read_without_waiting(language: str) -> None:
     model, batch = tiny_model((2, 1, 1), language=language).to("meta"), elsewhere()
     tokens = model.pyramid.capacity(batch.on_cpu[0])[batch.on_cpu[1]]
-    features = model.look(batch, encode_glance(model, batch), tokens)
-    visual, _ = model.visual(batch, features, tokens)
-    question = model.language.tokenize(batch.texts)
-    logits, keys, caches, layers = model.language.prefill(visual, question)
-    rooms = [Room(cache, 4) for cache in caches]
-    for number in range(1, 4):
-        keys = [torch.nn.functional.pad(of_layer, (0, 1), value=True) for of_layer in keys]
-        step = torch.tensor([number], device="meta")
-        logits, _ = model.language.decode(logits.argmax(-1), step, keys, rooms, layers)
-    assert all(room.length == cache[0].shape[2] + 3 for room, cache in zip(rooms, caches, strict=True))
+    with NoWaiting():
+        features = model.look(batch, encode_glance(model, batch), tokens)
+        visual, _ = model.visual(batch, features, tokens)
+        reading = Launched(model.language, visual, model.language.tokenize(batch.texts))
+        logits = reading.first()
+        for _ in range(3):
+            logits = reading.next(logits.argmax(-1))
+    assert logits.shape == (len(batch), model.language.embed.num_embeddings)

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from itertools import product
 from math import inf
 from typing import Any
@@ -25,6 +24,7 @@ from pyrskip.models.vision import VisionConfig
 from pyrskip.models.vlm.served import ServedModel
 from pyrskip.reward import RewardConfig
 from pyrskip.signals import signals_of
+from pyrskip.tracking.versions import versions
 
 PROBES = 16
 
@@ -84,7 +84,7 @@ def describe_deciding(
         "format": FORMAT,
         "format_version": VERSION,
         "kind": kind,
-        "pyrskip_version": version("pyrskip"),
+        "pyrskip_version": versions().get("pyrskip", "not installed"),
         "pyramid": {
             "size": model.pyramid.size,
             "stride": model.pyramid.stride,

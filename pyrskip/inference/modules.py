@@ -16,7 +16,8 @@ from pyrskip.decision import Candidates, realise
 from pyrskip.gates.gate import Gate
 from pyrskip.inference.bundle import FIXED, signal_graph
 from pyrskip.inference.outside import Outside
-from pyrskip.models.language import Cache, Decoder, Visual
+from pyrskip.models.block import Cache
+from pyrskip.models.language import Decoder, Visual
 from pyrskip.models.native import NativeModel
 from pyrskip.models.projector import Projector
 from pyrskip.models.text import MiniLmText

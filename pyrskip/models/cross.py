@@ -10,26 +10,18 @@ readable on a CPU.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyrskip.models.language import (
-    Block,
-    Cache,
-    Decoder,
-    Layer,
-    Room,
-    Visual,
-    attention,
-    attention_shares,
-    text_rows,
-    weighted_attention,
-)
+from pyrskip.models.attention import Sight, attention, attention_shares, weighted_attention
+from pyrskip.models.block import Block, Cache, Layer, Room
+from pyrskip.models.language import Decoder, Visual, text_rows
 from pyrskip.models.norm import RMSNorm
+from pyrskip.transfer import sent_together
 
 NOISE = 0.1
 """Of the usual random weights, so much is added where reading starts as the identity."""
@@ -68,9 +60,6 @@ class Groups:
         out: Tensor = x[self.row, self.slot]
         return out
 
-    def to(self, device: torch.device) -> "Groups":
-        return Groups(self.row.to(device), self.slot.to(device), self.rows, self.slots)
-
 
 @dataclass(frozen=True)
 class Memory:
@@ -83,17 +72,18 @@ class Memory:
 
     def readers(self, positions: int, queries: int) -> "Readers":
         """Of the last `queries` of the text's positions, those that are no padding: the same for every
-        layer."""
-        key = positions, queries
+        layer, and for every token of the answer."""
+        of, words = self.visual.of, self.visual.words
+        words = torch.ones(len(of), 0, dtype=torch.bool) if words is None else words
+        key = min(positions, words.shape[1] + queries), queries
         if key not in self.found:
-            of, words = self.visual.of, self.visual.words
-            words = torch.ones(len(of), 0, dtype=torch.bool) if words is None else words
             reads = F.pad(words, (0, positions - words.shape[1]), value=True)[:, -queries:]
             place = reads.flatten().nonzero().squeeze(1)
             question = place // queries
             device = self.visual.tokens.device
-            groups = Groups.of(of[question], len(self.visual.real)).to(device)
-            self.found[key] = Readers(place.to(device), question.to(device), groups)
+            groups = Groups.of(of[question], len(self.visual.real))
+            place, question, row, slot = sent_together([place, question, groups.row, groups.slot], device)
+            self.found[key] = Readers(place, question, replace(groups, row=row, slot=slot))
         return self.found[key]
 
 
@@ -133,7 +123,7 @@ class CrossBlock(Block):
     def forward(  # type: ignore[override]
         self,
         x: Tensor,
-        allowed: Tensor,
+        sight: Sight,
         past: Cache | Room | None = None,
         wanted: int | None = None,
         watch: list[Tensor] | None = None,
@@ -142,8 +132,11 @@ class CrossBlock(Block):
         memory: Memory | None = None,
     ) -> tuple[Tensor, Cache]:
         """kv of `memorise`; memory: who reads which row of it, None where every question reads its own."""
-        x, cache = self.attend(x, allowed, past, wanted)
-        read = self.read_own(x, kv) if memory is None else self.read_shared(x, allowed, memory, kv, watch)
+        x, cache = self.attend(x, sight, past, wanted)
+        if memory is None:
+            read = self.read_own(x, kv)
+        else:
+            read = self.read_shared(x, sight.positions, memory, kv, watch)
         return self.mix(x + self.drop(read)), cache
 
     def read_own(self, x: Tensor, kv: Cache) -> Tensor:
@@ -154,11 +147,11 @@ class CrossBlock(Block):
         return read
 
     def read_shared(
-        self, x: Tensor, allowed: Tensor, memory: Memory, kv: Cache, watch: list[Tensor] | None = None
+        self, x: Tensor, positions: int, memory: Memory, kv: Cache, watch: list[Tensor] | None = None
     ) -> Tensor:
-        """x [B, Q, D], allowed [B, Q', K], Q the last of Q' -> [B, Q, D], zeros in padding. What several
-        questions see is held once, and padding reads nothing."""
-        readers = memory.readers(allowed.shape[2], x.shape[1])
+        """x [B, Q, D] of the last of so many positions -> [B, Q, D], zeros in padding. What several questions
+        see is held once, and padding reads nothing."""
+        readers = memory.readers(positions, x.shape[1])
         query = self.read_query(self.norm3(x.flatten(0, 1)[readers.place]))
         out = torch.zeros_like(x).flatten(0, 1)
         if watch is not None:
@@ -207,8 +200,8 @@ class CrossDecoder(Decoder):
             ):
                 linear.weight.data.mul_(NOISE).add_(start)
 
-    def prompt(self, visual: Visual, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return self.words(question)
+    def prompt(self, visual: Visual, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, bool]:
+        return *self.words(question), visual.asked_whole
 
     def layers(self, visual: Visual, weight: Tensor | None, which: range) -> Sequence[Layer]:
         blocks, memory = self.blocks[which.start : which.stop], Memory(visual, weight)
@@ -216,16 +209,16 @@ class CrossDecoder(Decoder):
         return [partial(block, kv=kv, memory=memory) for block, kv in zip(blocks, memories, strict=True)]
 
     def _attention(
-        self, watch: Sequence[Tensor], visual: Visual, allowed: Tensor, words: int, last: bool
+        self, watch: Sequence[Tensor], visual: Visual, sight: Sight, words: int, last: bool
     ) -> Tensor:
-        (q, k), real = watch, F.pad(visual.real[visual.of], (1, 0), value=True)
-        return attention_shares(q[:, :, text_rows(0, words, last)], k[visual.of], real[:, None])[..., 1:]
+        (q, k), real = watch, F.pad(visual.real[visual.at], (1, 0), value=True)
+        return attention_shares(q[:, :, text_rows(0, words, last)], k[visual.at], real[:, None])[..., 1:]
 
     def _seen(self, x: Tensor, visual: Visual) -> Tensor:
-        return visual.tokens[visual.of]
+        return visual.tokens[visual.at]
 
-    def _without(self, x: Tensor, allowed: Tensor, kept: Visual, count: int) -> tuple[Tensor, Tensor]:
-        return x, allowed  # they are no part of it
+    def _without(self, x: Tensor, sight: Sight, kept: Visual, count: int) -> tuple[Tensor, Sight]:
+        return x, sight  # they are no part of it
 
     def memorise(self, tokens: Tensor) -> list[Cache]:
         """Keys and values [U, H, 1 + N, d] of visual tokens [U, N, D], for each layer."""

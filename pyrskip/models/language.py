@@ -10,31 +10,31 @@ carry their image coordinates, so that a row's result depends neither on how man
 its batch mates.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from pyrskip.cost import Transformer
 from pyrskip.errors import UserError, unknown_name
+from pyrskip.models.attention import Sight, attention_shares
+from pyrskip.models.block import Block, Cache, Layer, Room
 from pyrskip.models.norm import RMSNorm
+from pyrskip.models.reading import Replay, reading
+from pyrskip.models.recorded import Recordings
 from pyrskip.pruners import Narrowing
+from pyrskip.transfer import sent
 from pyrskip.words import encoded, read
 
 PAD, ANSWER, END = 0, 1, 2
 SPECIAL = ("<pad>", "<answer>", "<end>")
 LANGUAGES = ("decoder", "cross")
 REMEMBERED = 1 << 17
-"""Questions whose tokens are kept."""
-EXPLICIT = 1 << 26
-"""Attention weights that may be in memory at once."""
+"""Questions, and answers, whose tokens are kept."""
 
 
 @dataclass(frozen=True)
@@ -106,40 +106,15 @@ class Visual:
     words: Tensor | None = None
     narrowing: Narrowing | None = None
 
+    @cached_property
+    def at(self) -> Tensor:
+        """`of` where the tokens are."""
+        return sent(self.of, self.tokens.device)
 
-Cache = tuple[Tensor, Tensor]
-"""Keys and values [B, H, K, d]."""
-
-
-class Room:
-    """Keys and values with room for `more` behind them: what is added is written there, and nothing is copied
-    for it."""
-
-    def __init__(self, cache: Cache, more: int) -> None:
-        self.length = cache[0].shape[2]
-        self.held = [F.pad(of, (0, 0, 0, more)) for of in cache]
-
-    def extend(self, *new: Tensor) -> Cache:
-        """new: keys and values [B, H, n, d] -> all so far."""
-        end = self.length + new[0].shape[2]
-        for held, of in zip(self.held, new, strict=True):
-            held[:, :, self.length : end] = of
-        self.length = end
-        keys, values = (held[:, :, :end] for held in self.held)
-        return keys, values
-
-
-class Layer(Protocol):
-    """A layer of a decoder, bound to what it sees of the image."""
-
-    def __call__(
-        self,
-        x: Tensor,
-        allowed: Tensor,
-        past: Cache | Room | None = None,
-        wanted: int | None = None,
-        watch: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Cache]: ...
+    @property
+    def asked_whole(self) -> bool:
+        """Whether the questions are known to have no padding."""
+        return self.words is not None and bool(self.words.all())
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -157,151 +132,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
-class Block(nn.Module):
-    """Pre-norm attention and SwiGLU. A key's weight multiplies the attention numerator, so that a gate of 0
-    is a skipped token and a gate of 1 is plain attention, with gradients at both."""
-
-    def __init__(self, width: int, heads: int, mlp: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.gate_up = nn.Linear(width, 2 * mlp, bias=False)
-        self.down = nn.Linear(mlp, width, bias=False)
-
-    @property
-    def writers(self) -> tuple[nn.Linear, ...]:
-        """What adds to the residual stream."""
-        return (self.out, self.down)
-
-    def forward(
-        self,
-        x: Tensor,
-        allowed: Tensor,
-        past: Cache | Room | None = None,
-        wanted: int | None = None,
-        watch: list[Tensor] | None = None,
-        weight: Tensor | None = None,
-    ) -> tuple[Tensor, Cache]:
-        """x [B, Q, D], allowed [B, Q, K] bool, past keys and values or None; weight [B, N] in [0, 1] of the
-        first N keys, or None (all 1).
-
-        wanted: only so many last positions come out; the others are keys alone, which is all that the last
-        layer needs. watch: gets the queries [B, H, Q, d] and keys [B, H, K, d] that read visual tokens.
-        """
-        x, cache = self.attend(x, allowed, past, wanted, weight, watch)
-        return self.mix(x), cache
-
-    def attend(
-        self,
-        x: Tensor,
-        allowed: Tensor,
-        past: Cache | Room | None,
-        wanted: int | None,
-        weight: Tensor | None = None,
-        watch: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Cache]:
-        batch, queries, width = x.shape
-        normal, heads = self.norm1(x), (self.heads, width // self.heads)
-        kv = F.linear(normal, self.qkv.weight[width:]).view(batch, queries, 2, *heads)
-        k, v = kv.permute(2, 0, 3, 1, 4)
-        if wanted is not None:
-            queries, x, normal, allowed = wanted, x[:, -wanted:], normal[:, -wanted:], allowed[:, -wanted:]
-        q = F.linear(normal, self.qkv.weight[:width]).view(batch, queries, *heads).transpose(1, 2)
-        if isinstance(past, Room):
-            k, v = past.extend(k, v)
-        elif past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        if watch is not None:
-            watch += [q, k]
-        if weight is None:
-            mixed = attention(q, k, v, allowed[:, None])
-        else:
-            weight = F.pad(weight, (0, k.shape[2] - weight.shape[1]), value=1.0)
-            mixed = weighted_attention(q, k, v, allowed[:, None], weight[:, None, None])
-        return x + self.drop(self.out(mixed.transpose(1, 2).reshape(batch, queries, width))), (k, v)
-
-    def mix(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(self.norm2(x)).chunk(2, dim=-1)
-        return x + self.drop(self.down(F.silu(gate) * up))
-
-    def drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-    """torch's scaled_dot_product_attention, but for half precision on a CPU, where its fused kernel takes
-    several times as long as two matrix products.
-
-    q [B, H, Q, d], k and v [B, H, K, d], allowed broadcast to [B, H, Q, K] bool; None: all. Of a query that
-    is allowed nothing, anything finite comes back.
-    """
-    if (
-        q.device.type != "cpu"
-        or q.dtype == torch.float32
-        or q.numel() // q.shape[-1] * k.shape[-2] > EXPLICIT
-    ):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    mixed: Tensor = scores.softmax(-1).to(v.dtype) @ v
-    return mixed
-
-
-def weighted_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, weight: Tensor) -> Tensor:
-    """sum_j w_j exp(s_ij) v_j / sum_j w_j exp(s_ij), in float32 at least: exact at w = 0 and w = 1 and
-    differentiable at both.
-
-    q [B, H, Q, d], k and v [B, H, K, d], allowed broadcast to [B, H, Q, K] bool, weight broadcast alike, in
-    [0, 1]. Queries whose allowed keys all have weight 0 return an arbitrary finite value.
-    """
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
-        scores = (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).transpose(-1, -2)
-        shares: Tensor = WeightedSoftmax.apply(scores, weight.to(dtype).masked_fill(~allowed, 0))
-        mixed = shares @ v.to(dtype)
-    return mixed.to(q.dtype)
-
-
-def attention_shares(q: Tensor, k: Tensor, allowed: Tensor) -> Tensor:
-    """What each query attends to, heads averaged, [B, Q, K] in float32. q [B, H, Q, d], k [B, H, K, d],
-    allowed broadcast to [B, Q, K] bool."""
-    scores = (q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(-1, -2)
-    shares: Tensor = scores.masked_fill(~allowed[:, None], torch.finfo(scores.dtype).min).softmax(-1).mean(1)
-    return shares
-
-
-class WeightedSoftmax(torch.autograd.Function):
-    """w_j exp(s_j) / sum_k w_k exp(s_k) over the last axis: softmax(s + ln w), with a gradient at w = 0 too.
-
-    scores [B, H, Q, K], weight [B, 1, Q or 1, K] in [0, 1].
-
-    A weight's gradient holds exp(s_j) / sum_k w_k exp(s_k), which at w_j = 0 has no bound: it is cut at the
-    square root of the largest number, so that what is summed of it stays finite.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, weight: Tensor) -> Tensor:
-        bias = weight.log()
-        biased = scores + bias.masked_fill(bias.amax(-1, keepdim=True).isneginf(), 0)
-        shares = biased.softmax(-1)
-        largest, key = shares.max(-1, keepdim=True)
-        log_sum = biased.gather(-1, key) - largest.log()
-        ctx.save_for_backward(scores, weight, shares, log_sum)
-        return shares
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        scores, weight, shares, log_sum = ctx.saved_tensors
-        toward = grad - (grad * shares).sum(-1, keepdim=True)
-        limit = math.log(torch.finfo(scores.dtype).max) / 2
-        slope = (scores - log_sum).clamp_(max=limit).exp_().mul_(toward)
-        return toward.mul_(shares), slope.sum_to_size(weight.shape)
-
-
 class Decoder(nn.Module):
     """A prefix language model over visual tokens and text."""
 
@@ -316,6 +146,8 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList([self.build_block() for _ in range(config.layers)])
         self.norm = RMSNorm(config.width)
         self.ids_of: dict[str, list[int]] = {}
+        self.answer_ids_of: dict[str, list[int]] = {}
+        self.recordings: Recordings[Replay] = Recordings()
         self.last_question: tuple[object, tuple[Tensor, Tensor], Tensor] | None = None
         self._initialise()
 
@@ -357,10 +189,7 @@ class Decoder(nn.Module):
             self.last_question,
         )
         if last is None or last[0] != key:
-            new = [text for text in dict.fromkeys(texts) if text not in self.ids_of]
-            if len(self.ids_of) + len(new) > REMEMBERED:
-                self.ids_of.clear()
-                new = list(dict.fromkeys(texts))
+            new = _unknown(texts, self.ids_of)
             for text, of in zip(new, encoded(new, self.tokenizer), strict=True):
                 self.ids_of[text] = read(text, of, self.config.max_words) or [END]
             last = self.last_question = (key, *self._pad([self.ids_of[text] for text in texts]))
@@ -369,7 +198,10 @@ class Decoder(nn.Module):
     def tokenize_answers(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Answers as ids [B, A], each ended by <end>, and mask [B, A] bool."""
         cut = self.config.max_answer - 1
-        return self._pad([[*e.ids[:cut], END] for e in self.tokenizer.encode_batch(list(texts))])[0]
+        new = _unknown(texts, self.answer_ids_of)
+        for text, of in zip(new, self.tokenizer.encode_batch(new), strict=True):
+            self.answer_ids_of[text] = [*of.ids[:cut], END]
+        return self._pad([self.answer_ids_of[text] for text in texts])[0]
 
     def can_write(self, answer: str) -> bool:
         """Whether an answer fits, its end included."""
@@ -382,7 +214,7 @@ class Decoder(nn.Module):
         lengths = torch.tensor([len(row) for row in ids])
         mask = torch.arange(longest) < lengths[:, None]
         device = self.embed.weight.device
-        return (padded.to(device), mask.to(device)), mask
+        return (sent(padded, device), sent(mask, device)), mask
 
     def logits(
         self, visual: Visual, weight: Tensor | None, question: tuple[Tensor, Tensor], answer: Tensor
@@ -392,15 +224,11 @@ class Decoder(nn.Module):
         weight [B, N] in [0, 1] of each question's visual tokens, or None; question (ids, mask) [B, W]; answer
         [B, A].
         """
-        x, keys = self.prompt(visual, question)
+        x, real, whole = self.prompt(visual, question)
         start = torch.full_like(answer[:, :1], ANSWER)
         given = self._answer(torch.cat([start, answer[:, :-1]], dim=1), 0)
-        batch, prompt, length = x.shape[0], x.shape[1], given.shape[1]
-        allowed = torch.zeros(batch, prompt + length, prompt + length, dtype=torch.bool, device=x.device)
-        allowed[:, :, :prompt] = keys[:, None]
-        allowed[:, prompt:, prompt:] = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        x = torch.cat([x, given], dim=1)
-        return self._head(self._run(x, allowed, visual, question[1], length, weight)[0])
+        x, sight = torch.cat([x, given], dim=1), Sight(real, given.shape[1], whole)
+        return self._head(self._run(x, sight, visual, question[1], given.shape[1], weight)[0])
 
     @torch.no_grad()
     def generate(
@@ -411,20 +239,18 @@ class Decoder(nn.Module):
     ) -> list[str]:
         """Greedy answers, decoded with a cache of keys and values. mark: called with 'prefill' when that is
         done."""
-        logits, keys, read, layers = self.prefill(visual, question)
+        answer = reading(self, self.recordings, visual, question)
+        logits = answer.first()
         mark("prefill")
-        caches: Sequence[Cache | Room] = [Room(cache, self.config.max_answer - 1) for cache in read]
         written: list[Tensor] = []
-        device = logits.device
-        done = torch.zeros(len(logits), dtype=torch.bool, device=device)
+        done = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         for step in range(self.config.max_answer):
             token = logits.argmax(-1)
             written.append(token.masked_fill(done, END))
             done = done | (token == END)
             if bool(done.all()) or step + 1 == self.config.max_answer:
                 break
-            keys = [F.pad(of_layer, (0, 1), value=True) for of_layer in keys]
-            logits, _ = self.decode(token, torch.tensor([step + 1], device=device), keys, caches, layers)
+            logits = answer.next(token)
         ids = torch.stack(written, dim=1).tolist()
         return [
             t.strip()
@@ -438,82 +264,73 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[Tensor], list[Cache], Sequence[Layer]]:
         """Read a prompt and <answer>: logits [B, V] of the first token, each layer's keys that are real [B,
         K] and its cache, and the layers to go on with. layers: by default those of these visual tokens."""
-        x, keys = self.prompt(visual, question)
+        x, real, whole = self.prompt(visual, question)
         x = torch.cat([x, self._answer(torch.full_like(question[0][:, :1], ANSWER), 0)], dim=1)
-        keys = F.pad(keys, (0, 1), value=True)
-        last = torch.arange(keys.shape[1], device=x.device) == keys.shape[1] - 1
-        # the prompt does not see <answer>, the last key
-        unseen = ~last[:, None] & last[None, :]
-        allowed = keys[:, None] & ~unseen
-        x, real, caches, layers = self._run(x, allowed, visual, question[1], 1, layers=layers)
-        return self._head(x[:, -1]), real, caches, layers
+        x, keys, caches, layers = self._run(x, Sight(real, 1, whole), visual, question[1], 1, layers=layers)
+        return self._head(x[:, -1]), keys, caches, layers
 
     def _run(
         self,
         x: Tensor,
-        allowed: Tensor,
+        sight: Sight,
         visual: Visual,
         words: Tensor,
         wanted: int,
         weight: Tensor | None = None,
         layers: Sequence[Layer] | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Cache], Sequence[Layer]]:
-        """Run a prompt [B, P, D] and what follows it through all layers: the last `wanted` positions, each
-        layer's keys that the last position may see [B, K] and its cache, and the layers. words [B, W]: which
-        of the question's are real."""
+        """Run a prompt and what follows it [B, P + tail, D] through all layers: the last `wanted` positions,
+        each layer's keys that the last position may see [B, K] and its cache, and the layers. words [B, W]:
+        which of the question's are real."""
         depth, narrowing = len(self.blocks), visual.narrowing
         due = [*sorted(narrowing.steps if narrowing is not None else ()), depth]
         layers = self.layers(visual, weight, range(due[0])) if layers is None else layers
-        real, caches = [], []
+        keys, all_keys, caches = sight.keys, [], []
         for i in range(depth):
             watch: list[Tensor] | None = [] if i + 1 in due[:-1] else None
-            x, cache = layers[i](x, allowed, wanted=wanted if i + 1 == depth else None, watch=watch)
-            real.append(allowed[:, -1].contiguous())
+            x, cache = layers[i](x, sight, wanted=wanted if i + 1 == depth else None, watch=watch)
+            all_keys.append(keys)
             caches.append(cache)
             if watch is not None:
-                x, allowed, visual = self._narrow(x, allowed, visual, words, i + 1, watch)
+                x, sight, visual = self._narrow(x, sight, visual, words, i + 1, watch)
                 to_next = range(i + 1, due[due.index(i + 1) + 1])
-                layers = [*layers, *self.layers(visual, None, to_next)]
-        return x, real, caches, layers
+                layers, keys = [*layers, *self.layers(visual, None, to_next)], sight.keys
+        return x, all_keys, caches, layers
 
     def _narrow(
-        self, x: Tensor, allowed: Tensor, visual: Visual, words: Tensor, run: int, watch: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, Visual]:
-        """What goes on when so many layers have run: x and allowed [B, Q, Q] without the visual tokens that
-        leave there, and those that stay."""
+        self, x: Tensor, sight: Sight, visual: Visual, words: Tensor, run: int, watch: Sequence[Tensor]
+    ) -> tuple[Tensor, Sight, Visual]:
+        """What goes on when so many layers have run: x [B, Q, D] without the visual tokens that leave there,
+        and those that stay."""
         narrowing, count = visual.narrowing, visual.tokens.shape[1]
         assert narrowing is not None
         last = narrowing.pruner.rows == "last"
-        attention = self._attention(watch, visual, allowed, words.shape[1], last)
+        attention = self._attention(watch, visual, sight, words.shape[1], last)
         rows = torch.ones_like(words[:, :1]) if last else words
-        real = visual.real[visual.of]
-        left = narrowing.after(run, self._seen(x, visual), real, attention, rows)
+        left = narrowing.after(run, self._seen(x, visual), visual.real[visual.at], attention, rows)
         every = torch.arange(len(x))
         kept = Visual(left.tokens, left.real, every, words=visual.words, narrowing=left.next)
-        return *self._without(x, allowed, kept, count), kept
+        return *self._without(x, sight, kept, count), kept
 
     def _attention(
-        self, watch: Sequence[Tensor], visual: Visual, allowed: Tensor, words: int, last: bool
+        self, watch: Sequence[Tensor], visual: Visual, sight: Sight, words: int, last: bool
     ) -> Tensor:
         """Attention [B, R, N] on visual tokens, heads averaged, of the prompt's last token, or of so many
         words of the question."""
         (q, k), count = watch, visual.tokens.shape[1]
         text = text_rows(count, words, last)
         keys = slice(count + words + 1)  # no answer is a key of its prompt
-        return attention_shares(q[:, :, text], k[:, :, keys], allowed[:, text, keys])[..., :count]
+        return attention_shares(q[:, :, text], k[:, :, keys], sight.mask[:, text, keys])[..., :count]
 
     def _seen(self, x: Tensor, visual: Visual) -> Tensor:
         """Visual tokens [B, N, D] as the next layer would read them."""
         return x[:, : visual.tokens.shape[1]]
 
-    def _without(self, x: Tensor, allowed: Tensor, kept: Visual, count: int) -> tuple[Tensor, Tensor]:
+    def _without(self, x: Tensor, sight: Sight, kept: Visual, count: int) -> tuple[Tensor, Sight]:
         """A sequence with these visual tokens instead of the `count` that it has, and what sees what in
         it."""
-        x = torch.cat([kept.tokens, x[:, count:]], dim=1)
-        # a visual token sees what the first one did
-        seen = torch.cat([allowed[:, :1].expand(-1, kept.real.shape[1], -1), allowed[:, count:]], dim=1)
-        visual = kept.real[:, None].expand(-1, x.shape[1], -1)
-        return x, torch.cat([visual, seen[..., count:]], dim=2)
+        real = torch.cat([kept.real, sight.real[:, count:]], dim=1)
+        return torch.cat([kept.tokens, x[:, count:]], dim=1), Sight(real, sight.tail)
 
     def decode(
         self,
@@ -528,15 +345,16 @@ class Decoder(nn.Module):
         x = self._embed(token[:, None]) + self.answer_position(step)
         longer = []
         for layer, past, real in zip(layers, caches, keys, strict=True):
-            x, cache = layer(x, real[:, None], past=past)
+            x, cache = layer(x, Sight(real), past=past)
             longer.append(cache)
         return self._head(x[:, -1]), longer
 
-    def prompt(self, visual: Visual, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Embedded prompt [B, P, D] and which of its positions are keys [B, P] bool."""
+    def prompt(self, visual: Visual, question: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, bool]:
+        """Embedded prompt [B, P, D], which of its positions are keys [B, P] bool, and whether all of them are
+        known to be."""
         x, mask = self.words(question)
-        x = torch.cat([visual.tokens[visual.of], x], dim=1)
-        return x, torch.cat([visual.real[visual.of], mask], dim=1)
+        x = torch.cat([visual.tokens[visual.at], x], dim=1)
+        return x, torch.cat([visual.real[visual.at], mask], dim=1), visual.whole and visual.asked_whole
 
     def layers(self, visual: Visual, weight: Tensor | None, which: range) -> Sequence[Layer]:
         """These layers for a prompt. weight [B, N] in [0, 1] of each question's visual tokens, or None."""
@@ -567,6 +385,15 @@ class Decoder(nn.Module):
     def _head(self, x: Tensor) -> Tensor:
         logits = F.linear(self.norm(x), self.embed.weight)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _unknown(texts: Sequence[str], known: dict[str, list[int]]) -> list[str]:
+    """Those of the texts that are not known; where too many are, all are forgotten."""
+    new = [text for text in dict.fromkeys(texts) if text not in known]
+    if len(known) + len(new) > REMEMBERED:
+        known.clear()
+        new = list(dict.fromkeys(texts))
+    return new
 
 
 def text_rows(start: int, words: int, last: bool) -> slice:

@@ -27,7 +27,8 @@ from pyrskip.files import write_json, write_whole
 from pyrskip.metrics import score
 from pyrskip.models.cross import CrossDecoder
 from pyrskip.models.language import Decoder, LanguageConfig, Visual
-from pyrskip.models.projector import Projector, pool
+from pyrskip.models.packing import Packing, pack
+from pyrskip.models.projector import Projector
 from pyrskip.models.text import TextConfig, build_text
 from pyrskip.models.tiers import Features
 from pyrskip.models.tiles import encode_flops, encode_more, encode_tiles, moments
@@ -189,14 +190,17 @@ class NativeModel(nn.Module):
 
         asked [B, T] -> tokens [B, N, D], real [B, N] bool, tile [B, N] int64; no pruner has seen them.
         """
-        visual, tile, _ = self._projected(batch, features, asked)
-        return visual.tokens[visual.of], visual.real[visual.of], tile[visual.of]
+        visual, packing, _ = self._projected(batch, features, asked)
+        return visual.tokens[visual.at], visual.real[visual.at], packing.tile[visual.at]
 
     def visual(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Visual, Tensor]:
         """The tokens that the language model's first layer reads, those of `project` that the pruner leaves,
         once for all questions that see the same; and their tiles [U, N] int64."""
-        visual, tile, salience = self._projected(batch, features, asked)
+        visual, packing, cells = self._projected(batch, features, asked)
+        tile = packing.tile
         if self.pruner is not None:
+            size = cells.detach().norm(dim=-1)  # of a token's features
+            salience = F.pad(size, (1, 0))[packing.source]
             visual, tile = self._pruned(self.pruner, batch, visual, tile, salience)
         return replace(visual, words=self.language.words_of(batch.texts)), tile
 
@@ -207,9 +211,10 @@ class NativeModel(nn.Module):
             return visual, tile
         ids, mask = self.language.tokenize(batch.texts)
         beside: dict[str, tuple[Tensor, ...]] = {"text": (self.language.embed(ids), mask)}
-        of, inside = visual.of, isinstance(pruner, InsidePruner)
+        inside = isinstance(pruner, InsidePruner)
         if inside or "text" in pruner.needs:  # each question has tokens of its own then
-            visual, tile, salience = _each(visual), tile[of], salience[of]
+            at = visual.at
+            visual, tile, salience = _each(visual), tile[at], salience[at]
         seen = Prunable(visual.tokens, visual.real, tile, beside | {"salience": (salience,)})
         kept, whole = pruner.prune(seen), visual.real.sum(-1)
         count, stays = kept.real.sum(-1), pruner.read(whole, len(self.language.blocks))[0]
@@ -224,63 +229,18 @@ class NativeModel(nn.Module):
             narrowing = Narrowing(pruner, steps, kept.tile, whole, pruner.begin(seen))
         return Visual(kept.tokens, kept.real, visual.of, narrowing=narrowing), kept.tile
 
-    def _projected(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Visual, Tensor, Tensor]:
-        """The tokens of `project`, once for all questions that ask the same of an image, their tiles [U, N]
-        int64 and the size of their features [U, N].
-
-        An image's map is pooled and projected once for each size that its questions ask of it. Which cells go
-        where is found on the CPU, so that an accelerator is never waited for. Axes beside the file's: U views
-        that differ, R of them that have the tile, K sizes of it that differ, P cells of the largest, V real
-        cells of all; 2 rows and columns.
-        """
-        device, asked, (image_size_I2, image_of_B) = self.device, asked.cpu(), batch.on_cpu
-        cells_IT2 = self.pyramid.cells(image_size_I2)
-        size_BT2 = realise(asked, cells_IT2[image_of_B])
-        # those who see nothing of any image see the same
-        image_B1 = image_of_B.where((size_BT2 > 0).any(-1).any(-1), -1)[:, None]
-        view_UX, view_of_B = torch.unique(
-            torch.cat([image_B1, size_BT2.flatten(1)], dim=1), dim=0, return_inverse=True
-        )
-        image_U, size_UT2 = view_UX[:, 0], view_UX[:, 1:].unflatten(1, (-1, 2))
-        count_UT = size_UT2.prod(-1)
-        start_UT = count_UT.cumsum(-1) - count_UT
-        longest = int(count_UT.sum(-1).amax()) if len(count_UT) else 0
-        source_UN = torch.zeros(len(count_UT), longest, dtype=torch.int64)
-        tile_UN = torch.zeros_like(source_UN)
-        flat = [features.maps[0].new_zeros(1, self.language.width, dtype=self.projector.down.weight.dtype)]
-        salience, filled = [features.maps[0].new_zeros(1)], 1
-        for tile in range(self.pyramid.tiles):
-            view_R = count_UT[:, tile].nonzero().squeeze(1)
-            if not len(view_R):
-                continue
-            key_R3 = torch.cat([image_U[view_R, None], size_UT2[view_R, tile]], dim=1)
-            key_K3, key_of_R = torch.unique(key_R3, dim=0, return_inverse=True)
-            image_K, size_K2 = key_K3[:, 0], key_K3[:, 1:]
-            maps_KCHW = features.maps[tile][image_K.to(device)]
-            pooled_KCHW, real_KHW = pool(maps_KCHW, cells_IT2[image_K, tile], size_K2)
-            shape = real_KHW.shape[1], real_KHW.shape[2]
-            where = self.pyramid.where(image_size_I2[image_K], tile, size_K2, shape)
-            centre, extent = (of.to(device) for of in where)
-            level = self.pyramid.places[tile].level
-            tokens_KPD = self.projector(pooled_KCHW.flatten(2).transpose(1, 2), centre, extent, level)
-            real_KP = real_KHW.flatten(1)
-            place_V = real_KP.flatten().nonzero().squeeze(1).to(device)
-            flat.append(tokens_KPD.flatten(0, 1)[place_V])
-            salience.append(pooled_KCHW.detach().norm(dim=1).flatten()[place_V])
-            number_KP = (real_KP.flatten().cumsum(0) - 1).view_as(real_KP) + filled
-            rank_KP = real_KP.long().cumsum(-1) - 1
-            row_V, cell_V = real_KP[key_of_R].nonzero(as_tuple=True)
-            view_V, key_V = view_R[row_V], key_of_R[row_V]
-            slot_V = start_UT[view_V, tile] + rank_KP[key_V, cell_V]
-            source_UN[view_V, slot_V] = number_KP[key_V, cell_V]
-            tile_UN[view_V, slot_V] = tile
-            filled += len(flat[-1])
-        source_UN = source_UN.to(device)
-        tokens_UND = F.embedding(source_UN, torch.cat([f.to(flat[-1].dtype) for f in flat]))
-        real_UN = torch.arange(longest) < count_UT.sum(-1, keepdim=True)
-        whole = bool(real_UN.all())
-        visual = Visual(tokens_UND, real_UN.to(device), view_of_B, whole)
-        return visual, tile_UN.to(device), torch.cat(salience)[source_UN]
+    def _projected(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Visual, Packing, Tensor]:
+        """The tokens of `project`, once for all questions that ask the same of an image, and the cells [V, C]
+        that they are made of."""
+        packing, projector = pack(self.pyramid, batch, asked.cpu(), self.device), self.projector
+        if packing.shares:
+            cells = packing.cells(features.maps)
+            projected = projector(cells, packing.centre, packing.extent, packing.level)
+        else:
+            cells = features.maps[0].new_zeros(0, self.vision.channels)
+            projected = cells.new_zeros(0, self.language.width, dtype=projector.down.weight.dtype)
+        tokens = F.embedding(packing.source, F.pad(projected, (0, 0, 1, 0)))
+        return Visual(tokens, packing.real, packing.of, packing.whole), packing, cells
 
     def forced(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Forced:
         """Teacher-force each question's first accepted answer. gates [B, T] in [0, 1] weigh each tile's
@@ -294,7 +254,7 @@ class NativeModel(nn.Module):
             visual, tile = self._weighed(batch, features, asked, gates)
         else:
             visual, tile = self.visual(batch, features, asked)
-        weight = None if gates is None else gates.gather(1, tile[visual.of])
+        weight = None if gates is None else gates.gather(1, tile[visual.at])
         ids, mask = self.language.tokenize_answers([q.answers[0] for q in batch.questions])
         logits = self.language.logits(visual, weight, self.language.tokenize(batch.texts), ids)
         nll = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
@@ -307,9 +267,9 @@ class NativeModel(nn.Module):
         """`visual` of what gates keep and of what they skip, each pruned on its own: a token that weighs
         nothing must not take the place of another."""
         parts = [self.visual(batch, features, asked * side) for side in (gates > 0, gates <= 0)]
-        tokens = torch.cat([visual.tokens[visual.of] for visual, _ in parts], dim=1)
-        real = torch.cat([visual.real[visual.of] for visual, _ in parts], dim=1)
-        tile = torch.cat([tile[visual.of] for visual, tile in parts], dim=1)
+        tokens = torch.cat([visual.tokens[visual.at] for visual, _ in parts], dim=1)
+        real = torch.cat([visual.real[visual.at] for visual, _ in parts], dim=1)
+        tile = torch.cat([tile[visual.at] for visual, tile in parts], dim=1)
         return Visual(tokens, real, torch.arange(len(batch)), words=parts[0][0].words), tile
 
     def loss(self, batch: Batch, features: Features, asked: Tensor, gates: Tensor | None = None) -> Tensor:
@@ -450,4 +410,4 @@ class NativeModel(nn.Module):
 def _each(visual: Visual) -> Visual:
     """The same, a row for each question."""
     every = torch.arange(len(visual.of))
-    return Visual(visual.tokens[visual.of], visual.real[visual.of], every, visual.whole)
+    return Visual(visual.tokens[visual.at], visual.real[visual.at], every, visual.whole)

@@ -12,26 +12,22 @@ from torch import Tensor, nn
 
 from pyrskip.models.norm import RMSNorm
 from pyrskip.pyramid import bins
+from pyrskip.transfer import sent
 
 FLOOR = 1e-3
 """Of whitening, as a share of the features' mean variance: directions with less are noise."""
 
 
-def pool(maps: Tensor, cells: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+def pool(maps: Tensor, cells: Tensor, size: Tensor) -> Tensor:
     """Adaptive average pooling, each map's valid cells to a size of its own.
 
     maps [U, C, R, K]; on the CPU: cells [U, 2] valid rows and columns, size [U, 2] with 1 <= size <= cells
-    -> pooled [U, C, h, w] with h, w the largest sizes, and valid [U, h, w] bool, on the CPU.
+    -> [U, C, h, w] with h, w the largest sizes, of which each map's own are valid.
     """
     height, width = (int(n) for n in size.amax(0))
-    on = [torch.arange(n) < size[:, axis, None] for axis, n in enumerate((height, width))]  # [U, h], [U, w]
-    valid = on[0][:, :, None] & on[1][:, None, :]
-    if bool((size == cells).all()):
-        return maps[:, :, :height, :width], valid
-    rows = bins(cells[:, 0], size[:, 0], height, maps.shape[2])
-    columns = bins(cells[:, 1], size[:, 1], width, maps.shape[3])
-    pooled = torch.einsum("uhr,ucrk,uwk->uchw", rows.to(maps), maps, columns.to(maps))
-    return pooled, valid
+    rows = sent(bins(cells[:, 0], size[:, 0], height, maps.shape[2]), maps.device)
+    columns = sent(bins(cells[:, 1], size[:, 1], width, maps.shape[3]), maps.device)
+    return torch.einsum("uhr,ucrk,uwk->uchw", rows.to(maps.dtype), maps, columns.to(maps.dtype))
 
 
 class Projector(nn.Module):
@@ -62,9 +58,9 @@ class Projector(nn.Module):
         nn.init.normal_(self.position.weight, std=(2 * self.FREQUENCIES) ** -0.5)
         nn.init.normal_(self.level.weight, std=0.3)
 
-    def forward(self, features: Tensor, centre: Tensor, extent: Tensor, level: int) -> Tensor:
-        """features [U, n, C], centre and extent [U, n, 2] in image coordinates (longest side = 1) -> [U, n,
-        D]."""
+    def forward(self, features: Tensor, centre: Tensor, extent: Tensor, level: Tensor) -> Tensor:
+        """features [..., n, C], centre and extent [..., n, 2] in image coordinates (longest side = 1), level
+        [n] -> [..., n, D]."""
         gate, up = self.gate_up(self.dropout((features - self.mean) @ self.whiten)).chunk(2, dim=-1)
         frequency = math.pi * 2.0 ** torch.arange(self.FREQUENCIES, device=centre.device)
         angle = (centre[..., None] * frequency).flatten(-2)

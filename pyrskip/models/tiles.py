@@ -12,6 +12,7 @@ from pyrskip.models.tiers import Features
 from pyrskip.models.vision import VisionEncoder
 from pyrskip.pyramid import Pyramid, mipmaps
 from pyrskip.sample import Batch
+from pyrskip.transfer import sent
 
 
 def crops(pyramid: Pyramid, batch: Batch, wanted: Tensor) -> Iterator[tuple[int, int, Tensor]]:
@@ -75,7 +76,7 @@ def _encode_tile(vision: VisionEncoder, crop: Tensor, wanted: Tensor, pixels: Te
     extent = -(-pixels // vision.stride)
     for rows, columns in torch.unique(extent[wanted], dim=0).tolist():
         images = (wanted & (extent == extent.new_tensor([rows, columns])).all(-1)).nonzero().squeeze(1)
-        images = images.to(crop.device)
+        images = sent(images, crop.device)
         features = vision(crop[images, :, : rows * vision.stride, : columns * vision.stride])
         out = out.to(features.dtype)
         out[images, :, :rows, :columns] = features
@@ -121,4 +122,4 @@ def _cached(vision: VisionEncoder, maps: Tensor, wanted: Tensor) -> Tensor:
         return maps.new_zeros((), dtype=dtype).expand(maps.shape)
     if bool(wanted.all()):
         return maps.to(dtype)
-    return maps.to(dtype) * wanted.to(maps.device)[:, None, None, None]
+    return maps.to(dtype) * sent(wanted, maps.device)[:, None, None, None]

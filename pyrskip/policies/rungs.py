@@ -13,6 +13,7 @@ from pyrskip.observation import Layout, Observation
 from pyrskip.policies.categorical import CategoricalPolicy
 from pyrskip.policies.policy import POLICIES, Deciding, PolicyConfig, Relaxed, listed
 from pyrskip.policies.sampling import gumbel_softmax
+from pyrskip.transfer import sent
 
 
 @POLICIES.register("rungs")
@@ -74,5 +75,5 @@ def choices_of(outputs: Tensor, layout: Layout) -> Tensor:
 
 def independent(choice: Tensor, actions: ActionSet) -> Tensor:
     """Log-probability of each action where tiles choose on their own. choice [B, F, R] logits -> [B, S]."""
-    one_hot = F.one_hot(actions.steps[:, :-1], choice.shape[-1]).to(choice)
+    one_hot = F.one_hot(sent(actions.steps, choice.device)[:, :-1], choice.shape[-1]).to(choice)
     return choice.log_softmax(-1).flatten(1) @ one_hot.flatten(1).T

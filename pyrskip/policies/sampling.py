@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyrskip.transfer import sent
+
 
 def draw(logit: Tensor) -> Tensor:
     """Numbers drawn by their logits. [..., S] -> [...] int64. They are not checked, which would wait for an
@@ -38,5 +40,5 @@ def multilinear(keep: Tensor, selection: Tensor) -> Tensor:
 
     keep [B, T] in [0, 1], selection [S, T] bool -> [B, S]; sums to 1 over all 2^T selections.
     """
-    on = selection.to(keep.device)[None]
+    on = sent(selection, keep.device)[None]
     return torch.where(on, keep[:, None], 1 - keep[:, None]).prod(-1)

@@ -34,6 +34,7 @@ from pyrskip.policies.policy import (
 )
 from pyrskip.policies.rungs import check_complete
 from pyrskip.policies.sampling import draw
+from pyrskip.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class SequentialPolicy(Policy):
         reveal: Reveal | None = None,
     ) -> None:
         self.head, self.context, self.cost, self.candidates = head, context.float(), cost, candidates
-        self.actions, self.reveal, self.radix = actions, reveal, actions.radix.to(context.device)
+        self.actions, self.reveal, self.radix = actions, reveal, sent(actions.radix, context.device)
         self.listed = None
         if reveal is None:
             self.listed = CategoricalPolicy(self._log_probs() - tilt * cost, candidates, actions)
@@ -230,7 +231,7 @@ class SequentialPolicy(Policy):
     def _chosen(self, decision: Decision) -> Tensor:
         """The choices of a decision of the action set, [B, T]."""
         assert decision.action is not None, "an episode ends in a decision of the list"
-        return self.actions.steps.to(decision.action.device)[decision.action]
+        return sent(self.actions.steps, decision.action.device)[decision.action]
 
     def prefixes(self, steps: Steps) -> list[Decision]:
         """The decisions before the first step of an episode and after each, if nothing followed."""

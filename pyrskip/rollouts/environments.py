@@ -124,7 +124,7 @@ class TableEnvironment:
         return self.table.score[rows, self.column(rows, decision)]
 
     def probability(self, rows: Tensor, decision: Decision) -> Tensor:
-        return self._probability(rows)[torch.arange(len(rows)), self.column(rows, decision)]
+        return self._probability(rows).gather(1, self.column(rows, decision)[:, None]).squeeze(1)
 
     def scores(self, rows: Tensor) -> Tensor:
         return self.table.score[rows, : len(self.table.actions)]

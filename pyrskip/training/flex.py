@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from pyrskip.budget import StochasticBudget, scale
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
-from pyrskip.models.language import Block
+from pyrskip.models.block import Block
 from pyrskip.models.native import NativeModel
 from pyrskip.proposals import propose
 from pyrskip.sample import Batch

@@ -14,6 +14,7 @@ from pyrskip.observation import Observation
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.health import entropy_of, keep_rates, labels, mutual_information
+from pyrskip.transfer import sent
 
 # nats of policy entropy below which a gate counts as certain, and the share of the steps that it must have
 # been so
@@ -29,7 +30,7 @@ def signs(mode: Tensor, sampled: Tensor, types: Sequence[str], tile_level: Tenso
     selections, what they tell of the question type, and how often the sample is not the mode.
     """
     label = labels(mode > 0)
-    rates = keep_rates(mode > 0, tile_level.to(mode.device))
+    rates = keep_rates(mode > 0, sent(tile_level, mode.device))
     # the last level is the glance, which is always kept
     found = {f"gate/keep_rate/level_{level}": rates[level] for level in sorted(rates)[:-1]}
     return found | {

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from timm.optim.muon import Muon
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from pyrskip.errors import UserError, unknown_name
+from pyrskip.training.muon import Muon
 
 OPTIMIZERS = ("adamw", "muon")
 
@@ -119,7 +119,7 @@ class StepModule(pl.LightningModule):
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         if c.name == "adamw":
-            return AdamW(groups[1:], lr=c.lr, betas=rates)
+            return AdamW(groups[1:], lr=c.lr, betas=rates, fused=self.device.type == "cuda" or None)
         optimizer: Optimizer = Muon(
             [groups[0], *({**g, "use_fallback": True} for g in groups[1:])], lr=c.lr, betas=rates
         )

@@ -183,9 +183,6 @@ def _trainer(config: TrainerConfig, sharded: bool, **rest: Any) -> pl.Trainer:
             f"strategy={config.strategy}, precision={config.precision} cannot run here: "
             f"{' '.join(str(error).split())}"
         ) from error
-    if trainer.strategy.root_device.type == "cuda":
-        # it plans anew for every shape, and numbers of words and of visual tokens differ from step to step
-        torch.backends.cuda.enable_cudnn_sdp(False)
     answer_signals(trainer)
     return trainer
 
@@ -199,7 +196,7 @@ def fit(
     if path.exists():
         check_readable(path, module)
     try:
-        with after_the_step():
+        with after_the_step(), _without_plans():
             trainer.fit(module, data, ckpt_path=path if path.exists() else None, weights_only=True)
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -208,6 +205,18 @@ def fit(
             "trainer.accumulate, rule.batch, pyramid.size; the same command goes on from the last checkpoint"
         ) from error
     return trainer.strategy.lightning_module_state_dict()
+
+
+@contextmanager
+def _without_plans() -> Iterator[None]:
+    """Within, cuDNN's attention is off: it plans anew for every shape, and numbers of words and of visual
+    tokens differ from step to step."""
+    on = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(on)
 
 
 @contextmanager
