@@ -122,7 +122,9 @@ def _bar(work: Work) -> Iterator[None]:
     title, state = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[state]"))
     columns = (title, BarColumn(bar_width=20), TimeElapsedColumn(), state)
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
-        task = bar.add_task(work.title, total=work.total, state=work.state())
+        # of a single step nothing is known before its end: the bar moves to and fro, and the clock runs
+        one = work.total == 1
+        task = bar.add_task(work.title, total=None if one else work.total, state="" if one else work.state())
         work.changed = lambda: bar.update(task, completed=work.done, state=work.state())
         yield
         bar.update(task, state=work.ended())
