@@ -5,6 +5,8 @@ Axes: I images, B questions, S canvas side in pixels.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,9 +127,36 @@ class Batch:
             known=self.known and known,
         )
 
+    def part(self, low: int, high: int) -> "Batch":
+        """The batch of these images alone, from low to before high, with their questions."""
+        size, of = self.on_cpu
+        index = [i for i, image in enumerate(of.tolist()) if low <= image < high]
+        known = size[low:high], of[index] - low
+        return Batch(
+            image=self.image[low:high],
+            size=self.size[low:high],
+            image_of=sent(known[1], self.image_of.device),
+            questions=tuple(self.questions[i] for i in index),
+            keys=tuple(self.keys[i] for i in index),
+            image_keys=self.image_keys[low:high],
+            maps=None if self.maps is None else tuple(m[low:high] for m in self.maps),
+            known=self.known and known,
+        )
+
     def to(self, device: torch.device | str) -> "Batch":
         """On another device."""
         return self._mapped(lambda tensor: sent(tensor, torch.device(device)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes one tensor goes through shared memory, for each costs a file handle and a
+        handshake; a blank image is none."""
+        image: Tensor | tuple[int, ...] = self.image
+        shapes, flat = [], None
+        if self.maps is not None:
+            image, shapes = tuple(self.image.shape), [m.shape for m in self.maps]
+            flat = torch.cat([m.permute(0, 2, 3, 1).flatten() for m in self.maps])
+        small = self.size.numpy(), self.image_of.numpy()
+        return _whole, (image, *small, self.questions, self.keys, self.image_keys, flat, shapes, self.known)
 
     def pin_memory(self) -> "Batch":
         return self._mapped(Tensor.pin_memory)
@@ -138,6 +167,31 @@ class Batch:
         maps = None if self.maps is None else tuple(map(of, self.maps))
         size, image_of = of(self.size), of(self.image_of)
         return replace(self, image=image, size=size, image_of=image_of, maps=maps, known=self.on_cpu)
+
+
+def _whole(
+    image: Tensor | tuple[int, ...],
+    size: Any,
+    image_of: Any,
+    questions: tuple[Question, ...],
+    keys: tuple[str, ...],
+    image_keys: tuple[str, ...],
+    flat: Tensor | None,
+    shapes: Sequence[tuple[int, ...]],
+    known: tuple[Tensor, Tensor] | None,
+) -> Batch:
+    """A batch from another process."""
+    if not isinstance(image, Tensor):
+        image = torch.zeros(1, dtype=torch.uint8).expand(image)
+    maps = None
+    if flat is not None:
+        parts = flat.split([prod(shape) for shape in shapes])
+        maps = tuple(
+            part.view(i, rows, columns, c).permute(0, 3, 1, 2)
+            for part, (i, c, rows, columns) in zip(parts, shapes, strict=True)
+        )
+    here = torch.from_numpy(size), torch.from_numpy(image_of)
+    return Batch(image, *here, questions, keys, image_keys, maps, known)
 
 
 def _pad(maps: Sequence[Tensor]) -> Tensor:

@@ -27,6 +27,7 @@ from pyrskip.data.shards import SPLITS, parse_index
 from pyrskip.data.workers import ignore_signals
 from pyrskip.errors import UserError
 from pyrskip.files import write_json, write_whole
+from pyrskip.models.halves import in_halves
 from pyrskip.models.tiles import encode_tiles
 from pyrskip.models.vision import Components, VisionConfig, VisionEncoder
 from pyrskip.pyramid import Pyramid
@@ -214,8 +215,8 @@ class CacheModule(pl.LightningModule):
         nothing = torch.zeros(2, dtype=torch.int64), [torch.zeros(0, self.vision.channels).half()] * tiles
         self.waiting |= dict.fromkeys(numbers, nothing)
         if images is not None:
-            keep = torch.ones(len(images), tiles, dtype=torch.bool, device=images.size.device)
-            maps = [m.half().cpu() for m in encode_tiles(self.vision, self.pyramid, images, keep).maps]
+            parts = in_halves(self._maps, images)
+            maps = [torch.cat(of_tile) for of_tile in zip(*parts, strict=True)]
             cells = self.pyramid.cells(images.size).tolist()
             for row, number in enumerate(found):
                 kept = [
@@ -226,6 +227,10 @@ class CacheModule(pl.LightningModule):
         last = numbers[-1]
         if (last + 1) % IMAGES_PER_FILE == 0 or last + 1 == self.total:
             self._write(last // IMAGES_PER_FILE)
+
+    def _maps(self, images: Batch) -> list[Tensor]:
+        keep = torch.ones(len(images), self.pyramid.tiles, dtype=torch.bool)
+        return [m.half().cpu() for m in encode_tiles(self.vision, self.pyramid, images, keep).maps]
 
     def _write(self, number: int) -> None:
         sizes, kept = zip(*(self.waiting[i] for i in sorted(self.waiting)), strict=True)

@@ -12,6 +12,7 @@ from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.gated import Gated
 from pyrskip.gates.gate import Gate
 from pyrskip.metrics import score
+from pyrskip.models.halves import in_halves
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import GatedModel
 from pyrskip.progress import each
@@ -54,12 +55,9 @@ def check_inference(
     gated = Gated(model, gate, unit, price)
     where = {key: row for row, key in enumerate(table.keys)}
     right, expected, differ, encoded, wanted = [], [], 0, model.encoded, 0
-    for start in each(range(0, min(images, len(test)), 25), "frontier, real inference", "batch"):
-        samples = [test[i] for i in range(start, min(start + 25, len(test)))]
-        batch = collate(samples, model.pyramid.size)
-        batch = batch.rows([row for row, key in enumerate(batch.keys) if key in where])
-        if not len(batch):
-            continue
+
+    def check(batch: Batch) -> None:
+        nonlocal right, expected, differ, wanted
         rows = torch.tensor([where[key] for key in batch.keys])
         answers = answer(gated, batch)
         with torch.no_grad():
@@ -71,6 +69,13 @@ def check_inference(
         pairs = zip(answers.texts, batch.questions, strict=True)
         right += [score(text, q.answers, q.metric, q.text) for text, q in pairs]
         expected += environment.score(rows, from_table).tolist()
+
+    for start in each(range(0, min(images, len(test)), 25), "frontier, real inference", "batch"):
+        samples = [test[i] for i in range(start, min(start + 25, len(test)))]
+        batch = collate(samples, model.pyramid.size)
+        batch = batch.rows([row for row, key in enumerate(batch.keys) if key in where])
+        if len(batch):
+            in_halves(check, batch)
     return {
         "price": price,
         "questions": len(right),

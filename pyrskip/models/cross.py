@@ -32,11 +32,11 @@ class Groups:
     """Text positions in rows of those that read the same visual tokens, so that a row's attention is one
     matrix product.
 
-    row, slot [P] int64: position p is the slot-th of its row; rows, slots: how many there are.
+    place [P] int64: of position p, its row times `slots` and its number in that row; rows, slots: how many
+    there are.
     """
 
-    row: Tensor
-    slot: Tensor
+    place: Tensor
     rows: int
     slots: int
 
@@ -47,18 +47,17 @@ class Groups:
         first = count.cumsum(0) - count
         slot = torch.empty_like(row)
         slot[order] = torch.arange(len(row), device=row.device) - first[row[order]]
-        return cls(row, slot, rows, int(count.max()) if len(row) else 0)
+        slots = int(count.max()) if len(row) else 0
+        return cls(row * slots + slot, rows, slots)
 
     def gather(self, x: Tensor) -> Tensor:
         """[P, D] -> [U, slots, D], zeros where a row has fewer positions."""
-        out = x.new_zeros(self.rows, self.slots, x.shape[-1])
-        out[self.row, self.slot] = x
-        return out
+        out = x.new_zeros(self.rows * self.slots, x.shape[-1])
+        return out.index_copy(0, self.place, x).view(self.rows, self.slots, -1)
 
     def scatter(self, x: Tensor) -> Tensor:
         """[U, slots, D] -> [P, D]."""
-        out: Tensor = x[self.row, self.slot]
-        return out
+        return x.flatten(0, 1).index_select(0, self.place)
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ class Memory:
             question = place // queries
             device = self.visual.tokens.device
             groups = Groups.of(of[question], len(self.visual.real))
-            place, question, row, slot = sent_together([place, question, groups.row, groups.slot], device)
-            self.found[key] = Readers(place, question, replace(groups, row=row, slot=slot))
+            place, question, own = sent_together([place, question, groups.place], device)
+            self.found[key] = Readers(place, question, replace(groups, place=own))
         return self.found[key]
 
 
@@ -152,7 +151,7 @@ class CrossBlock(Block):
         """x [B, Q, D] of the last of so many positions -> [B, Q, D], zeros in padding. What several questions
         see is held once, and padding reads nothing."""
         readers = memory.readers(positions, x.shape[1])
-        query = self.read_query(self.norm3(x.flatten(0, 1)[readers.place]))
+        query = self.read_query(self.norm3(x.flatten(0, 1).index_select(0, readers.place)))
         out = torch.zeros_like(x).flatten(0, 1)
         if watch is not None:
             asked = out.index_copy(0, readers.place, query.to(x.dtype)).view_as(x)
@@ -215,7 +214,7 @@ class CrossDecoder(Decoder):
         return attention_shares(q[:, :, text_rows(0, words, last)], k[visual.at], real[:, None])[..., 1:]
 
     def _seen(self, x: Tensor, visual: Visual) -> Tensor:
-        return visual.tokens[visual.at]
+        return visual.tokens.index_select(0, visual.at)
 
     def _without(self, x: Tensor, sight: Sight, kept: Visual, count: int) -> tuple[Tensor, Sight]:
         return x, sight  # they are no part of it

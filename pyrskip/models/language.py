@@ -353,7 +353,7 @@ class Decoder(nn.Module):
         """Embedded prompt [B, P, D], which of its positions are keys [B, P] bool, and whether all of them are
         known to be."""
         x, mask = self.words(question)
-        x = torch.cat([visual.tokens[visual.at], x], dim=1)
+        x = torch.cat([visual.tokens.index_select(0, visual.at), x], dim=1)
         return x, torch.cat([visual.real[visual.at], mask], dim=1), visual.whole and visual.asked_whole
 
     def layers(self, visual: Visual, weight: Tensor | None, which: range) -> Sequence[Layer]:

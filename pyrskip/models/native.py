@@ -191,7 +191,7 @@ class NativeModel(nn.Module):
         asked [B, T] -> tokens [B, N, D], real [B, N] bool, tile [B, N] int64; no pruner has seen them.
         """
         visual, packing, _ = self._projected(batch, features, asked)
-        return visual.tokens[visual.at], visual.real[visual.at], packing.tile[visual.at]
+        return visual.tokens.index_select(0, visual.at), visual.real[visual.at], packing.tile[visual.at]
 
     def visual(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Visual, Tensor]:
         """The tokens that the language model's first layer reads, those of `project` that the pruner leaves,
@@ -267,7 +267,7 @@ class NativeModel(nn.Module):
         """`visual` of what gates keep and of what they skip, each pruned on its own: a token that weighs
         nothing must not take the place of another."""
         parts = [self.visual(batch, features, asked * side) for side in (gates > 0, gates <= 0)]
-        tokens = torch.cat([visual.tokens[visual.at] for visual, _ in parts], dim=1)
+        tokens = torch.cat([visual.tokens.index_select(0, visual.at) for visual, _ in parts], dim=1)
         real = torch.cat([visual.real[visual.at] for visual, _ in parts], dim=1)
         tile = torch.cat([tile[visual.at] for visual, tile in parts], dim=1)
         return Visual(tokens, real, torch.arange(len(batch)), words=parts[0][0].words), tile
@@ -410,4 +410,4 @@ class NativeModel(nn.Module):
 def _each(visual: Visual) -> Visual:
     """The same, a row for each question."""
     every = torch.arange(len(visual.of))
-    return Visual(visual.tokens[visual.at], visual.real[visual.at], every, visual.whole)
+    return Visual(visual.tokens.index_select(0, visual.at), visual.real[visual.at], every, visual.whole)

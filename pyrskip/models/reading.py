@@ -5,6 +5,7 @@ Axes: B batch, W question words, K keys, D width, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -52,13 +53,12 @@ class Launched:
             return self.rooms.write(self.language, token, self.layers)
         if self.recording is None:
             self.token = token.clone()
+            # without a circle to this reading, whose keys and values would outlive it
+            write = partial(self.rooms.write, self.language, self.token, self.layers)
             with self.language.recordings.half(self.language):
-                self.recording = Recording(self._write, tries=0)
+                self.recording = Recording(write, tries=0)
         self.token.copy_(token)
         return self.recording.replay()
-
-    def _write(self) -> Tensor:
-        return self.rooms.write(self.language, self.token, self.layers)
 
 
 class Growing:
@@ -137,18 +137,18 @@ class Replay:
     def __init__(
         self, language: "Decoder", recordings: "Recordings[Replay]", visual: "Visual", ids: Tensor
     ) -> None:
-        self.tokens, self.ids = visual.tokens.clone(), ids.clone()
-        own = replace(visual, tokens=self.tokens, real=visual.real.clone())
+        self.tokens, self.ids = tokens, ids = visual.tokens.clone(), ids.clone()
+        own = replace(visual, tokens=tokens, real=visual.real.clone())
         _ = own.at  # it is copied here, since nothing may be copied from the CPU in a recording
-        question = self.ids, torch.ones_like(self.ids, dtype=torch.bool)
+        question = ids, torch.ones_like(ids, dtype=torch.bool)
         _, keys, caches, _ = language.prefill(own, question)
         rooms = Slots(keys, caches, language.config.max_answer - 1)
-        self.token = ids.new_zeros(1)
-        memories = [(k.clone(), v.clone()) for k, v in language.memorise(self.tokens)]
+        self.token = token = ids.new_zeros(1)
+        memories = [(k.clone(), v.clone()) for k, v in language.memorise(tokens)]
         layers = language.layers_reading(memories)
 
         def read() -> Tensor:
-            for held, new in zip(memories, language.memorise(self.tokens), strict=True):
+            for held, new in zip(memories, language.memorise(tokens), strict=True):
                 for to, of in zip(held, new, strict=True):
                     to.copy_(of)
             logits, _, caches, _ = language.prefill(own, question, layers)
@@ -156,7 +156,7 @@ class Replay:
             return logits
 
         def write() -> Tensor:
-            return rooms.write(language, self.token, layers)
+            return rooms.write(language, token, layers)
 
         self.reads = Recording(read, recordings.pool)
         self.writes = Recording(write, recordings.pool)

@@ -8,6 +8,7 @@ kernels is shared by all recordings: what one leaves behind is read before anoth
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -126,7 +127,7 @@ class Replayed:
 
     def _record(self, function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Recording]:
         held = x.clone()
-        return held, Recording(lambda: function(held), self.recordings.pool)
+        return held, Recording(partial(function, held), self.recordings.pool)
 
 
 def can_record(x: Tensor) -> bool:

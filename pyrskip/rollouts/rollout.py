@@ -25,6 +25,7 @@ from pyrskip.data.sampler import ChunkSampler
 from pyrskip.decision import ActionSet, blind
 from pyrskip.errors import UserError
 from pyrskip.gated import encode_glance
+from pyrskip.models.halves import in_halves
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import Features
 from pyrskip.models.vlm.served import ServedModel
@@ -90,8 +91,10 @@ class RolloutModule(pl.LightningModule):
     def predict_step(self, batch: Batch | None, batch_idx: int) -> RolloutTable | None:
         """None where no sample of the batch can be read, or the model answers on none."""
         self.refused = {}
-        if batch is None:
-            return None
+        found = [] if batch is None else [part for part in in_halves(self._part, batch) if part is not None]
+        return RolloutTable.concatenate(found) if len(found) > 1 else next(iter(found), None)
+
+    def _part(self, batch: Batch) -> RolloutTable | None:
         model = self.model
         image_size, image_of = batch.on_cpu
         size, capacity = image_size[image_of], model.pyramid.capacity(image_size)[image_of]
@@ -108,9 +111,10 @@ class RolloutModule(pl.LightningModule):
             score, probability = score_native(model, batch, features, asked)
             similarity = self.similarity(model, batch, features, capacity)
         else:
-            score, probability, self.refused = self._served(model, batch, asked)
-            if self.refused:
-                images = [key not in self.refused for key in batch.image_keys]
+            score, probability, refused = self._served(model, batch, asked)
+            self.refused |= refused
+            if refused:
+                images = [key not in refused for key in batch.image_keys]
                 kept = [row for row, image in enumerate(batch.image_of.tolist()) if images[image]]
                 if not kept:
                     return None

@@ -125,9 +125,5 @@ class FlexModule(StepModule):
         accuracy = torch.stack([r.greedy.float() for r in results]).mean()
         if self.logs(batch_idx):  # ranks wait for each other
             loss_told, accuracy_told = self.over_ranks(torch.stack([loss, accuracy]))
-            self.log_dict(
-                {"train/loss": loss_told, "train/accuracy": accuracy_told},
-                prog_bar=True,
-                batch_size=len(batch),
-            )
+            self.log_dict({"train/loss": loss_told, "train/accuracy": accuracy_told}, batch_size=len(batch))
         return loss

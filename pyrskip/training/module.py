@@ -119,7 +119,7 @@ class StepModule(pl.LightningModule):
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         if c.name == "adamw":
-            return AdamW(groups[1:], lr=c.lr, betas=rates, fused=self.device.type == "cuda" or None)
+            return AdamW(groups[1:], lr=c.lr, betas=rates)
         optimizer: Optimizer = Muon(
             [groups[0], *({**g, "use_fallback": True} for g in groups[1:])], lr=c.lr, betas=rates
         )

@@ -196,7 +196,7 @@ def fit(
     if path.exists():
         check_readable(path, module)
     try:
-        with after_the_step(), _without_plans():
+        with after_the_step(), _ahead_of(trainer.strategy.root_device):
             trainer.fit(module, data, ckpt_path=path if path.exists() else None, weights_only=True)
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -208,15 +208,21 @@ def fit(
 
 
 @contextmanager
-def _without_plans() -> Iterator[None]:
-    """Within, cuDNN's attention is off: it plans anew for every shape, and numbers of words and of visual
-    tokens differ from step to step."""
-    on = torch.backends.cuda.cudnn_sdp_enabled()
+def _ahead_of(device: torch.device) -> Iterator[None]:
+    """Within, nothing slows the CPU down that hands work to a GPU: no thread is woken for what little it
+    computes itself, and cuDNN's attention is off, which plans anew for every shape, while numbers of words
+    and of visual tokens differ from step to step."""
+    if device.type != "cuda":
+        yield
+        return
+    threads, plans = torch.get_num_threads(), torch.backends.cuda.cudnn_sdp_enabled()
+    torch.set_num_threads(1)
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(on)
+        torch.set_num_threads(threads)
+        torch.backends.cuda.enable_cudnn_sdp(plans)
 
 
 @contextmanager
