@@ -32,11 +32,16 @@ commands
             pyrskip gateway bundle=exports/my_gate upstream=http://localhost:8001 [port=8000]
             predict, serve and gateway list their keys with --help; none needs the training stack
   report    write one HTML file of a finished run or a sweep: pyrskip report runs/easy_vqa [out=report.html]
+  show      every method of a finished run: pyrskip show runs/easy_vqa
+            [method=gate,fixed:*] [type=<question type>] [sort=accuracy, or sort=-accuracy: the other way]
   plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
   equal     accuracy at equal cost: pyrskip equal runs/a runs/b [method=gate,hull] [type=<name>] [out=<file>]
   above     test whether anything is above the full pyramid: pyrskip above runs/a runs/b [out=above.json]
   compare   rules and policies of a sweep over them: pyrskip compare runs/compare_rules [low=0.2] [high=0.45]
   sweep     a sweep's jobs: pyrskip sweep status runs/sweep; one job again: pyrskip sweep rerun <job>
+  keys      every key of a config, its default, what is allowed and what it means:
+            pyrskip keys [flex] [rule.gumbel]
+  doctor    what is installed, what is missing and for what, which device there is, and a self-test
   vlm       what a third-party model makes of pictures, and a pyramid for it:
             pyrskip vlm inspect <folder> [size=1024]
   dashboard build a W&B workspace and report: pyrskip dashboard [entity=<name>] [project=<name>] [--dry-run]
@@ -55,7 +60,7 @@ keys
   logger=<name>          {loggers}
   reward.price=<number>  one price for a gate; without it one gate serves every price
   name=<run>  seed=<n>  seeds=<gates trained>  stages=[data,...]  from=<run to borrow stages from>
-  any other key of the config: pyrskip train experiment=<name> --cfg job  prints them all
+  any other key of the config: pyrskip keys; those of an experiment: pyrskip train experiment=<name> --cfg job
   several loggers: logger=[wandb,tensorboard]    --quiet: no progress and no tables
 """
 
@@ -81,9 +86,11 @@ def _run(arguments: Sequence[str]) -> None:
         "gateway": gateway,
         "sweep": sweep,
         "vlm": vlm,
+        "doctor": doctor,
+        "keys": keys,
     }
     commands |= {
-        name: _guarded(name) for name in ("report", "plot", "equal", "above", "compare", "dashboard")
+        name: _guarded(name) for name in ("report", "show", "plot", "equal", "above", "compare", "dashboard")
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -233,6 +240,31 @@ def vlm(arguments: Sequence[str]) -> None:
         fail(error)
 
 
+def keys(arguments: Sequence[str]) -> None:
+    """Say what can be configured."""
+    if _helped(arguments, _usage):
+        return
+    need_training()
+    from pyrskip.reference import print_keys
+
+    try:
+        print_keys(arguments)
+    except UserError as error:
+        fail(error)
+
+
+def doctor(arguments: Sequence[str]) -> None:
+    """Say what is installed and whether it works."""
+    if _helped(arguments, _usage):
+        return
+    from pyrskip.doctor import doctor as run
+
+    try:
+        run(arguments)
+    except UserError as error:
+        fail(error)
+
+
 def _plain(
     arguments: Sequence[str], usage: Callable[[], str], task: Callable[[dict[str, str]], None]
 ) -> None:
@@ -354,13 +386,30 @@ def _label(arguments: Sequence[str]) -> None:
 
 def _train(cfg: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     from pyrskip.config import read
     from pyrskip.stages import run_stages
     from pyrskip.sweeps.pruning import MedianPruning
 
     config, nodes = read(cfg)
-    run_stages(config, nodes, MedianPruning if HydraConfig.get().sweeper.get("prune", False) else None)
+    hydra = HydraConfig.get()
+    root = run_stages(config, nodes, MedianPruning if hydra.sweeper.get("prune", False) else None)
+    if "frontier" in config.stages and hydra.mode == RunMode.RUN:  # of a sweep's jobs a table is printed
+        _conclude(root, config.trainer.quiet)
+
+
+def _conclude(run: Path, quiet: bool) -> None:
+    """Write a finished run's report, and say what the run came to."""
+    from pyrskip.evaluation.runs import load_runs
+    from pyrskip.report.conclusion import REPORT, conclusion
+    from pyrskip.report.page import write_report
+    from pyrskip.tracking.guard import first_rank
+
+    if first_rank():
+        write_report(run, run / REPORT)
+        if not quiet:
+            print("\n".join(("", *conclusion(load_runs(run)[0]))))
 
 
 def _data(cfg: Any) -> None:
@@ -400,6 +449,7 @@ def _evaluate(cfg: Any) -> None:
     saved["evaluation"] |= OmegaConf.to_container(OmegaConf.create(given))
     config, nodes = read(OmegaConf.create(saved))
     evaluate_again(config, nodes)
+    _conclude(config.directory, config.trainer.quiet)
 
 
 def _saved(run: Path) -> dict[str, Any]:

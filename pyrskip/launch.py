@@ -49,6 +49,12 @@ QUIET = (
     ".*`srun` command is available on your system but is not used.*",
     ".*FSDP2-wrapped module .* returned a view tensor.*",
 )
+# Lightning's, which say at every start what no user asked
+CHATTY = (
+    *("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero"),
+    *("pytorch_lightning.accelerators.cuda", "lightning_fabric.utilities.distributed"),
+    "pytorch_lightning.trainer.connectors.checkpoint_connector",
+)
 
 
 def conf_directory() -> Path:
@@ -281,7 +287,8 @@ def need_training() -> None:
 def quiet() -> None:
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def fail(error: UserError) -> NoReturn:

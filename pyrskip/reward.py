@@ -18,9 +18,9 @@ START = 0.1
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """price: the one that gates are trained for, and serve. None: prices are drawn log-uniform from [low,
-    high] and given to the gate, so that one gate serves them all; or, with a target, one price is moved until
-    the sampled cost is `target`. rate: of that move.
+    """price: the one that gates are trained for, and serve. low, high: without a price one is drawn
+    log-uniform from there and given to the gate, so that one gate serves them all. target: the relative cost
+    that sampled decisions are to have; one price is moved until they do. rate: how fast the price is moved.
 
     form: 'linear' pays for cost whatever the answer; 'bonus' pays price x (1 - cost) on top of a right answer
     and nothing for a cheap wrong one (after BlockDrop, arXiv:1711.08393). guess_penalty >= 0: what a wrong

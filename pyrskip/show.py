@@ -1,6 +1,7 @@
-"""Commands that look at finished runs: report, plot, equal, above, compare, sweep status, dashboard. Nothing
-is trained."""
+"""Commands that look at finished runs: report, show, plot, equal, above, compare, sweep status, dashboard.
+Nothing is trained."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,30 @@ def report(arguments: Sequence[str]) -> None:
         raise UserError(f"out={out} is no page; allowed: a name that ends in .html")
     write_report(Path(places[0]), out)
     print(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
+def show(arguments: Sequence[str]) -> None:
+    """Every method of a run in a table, and what the run guarantees."""
+    from pyrskip.evaluation.runs import load_runs
+    from pyrskip.report.frontier import print_methods, print_summary
+
+    places, given = split_arguments(arguments, ("method", "type", "sort"))
+    if len(places) != 1:
+        raise UserError(
+            "pyrskip show takes one run's directory; allowed beside it: method=<names>, type=<name>, "
+            "sort=<column>"
+        )
+    runs = load_runs(Path(places[0]))
+    if len(runs) > 1:
+        raise UserError(
+            f"{places[0]} holds {len(runs)} runs; allowed: one of {', '.join(run.label for run in runs)}, or "
+            f"pyrskip sweep status {places[0]}"
+        )
+    # a comma before a digit is within a name: fixed:0,1
+    methods = [name for name in re.split(r",(?!\d)", given.get("method", "")) if name]
+    print_methods(runs[0].rows, None, methods, given.get("type", ""), given.get("sort", ""))
+    if not methods and "type" not in given:
+        print_summary(runs[0].summary)
 
 
 def plot(arguments: Sequence[str]) -> None:

@@ -45,7 +45,7 @@ def own_data(folder: Path) -> list[str]:
 
 def tiny(root: Path, *overrides: str, experiment: str = "easy_vqa") -> Config:
     if experiment == "your_data":
-        overrides = (*own_data(root), *overrides)
+        overrides = (*own_data(root), "pyramid.size=128", "pyramid.levels=3", *overrides)
     if experiment == "scenes":
         overrides = (
             "data.scenes.size=256",

@@ -2,6 +2,7 @@
 any work."""
 
 import json
+import logging
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from pyrskip.cli import main
 from pyrskip.config import Config, to_plain
+from pyrskip.launch import quiet
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -99,6 +101,17 @@ def test_a_run_may_be_the_working_directory(
     (tmp_path / "config.json").write_text(json.dumps(to_plain(Config())))
     monkeypatch.chdir(tmp_path)
     assert f"needs {tmp_path}/data, which is not finished" in refused(capsys, "eval", "run=.")
+
+
+def test_what_lightning_says_at_every_start_is_not_heard() -> None:
+    from lightning_fabric.utilities import distributed
+    from pytorch_lightning.accelerators import cuda
+    from pytorch_lightning.trainer.connectors import checkpoint_connector
+
+    quiet()
+    assert not any(
+        log.isEnabledFor(logging.INFO) for log in (cuda._log, checkpoint_connector.log, distributed.log)
+    )
 
 
 @pytest.mark.parametrize("by_lightning", [False, True])

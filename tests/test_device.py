@@ -24,6 +24,7 @@ from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.rollout import RolloutModule
 from pyrskip.sample import Batch
+from pyrskip.selftest import selftest
 from pyrskip.signals import SIGNALS
 from pyrskip.training.flex import FlexConfig, FlexModule
 from pyrskip.training.rules import RULES, rule_config, valid_pairs
@@ -32,6 +33,11 @@ from tests.models import mixed_decisions, taught_model, tiny_batch, tiny_model
 from tests.tables import synthetic_pyramid, synthetic_table
 
 CLOSE = 1e-4
+
+
+def test_the_self_test_holds(request: pytest.FixtureRequest) -> None:
+    found = list(selftest(request.config.getoption("--device")))
+    assert [check.wrong for check in found] == [""] * len(found)
 
 
 @pytest.fixture(scope="module")

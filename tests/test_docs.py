@@ -18,7 +18,10 @@ from tests.configs import REPOSITORY, TWO_STEPS
 from tests.own_data import embedded, picture, write_llava, write_parquet
 from tests.server import serve
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
 SCENES = ["data.scenes.size=256", "pyramid.size=256", "pyramid.levels=3", "ablations=[]"]
 OWN = ["language.heads=4", "data.files.workers=0"]
 GATES = ("gate.", "rule.", "evaluation.", "trainer.")

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,16 @@ from pyrskip.errors import UserError
 from pyrskip.evaluation.methods import METHODS
 from pyrskip.evaluation.pick import pick
 from pyrskip.evaluation.runs import GALLERY, load_runs
+from pyrskip.evaluation.worth import said
+from pyrskip.report.conclusion import conclusion, headline
 from pyrskip.report.figures import frontier_figure, shares_by_type
 from pyrskip.report.page import write_report
 from pyrskip.report.plots import run_colours
 from pyrskip.report.styles import RULES
-from pyrskip.reward import RewardConfig
-from pyrskip.training.progress import Bar, Lines, figures
 from tests.runs import NASTY, write_run
 from tests.test_cli import refused
 from tests.test_frontier import computed, of_rungs
 from tests.tools import program
-from tests.toys import toy_module
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +99,93 @@ def test_the_report_of_a_sweep_tells_what_differs(sweep: Path, tmp_path: Path) -
     }
     names = [trace["name"] for trace in parts["Frontier"]["plots"][0]["data"]]
     assert names == ["full", "reference", "hull", "rule=gumbel", "rule=supervised"]
+
+
+def figures(line: str) -> list[float]:
+    """The numbers of a line of the conclusion's table: accuracy in percent, cost."""
+    accuracy, cost = re.split(r" {2,}", line)[1:3]
+    return [float(accuracy.rstrip("%")), float(cost)]
+
+
+def test_a_run_is_summed_up_in_a_screen(run: Path) -> None:
+    finished = load_runs(run)[0]
+    lines = conclusion(finished)
+    assert len(lines) <= 14
+    at = finished.summary["targets"][headline(finished.summary)]
+    expected = {
+        "full pyramid": finished.summary["full"],
+        "the model without pyrskip": finished.summary["reference"],
+        f"best fixed selection, {at['fixed']['method'].removeprefix('fixed:')}": at["fixed"],
+        "gate": {key: at["gate"][key]["mean"] for key in ("accuracy", "relative_flops")},
+    }
+    for name, of in expected.items():
+        (line,) = [line for line in lines if line.startswith(name)]
+        assert figures(line) == pytest.approx([100 * of["accuracy"], of["relative_flops"]], abs=5e-3)
+    (random,) = [line for line in lines if line.startswith("random")]
+    gain = 100 * at["gate"]["gain_over_random"]["mean"]
+    assert figures(random)[0] == pytest.approx(100 * at["gate"]["accuracy"]["mean"] - gain, abs=5e-3)
+    assert said(finished.summary["worth"]) in lines
+    assert f"report:       pyrskip report {run}" in lines  # there is none yet
+    assert lines[-1] == f"next:         pyrskip export run={run} out=exports/one"
+
+
+@pytest.mark.parametrize(
+    ("guaranteed", "target"), [([1, 1, 0], "0.99"), ([1, 0, 0], "0.98"), ([0, 0, 0], "0.98")]
+)
+def test_a_run_is_summed_up_at_the_highest_retention_that_is_guaranteed(
+    guaranteed: list[int], target: str
+) -> None:
+    seeds = [
+        [{"guarantee": {"guaranteed": bool(of)}}, {"guarantee": {"guaranteed": True}}] for of in guaranteed
+    ]
+    targets = {
+        name: {"gate": {"seeds": of}} for name, of in zip(("0.98", "0.99", "0.995"), seeds, strict=True)
+    }
+    assert headline({"targets": targets}) == target
+
+
+def shown(capsys: pytest.CaptureFixture[str], run: Path, *arguments: str) -> list[list[str]]:
+    """The cells of the table that `pyrskip show` prints."""
+    main(["show", str(run), *arguments])
+    lines = capsys.readouterr().out.splitlines()
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+
+
+def test_methods_are_filtered_and_sorted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [r for r in load_runs(run)[0].rows if r.split == "test"]
+    found = shown(capsys, run, "method=gate,fixed:*", "sort=-accuracy")
+    assert {row[0] for row in found} == {"gate", *(r.method for r in rows if r.method.startswith("fixed:"))}
+    accuracy = [float(row[3]) for row in found]
+    assert accuracy == sorted(accuracy, reverse=True)
+    assert sum(row[0] == "gate" for row in found) == len({r.price for r in rows if r.method == "gate"})
+    assert [row[0] for row in shown(capsys, run, "method=fixed:0,1")] == ["fixed:0,1"]
+
+
+def test_a_question_type_has_its_own_figures(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (full,) = [r for r in load_runs(run)[0].rows if r.split == "test" and r.method == "full"]
+    found = shown(capsys, run, "type=shape", "sort=cost")
+    (line,) = [row for row in found if row[0] == "full"]
+    assert float(line[3]) == pytest.approx(100 * full.by_type["shape"]["accuracy"], abs=0.05)
+    cost = [float(row[-1]) for row in found]
+    assert cost == sorted(cost)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "takes one run's directory"),
+        (("RUN", "method=gaet"), "method='gaet' is unknown; allowed: .*gate"),
+        (("RUN", "type=taste"), "type='taste' is unknown; allowed: color, count, shape"),
+        (("RUN", "sort=speed"), "sort='speed' is unknown; allowed: accuracy, cost"),
+        (("RUN", "colour=red"), "argument='colour=red' is unknown"),
+        (("SWEEP",), "holds 2 runs; allowed: one of rule=gumbel, rule=supervised, or pyrskip sweep status"),
+    ],
+)
+def test_what_cannot_be_shown_is_named(
+    arguments: tuple[str, ...], told: str, run: Path, sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"RUN": str(run), "SWEEP": str(sweep)}
+    assert re.search(told, refused(capsys, "show", *(places.get(a, a) for a in arguments)))
 
 
 @pytest.mark.parametrize(
@@ -247,56 +332,6 @@ def test_a_dashboard_without_a_login_is_refused(
     assert json.loads(capsys.readouterr().out).keys() == {"workspace", "report"}
 
 
-class Trainer:
-    """As much of a Trainer as the lines ask for."""
-
-    num_training_batches = 10
-    is_global_zero = True
-    callback_metrics = {  # noqa: RUF012
-        "train/loss": 0.5,
-        "gate/keep_rate/level_0": 0.25,
-        "gate/keep_rate/level_1": 0.75,
-        "cost/relative_flops": 0.2,
-        "reward/price": 0.1,
-    }
-
-
-def test_progress_tells_loss_keep_rate_and_cost(capsys: pytest.CaptureFixture[str]) -> None:
-    assert figures(Trainer.callback_metrics) == {"loss": 0.5, "cost": 0.2, "keep": 0.5}
-    lines: Any = Lines("gate/seed-0")
-    for step in range(10):
-        lines.on_train_batch_end(Trainer(), None, None, None, step)
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 5
-    assert said[-1] == "  gate/seed-0: step 10/10  loss 0.5000  cost 0.2000  keep 0.5000"
-
-
-def test_the_bar_tells_loss_keep_rate_cost_and_the_time_left() -> None:
-    import pytorch_lightning as pl
-    from torch.utils.data import DataLoader
-
-    from tests.toys import batches
-
-    module = toy_module("supervised", "utility", RewardConfig(), steps=20)
-    out = StringIO()
-    bar = Bar("gate/seed-0", file=out, force_terminal=True, width=160, stderr=False)
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-    }
-    pl.Trainer(max_epochs=1, callbacks=[bar], **quiet).fit(
-        module, DataLoader(batches(module), batch_size=None)
-    )  # type: ignore[arg-type]
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
-    last = [line for line in text.splitlines() if "20/20" in line][-1]
-    assert "gate/seed-0" in last
-    for word in ("loss: 0.", "keep: 0.", "cost: ", "•"):
-        assert word in last, last
-    assert re.search(r"\d:\d\d:\d\d • (\d|-):", last)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the dev extra, for playwright")
@@ -359,6 +394,18 @@ def test_the_report_works_in_a_browser(
     # a finger is not as exact as a mouse: at a neighbouring point it is another method's
     for word in (() if kind == "phone" else ("gate",)) + ("price", "accuracy", "cost", "tokens"):
         assert word in told, told
+
+    # the tool bar covers no title, and every chart says what to look for
+    charts = page.evaluate(
+        """() => [...document.querySelectorAll(".chart")].map((chart) => {
+            const bar = chart.querySelector(".modebar"), title = chart.querySelector("h3");
+            const ends = title?.getBoundingClientRect().bottom ?? 0;
+            const begins = bar?.getBoundingClientRect().top ?? 1e9;
+            return [chart.querySelector(".hint").textContent, ends, begins];
+        })"""
+    )
+    assert len(charts) == page.locator(".plot").count()
+    assert all(len(hint) > 40 and title <= bar for hint, title, bar in charts), charts
 
     # the legend hides a method
     before = page.locator(".plot").first.locator(".scatterlayer .trace").count()

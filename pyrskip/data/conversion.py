@@ -8,15 +8,13 @@ by one of several threads.
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from pyrskip.data.convert import FORMATS, Format, Row
 from pyrskip.data.convert.rows import image_extension
@@ -27,6 +25,7 @@ from pyrskip.data.shards import INDEX, DataConfig, Index, Shard, counted, shard_
 from pyrskip.data.storage import expand
 from pyrskip.errors import UserError
 from pyrskip.files import write_json, writing
+from pyrskip.progress import progress
 from pyrskip.record import Record
 
 PLAN, REPORT = "plan.sqlite", "conversion.json"
@@ -86,11 +85,11 @@ def _list(plan: Plan, form: Format, config: DataConfig, directory: Path) -> None
             wanted.append((path, part, form.rows(path)))
     # of both parts: where an image is says nothing of what is asked about it
     wanted += [(path, "train", rows) for path, rows in form.image_rows()]
-    with _progress(f"listing {config.source}", len(wanted)) as advance:
+    with progress(f"listing {config.source}", len(wanted), "file") as work:
         for path, part, rows in wanted:
             if not plan.listed(path, part):
                 plan.note(path, part, _guarded(rows, path))
-            advance()
+            work.advance()
     if plan.undivided():
         plan.divide(config)
     _check(plan, config, directory)
@@ -110,13 +109,13 @@ def _write(plan: Plan, form: Format, config: DataConfig, directory: Path) -> Non
     """The second pass: all shards that are not written yet."""
     shards, workers = plan.shards(), config.files.workers
     workers = min(os.cpu_count() or 1 if workers is None else workers, len(shards))
-    with _progress(f"writing {config.source}", len(shards)) as advance:
+    with progress(f"writing {config.source}", len(shards), "shard") as work:
 
         def note(split: str, number: int, done: Done) -> None:
             plan.wrote(split, number, *done)
             if done[1]:
                 _check(plan, config, directory, writing=True)
-            advance()
+            work.advance()
 
         if workers <= 1:
             for split, number in shards:
@@ -161,14 +160,6 @@ def write_planned(path: Path, form: Format, samples: Sequence[Planned]) -> Done:
             empty.unlink()
         return None, faults
     return shard, faults
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda: progress.advance(task)
 
 
 def _check(plan: Plan, config: DataConfig, directory: Path, writing: bool = False) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pyrskip.data.faults import Fault
+from pyrskip.data.proposal import said
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import parse_index
 from pyrskip.errors import UserError
@@ -51,6 +52,8 @@ class Report:
             yield f"{split:7} {images:7} images {questions:8} questions"
         sizes = [f"{width} x {height} ({count})" for (width, height), count in self.sizes.most_common(SHOWN)]
         yield f"sizes   {', '.join(sizes) or 'none'}{_more(len(self.sizes))}"
+        if self.sizes:
+            yield f"pyramid {said([max(size) for size in self.sizes.elements()])}"
         width = max(map(len, [*self.types, "type"]))
         yield f"{'type':{width}}  questions  needed level            answers"
         for kind, found in sorted(self.types.items()):

@@ -14,6 +14,7 @@ from pyrskip.data.reader import TOGETHER, ShardDataset, parse_questions
 from pyrskip.data.shards import INDEX, Index, Shard, ShardsConfig, shard_name, write_index, write_shard
 from pyrskip.data.storage import is_url
 from pyrskip.errors import UserError
+from pyrskip.progress import progress
 from pyrskip.record import KEY, Record
 
 
@@ -38,11 +39,13 @@ def reshard(source: str, directory: Path, samples_per_shard: int) -> tuple[Index
             data = ShardDataset(place, split, 1)
             records = _records(data)
             splits[split] = []
-            for first in records:
-                name = shard_name(split, len(splits[split]))
-                splits[split].append(
-                    write_shard(directory / name, chain([first], islice(records, samples_per_shard - 1)))
-                )
+            with progress(f"writing {split}", -(-len(data) // samples_per_shard), "shard") as work:
+                for first in records:
+                    name = shard_name(split, len(splits[split]))
+                    splits[split].append(
+                        write_shard(directory / name, chain([first], islice(records, samples_per_shard - 1)))
+                    )
+                    work.advance()
             faults += data.faults
     return write_index(directory, index.source, splits), faults
 

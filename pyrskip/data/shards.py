@@ -9,6 +9,7 @@ its samples lie (`pyrskip.data.entries`). `index.json`, written last, lists the 
 import hashlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -17,8 +18,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
 from webdataset import TarWriter
 
 from pyrskip.data.convert import FORMATS, FilesConfig
@@ -28,6 +27,7 @@ from pyrskip.data.storage import is_url
 from pyrskip.errors import UserError
 from pyrskip.files import whole_file, write_whole, writing
 from pyrskip.identity import HOW, read_where
+from pyrskip.progress import progress
 from pyrskip.record import Record
 from pyrskip.sample import Question
 from pyrskip.scenes.config import SceneConfig
@@ -63,12 +63,12 @@ class ShardsConfig:
 class DataConfig:
     """Which data to prepare, and how to divide it. The source's own test split is never divided.
 
-    gate_fraction, val_fraction: shares of the source's training images that train gates, and that choose
-    between them; flex trains on what is left. seed: of the division. limit: at most so many images of each
-    split, for quick runs. cache: null, or where the frozen encoder's maps are kept: 'run' is this run's own
-    (or its lender's) cache stage, else the directory of a cache. max_bad_fraction: of what a source or a
-    split holds, may be broken. scenes, files, shards: read where the source is scenes, one that reads files,
-    or shards that are written already.
+    source: a registered source or format. gate_fraction, val_fraction: shares of the source's training images
+    that train gates, and that choose between them; flex trains on what is left. seed: of the division. limit:
+    at most so many images of each split, for quick runs. cache: null, or where the frozen encoder's maps are
+    kept: 'run' is this run's own (or its lender's) cache stage, else the directory of a cache.
+    max_bad_fraction: of what a source or a split holds, may be broken. scenes, files, shards: read where the
+    source is scenes, one that reads files, or shards that are written already.
     """
 
     source: str = "easy_vqa"
@@ -171,7 +171,6 @@ def prepare(config: DataConfig, directory: Path) -> Index:
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         (directory / INDEX).unlink(missing_ok=True)
-    console = Console(stderr=True)
     waiting: dict[str, list[Record]] = {split: [] for split in SPLITS}
     written: dict[str, list[Shard]] = {split: [] for split in SPLITS}
 
@@ -179,8 +178,7 @@ def prepare(config: DataConfig, directory: Path) -> Index:
         written[split].append(write_shard(directory / shard_name(split, len(written[split])), waiting[split]))
         waiting[split].clear()
 
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"writing {config.source}", total=len(split_of))
+    with progress(f"writing {config.source}", len(split_of), "image") as work:
         for part in ("train", "test"):
             with closing(source.records(part, split_of)) as records:
                 for record in records:
@@ -194,13 +192,12 @@ def prepare(config: DataConfig, directory: Path) -> Index:
                         waiting[into].append(one)
                         if len(waiting[into]) == config.samples_per_shard:
                             write(into)
-                    progress.advance(task)
+                    work.advance()
         for split in SPLITS:
             if waiting[split]:
                 write(split)
-    if not console.is_terminal:
-        for line in counted(written):
-            console.print(line)
+    for line in counted(written):
+        print(line, file=sys.stderr)
     return write_index(directory, config.source, written)
 
 

@@ -27,6 +27,7 @@ from pyrskip.identity import HOW
 from pyrskip.metrics import score
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import GatedModel
+from pyrskip.progress import each, progress
 from pyrskip.pruners import Pruner, PrunerConfig
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch, Question, Sample
@@ -118,7 +119,8 @@ def evaluate(
     if config.timing_seconds and isinstance(model, NativeModel):
         actions = first.layout.actions
         flops = tables["test"].cost.flops[:, : len(actions)].mean(0)
-        timing = measure(model, one, batch, actions, budget, unit, flops, config.timing_seconds, pruners)
+        with progress("frontier, times of decisions", 1, "measurement"):
+            timing = measure(model, one, batch, actions, budget, unit, flops, config.timing_seconds, pruners)
     tables, played = play(model, tables, trained, seeds, config.prices, data, budget)
     inputs = Inputs(
         tables=tables,
@@ -148,6 +150,7 @@ def evaluate(
     save_scores(result, out / SCORES)
     action = inputs.decided("gate", seeds[0], "test")[inputs.prices_of("gate", seeds[0]).index(price)]
     rest = (unit, price, inputs.gate_flops["gate"])
+    picked = list(_picked(test, tables["test"], action, 4 * config.images))
     return Evaluation(
         frontier=result,
         summary=figures,
@@ -156,7 +159,7 @@ def evaluate(
         samples=shown(model, first, samples[: config.images], *rest),
         gallery=[
             answered(model, first, sample, question, *rest)
-            for sample, question in _picked(test, tables["test"], action, 4 * config.images)
+            for sample, question in each(picked, "frontier, samples of the report", "question")
         ],
     )
 

@@ -18,6 +18,7 @@ from pyrskip.evaluation.hull import cost_at, value_at
 from pyrskip.evaluation.inputs import Inputs
 from pyrskip.evaluation.methods import METHODS, Decisions
 from pyrskip.evaluation.timing import GATED, Clock
+from pyrskip.progress import each
 from pyrskip.rollouts.table import OUTSIDE
 
 SPLITS = ("val", "test")
@@ -108,7 +109,7 @@ def frontier(inputs: Inputs) -> Frontier:
         ruler = _Ruler(inputs, split, bootstraps[split])
         found = [
             (key(name, decisions), ruler.point(name, decisions))
-            for name, method in METHODS.items()
+            for name, method in each(METHODS.items(), f"frontier, {split}", "method")
             for decisions in method.decisions(inputs, split)
         ]
         points += [point for _, point in sorted(found, key=lambda pair: pair[0])]

@@ -15,6 +15,7 @@ from pyrskip.metrics import score
 from pyrskip.models.halves import in_halves
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import GatedModel
+from pyrskip.progress import each
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.sample import Batch, Sample
@@ -69,7 +70,7 @@ def check_inference(
         right += [score(text, q.answers, q.metric, q.text) for text, q in pairs]
         expected += environment.score(rows, from_table).tolist()
 
-    for start in range(0, min(images, len(test)), 25):
+    for start in each(range(0, min(images, len(test)), 25), "frontier, real inference", "batch"):
         samples = [test[i] for i in range(start, min(start + 25, len(test)))]
         batch = collate(samples, model.pyramid.size)
         batch = batch.rows([row for row, key in enumerate(batch.keys) if key in where])

@@ -20,6 +20,7 @@ from pyrskip.gates.gate import Gate
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import GatedModel
 from pyrskip.models.vlm.served import ServedModel
+from pyrskip.progress import each
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.scoring import score_native, score_served
@@ -166,7 +167,8 @@ def _asked(
         name: torch.zeros(len(table), own, dtype=torch.float64) for name in (*COSTS, "score", "chance")
     }
     told = table.probability is not None
-    for start in range(0, len(questions), IMAGES):
+    starts = range(0, len(questions), IMAGES)
+    for start in each(starts, f"frontier, asking the model of {table.split}", "batch"):
         samples = [questions[i] for i in range(start, min(start + IMAGES, len(questions)))]
         batch = collate(samples, model.pyramid.size)
         batch = batch.rows([row for row, key in enumerate(batch.keys) if key in where])

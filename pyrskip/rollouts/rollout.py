@@ -5,7 +5,6 @@ out in chunks of images. A chunk is written whole or not at all, whatever the nu
 was killed goes on with the chunks that are not there."""
 
 import shutil
-import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -193,12 +192,11 @@ class RolloutModule(pl.LightningModule):
 
 
 class ChunkWriter(pl.Callback):
-    """Writes each chunk as soon as its last batch is done, and tells a line for each fifth of a rank's."""
+    """Writes each chunk as soon as its last batch is done."""
 
-    def __init__(self, chunks: "_Chunks", directory: Path, quiet: bool) -> None:
-        self.chunks, self.directory, self.quiet = chunks, directory, quiet
+    def __init__(self, chunks: "_Chunks", directory: Path) -> None:
+        self.chunks, self.directory = chunks, directory
         self.parts: list[RolloutTable] = []
-        self.written = 0
 
     def on_predict_batch_end(
         self,
@@ -214,8 +212,7 @@ class ChunkWriter(pl.Callback):
             self.chunks.lose(key, reason)
         if outputs is not None:
             self.parts.append(outputs)
-        ends = self.chunks.ends
-        chunk = ends.get(batch_idx)
+        chunk = self.chunks.ends.get(batch_idx)
         if chunk is None:
             return
         place = self.directory / _name(chunk)
@@ -225,13 +222,6 @@ class ChunkWriter(pl.Callback):
             place.mkdir(parents=True, exist_ok=True)
             (place / UNREADABLE).touch()
         self.parts.clear()
-        self.written += 1
-        total = len(ends)
-        prints = (
-            trainer.is_global_zero and not self.quiet and not sys.stderr.isatty()
-        )  # a terminal shows a bar
-        if prints and self.written * 5 // total > (self.written - 1) * 5 // total:
-            print(f"  {self.directory.name}: chunk {self.written}/{total}", file=sys.stderr, flush=True)
 
 
 def roll_out(
@@ -241,7 +231,6 @@ def roll_out(
     images: int,
     chunk: int,
     directory: Path,
-    quiet: bool = True,
 ) -> None:
     """Write `directory`/table.safetensors and table.json, each rank chunks of it first.
 
@@ -254,7 +243,7 @@ def roll_out(
     for c in done:
         check_origin(RolloutTable.load(places[c]), module.origin, places[c])
     chunks = _Chunks(data, images, chunk, done, module.model.pyramid.size)
-    trainer.callbacks.append(ChunkWriter(chunks, directory, quiet))  # type: ignore[attr-defined]
+    trainer.callbacks.append(ChunkWriter(chunks, directory))  # type: ignore[attr-defined]
     trainer.predict(module, datamodule=chunks, return_predictions=False)
     trainer.strategy.barrier()
     if trainer.is_global_zero:

@@ -12,6 +12,7 @@ from pyrskip.config import Config
 from pyrskip.decision import ActionSet
 from pyrskip.models.vision import read_weights
 from pyrskip.models.vlm.hf import check_layout
+from pyrskip.progress import shown
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.stages.cache import CACHE, check_cache_of, encoder_of, pyramid_of
 from pyrskip.stages.data import DATA, check_source, check_splits
@@ -58,7 +59,7 @@ def run_stages(
             run.check_before(stage, config.stages)
     if config.data.cache not in (None, "run"):
         check_cache_of(run, encoder_of(run))
-    with run.lock(), rank_failures_as_user_errors(config.trainer):
+    with run.lock(), rank_failures_as_user_errors(config.trainer), shown(not config.trainer.quiet):
         run.keep_config()
         for stage in stages:
             if stage.name not in config.stages:

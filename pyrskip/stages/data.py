@@ -11,6 +11,7 @@ from pyrskip.data.conversion import convert
 from pyrskip.data.convert import FORMATS
 from pyrskip.data.faults import FaultLog
 from pyrskip.data.gather import gather, read_there
+from pyrskip.data.proposal import longer_sides, propose, said
 from pyrskip.data.reader import ShardDataset
 from pyrskip.data.shards import INDEX, SPLITS, WRITTEN, DataConfig, parse_index, prepare
 from pyrskip.data.storage import expand
@@ -32,10 +33,19 @@ def prepare_data(run: Run) -> None:
         write_json(directory / KNOWN, found[1])
     if config.source in FORMATS:
         convert(config, directory)
+        _propose_pyramid(run)
     elif config.source == WRITTEN:
         gather(config.shards, directory)
     else:
         prepare(config, directory)
+
+
+def _propose_pyramid(run: Run) -> None:
+    """Say which pyramid the pictures ask for, where the run has another."""
+    pyramid = run.config.pyramid
+    sides = longer_sides(ShardDataset(run.root / DATA.name, "train", pyramid.size))
+    if sides and propose(sides) != (pyramid.size, pyramid.levels):
+        run.say(f"{said(sides)}; this run has {pyramid.size} and {pyramid.levels}")
 
 
 def check_source(config: DataConfig) -> None:

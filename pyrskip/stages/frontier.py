@@ -6,7 +6,8 @@ from pyrskip.config import Config
 from pyrskip.data.shards import SPLITS
 from pyrskip.evaluation.evaluate import evaluate
 from pyrskip.evaluation.runs import load_runs
-from pyrskip.report.frontier import present
+from pyrskip.progress import shown
+from pyrskip.report.frontier import draw
 from pyrskip.stages.data import DATA, fault_log
 from pyrskip.stages.gate import GATE, gates_of, kept_in
 from pyrskip.stages.model import model_of
@@ -40,9 +41,7 @@ def draw_frontier(run: Run) -> None:
         peers,
         {str(peer): pruner_of(run, peer) for peer in peers},
     )
-    present(evaluation, run.root, config.trainer.quiet)
-    if evaluation.summary["doubt"]:
-        run.say(evaluation.summary["doubt"])
+    draw(evaluation, run.root)
     with loggers(run.nodes, run.root / FRONTIER.name, run.job(FRONTIER.name)) as built:
         drawn = load_runs(run.root)[0]
         for guard in built:
@@ -56,7 +55,7 @@ def evaluate_again(config: Config, nodes: dict[str, Any]) -> None:
     """Draw the frontier of a run whose gates are trained, whatever its frontier was drawn with. Raises
     UserError where another process is at the run."""
     run = Run(config, nodes)
-    with run.lock():
+    with run.lock(), shown(not config.trainer.quiet):
         run.check_before(FRONTIER)
         run.mark(FRONTIER, done=False)
         if first_rank():

@@ -65,13 +65,13 @@ def roll_out_into(
                 _close(directory, actions, remote)
             continue
         # scores are those of inference, which knows of no autocast
-        trainer = build_trainer(replace(config.trainer, precision="32-true"), directory)
+        trainer = build_trainer(replace(config.trainer, precision="32-true"), directory, title=place.name)
         drawn = 0 if split == "test" else config.actions.drawn  # nothing learns from the test split
         module = RolloutModule(model, actions, config.budget, split, origin, drawn, config.actions.seed)
-        data, quiet = inputs_of(run, split, model.vision), config.trainer.quiet
+        data = inputs_of(run, split, model.vision)
         if remote is not None:
             remote.client.journal = Journal(directory)
-        roll_out(trainer, module, data, of.rollout_images, of.chunk_images, directory, quiet)
+        roll_out(trainer, module, data, of.rollout_images, of.chunk_images, directory)
         if remote is not None and remote.client.journal is not None:
             remote.client.journal.close()
             _close(directory, actions, remote)

@@ -1,12 +1,14 @@
-"""Progress of a training on the terminal: a bar there, plain lines elsewhere."""
+"""Progress of a training, or of predictions, on the terminal."""
 
-import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, RichProgressBar
-from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from pyrskip.progress import FIRST, Work, progress
 
 SHOWN = {
     "loss": "train/loss",
@@ -14,7 +16,6 @@ SHOWN = {
     "score": "gate/accuracy",
     "cost": "cost/relative_flops",
 }
-THEME = RichProgressBarTheme(progress_bar="#0072B2", progress_bar_finished="#009E73", metrics="default")
 
 
 def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -24,32 +25,62 @@ def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
     return shown | ({"keep": sum(kept) / len(kept)} if kept else {})
 
 
-class Bar(RichProgressBar):
-    """Lightning's rich bar, with elapsed time and ETA, on stderr. title: what is trained."""
-
-    def __init__(self, title: str, **console: Any) -> None:
-        super().__init__(refresh_rate=5, leave=True, theme=THEME, console_kwargs={"stderr": True, **console})
-        self.title = title
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return self.title
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        return dict(figures(trainer.callback_metrics))
-
-
-class Lines(Callback):
-    """A line for each fifth of the run."""
+class Told(Callback):
+    """Says how far the first rank is. title: what is trained, or predicted of a split."""
 
     def __init__(self, title: str) -> None:
         self.title = title
+        self._work: Work | None = None
+        self._showing = ExitStack()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start(trainer, self.title, int(trainer.num_training_batches), "step")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        total = int(trainer.num_training_batches)
-        if trainer.is_global_zero and (batch_idx + 1) * 5 // total > batch_idx * 5 // total:
-            shown = "  ".join(
-                f"{name} {value:.4f}" for name, value in figures(trainer.callback_metrics).items()
-            )
-            print(f"  {self.title}: step {batch_idx + 1}/{total}  {shown}", file=sys.stderr, flush=True)
+        if self._work is None:
+            return
+        if self._work.calls + 1 == FIRST and trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()  # Python runs ahead of the device, which tells how long a step takes
+        self._work.reach(batch_idx + 1, lambda: told(trainer.callback_metrics))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        batches = sum(int(number) for number in trainer.num_predict_batches)
+        self._start(trainer, f"{self.title}, {pl_module.split}", batches, "batch")
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._work is not None:
+            self._work.advance()
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._showing.__exit__(type(exception), exception, None)
+        self._work = None
+
+    def _start(self, trainer: pl.Trainer, title: str, total: int, unit: str) -> None:
+        if trainer.is_global_zero:
+            self._work = self._showing.enter_context(progress(title, total, unit))
+
+    def _end(self) -> None:
+        self._showing.close()
+        self._work = None
+
+
+def told(metrics: Mapping[str, Any]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in figures(metrics).items())

@@ -2,7 +2,6 @@
 
 import atexit
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from pyrskip.identity import HOW
 from pyrskip.training.checkpoint import BetweenSteps, PatientIO
 from pyrskip.training.clock import Clock
 from pyrskip.training.preemption import Stop, after_the_step, answer_signals
-from pyrskip.training.progress import Bar, Lines
+from pyrskip.training.progress import Told
 
 CHECKPOINT = "last.ckpt"
 # how each starts its ranks: `popen` runs the same command again
@@ -86,8 +85,7 @@ def build_trainer(
     title: of its progress. sharded: whether trainer.strategy=fsdp may share out the module's
     weights.
     """
-    terminal = sys.stderr.isatty() and not config.quiet
-    progress: list[Callback] = [] if config.quiet else [Bar(title) if terminal else Lines(title)]
+    progress: list[Callback] = [] if config.quiet else [Told(title)]
     checkpoint = BetweenSteps(
         dirpath=directory,
         filename=Path(CHECKPOINT).stem,
@@ -101,7 +99,7 @@ def build_trainer(
         sharded,
         logger=list(loggers),
         callbacks=[Clock(), *callbacks, checkpoint, Stop(directory / CHECKPOINT), Leave(), *progress],
-        enable_progress_bar=terminal,
+        enable_progress_bar=False,
     )
 
 

@@ -22,19 +22,22 @@ from pyrskip.evaluation.worth import said
 from pyrskip.files import write_whole
 from pyrskip.report.figures import frontier_figure, heat_map, lines_figure, runs_figure
 from pyrskip.report.frontier import method_table
+from pyrskip.report.page.words import (
+    CURVES,
+    FRONTIER_HINT,
+    FRONTIER_NOTE,
+    GALLERY_NOTE,
+    GUARANTEE_NOTE,
+    HEALTH_NOTE,
+    METHODS_NOTE,
+    SELECTIONS_HINT,
+    SWEEP_HINT,
+    SWEEP_NOTE,
+    TARGETS_NOTE,
+)
 from pyrskip.report.plots import run_colours
 from pyrskip.report.styles import RULES
 from pyrskip.report.tables import Column, Table
-
-# training curves of a report: title -> logged names, of which the first that a training has is drawn
-CURVES = {
-    "Validation accuracy": ("val/accuracy/all",),
-    "Relative cost on validation": ("val/relative_flops",),
-    "Entropy of the policy": ("gate/entropy",),
-    "Distinct decisions on validation": ("val/distinct_decisions",),
-    "Loss": ("train/loss",),
-    "Seconds a step": ("time/step",),
-}
 
 
 def write_report(directory: Path, out: Path) -> None:
@@ -62,8 +65,8 @@ def page(runs: Sequence[Finished], title: str) -> str:
 
 def _run_sections(run: Finished) -> list[dict[str, Any]]:
     return [
-        {"kind": "cards", "cards": _cards(run)},
-        _plot("Frontier", frontier_figure(run.rows), FRONTIER_NOTE, tall=True),
+        {"kind": "cards", "cards": _cards(run), "note": _worth(run)},
+        _plot("Frontier", frontier_figure(run.rows), FRONTIER_NOTE, FRONTIER_HINT, tall=True),
         _table(method_table(run.rows, "Every method", METHODS_NOTE)),
         _table(Table("Guarantees", GUARANTEE_COLUMNS, _guarantees(run), GUARANTEE_NOTE)),
         _table(Table("By question type", TYPE_COLUMNS, _type_rows(run), "Test split, means over seeds.")),
@@ -87,7 +90,7 @@ def _sweep_sections(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     targets = [row for run in runs for row in _target_rows(run)]
     types = [[run.label, *row] for run in runs for row in _type_rows(run)]
     return [
-        _plot("Frontier", runs_figure(rows, run_colours(rules, RULES)), SWEEP_NOTE, tall=True),
+        _plot("Frontier", runs_figure(rows, run_colours(rules, RULES)), SWEEP_NOTE, SWEEP_HINT, tall=True),
         _table(Table("Runs", SWEEP_COLUMNS, targets, TARGETS_NOTE)),
         _table(Table("Health of the gates", *_health_of_all(runs), HEALTH_NOTE)),
         _table(Table("By question type", (Column("run"), *TYPE_COLUMNS), types)),
@@ -98,33 +101,6 @@ def _sweep_sections(runs: Sequence[Finished]) -> list[dict[str, Any]]:
             "note": "",
         },
     ]
-
-
-FRONTIER_NOTE = (
-    "Accuracy against FLOPs over the mean full pyramid's, on the test split; bars are 95 % intervals over "
-    "images. Hover or tap for a point's method, price, accuracy and cost; the legend hides and shows methods."
-)
-SWEEP_NOTE = (
-    "The gate's curve of every run, with 95 % intervals; full pyramid and fixed selections are the "
-    "first run's."
-)
-TARGETS_NOTE = (
-    "A line a target; means over seeds. over fixed: cost over the cheapest fixed selection's that is held to "
-    "the same guarantee; over hull: over that of mixed fixed selections that keep as much as the gate."
-)
-HEALTH_NOTE = (
-    "At the price that was taken for each target. One distinct decision, or no information about the "
-    "question type, is a gate that stopped to decide."
-)
-GUARANTEE_NOTE = (
-    "Shares of the full pyramid's score. What is guaranteed holds on new images with the confidence, each "
-    "line for itself; where the held-out images carry no price, the safest is taken, and 'needed' says about "
-    "how many like them would carry it. 'At most': the largest share that they carry where every answer is "
-    "full's."
-)
-METHODS_NOTE = (
-    "Test split; seeds averaged, ±: their standard deviation; low, high: 95 %. A click on a heading sorts."
-)
 
 
 def _columns(*names: str) -> tuple[Column, ...]:
@@ -151,12 +127,21 @@ SWEEP_COLUMNS = _columns(
 )
 
 
+def _worth(run: Finished) -> str:
+    """Whether a gate is worth having, as a sentence; nothing of a run that does not say it."""
+    if "worth" not in run.summary:
+        return ""
+    text = said(run.summary["worth"])
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _cards(run: Finished) -> list[dict[str, str]]:
     summary = run.summary
     cards = [{"value": f"{summary['full']['accuracy']:.2%}", "label": "accuracy of the full pyramid"}]
     if "worth" in summary:
         of = summary["worth"]
-        cards.append({"value": f"{of['above']} of {of['settings']}", "label": f"prices: {said(of)}"})
+        above = "prices at which the gate is above fixed selections"
+        cards.append({"value": f"{of['above']} of {of['settings']}", "label": above})
     for target, at in summary["targets"].items():
         gate = at["gate"]
         given = [seed["guarantee"]["guaranteed"] for seed in gate["seeds"] if "guarantee" in seed]
@@ -262,12 +247,13 @@ def _selections(run: Finished) -> list[dict[str, Any]]:
         "How often the first seed's gate takes each selection on the test split, at price "
         f"{run.gallery['price']:.3g}."
     )
-    return [_plot("Selections by question type", heat_map(selections["shares"], selections["names"]), note)]
+    figure = heat_map(selections["shares"], selections["names"])
+    return [_plot("Selections by question type", figure, note, SELECTIONS_HINT)]
 
 
 def _curves(run: Finished) -> list[dict[str, Any]]:
-    plots = []
-    for title, names in CURVES.items():
+    plots, hints = [], []
+    for title, (names, hint) in CURVES.items():
         series = {
             training: [(row["step"], row[name]) for row in rows if name in row and math.isfinite(row[name])]
             for training, rows in run.trainings.items()
@@ -276,7 +262,8 @@ def _curves(run: Finished) -> list[dict[str, Any]]:
         series = {training: points for training, points in series.items() if points}
         if series:
             plots.append(_figure(lines_figure(series, title)))
-    return [{"kind": "plots", "title": "Training", "plots": plots}] if plots else []
+            hints.append(hint)
+    return [{"kind": "plots", "title": "Training", "plots": plots, "hints": hints}] if plots else []
 
 
 def _gallery(run: Finished) -> list[dict[str, Any]]:
@@ -286,11 +273,7 @@ def _gallery(run: Finished) -> list[dict[str, Any]]:
     for sample in run.gallery["samples"]:
         picture = base64.b64encode((run.directory / GALLERY / sample["picture"]).read_bytes()).decode()
         samples.append({**sample, "picture": f"data:image/png;base64,{picture}"})
-    note = (
-        "Levels from fine to coarse. Framed in blue: encoded; grey and crossed out: skipped, never encoded. "
-        f"Wrong answers are shown more often than they occur: {run.gallery['wrong_share']:.2%} of the test "
-        "questions at this price."
-    )
+    note = GALLERY_NOTE.format(wrong=run.gallery["wrong_share"])
     return [{"kind": "gallery", "title": "Samples", "samples": samples, "note": note}]
 
 
@@ -310,8 +293,10 @@ def _flatten(value: Any, key: str) -> list[tuple[str, Any]]:
     return [(key, value)]
 
 
-def _plot(title: str, figure: go.Figure, note: str, tall: bool = False) -> dict[str, Any]:
-    return {"kind": "plots", "title": title, "plots": [_figure(figure)], "note": note, "tall": tall}
+def _plot(title: str, figure: go.Figure, note: str, hint: str, tall: bool = False) -> dict[str, Any]:
+    """A section of one chart. note: what it shows, above it; hint: what to look for, below."""
+    plots = {"plots": [_figure(figure)], "hints": [hint]}
+    return {"kind": "plots", "title": title, "note": note, "tall": tall, **plots}
 
 
 def _figure(figure: go.Figure) -> Any:

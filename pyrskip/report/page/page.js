@@ -35,6 +35,8 @@ function themed(figure) {
     dragmode: touch ? false : "zoom",
     // the page's own legend wraps on a phone, where plotly's covers the plot
     showlegend: false,
+    // a title is the page's own, above the chart: plotly's would be under its tool bar
+    title: undefined,
   });
   return [copy.data, layout];
 }
@@ -180,7 +182,14 @@ for (const part of report.sections) {
   } else if (part.kind === "plots") {
     const grid = add(section, "div", { className: part.tall ? "plots tall" : "plots" });
     // all places first: a plot takes the size of its place, which shrinks while others are added
-    const places = part.plots.map(() => add(grid, "div", { className: "plot" }));
+    const places = part.plots.map((figure, i) => {
+      const chart = add(grid, "div", { className: "chart" });
+      const title = figure.layout.title?.text;
+      if (title) add(chart, "h3", { text: title });
+      const place = add(chart, "div", { className: "plot" });
+      add(chart, "p", { text: part.hints[i], className: "hint" });
+      return place;
+    });
     legend(section, places.map((place, i) => plot(place, part.plots[i])));
   } else if (part.kind === "table") {
     table(section, part.columns, part.rows);
