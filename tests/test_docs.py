@@ -82,9 +82,13 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
         lines.insert(0, "python train.py experiment=easy_vqa")
     if any("my-vlm" in line for line in lines):
         pytest.importorskip("transformers")
-        from tests.vlm import save_llava
+        from tests.vlm import save_llava, save_qwen
 
-        save_llava(tmp_path / "my-vlm")
+        if page.name == "your-own-vlm.md":
+            save_qwen(tmp_path / "my-vlm")
+            write_llava(tmp_path, images=60)
+        else:
+            save_llava(tmp_path / "my-vlm")
     with serve(lambda text, pictures: "yes") as server:
         server.count = lambda text, pictures: 9 * len(pictures) + len(text.split())  # as my-vlm's processor
         for line in lines:
@@ -124,7 +128,7 @@ def serve_and_stop(words: list[str], directory: Path, environment: dict[str, str
     (port,) = (word.split("=")[1] for word in words if word.startswith("port="))
     process = subprocess.Popen(words, cwd=directory, env=environment)
     try:
-        for _ in range(300):
+        for _ in range(1500):  # one of them exports first
             try:
                 assert urlopen(f"http://127.0.0.1:{port}/health").status == 200
                 break
