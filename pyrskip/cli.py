@@ -37,6 +37,8 @@ commands
   equal     accuracy at equal cost: pyrskip equal runs/a runs/b [method=gate,hull] [type=<name>] [out=<file>]
   above     test whether anything is above the full pyramid: pyrskip above runs/a runs/b [out=above.json]
   compare   rules and policies of a sweep over them: pyrskip compare runs/compare_rules [low=0.2] [high=0.45]
+  harness   samples that lmms-eval wrote without a gate and behind the gateway, as a frontier:
+            pyrskip harness full.jsonl gated.jsonl metric=<name> [bundle=exports/my_gate] [out=<file>]
   sweep     a sweep's jobs: pyrskip sweep status runs/sweep; one job again: pyrskip sweep rerun <job>
   vlm       what a third-party model makes of pictures, and a pyramid for it:
             pyrskip vlm inspect <folder> [size=1024]
@@ -84,7 +86,8 @@ def _run(arguments: Sequence[str]) -> None:
         "vlm": vlm,
     }
     commands |= {
-        name: _guarded(name) for name in ("report", "plot", "equal", "above", "compare", "dashboard")
+        name: _guarded(name)
+        for name in ("report", "plot", "equal", "above", "compare", "harness", "dashboard")
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
