@@ -1,6 +1,7 @@
 """The command line: `pyrskip <command> key=value ...`; train.py and eval.py are its first two commands."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -30,6 +31,7 @@ commands
   serve     an HTTP service of an export: pyrskip serve model=exports/easy_vqa [port=8000]
   gateway   a proxy that decides what of each picture is sent to another server:
             pyrskip gateway bundle=exports/my_gate upstream=http://localhost:8001 [port=8000]
+            or of a finished run, which is exported first: pyrskip gateway run=runs/my_gate upstream=...
             predict, serve and gateway list their keys with --help; none needs the training stack
   report    write one HTML file of a finished run or a sweep: pyrskip report runs/easy_vqa [out=report.html]
   show      every method of a finished run: pyrskip show runs/easy_vqa
@@ -38,6 +40,8 @@ commands
   equal     accuracy at equal cost: pyrskip equal runs/a runs/b [method=gate,hull] [type=<name>] [out=<file>]
   above     test whether anything is above the full pyramid: pyrskip above runs/a runs/b [out=above.json]
   compare   rules and policies of a sweep over them: pyrskip compare runs/compare_rules [low=0.2] [high=0.45]
+  harness   samples that lmms-eval wrote without a gate and behind the gateway, as a frontier:
+            pyrskip harness full.jsonl gated.jsonl metric=<name> [bundle=exports/my_gate] [out=<file>]
   sweep     a sweep's jobs: pyrskip sweep status runs/sweep; one job again: pyrskip sweep rerun <job>
   keys      every key of a config, its default, what is allowed and what it means:
             pyrskip keys [flex] [rule.gumbel]
@@ -90,7 +94,8 @@ def _run(arguments: Sequence[str]) -> None:
         "keys": keys,
     }
     commands |= {
-        name: _guarded(name) for name in ("report", "show", "plot", "equal", "above", "compare", "dashboard")
+        name: _guarded(name)
+        for name in ("report", "show", "plot", "equal", "above", "compare", "harness", "dashboard")
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -213,7 +218,24 @@ def gateway(arguments: Sequence[str]) -> None:
         from pyrskip.serving.gateway import USAGE, run
     except ImportError as error:
         _needs_serve(error)
-    _plain(arguments, lambda: USAGE, run)
+    _plain(arguments, lambda: USAGE, lambda given: run(_bundled(given)))
+
+
+def _bundled(given: dict[str, str]) -> dict[str, str]:
+    """Keys with run=, as keys with the bundle that its gate is exported to, unless it is there."""
+    if "run" not in given:
+        return given
+    if "bundle" in given:
+        raise UserError("run= and bundle= both name a gate; allowed: one of both")
+    run = Path(given["run"])
+    bundle, summary = run / "export", run / "summary.json"
+    metrics = bundle / "metrics.json"
+    there = metrics.exists() and summary.exists()
+    if there and json.loads(metrics.read_text())["summary"] != json.loads(summary.read_text()):
+        shutil.rmtree(bundle)  # the frontier was drawn again
+    if not metrics.exists():
+        _export({"run": str(run), "out": str(bundle)})
+    return {name: value for name, value in given.items() if name != "run"} | {"bundle": str(bundle)}
 
 
 def _needs_serve(error: ImportError) -> NoReturn:

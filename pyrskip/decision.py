@@ -17,6 +17,19 @@ from pyrskip.pyramid import Pyramid
 from pyrskip.transfer import sent
 
 MAX_ACTIONS = 4096
+UNITS = ("level", "tile", "crop")
+CROPS = {
+    "top-left": (0, 2, 0, 2),
+    "top-right": (0, 2, 2, 4),
+    "bottom-left": (2, 4, 0, 2),
+    "bottom-right": (2, 4, 2, 4),
+    "top": (0, 2, 0, 4),
+    "bottom": (2, 4, 0, 4),
+    "left": (0, 4, 0, 2),
+    "right": (0, 4, 2, 4),
+    "centre": (1, 3, 1, 3),
+}
+"""Name -> first row and the one behind the last, and so of columns, in quarters of the image's canvas."""
 # odd, so that its powers stay different in 64 bits: decisions differ where sums of tokens times powers of it
 # do
 _HASH = 0x9E3779B97F4A7C15
@@ -88,10 +101,10 @@ def realise(asked: Tensor, cells: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ActionConfig:
-    """Which decisions are candidates. unit: 'level' (whole levels) or 'tile' (single tiles). sample: at most
-    so many, drawn by `seed`, with those that keep whole levels whole always among them; None lists all.
-    drawn: selections of single tiles that the rollouts of each question that a gate learns from try beside
-    them, its own ones (`pyrskip.proposals`)."""
+    """Which decisions are candidates. unit: 'level' (whole levels), 'tile' (single tiles), 'crop' (quadrants,
+    halves and the like). sample: at most so many, drawn by `seed`, with those that keep whole levels whole
+    always among them; None lists all. drawn: selections of single tiles that the rollouts of each question
+    that a gate learns from try beside them, its own ones (`pyrskip.proposals`)."""
 
     unit: str = "level"
     sample: int | None = None
@@ -99,8 +112,12 @@ class ActionConfig:
     drawn: int = 0
 
     def __post_init__(self) -> None:
-        if self.unit not in ("level", "tile"):
-            raise unknown_name("actions.unit", self.unit, ("level", "tile"))
+        if self.unit not in UNITS:
+            raise unknown_name("actions.unit", self.unit, UNITS)
+        if self.unit == "crop" and self.sample is not None:
+            raise UserError(
+                f"actions.sample={self.sample} with actions.unit=crop: allowed: null, all of them"
+            )
         if self.seed < 0 or (self.sample is not None and not 2 <= self.sample <= MAX_ACTIONS):
             raise UserError(
                 f"actions.sample={self.sample}, seed={self.seed}: allowed: null or 2 to {MAX_ACTIONS}, and "
@@ -133,6 +150,8 @@ class ActionSet:
         Or a sample of it. Raises UserError where the product is too large to list, and says how large.
         """
         config, ladder = config or ActionConfig(), budget.rungs or ()
+        if config.unit == "crop":
+            return cls.crops(pyramid, budget)
         unit = pyramid.tile_level if config.unit == "level" else torch.arange(pyramid.tiles)
         finer, choices = int(unit[-1]), len(ladder) or 2
         size = choices**finer
@@ -157,6 +176,28 @@ class ActionSet:
         """All 2^(L-1) sets of whole levels that hold the glance, cheapest names first: 'glance', '2', '1',
         '1,2', ..."""
         return cls.of(pyramid, BudgetRule())
+
+    @classmethod
+    def crops(cls, pyramid: Pyramid, budget: BudgetRule) -> "ActionSet":
+        """Quadrants, halves and the centre of level 0, all of it, and the glance alone (AwaRes,
+        arXiv:2603.16932): 'glance', '0.top-left', ..., '0.centre', '0'.
+
+        Raises UserError unless level 0 is cut into quarters of its sides and is the only one beside the
+        glance, and for rungs.
+        """
+        g = pyramid.grid[0]
+        if pyramid.levels != 2 or g % 4 or budget.rungs:
+            raise UserError(
+                f"actions.unit=crop with pyramid.grid={list(pyramid.grid)}, budget.rungs={budget.rungs}: "
+                "allowed: two levels, of which level 0 is cut into a multiple of 4 tiles a side, such as "
+                "pyramid.levels=2 pyramid.grid=[4], and no rungs"
+            )
+        kept = torch.zeros(len(CROPS) + 2, pyramid.tiles, dtype=torch.bool)
+        kept[:, pyramid.glance] = kept[-1, :] = True
+        for row, quarters in zip(kept[1:-1], CROPS.values(), strict=True):
+            top, end, start, stop = (quarter * g // 4 for quarter in quarters)
+            row[:-1].view(g, g)[top:end, start:stop] = True
+        return cls(kept, ("glance", *(f"0.{name}" for name in CROPS), "0"))
 
     @classmethod
     def rungs(cls, pyramid: Pyramid, rungs: tuple[int, ...]) -> "ActionSet":

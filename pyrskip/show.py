@@ -1,5 +1,5 @@
-"""Commands that look at finished runs: report, show, plot, equal, above, compare, sweep status, dashboard.
-Nothing is trained."""
+"""Commands that look at finished runs: report, show, plot, equal, above, compare, harness, sweep status,
+dashboard. Nothing is trained."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -86,6 +86,31 @@ def equal(arguments: Sequence[str]) -> None:
         runs = [run.of_type(given["type"]) for run in runs]
     found = at_equal_cost(runs, methods)
     print_equal(found, runs, methods)
+    _keep(found, given)
+
+
+def harness(arguments: Sequence[str]) -> None:
+    """Samples of lmms-eval, without a gate and behind one, as a frontier."""
+    from pyrskip.evaluation.harness import points, read_samples
+    from pyrskip.inference.bundle import read_bundle
+    from pyrskip.inference.outside import Outside
+    from pyrskip.report.compared import print_harness
+
+    places, given = split_arguments(arguments, ("metric", "bundle", "out"))
+    if len(places) < 2 or "metric" not in given:
+        raise UserError(
+            "pyrskip harness takes the samples of a run without a gate, those of one or more behind one, and "
+            "metric=<name>; allowed beside them: bundle=<the gate's export>, out=<file>"
+        )
+    own = 0.0
+    if "bundle" in given:
+        spec = read_bundle(Path(given["bundle"]))
+        if not isinstance(spec.answerer, Outside):
+            raise UserError(f"bundle={given['bundle']} holds a model; allowed: a gate alone")
+        own = spec.costs.gate / spec.answerer.context[1]  # FLOPs of reading one token more
+    whole, *gated = (read_samples(Path(place), given["metric"]) for place in places)
+    found = points(whole, gated, own)
+    print_harness(found, given["metric"], own)
     _keep(found, given)
 
 

@@ -20,7 +20,8 @@ import pyrskip
 from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError
 from pyrskip.export.alone import check_alone
-from pyrskip.export.outside import by_size, outside_of, prompt_of
+from pyrskip.export.outside import outside_of, prompt_of
+from pyrskip.export.sizes import by_size
 from pyrskip.gated import Gated
 from pyrskip.gates.gate import Gate
 from pyrskip.inference import GateAlone, Request
@@ -30,8 +31,9 @@ from pyrskip.models.tiles import crops
 from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.models.vlm.served import ServedModel
 from pyrskip.policies import POLICIES
+from pyrskip.pyramid import Pyramid
 from tests.exports import GATE_FLOPS, PYRAMID, UNIT, alone_export, images, requests, tiny_box, tiny_served
-from tests.families import internvl
+from tests.families import TINY, internvl
 from tests.models import TEXTS, tiny_batch
 from tests.server import TEMPLATE, serve
 from tests.test_inference import BANNED
@@ -186,15 +188,49 @@ def test_what_a_transformers_model_reads_around_pictures_is_paid() -> None:
 
     box = HfVlm(*internvl(), PYRAMID)
     outside, _ = outside_of(box, "tiny", tiny_batch(), print)
-    assert outside.beside == box.prompts.look((32, 32)).beside > 0
+    look = box.prompts.look((32, 32))
+    assert outside.places == BySize("fixed", more=look.tokens + look.beside) and look.beside > 0
     keep = torch.tensor([[1, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1]])
     size, words = torch.tensor([[64, 64], [40, 64]]), torch.tensor([5, 40])
-    realised = box.realise(keep, size)
-    read = (realised + outside.beside * (realised > 0)).sum(-1).numpy() + words.numpy()
-    a, b, c = outside.context
-    encode = (outside.encode(PYRAMID.pixels(size).numpy()) * keep.numpy()).sum(-1)
-    flops = a + b * read + c * read * read + encode
-    np.testing.assert_allclose(flops, box.cost(realised, size, words).flops.numpy(), rtol=1e-6)
+    flops = outside.flops(PYRAMID.pixels(size).numpy(), keep.bool().numpy(), words.numpy())
+    wanted = box.cost(box.realise(keep, size), size, words).flops.numpy()
+    np.testing.assert_allclose(flops, wanted, rtol=1e-6)
+
+
+# what stands around a picture follows its rows; cross-attention; limits by area
+ODD = [("mistral3", 240), ("mllama", 32), ("qwen2_5_vl", 240)]
+
+
+@pytest.mark.parametrize(("family", "side"), [pytest.param(*of, marks=pytest.mark.slow) for of in ODD])
+def test_tokens_places_and_flops_of_every_size_are_the_models_own(family: str, side: int) -> None:
+    """At 240 px the tiny Qwen's limit of 64 tokens shrinks pictures."""
+    from pyrskip.models.vlm.hf import HfVlm
+
+    pyramid = Pyramid(side, 2, 8)
+    model, own = TINY[family]()
+    if family == "mistral3":
+        own.image_processor.size = {"longest_edge": 1540}  # as published
+    box, batch, said = HfVlm(model, own, pyramid), tiny_batch(), []
+    outside, _ = outside_of(box, "tiny", batch, said.append)
+    assert not said, "not every size is looked at"
+    generator = torch.Generator().manual_seed(3)
+    size = torch.randint(1, side + 1, (600, 2), generator=generator)
+    size[:150, 0] = torch.randint(1, 30, (150,), generator=generator)
+    keep = torch.rand(600, 2, generator=generator) < 0.7
+    pixels, realised = pyramid.pixels(size), box.realise(keep.long(), size)
+    assert (outside.tokens(pixels.numpy()) * keep.numpy() == realised.numpy()).all()
+    looks = [box.prompts.look((rows, columns)) for rows, columns in pixels[:, 0].tolist()]
+    assert outside.places(pixels[:, 0].numpy()).tolist() == [box.prompts.place(look) for look in looks]
+    words = torch.randint(1, 60, (600,), generator=generator)
+    flops = outside.flops(pixels.numpy(), keep.numpy(), words.numpy())
+    np.testing.assert_allclose(flops, box.cost(realised, size, words).flops.numpy(), rtol=0.005)
+
+
+def test_a_family_that_cuts_a_lone_picture_is_refused_before_anything_is_measured() -> None:
+    from pyrskip.models.vlm.hf import HfVlm
+
+    with pytest.raises(UserError, match="'llava_onevision' cuts a picture that is alone"):
+        outside_of(HfVlm(*TINY["llava_onevision"](), PYRAMID), "tiny", tiny_batch(), print)
 
 
 def capped(size: np.ndarray) -> np.ndarray:
@@ -219,6 +255,21 @@ def test_what_a_picture_gives_is_found_by_measuring(measure: Any, kind: str, mos
     again = BySize.parse(json.loads(json.dumps(asdict(rule))))
     assert (again(size) == rule(size)).all()
     assert sum(map(len, rule.runs)) <= most
+
+
+def test_kinds_that_are_wrong_are_not_believed_and_right_ones_save_measuring() -> None:
+    side, sizes = 60, 0
+
+    def counted(size: np.ndarray) -> np.ndarray:
+        nonlocal sizes
+        sizes += len(size)
+        return capped(size)
+
+    right = capped(every_size(side)).astype(int)
+    by_size(counted, side, 100, [lambda: right])
+    few, sizes = sizes, 0
+    rule = by_size(counted, side, 100, [lambda: np.zeros((side, side), dtype=int)])
+    assert few < 1000 < side**2 < sizes and (rule(every_size(side)) == right).all()
 
 
 def test_a_size_that_the_model_does_not_take_is_refused() -> None:

@@ -264,3 +264,33 @@ def test_a_small_image_makes_fewer_decisions_than_a_large_one() -> None:
     actions = ActionSet.of(Pyramid(64, 3, 8), ladder)
     first = Candidates(actions.tokens(torch.tensor([[64, 16, 4], [1, 1, 1]]), ladder)).first
     assert [len(row.unique()) for row in first] == [9, 4]  # a quarter of one token is one token
+
+
+def test_crops_are_the_quadrants_halves_and_the_centre_of_level_0_and_cost_their_pixels() -> None:
+    pyramid = Pyramid(64, 2, 8, (4,))
+    actions = ActionSet.of(pyramid, BudgetRule(), ActionConfig("crop"))
+    assert len(actions) == 11 and actions.names[0] == "glance" and actions.names[actions.full] == "0"
+    assert actions.selection[:, pyramid.glance].all() and actions.selection[0].sum() == 1
+    assert len(actions.selection.unique(dim=0)) == 11
+    left = actions.selection[actions.index("0.left"), :-1].view(4, 4)
+    assert left[:, :2].all() and not left[:, 2:].any()
+    centre = actions.selection[actions.index("0.centre"), :-1].view(4, 4)
+    assert centre[1:3, 1:3].all() and centre.sum() == 4
+    tokens = actions.tokens(pyramid.capacity(torch.tensor([[64, 64], [64, 32]])), BudgetRule()).sum(-1)
+    # 64 tokens in level 0 and 16 in the glance; half of the second image's canvas is padding
+    quadrant, half = 16 + 16, 32 + 16
+    assert tokens[0].tolist() == [16, *[quadrant] * 4, *[half] * 4, quadrant, 80]
+    of_half = dict(zip(actions.names, tokens[1].tolist(), strict=True))
+    assert of_half["0.right"] == of_half["glance"] == 8 and of_half["0.left"] == of_half["0"] == 40
+
+
+def test_crops_that_a_pyramid_does_not_have_are_refused() -> None:
+    for pyramid, budget in (
+        (Pyramid(64, 2, 8, (2,)), BudgetRule()),
+        (Pyramid(64, 3, 4, (4, 1, 1)), BudgetRule()),
+        (Pyramid(64, 2, 8, (4,)), BudgetRule(rungs=(0, 1))),
+    ):
+        with pytest.raises(UserError, match=r"actions\.unit=crop .*pyramid\.grid=\[4\]"):
+            ActionSet.of(pyramid, budget, ActionConfig("crop"))
+    with pytest.raises(UserError, match=r"actions\.sample=4 with actions\.unit=crop"):
+        ActionConfig("crop", sample=4)

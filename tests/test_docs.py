@@ -85,12 +85,17 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
         lines.insert(0, "python train.py experiment=easy_vqa")
     if any("my-vlm" in line for line in lines):
         pytest.importorskip("transformers")
-        from tests.vlm import save_llava
+        from tests.vlm import save_llava, save_qwen
 
-        save_llava(tmp_path / "my-vlm")
+        if page.name == "your-own-vlm.md":
+            save_qwen(tmp_path / "my-vlm")
+            write_llava(tmp_path, images=60)
+        else:
+            save_llava(tmp_path / "my-vlm")
     with serve(lambda text, pictures: "yes") as server:
         server.count = lambda text, pictures: 9 * len(pictures) + len(text.split())  # as my-vlm's processor
         for line in lines:
+            line = line.replace("pyramid.size=1024 pyramid.levels=4", "pyramid.size=128 pyramid.levels=2")
             words = shlex.split(line.replace("http://localhost:8000/v1", server.url))
             if line.startswith(("pyrskip serve ", "pyrskip gateway ")):
                 serve_and_stop(words, tmp_path, environment)
@@ -127,7 +132,7 @@ def serve_and_stop(words: list[str], directory: Path, environment: dict[str, str
     (port,) = (word.split("=")[1] for word in words if word.startswith("port="))
     process = subprocess.Popen(words, cwd=directory, env=environment)
     try:
-        for _ in range(300):
+        for _ in range(1500):  # one of them exports first
             try:
                 assert urlopen(f"http://127.0.0.1:{port}/health").status == 200
                 break

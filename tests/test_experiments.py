@@ -71,6 +71,18 @@ def test_a_gate_that_decides_step_by_step_runs_through_all_stages_on_single_tile
     assert told["scores_that_differ"] == told["decisions_that_differ"] == 0
 
 
+@pytest.mark.slow
+def test_a_gate_chooses_between_crops_through_all_stages(tmp_path: Path) -> None:
+    crops = ("pyramid.levels=2", "pyramid.grid=[4]", "actions=crops", "ablations=[]", "data.limit=4")
+    root = run_stages(tiny(tmp_path, *crops), {})
+    table = RolloutTable.load(root / "rollouts" / "val")
+    cost = dict(zip(table.actions.names, table.cost.flops[0].tolist(), strict=False))
+    assert len(table.actions) == 11 and cost["glance"] < cost["0.centre"] < cost["0.left"] < cost["0"]
+    told = json.loads((root / "summary.json").read_text())["real_inference"]
+    assert told["scores_that_differ"] == told["decisions_that_differ"] == 0
+    assert told["tiles_encoded"] == told["tiles_asked_for"]
+
+
 def test_a_gate_reads_sentence_embeddings_and_pays_for_them(finished_run: Path, tmp_path: Path) -> None:
     root = run_stages(tiny(tmp_path, "text=minilm", "ablations=[glance]"), {})
     found = [

@@ -200,8 +200,8 @@ def test_counts_are_the_processors_own(family: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TINY)
-def test_counts_are_the_processors_own_on_fifty_sizes(family: str) -> None:
-    counts_are_exact(family, 50)
+def test_counts_are_the_processors_own_on_two_hundred_sizes(family: str) -> None:
+    counts_are_exact(family, 200)
 
 
 @pytest.mark.slow

@@ -471,6 +471,8 @@ def test_metrics_count_what_was_saved(client: TestClient, gate: GateAlone) -> No
         (("upstream=http://a", "bundle=b", "key=NOT_SET_ANYWHERE"), "key=NOT_SET_ANYWHERE is no environment"),
         (("upstream=http://a", "bundle=b", "port=99999"), "port=99999"),
         (("upstream=http://a", "bundle=b", "colour=1"), "colour= is unknown"),
+        (("upstream=http://a", "bundle=b", "run=r"), "run= and bundle= both name a gate"),
+        (("upstream=http://a", "run=nowhere"), "nowhere"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(

@@ -15,7 +15,7 @@ from pyrskip.errors import UserError
 from pyrskip.models.native import CostConfig
 from pyrskip.models.tiers import BlackBox
 from pyrskip.models.vlm.inspect import inspect as looked_into
-from pyrskip.models.vlm.inspect import propose
+from pyrskip.models.vlm.inspect import parameters, propose
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch, Question, Sample
 
@@ -349,6 +349,8 @@ def test_what_is_proposed_is_never_refused(family: str, tmp_path: Path) -> None:
     model.config.save_pretrained(tmp_path)
     own.save_pretrained(tmp_path)
     told = looked_into(str(tmp_path), 256)
+    weights = sum(weight.numel() for weight in model.parameters())
+    assert parameters(model.config) == weights and f"calculated from its config: {weights / 1e9:.2f}" in told
     assert f"model family {family}" in told and found.keys(str(tmp_path)) in told
     # its own limits make a picture of 32 px as dear as one of 64, and a tile has none
     row = next(line.split() for line in told.splitlines() if line.strip().startswith("32 x 32"))

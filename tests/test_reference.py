@@ -44,7 +44,7 @@ def test_every_key_has_a_range_and_a_meaning() -> None:
         Key("data.scenes.size", "512", "multiples of 64 from 256 to 2048", "side of the square images"),
         Key("rule.samples", "4", "samples, baseline: at least 2", "decisions of a question and step"),
         Key("pruner.alpha", "0.5", "0 to 1", ""),
-        Key("stages", "[data, cache, flex, rollouts, peers, gate, frontier]", "", ""),
+        Key("stages", "[data, cache, flex, pruner, rollouts, peers, gate, frontier]", "", ""),
     ],
     ids=lambda key: key.name,
 )

@@ -77,6 +77,17 @@ def save_llava(directory: Path) -> Path:
     return directory
 
 
+def save_qwen(directory: Path) -> Path:
+    """The same of a Qwen2.5-VL, with the limits of the published ones: tokens follow pixels."""
+    from tests.families import qwen2_5_vl
+
+    model, own = qwen2_5_vl()
+    own.image_processor.size = {"shortest_edge": 3136, "longest_edge": 12_845_056}
+    model.save_pretrained(directory)
+    own.save_pretrained(directory)
+    return directory
+
+
 def save_text_encoder(directory: Path, texts: list[str]) -> Path:
     """A BERT that knows the words of these texts, as a folder in the Hugging Face format."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers

@@ -60,9 +60,9 @@ def trace_alone(sight: Sight, gate: Gate, outside: Outside, unit: float) -> dict
     decides = _deciding_examples(
         cast(GatedModel, sight), gate, glance, Dim("words", max=sight.text.max_words)
     )
-    tokens = {"tokens": torch.ones(3, gate.layout.tiles, dtype=torch.int64)}
+    own = {name: torch.ones(3, gate.layout.tiles, dtype=torch.int64) for name in ("tokens", "places")}
     inputs, varying = decides["gate"]
-    decides["gate"] = inputs | tokens, varying | {"tokens": {0: varying["price"][0]}}
+    decides["gate"] = inputs | own, varying | {name: {0: varying["price"][0]} for name in own}
     examples = {**decides, "vision": _vision_example(sight.vision.stride, varying["price"][0])}
     return _traced(parts, examples, list(parts))
 

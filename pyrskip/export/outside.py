@@ -5,14 +5,17 @@ Axes: B questions, N sizes, T tiles.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pyrskip.errors import UserError
+from pyrskip.export.sizes import FEW, PROBES, Floats, Ints, Kinds, by_lines, by_size, every
 from pyrskip.inference.outside import BySize, Outside, Prompt
 from pyrskip.models.tiers import BlackBox
 from pyrskip.models.vlm.counts import ServerTokens
@@ -20,21 +23,18 @@ from pyrskip.models.vlm.hf import HfVlm
 from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.sample import Batch, Sample
 
-PROBES = 500
-FEW = 40
-"""In place of PROBES, where a server is asked about every size."""
 STEP = 1024
 """Between the lengths of a prompt that FLOPs are measured at: a power of two, so that what is computed of
 them is exact."""
 PER_TOKEN = 4
 """Bytes, where a question's tokens are counted by them."""
-CLOSE = 1e-6
-"""Of FLOPs, which a model may compute in float32."""
+MANY = 64
+"""Pictures of more numbers of tokens than these are not all encoded, where a formula gives what so many of
+them cost."""
+SLIGHT = 0.001
+"""How far such a formula may be off: towers that look through windows count those at a picture's edge."""
 NEAR = 0.01
-"""Of a decision's FLOPs: what stands around a picture may differ by its size."""
-
-Ints = NDArray[np.int64]
-Measure = Callable[[Ints], NDArray[np.float64]]
+"""Of a decision's FLOPs, with all of that."""
 
 
 def outside_of(
@@ -45,10 +45,17 @@ def outside_of(
     batch: questions that the count of a prompt's tokens is fitted to. Raises UserError for a model whose cost
     is no function of its tiles' sizes and of how many tokens it reads.
     """
+    if isinstance(box, HfVlm) and not box.family.additive:
+        raise UserError(
+            f"model family {box.model.config.model_type!r} cuts a picture that is alone and not one beside "
+            "others, so that what a tile costs depends on the decision and no gate alone can know it; "
+            "allowed: families that give a picture the same tokens alone and beside others"
+        )
     pyramid = box.pyramid
     tile = max(range(pyramid.tiles), key=lambda tile: pyramid.places[tile].side)
     level, side = pyramid.places[tile].level, pyramid.places[tile].side
-    context, beside = _quadratic(box), _beside(box, side)
+    ask = FEW if isinstance(box, RemoteModel) and isinstance(box.counts, ServerTokens) else PROBES
+    context, cross = _quadratic(box), _cross(box)
 
     def seen(size: Ints) -> tuple[torch.Tensor, torch.Tensor]:
         """Images [N, 2] whose tile has this size, and what a decision for it alone gives [N, T]."""
@@ -57,13 +64,29 @@ def outside_of(
         asked[:, tile] = pyramid.capacity(images)[:, tile]
         return images, box.realise(asked, images)
 
-    def tokens(size: Ints) -> NDArray[np.float64]:
+    def tokens(size: Ints) -> Floats:
         return seen(size)[1][:, tile].double().numpy()
 
-    def encode(size: Ints) -> NDArray[np.float64]:
+    kinds = _kinds(box, side, tokens, say)
+    given = by_size(tokens, side, ask, kinds)
+    places = by_size(_places(box), side, ask, kinds) if isinstance(box, HfVlm) else given
+    unknown = Outside(name, given, BySize("fixed"), context, Prompt("bytes", 0), places, cross)
+
+    def measured(size: Ints) -> Floats:
         images, realised = seen(size)
         total = box.cost(realised, images, torch.ones(len(size), dtype=torch.int64)).flops.double().numpy()
-        return np.round(total - _at(context, 1 + beside + realised[:, tile].double().numpy()))
+        return np.round(total - unknown.flops(size[:, None], np.ones((len(size), 1), dtype=bool), 1))
+
+    def encode(size: Ints) -> Floats:
+        n = tokens(size)
+        if len(np.unique(n)) <= MANY:
+            return measured(size)
+        some = np.argsort(n)[np.linspace(0, len(n) - 1, MANY).round().astype(int)]
+        found = measured(size[some])
+        formula = np.polynomial.Polynomial.fit(n[some], found, 2)
+        if np.allclose(formula(n[some]), found, rtol=SLIGHT, atol=0):
+            return np.round(formula(n))
+        return measured(size)
 
     # of every length there is, or two rules may fit those that there are by chance
     longer = [replace(batch.questions[0], text=batch.texts[0] + "s" * more) for more in range(PER_TOKEN)]
@@ -73,39 +96,9 @@ def outside_of(
     prompt, tokenizer, right = prompt_of(counted, [*batch.texts, *probes.texts], _tokenizer(box))
     if right < len(counted):
         say(f"the tokens of {len(counted) - right} of {len(counted)} prompts are not counted exactly")
-    ask = FEW if isinstance(box, RemoteModel) and isinstance(box.counts, ServerTokens) else PROBES
-    outside = Outside(name, by_size(tokens, side, ask), by_size(encode, side, ask), context, prompt, beside)
+    outside = replace(unknown, encode=by_size(encode, side, ask, kinds, 2 * SLIGHT), prompt=prompt)
     _check(box, outside, ask)
     return outside, tokenizer
-
-
-def by_size(measure: Measure, side: int, probes: int = PROBES) -> BySize:
-    """The rule behind a number of every picture of up to `side` pixels a side: the shortest that gives it for
-    all squares and at `probes` random sizes, else the table of all sizes.
-
-    measure: sizes [N, 2] -> [N] above 0; it may raise UserError or ValueError for a size that the model does
-    not take. Raises UserError in place of a table where there are FEW probes.
-    """
-    squares = np.repeat(np.arange(1, side + 1)[:, None], 2, axis=1)
-    found = _measured(measure, squares)
-    rule = BySize("fixed", more=float(found[-1]))
-    changed = np.flatnonzero(found != found[0])
-    if len(changed):
-        # from one square of pixels to four
-        each = float(found[changed[0]] - found[0]) / 3
-        rule = BySize("pixels", more=float(found[0]) - each, each=each, side=int(changed[0]))
-    random = np.random.default_rng(0).integers(1, side + 1, (probes, 2))
-    wanted = np.concatenate([found, _measured(measure, random)])
-    if np.allclose(rule(np.concatenate([squares, random])), wanted, rtol=CLOSE, atol=0):
-        return rule
-    if probes == FEW:
-        raise UserError(
-            "model.remote.processor='': the tokens that the server counts follow no rule, and it would have "
-            f"to be asked about {side**2} sizes of pictures; allowed: a folder with the model's processor"
-        )
-    columns = np.arange(1, side + 1)
-    rows = [_measured(measure, np.stack([np.full_like(columns, row), columns], axis=1)) for row in columns]
-    return BySize.table(np.stack(rows))
 
 
 def prompt_of(
@@ -124,17 +117,6 @@ def prompt_of(
     return best, tokenizer if best.tokenized else None, right
 
 
-def _measured(measure: Measure, size: Ints) -> NDArray[np.float64]:
-    """Of sizes [N, 2]; 0 for one that the model does not take."""
-    try:
-        return measure(size)
-    except (UserError, ValueError):
-        if len(size) == 1:
-            return np.zeros(1)
-        half = len(size) // 2
-        return np.concatenate([_measured(measure, size[:half]), _measured(measure, size[half:])])
-
-
 def _quadratic(box: BlackBox) -> tuple[float, float, float]:
     """a, b, c of the FLOPs a + b n + c n^2 of a prompt of n tokens and its answer, from three of them."""
     at = torch.tensor([1, 1 + STEP, 1 + 2 * STEP])
@@ -146,17 +128,69 @@ def _quadratic(box: BlackBox) -> tuple[float, float, float]:
     return first - b - c, b, c
 
 
-def _beside(box: BlackBox, side: int) -> int:
-    """Tokens around a picture that the model reads and `realise` does not count."""
+def _kinds(
+    box: BlackBox, side: int, tokens: Callable[[Ints], Floats], say: Callable[[str], None]
+) -> Sequence[Kinds]:
+    """Ways to tell which pictures are alike to the model: by the patches that its image processor says it
+    makes of them, and their rows and columns, by two lines alone, and by looking at every one."""
+    counts = box.counts if isinstance(box, RemoteModel) else None
+    processor = getattr(counts or box, "processor", None)
+    says = getattr(getattr(processor, "image_processor", None), "get_number_of_image_patches", None)
+    ways: list[Kinds] = []
+    if says is not None:
+        patches = cache(lambda: _patches(box, processor, side))
+
+        def grids() -> Ints:  # as many patches may lie in other rows and columns
+            in_all = patches()
+            alike = by_lines(lambda size: in_all[size[:, 0] - 1, size[:, 1] - 1].astype(float), side)
+            return in_all * side**2 + alike
+
+        ways += [patches, cache(grids)]
     if not isinstance(box, HfVlm):
-        return 0
-    look = box.prompts.look((side, side))
-    return box.prompts.place(look) - look.tokens
+        return [*ways, cache(lambda: by_lines(tokens, side))]
+    look, places = box.prompts.look, _places(box)
+
+    def looked_at() -> Ints:
+        say(f"each of {side**2} sizes of pictures is looked at, since nothing shorter tells their tokens")
+        numbers: dict[object, int] = {}
+        found = [
+            numbers.setdefault(look((rows, columns)), len(numbers)) for rows, columns in every(side).tolist()
+        ]
+        return np.array(found).reshape(side, side)
+
+    return [*ways, cache(lambda: by_lines(places, side)), cache(looked_at)]
 
 
-def _at(context: tuple[float, float, float], n: NDArray[np.float64]) -> NDArray[np.float64]:
-    a, b, c = context
-    return a + b * n + c * n * n
+def _patches(box: BlackBox, processor: Any, side: int) -> Ints:
+    """How many patches an image processor says that it makes of a picture of every size; -1 of one that it
+    refuses. Servers count by it, and some processors read limits by other names there."""
+    kwargs = dict(box.prompts.images_kwargs) if isinstance(box, HfVlm) else {}
+    size = kwargs.get("size", {})
+    for name, limit in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+        if limit in size:
+            kwargs[name] = size[limit]
+    found = np.full(side**2, -1)
+    for number, (rows, columns) in enumerate(every(side).tolist()):
+        shown = box.prompts.shown((rows, columns)) if isinstance(box, HfVlm) else (rows, columns)
+        with suppress(ValueError):
+            found[number] = processor.image_processor.get_number_of_image_patches(*shown, kwargs)
+    return found.reshape(side, side)
+
+
+def _places(box: HfVlm) -> Callable[[Ints], Floats]:
+    """Tokens of the prompt that a picture takes."""
+    prompts = box.prompts
+    return lambda size: np.array(
+        [float(prompts.place(prompts.look((rows, columns)))) for rows, columns in size.tolist()]
+    )
+
+
+def _cross(box: BlackBox) -> tuple[float, float, float] | None:
+    """What cross-attention to pictures costs; None of a model that reads them in its prompt."""
+    if not isinstance(box, HfVlm) or not box.family.cross:
+        return None
+    of, share = box.language, box.convention.per_mac / 2
+    return of.cross_layers * share, of.cross_picture * share, float(box.counting.answer_tokens)
 
 
 def _check(box: BlackBox, outside: Outside, probes: int) -> None:
@@ -170,9 +204,8 @@ def _check(box: BlackBox, outside: Outside, probes: int) -> None:
         realised = box.realise(pyramid.capacity(size) * keep, size)
     except (UserError, ValueError):
         return  # of pictures that the model does not take; the check on the test split sees those that are
-    tokens, encode = outside.tokens(pixels) * keep.numpy(), outside.encode(pixels) * keep.numpy()
-    read = (tokens + outside.beside * (tokens > 0)).sum(-1) + words.numpy()
-    flops = _at(outside.context, read) + encode.sum(-1)
+    tokens = outside.tokens(pixels) * keep.numpy()
+    flops = outside.flops(pixels, keep.numpy(), words.numpy())
     wanted = box.cost(realised, size, words).flops.double().numpy()
     if (tokens != realised.numpy()).any() or not np.allclose(flops, wanted, rtol=NEAR, atol=0):
         raise UserError(

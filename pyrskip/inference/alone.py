@@ -76,7 +76,8 @@ class OutsideDecider(Decider):
         that the model does not take."""
         pixels = self.spec.pyramid.pixels(np.stack([picture.size for picture in seen]))
         tokens = self.outside.tokens(pixels).round().astype(np.int64)
-        own = {"tokens": tokens, "encode": self.outside.encode(pixels)}
+        places = self.outside.places(pixels).round().astype(np.int64)
+        own = {"tokens": tokens, "places": places, "encode": self.outside.encode(pixels)}
         outputs, (keep, total, sure) = self._run(rows, seen, own)
         asked = tokens * keep
         pooled = self._cells(seen) * keep[..., None]

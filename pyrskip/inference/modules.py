@@ -113,7 +113,7 @@ class GateAlonePart(nn.Module):
 
     def __init__(self, gate: Gate, outside: Outside, unit: float) -> None:
         super().__init__()
-        self.gate, self.context, self.beside, self.unit = gate, outside.context, outside.beside, unit
+        self.gate, self.context, self.cross, self.unit = gate, outside.context, outside.cross, unit
         self.complete = gate.layout.actions.complete  # as in GatePart
 
     def forward(
@@ -121,12 +121,14 @@ class GateAlonePart(nn.Module):
         signals: dict[str, Tensor],
         cells: Tensor,
         tokens: Tensor,
+        places: Tensor,
         encode: Tensor,
         words: Tensor,
         price: Tensor,
         max_tokens: Tensor,
     ) -> tuple[Tensor, ...]:
-        """tokens [B, T] int64 that each tile gives where it is kept; the rest as GatePart's.
+        """tokens [B, T] int64 that each tile gives where it is kept; places [B, T] int64: tokens of the
+        prompt that its picture takes; the rest as GatePart's.
 
         -> the gate's raw outputs [B, ...] and, of the mode: which tiles are kept [B, T] bool, FLOPs of the
         answer [B] float64, probability [B].
@@ -135,7 +137,7 @@ class GateAlonePart(nn.Module):
         capacity = cells.prod(-1)
         candidates = Candidates(layout.actions.tokens(capacity, layout.budget))
         cost = (
-            self._flops(candidates.tokens > 0, tokens[:, None], encode[:, None], words[:, None])
+            self._flops(candidates.tokens > 0, places[:, None], encode[:, None], words[:, None])
         ) / self.unit
         seen = Observation(signals, capacity, cost.float(), price, candidates=candidates)
         outputs = self.gate(seen)
@@ -143,14 +145,19 @@ class GateAlonePart(nn.Module):
         decision = policy.mode(max_tokens)
         keep = decision.selection
         probability = policy.log_prob(decision).exp().clamp(max=1)
-        return outputs, keep, self._flops(keep, tokens, encode, words), probability
+        return outputs, keep, self._flops(keep, places, encode, words), probability
 
-    def _flops(self, keep: Tensor, tokens: Tensor, encode: Tensor, words: Tensor) -> Tensor:
-        """[..., T] -> [...] float64."""
+    def _flops(self, keep: Tensor, places: Tensor, encode: Tensor, words: Tensor) -> Tensor:
+        """[..., T] -> [...] float64: Outside.flops, of tiles that are no padding where they are kept."""
         a, b, c = self.context
         # onnxruntime sums int64 as floats, which may be too short for FLOPs but not for tokens
-        n = (keep * (tokens + self.beside * (tokens > 0))).sum(-1).double() + words.double()
-        return a + b * n + c * n * n + (keep * encode).sum(-1)
+        n = (keep * places).sum(-1).double() + words.double()
+        flops = a + b * n + c * n * n + (keep * encode).sum(-1)
+        if self.cross is None:
+            return flops
+        layers, picture, answer = self.cross
+        k = keep.sum(-1).double()
+        return flops + (layers * (k > 0) + picture * k) * (n + answer)
 
 
 def counting(gate: Gate, seen: Observation, outputs: Tensor, tokens: Tensor) -> Policy:

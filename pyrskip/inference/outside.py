@@ -68,7 +68,15 @@ class BySize:
 
         Raises UserError for a size that the model does not take.
         """
-        there = size.all(-1)
+        number = self.known(size)
+        unknown = size.all(-1) & (number == 0) & (self.kind == "table")
+        if unknown.any():
+            tall, wide = size[unknown][0].tolist()
+            raise UserError(f"the model takes no picture of {wide} x {tall} pixels")
+        return number
+
+    def known(self, size: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The same, 0 for a size that the model does not take."""
         if self.kind == "fixed":
             value = np.full(size.shape[:-1], float(self.more))
         elif self.kind == "pixels":
@@ -77,11 +85,7 @@ class BySize:
             beyond = (size > self._dense.shape).any(-1)
             rows, columns = np.moveaxis(np.minimum(size, self._dense.shape).clip(min=1) - 1, -1, 0)
             value = self._dense[rows, columns] * ~beyond
-            unknown = there & (value == 0)
-            if unknown.any():
-                tall, wide = size[unknown][0].tolist()
-                raise UserError(f"the model takes no picture of {wide} x {tall} pixels")
-        number: NDArray[np.float64] = value * there
+        number: NDArray[np.float64] = value * size.all(-1)
         return number
 
     @cached_property
@@ -125,26 +129,49 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Outside:
-    """tokens: of a kept tile; encode: FLOPs of encoding it; context: a, b, c of the FLOPs a + b n + c n^2 of
-    reading n tokens and answering; prompt: tokens beside the tiles'; beside: tokens around each picture, read
-    and not counted. name: what the model is called."""
+    """tokens: visual ones of a kept tile; places: tokens of the prompt that its picture takes, with those
+    around it; encode: FLOPs of encoding it; context: a, b, c of the FLOPs a + b n + c n^2 of reading n tokens
+    and answering; prompt: tokens beside the pictures'. name: what the model is called.
+
+    cross: of a model whose cross-attention reads visual tokens, a, b, m of the further FLOPs (a + b k) (n +
+    m) of k pictures, 0 of none.
+    """
 
     name: str
     tokens: BySize
     encode: BySize
     context: tuple[float, float, float]
     prompt: Prompt
-    beside: int
+    places: BySize
+    cross: tuple[float, float, float] | None = None
 
     @classmethod
     def parse(cls, plain: dict[str, Any]) -> "Outside":
         """Raises KeyError, TypeError or ValueError for what is none."""
         a, b, c = map(float, plain["context"])
+        cross = plain["cross"]
+        if cross is not None:
+            layers, picture, answer = map(float, cross)
+            cross = layers, picture, answer
         return cls(
             str(plain["name"]),
             BySize.parse(plain["tokens"]),
             BySize.parse(plain["encode"]),
             (a, b, c),
             Prompt(**plain["prompt"]),
-            int(plain["beside"]),
+            BySize.parse(plain["places"]),
+            cross,
         )
+
+    def flops(
+        self, size: NDArray[np.int64], keep: NDArray[np.bool_], words: NDArray[np.int64] | int
+    ) -> NDArray[np.float64]:
+        """Of an answer. size [N, T, 2] of all tiles, keep [N, T], words [N]: tokens of the prompt beside
+        pictures -> [N]."""
+        keep = keep & size.all(-1)
+        n, k = (self.places(size) * keep).sum(-1) + words, keep.sum(-1)
+        a, b, c = self.context
+        layers, picture, answer = self.cross or (0.0, 0.0, 0.0)
+        flops: NDArray[np.float64] = a + b * n + c * n * n + (self.encode(size) * keep).sum(-1)
+        flops += (layers * (k > 0) + picture * k) * (n + answer)
+        return flops

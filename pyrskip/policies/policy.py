@@ -132,7 +132,7 @@ class Policy(ABC):
         """Refuse, before any work, what it cannot decide between. grid: tiles a side of each level, finest
         first; listless: whether it is taught by a model that answers under any selection."""
         tiles, free = sum(g * g for g in grid), listless and cls.per_tile
-        if cls.by_tile and not free and (actions.sample or (tiles > len(grid) and actions.unit == "level")):
+        if cls.by_tile and not free and (actions.sample or (tiles > len(grid) and actions.unit != "tile")):
             choices = len(budget.rungs or (0, 1))
             raise UserError(
                 f"gate.policy={config.policy} with pyramid.grid={list(grid)} decides on single tiles and "

@@ -1,10 +1,12 @@
 """Methods and runs held against each other, on the terminal."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pyrskip.evaluation.above import LEVEL, Candidate
 from pyrskip.evaluation.comparison import Entry, Spread, standings
 from pyrskip.evaluation.equal import Equal
+from pyrskip.evaluation.harness import Point
 from pyrskip.evaluation.scores import Scored
 from pyrskip.report.tables import Column, Table, print_table
 
@@ -23,6 +25,32 @@ def print_equal(found: Sequence[Equal], runs: Sequence[Scored], methods: Sequenc
         rows=[[cost, *(cells.get((*column, cost)) for column in columns)] for cost in costs],
         note="x full: FLOPs over the first run's mean full pyramid's; in brackets what it is above the "
         "first column, with its 95 % interval, by paired bootstrap over images",
+    )
+    print_table(table)
+
+
+def print_harness(found: Sequence[Point], metric: str, own: float) -> None:
+    """The run without a gate first, a line a run."""
+    names = ("accuracy %", "95 % low", "95 % high", "tokens kept", "95 % low", "95 % high", "retention")
+    table = Table(
+        title=f"lmms-eval, {found[0].documents} documents, {metric}",
+        columns=[
+            Column("samples"),
+            *(Column(n, f) for n, f in zip(names, [".2f"] * 3 + [".3f"] * 4, strict=True)),
+        ],
+        rows=[
+            [
+                Path(of.path).name,
+                *(100 * value for value in (of.score, *of.score_ci95)),
+                of.kept,
+                *of.kept_ci95,
+                of.retention,
+            ]
+            for of in found
+        ],
+        note="tokens kept: prompt tokens of all turns over those without a gate"
+        + (f", {own:.1f} for the gate itself included" if own else "")
+        + "; retention: score over that without a gate; intervals by paired bootstrap over documents",
     )
     print_table(table)
 

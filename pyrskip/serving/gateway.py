@@ -33,6 +33,7 @@ from pyrskip.serving.service import SERVICE_KEYS, Metrics, Service, check_port, 
 USAGE = """usage: pyrskip gateway bundle=<export> upstream=<address> [key=value ...]
 
   bundle=<directory or hub id>   an export of a gate alone
+  run=<directory>                in its place a finished run, whose gate is exported to <directory>/export
   upstream=http://host:port      the server that answers, with or without /v1
   host=127.0.0.1  port=8000
   price=<number>  max_tokens=<tokens>  of requests that say nothing else in x-pyrskip-price,

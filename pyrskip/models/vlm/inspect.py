@@ -5,11 +5,17 @@ Read from its config and processor alone; weights are not touched.
 
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
 
 from pyrskip.errors import UserError
 from pyrskip.models.vlm.layout import check_pyramid, check_room, level_costs
 from pyrskip.models.vlm.prompts import Prompts
 from pyrskip.pyramid import Pyramid
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 SMALLEST = 64
 """Pixels a side of a glance that is still worth a look."""
@@ -28,7 +34,7 @@ class Proposal:
     actions: str
 
     def keys(self, path: str) -> str:
-        """The config's keys, as they follow `pyrskip train experiment=<name>`."""
+        """The config's keys, as they follow `pyrskip train experiment=your_vlm`."""
         p = self.pyramid
         grid = ",".join(str(g) for g in p.grid)
         return (
@@ -67,9 +73,19 @@ def _whole_levels(prompts: Prompts, size: int) -> Proposal | None:
     return Proposal(Pyramid(size, levels, STRIDE), "levels") if levels > 1 else None
 
 
+def parameters(config: "PreTrainedConfig") -> int:
+    """How many a model of this config has: those of one that is built without memory for them."""
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    return sum(weight.numel() for weight in model.parameters())
+
+
 def inspect(path: str, size: int = 1024) -> str:
-    """What is printed of a folder or a hub id: its family, tokens of pictures, which sizes cost the same, a
-    proposed pyramid and the keys to copy. size: pixels a side of the largest images, a multiple of 128.
+    """What is printed of a folder or a hub id: its family, how large it is, tokens of pictures, which sizes
+    cost the same, a proposed pyramid and the keys to copy. size: pixels a side of the largest images, a
+    multiple of 128.
 
     Raises UserError where the folder holds no model of a known family.
     """
@@ -80,8 +96,11 @@ def inspect(path: str, size: int = 1024) -> str:
     sides = [size >> level for level in range(10) if size >> level >= SMALLEST // 2]
     tiles = {side: prompts.look((side, side), lone=False).tokens for side in sides}
     wide = {side: (side, side // 2) for side in sides}
+    weights = parameters(prompts.config)
     lines = [
         f"{path}: model family {prompts.config.model_type}",
+        f"weights, calculated from its config: {weights / 1e9:.2f} billion, {2 * weights / 1e9:.1f} GB in "
+        "16 bits",
         f"processor's settings for a tile: {prompts.images_kwargs or 'its own'}",
         f"room of the language model: {prompts.room or 'not said'} tokens; template: {prompts.words('')}, "
         f"around a picture: {prompts.look((size, size), lone=False).beside}",
@@ -104,7 +123,7 @@ def inspect(path: str, size: int = 1024) -> str:
     costs = zip(range(found.pyramid.levels), level_costs(prompts, found.pyramid), strict=True)
     lines += [
         f"proposed: {', '.join(f'level {level}: {cost} tokens' for level, cost in costs)}",
-        "keys to copy behind pyrskip train experiment=<name>:",
+        "keys to copy behind pyrskip train experiment=your_vlm:",
         f"  {found.keys(path)}",
     ]
     return "\n".join(lines)
