@@ -14,8 +14,8 @@ from tests.configs import TWO_STEPS, tiny
 
 EXPERIMENTS = sorted(path.stem for path in (conf_directory() / "experiment").glob("*.yaml"))
 
-OTHERS = ("compare_rules", "peers", "regions", "scenes_long")
-"""Those that go on with another run, or have tests of their own."""
+OTHERS = ("compare_rules", "peers", "qwen2_5_vl_7b", "regions", "scenes_long", "your_vlm")
+"""Those that go on with another run, need a model that is not here, or have tests of their own."""
 
 
 @pytest.mark.parametrize(
