@@ -256,3 +256,10 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no model that can be read") as caught:
         NativeModel.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_an_experiment_with_a_published_model_has_nothing_left_to_fill_in() -> None:
+    own, published = composed("experiment=your_vlm"), composed("experiment=qwen2_5_vl_7b")
+    assert not own.model.hf.path and published.model.hf.path == "Qwen/Qwen2.5-VL-7B-Instruct"
+    assert published.data.files.path.startswith("hf://") and published.data.files.metric == "relaxed"
+    assert published.pyramid == own.pyramid and published.data.gate_fraction == own.data.gate_fraction
