@@ -147,9 +147,11 @@ class Batch:
         """On another device."""
         return self._mapped(lambda tensor: sent(tensor, torch.device(device)))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce_ex__(self, protocol: Any) -> Any:
         """Between processes one tensor goes through shared memory, for each costs a file handle and a
         handshake; a blank image is none."""
+        if self.size.device.type != "cpu":
+            return super().__reduce_ex__(protocol)
         image: Tensor | tuple[int, ...] = self.image
         shapes, flat = [], None
         if self.maps is not None:

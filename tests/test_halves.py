@@ -1,6 +1,7 @@
 """Claims about an accelerator's memory that is too small: a batch is halved, nothing else changes, and a
 batch goes from process to process whole."""
 
+import copy
 import pickle
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -110,6 +111,13 @@ def test_a_batch_goes_between_processes_in_one_tensor(cached: bool) -> None:
 
     Counts(io.BytesIO()).dump(batch)
     assert len(sent) == 1
+
+
+def test_a_batch_elsewhere_is_copied_there() -> None:
+    moved = cached_batch().to("meta")
+    again = copy.deepcopy(moved)
+    assert again.image.is_meta and again.maps is not None and again.maps[0].is_meta
+    assert again.keys == moved.keys
 
 
 def test_a_blank_image_is_one_number_wherever_it_goes() -> None:
