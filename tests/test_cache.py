@@ -189,6 +189,7 @@ def test_a_disk_that_is_too_small_is_refused_before_any_work(
     assert model.vision.encoded == encoded
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_decides_on_cached_maps_as_on_pixels(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

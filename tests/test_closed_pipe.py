@@ -28,7 +28,7 @@ def into_closed(*words: str, both: bool = False, **environment: str) -> tuple[in
     return done.returncode, "" if both else done.stderr.decode()
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "words",
     [

@@ -45,6 +45,7 @@ def test_they_are_the_directions_of_most_variance(tiny_data: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_with_a_cache_of_them_as_without(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,21 +17,22 @@ EXPERIMENTS = sorted(path.stem for path in (conf_directory() / "experiment").glo
 OTHERS = ("compare_rules", "peers", "qwen2_5_vl_7b", "regions", "scenes_long", "your_vlm")
 """Those that go on with another run, need a model that is not here, or have tests of their own."""
 
+CACHED = ("scenes", "your_data")
+
 
 @pytest.mark.parametrize(
     ("experiment", "rule"),
     [
-        *((name, "supervised") for name in EXPERIMENTS if name not in (*OTHERS, "scenes")),
-        pytest.param("scenes", "supervised", marks=pytest.mark.slow),
-        ("easy_vqa", "gumbel"),
-        *(pytest.param(name, "gumbel", marks=pytest.mark.slow) for name in ("scenes", "your_data")),
+        *((name, "supervised") for name in EXPERIMENTS if name not in (*OTHERS, *CACHED)),
+        *(pytest.param(name, "supervised", marks=pytest.mark.slow) for name in CACHED),
+        *(pytest.param(name, "gumbel", marks=pytest.mark.slow) for name in ("easy_vqa", *CACHED)),
     ],
 )
 def test_every_experiment_runs_two_steps_through_all_stages(
     experiment: str, rule: str, tmp_path: Path
 ) -> None:
     root = run_stages(tiny(tmp_path, f"rule={rule}", *TWO_STEPS, experiment=experiment), {})
-    cached = experiment in ("scenes", "your_data")
+    cached = experiment in CACHED
     made = [stage for stage in STAGES if stage not in ("pruner", "peers") and (cached or stage != "cache")]
     assert all(json.loads((root / stage / "stage.json").read_text())["done"] for stage in made)
     assert (root / "cache").exists() == cached
@@ -46,6 +47,7 @@ def test_every_experiment_runs_two_steps_through_all_stages(
     assert told["tiles_encoded"] == told["tiles_asked_for"]
 
 
+@pytest.mark.slow
 def test_gates_that_choose_rungs_train_two_steps_through_all_stages(tmp_path: Path) -> None:
     rungs = ("budget=rungs", "rule=reinforce", "gate.policy=rungs", "ablations=[]", "data.limit=6")
     root = run_stages(tiny(tmp_path, *rungs), {})
@@ -56,6 +58,7 @@ def test_gates_that_choose_rungs_train_two_steps_through_all_stages(tmp_path: Pa
     assert told["scores_that_differ"] == told["decisions_that_differ"] == 0
 
 
+@pytest.mark.slow
 def test_a_gate_that_decides_step_by_step_runs_through_all_stages_on_single_tiles(tmp_path: Path) -> None:
     tiles = (
         "pyramid.grid=[2,1,1]",
@@ -83,6 +86,7 @@ def test_a_gate_chooses_between_crops_through_all_stages(tmp_path: Path) -> None
     assert told["tiles_encoded"] == told["tiles_asked_for"]
 
 
+@pytest.mark.slow
 def test_a_gate_reads_sentence_embeddings_and_pays_for_them(finished_run: Path, tmp_path: Path) -> None:
     root = run_stages(tiny(tmp_path, "text=minilm", "ablations=[glance]"), {})
     found = [
@@ -95,7 +99,9 @@ def test_a_gate_reads_sentence_embeddings_and_pays_for_them(finished_run: Path, 
         assert dear[free] < cheap[free] + 1e6
 
 
-@pytest.mark.parametrize("budget", ["budget=proportional", "pyramid.grid=[2,1,1]"])
+@pytest.mark.parametrize(
+    "budget", ["budget=proportional", pytest.param("pyramid.grid=[2,1,1]", marks=pytest.mark.slow)]
+)
 def test_gates_train_online_under_any_budget_and_grid(budget: str, tmp_path: Path) -> None:
     policy = "gate.policy=categorical"
     root = run_stages(

@@ -188,7 +188,7 @@ def test_every_policy_decides_and_answers_as_in_training(
         pytest.param("predictor", "utility", (), marks=SLOW),
         pytest.param("glance", "categorical", ("answer_stats",), marks=SLOW),
         pytest.param("region", "evidence", ("answer_stats",), marks=SLOW),
-        ("letters", "cautious", ("brightness", "answer_stats")),
+        pytest.param("letters", "cautious", ("brightness", "answer_stats"), marks=SLOW),
     ],
 )
 def test_what_a_gate_reads_is_computed_as_in_training(

@@ -102,6 +102,7 @@ FORMAT = ("data=toy_format", "data.files.path=my_data.txt", "data.files.images=p
 ANEW = "[rollouts,gate,frontier]"
 
 
+@pytest.mark.slow
 def test_a_gate_from_an_installed_package_trains_beside_the_runs_own(outside: Outside) -> None:
     outside.put("toy_gate")
     (outside.folder / "toy_gate-1.0.dist-info").mkdir()

@@ -194,6 +194,7 @@ def test_more_than_is_allowed_stops_the_run_with_the_list(workers: int, shards: 
     assert all(key in str(caught.value) for key in keys)
 
 
+@pytest.mark.slow
 def test_as_much_as_is_allowed_does_not(shards: Path, tmp_path: Path) -> None:
     damage(shards, 1, 9)
     log = FaultLog(tmp_path / "faults" / "train", 26, allowed=2 / 26)

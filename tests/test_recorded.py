@@ -45,7 +45,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     return StandIn
 
 
-@pytest.fixture(params=["decoder", "cross"])
+@pytest.fixture(scope="module", params=["decoder", "cross"])
 def taught(request: pytest.FixtureRequest) -> tuple[NativeModel, Batch]:
     batch = tiny_batch()
     return taught_model(batch, 40, language=request.param), batch
@@ -58,7 +58,7 @@ def answers(model: NativeModel, batch: Batch, asked: Tensor) -> list[str]:
 def test_a_replayed_answer_is_the_one_of_a_batch(
     taught: tuple[NativeModel, Batch], recording: type[StandIn]
 ) -> None:
-    model, batch = taught
+    model, batch = copy.deepcopy(taught[0]), taught[1]
     for asked in (every_tile(model, batch), mixed_decisions(model, batch)):
         wanted = model.answer(batch, asked)
         for _ in range(3):  # launched, recorded, replayed

@@ -71,7 +71,10 @@ def test_every_rule_learns_which_question_needs_the_pyramid(
     assert logged["gate/accuracy"] > 0.95 and logged["reward/price"] == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize(("rule", "policy"), [("supervised", "utility"), ("gumbel", "categorical")])
+@pytest.mark.parametrize(
+    ("rule", "policy"),
+    [("supervised", "utility"), pytest.param("gumbel", "categorical", marks=pytest.mark.slow)],
+)
 def test_one_gate_serves_every_price(rule: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = toy_module(rule, policy, RewardConfig(low=0.03, high=10.0), steps=400)
     train(module, monkeypatch)

@@ -97,6 +97,7 @@ def damage(root: Path) -> None:
         shutil.rmtree(root / stage)
 
 
+@pytest.mark.slow
 def test_what_is_broken_is_said_and_summed_up_and_loses_no_other_sample(
     copied_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +241,7 @@ def test_scenes_that_another_edition_drew_are_refused(
         run.done(DATA)
 
 
+@pytest.mark.slow
 def test_a_run_that_lists_where_it_begins_to_differ_borrows_what_is_before(copied_run: Path) -> None:
     begins = (
         "budget=rungs",
@@ -397,6 +399,7 @@ def test_a_truncated_checkpoint_is_named(copied_run: Path) -> None:
         run_stages(tiny(copied_run, "name=done"), {})
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_a_while_costs_no_training(
     copied_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
