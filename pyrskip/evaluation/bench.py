@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrskip.answering import Answering, answer
 from pyrskip.decision import Decision
-from pyrskip.evaluation.timing import Marks, Scripted, alone, timer
+from pyrskip.evaluation.timing import Marks, Scripted, alone, record, singles_of, timer
 from pyrskip.gated import Gated
 from pyrskip.gates.gate import Gate
 from pyrskip.models.native import NativeModel
@@ -68,7 +68,8 @@ def bench(
     rows: list[Timed] = []
     for size in SIZES:
         images = len(batch.image)
-        pool = [alone(batch, [(i + k) % images for k in range(size)]) for i in range(min(ROUNDS, images))]
+        count = min(singles_of(model) if size == 1 else ROUNDS, images)
+        pool = [alone(batch, [(i + k) % images for k in range(size)]) for i in range(count)]
         rows += _at(model, gate, ways, pool, unit, seconds / len(SIZES))
     return rows
 
@@ -81,6 +82,7 @@ def _at(
     whole: dict[str, list[float]] = {name: [] for name in ways}
     flops: dict[str, list[float]] = {name: [] for name in ways}
     memory: dict[str, float | None] = {}
+    record(model, ways.values(), pool)
     end, turn = perf_counter() + seconds, 0
     while turn <= LEAST or (turn <= ROUNDS and perf_counter() < end):
         batch = pool[turn % len(pool)]

@@ -6,7 +6,7 @@ without the gate's time. Of many listed decisions a few are timed well, evenly s
 others' times lie between those of their neighbours in FLOPs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrskip.answering import answer
+from pyrskip.answering import Answering, answer
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet, Decision, blind, reference
 from pyrskip.gated import Gated, encode_glance
@@ -31,6 +31,8 @@ ROUNDS = 15
 """That a time is the median of, at most."""
 TIMED = 16
 """Listed decisions that are timed, at most."""
+RECORDED = 4
+"""Single questions that are timed on a GPU, whose shapes are recorded before."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def measure(
     training = [(module, module.training) for module in (model, *gates.values())]
     for module, _ in training:
         module.eval()
-    singles = [alone(batch, [i]) for i in range(min(ROUNDS, len(batch.image)))]
+    singles = [alone(batch, [i]) for i in range(min(singles_of(model), len(batch.image)))]
     batched = [alone(batch, [i % len(batch.image) for i in range(32)])]
     clocks = [
         _clock(model, gates, rows, actions, budget, unit, flops.tolist(), seconds / 2, pruners or {})
@@ -104,6 +106,7 @@ def _clock(
     scripted |= {name: Scripted(model, full, budget, False, pruner) for name, pruner in pruners.items()}
     gated = {name: Gated(model, gate, unit, 0.1) for name, gate in gates.items()}  # any price takes as long
 
+    record(model, scripted.values(), pool)
     encode: dict[str, list[float]] = {name: [] for name in scripted}
     total: dict[str, list[float]] = {name: [] for name in scripted}
     decide: dict[str, list[float]] = {name: [] for name in gates}
@@ -195,6 +198,23 @@ class Marks:
     def __call__(self, phase: str) -> None:
         now = self.now()
         self.seconds[phase], self.before = now - self.before, now
+
+
+def singles_of(model: NativeModel) -> int:
+    """How many single questions are timed in turn."""
+    return RECORDED if model.device.type == "cuda" else ROUNDS
+
+
+def record(
+    model: NativeModel, ways: Iterable[Answering[Batch, Features, Decision]], pool: Sequence[Batch]
+) -> None:
+    """What is timed are shapes that have come before: on a GPU the first is launched, the second recorded."""
+    if model.device.type != "cuda" or len(pool[0]) > 1:
+        return
+    for rows in pool:
+        for way in ways:
+            for _ in range(2):
+                answer(way, rows)
 
 
 def timer(model: NativeModel) -> Callable[[], float]:

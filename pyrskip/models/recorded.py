@@ -14,8 +14,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-KEPT = 24
+KEPT = 64
 """Recordings of one kind that are kept."""
+FREE = 0.25
+"""Of a GPU's memory, that is left for other things: with less, nothing more is recorded."""
 
 T = TypeVar("T")
 
@@ -74,7 +76,7 @@ class Recordings(Generic[T]):
         self._refresh(module)
         if shape not in self.held:
             self.held[shape] = None
-        elif self.held[shape] is None:
+        elif self.held[shape] is None and _has_room():
             with self.half(module):
                 self.held[shape] = record()
         self.held.move_to_end(shape)
@@ -128,6 +130,13 @@ class Replayed:
     def _record(self, function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Recording]:
         held = x.clone()
         return held, Recording(partial(function, held), self.recordings.pool)
+
+
+def _has_room() -> bool:
+    if not torch.cuda.is_available():
+        return True
+    free, total = torch.cuda.mem_get_info()
+    return free > FREE * total
 
 
 def can_record(x: Tensor) -> bool:
