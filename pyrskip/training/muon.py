@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor
 from pyrskip.models.recorded import Recording
 
 LAUNCHED = 2
-"""Steps before one is recorded."""
+"""Steps with every gradient before one is recorded: what a recorded step sets up would be set up anew at
+every replay."""
 
 
 class Muon(timm.optim.muon.Muon):  # type: ignore[misc]
@@ -53,9 +54,10 @@ class Muon(timm.optim.muon.Muon):  # type: ignore[misc]
         gradients = [of for of in found if of is not None]
         for rate, group in zip(self.rates, self.param_groups, strict=True):
             rate.fill_(group["lr"])
-        if len(gradients) < len(found) or self.launched < LAUNCHED:
+        whole = len(gradients) == len(found)
+        if not whole or self.launched < LAUNCHED:
             self._launch()
-            self.launched += 1
+            self.launched += whole
             return loss
         if self.recording is None:
             self._record(parameters, gradients)
