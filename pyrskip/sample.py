@@ -113,9 +113,12 @@ class Batch:
 
     def rows(self, index: Sequence[int]) -> "Batch":
         """The batch of these questions alone, with the images that they are about."""
-        size, of = self.on_cpu
-        images, image_of = torch.unique(of[list(index)], return_inverse=True)
-        known = size[images], image_of
+        images, image_of = torch.unique(self.on_cpu[1][list(index)], return_inverse=True)
+        return self._taken(images, image_of, index)
+
+    def _taken(self, images: Tensor, image_of: Tensor, index: Sequence[int]) -> "Batch":
+        """These images, and these questions on them. images, image_of: on the CPU."""
+        known = self.on_cpu[0][images], image_of
         return Batch(
             image=self.image[images],
             size=sent(known[0], self.size.device),
@@ -129,19 +132,9 @@ class Batch:
 
     def part(self, low: int, high: int) -> "Batch":
         """The batch of these images alone, from low to before high, with their questions."""
-        size, of = self.on_cpu
+        of = self.on_cpu[1]
         index = [i for i, image in enumerate(of.tolist()) if low <= image < high]
-        known = size[low:high], of[index] - low
-        return Batch(
-            image=self.image[low:high],
-            size=self.size[low:high],
-            image_of=sent(known[1], self.image_of.device),
-            questions=tuple(self.questions[i] for i in index),
-            keys=tuple(self.keys[i] for i in index),
-            image_keys=self.image_keys[low:high],
-            maps=None if self.maps is None else tuple(m[low:high] for m in self.maps),
-            known=self.known and known,
-        )
+        return self._taken(torch.arange(low, high), of[index] - low, index)
 
     def to(self, device: torch.device | str) -> "Batch":
         """On another device."""
