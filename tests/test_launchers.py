@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,8 @@ WAYS = {
     way: ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.strategy={'ddp' if way == 'torchrun' else way}"]
     for way in ("ddp", "ddp_fork", "fsdp", "torchrun")
 }
+STEPS, EVERY = 40, 5
+LONGER = [f"flex.optimizer.steps={STEPS}", f"trainer.checkpoint_every={EVERY}", "stages=[data,cache,flex]"]
 ways = pytest.mark.parametrize("way", WAYS)
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -85,34 +88,30 @@ def test_two_ranks_end_all_stages_as_one_rank_does(way: str, alone: Path, tmp_pa
         assert table.keys == wanted_table.keys and table.score.equal(wanted_table.score)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Runs of two ranks that nothing stops, with FSDP and without."""
+    runs = {}
+    for fsdp in (False, True):
+        root = tmp_path_factory.mktemp("whole")
+        runs[fsdp] = run(command(root, *HALF, *WAYS["fsdp" if fsdp else "ddp_fork"], *LONGER), root)
+    return runs
+
+
 @pytest.mark.slow
 @ways
 def test_a_run_that_is_told_to_stop_goes_on_with_the_same_command_and_ends_the_same(
-    way: str, tmp_path: Path
+    way: str, whole: dict[bool, Path], tmp_path: Path
 ) -> None:
     """SIGTERM to whatever started it; torchrun hands it on, and has an exit code of its own."""
-    longer = [
-        "flex.optimizer.steps=25",
-        "stages=[data,cache,flex]",
-        "trainer.checkpoint_every=100",
-        "trainer.quiet=false",
-    ]
-    launcher = TORCHRUN if way == "torchrun" else ()
-    for name in ("whole", "told"):
-        (tmp_path / name).mkdir()
-    whole = run(
-        command(tmp_path / "whole", *HALF, *WAYS[way], *longer, launcher=launcher), tmp_path / "whole"
-    )
-    words = command(tmp_path / "told", *HALF, *WAYS[way], *longer, launcher=launcher)
+    words = command(tmp_path, *HALF, *WAYS[way], *LONGER, launcher=TORCHRUN if way == "torchrun" else ())
+    saved = tmp_path / "run/flex/last.ckpt"
     with subprocess.Popen(words, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "step 5/25" in line:
-                process.send_signal(signal.SIGTERM)
-                break
-        said = process.stderr.read()
+        while not saved.exists() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
     assert "SIGTERM: stopped" in said and process.returncode == (1 if way == "torchrun" else 143), said
-    saved = torch.load(tmp_path / "told/run/flex/last.ckpt", weights_only=True)
-    assert 5 <= saved["global_step"] < 25
-    told = run(words, tmp_path / "told")
-    assert same(whole / "flex/model.safetensors", told / "flex/model.safetensors")
+    assert EVERY <= torch.load(saved, weights_only=True)["global_step"] < STEPS
+    told = run(words, tmp_path)
+    assert same(whole[way == "fsdp"] / "flex/model.safetensors", told / "flex/model.safetensors")
