@@ -15,6 +15,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.configs import REPOSITORY, TWO_STEPS
+from tests.forked import run
 from tests.own_data import embedded, picture, write_llava, write_parquet
 from tests.server import serve
 
@@ -111,9 +112,7 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
                 lent = {"experiment=compare_rules", "experiment=peers"} & set(words)
                 own = GATES if lent else ""  # the rest is the lender's
                 words += [o for o in small if o.split("=")[0] not in given and o.startswith(own)]
-            done = subprocess.run(
-                words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800
-            )
+            done = run(words, tmp_path, environment, 1800)
             assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     done = subprocess.run(
