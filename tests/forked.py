@@ -25,8 +25,8 @@ class Ended:
 
 
 def run(words: Sequence[str], cwd: Path, environment: Mapping[str, str], seconds: float) -> Ended:
-    """`python <script> ...` or `pyrskip ...`, as in a shell at cwd. returncode: None where it was ended, after
-    so many seconds."""
+    """`python <script> ...` or `pyrskip ...`, as in a shell at cwd. returncode: None where it was ended, for
+    it took so many seconds."""
     outputs = [cwd / f".{name}" for name in ("stdout", "stderr")]
     process = FORKED.Process(target=_run, args=(list(words), cwd, dict(environment), outputs))
     process.start()
