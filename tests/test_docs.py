@@ -68,9 +68,9 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
         shutil.copytree(REPOSITORY / "tests/toys_outside", tmp_path, dirs_exist_ok=True)
     if page.name == "sweeps.md":
         small += SCENES
-    if page.name == "your-data.md":
-        small += OWN
+    if page.name in ("README.md", "your-data.md"):
         write_llava(tmp_path, images=60)
+    if page.name == "your-data.md":
         rows = [
             {"question": f"q{i}?", "answers": ["a"] * 10, "image": embedded(picture(i))} for i in range(60)
         ]
@@ -110,7 +110,8 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
             if composes:
                 lent = {"experiment=compare_rules", "experiment=peers"} & set(words)
                 own = GATES if lent else ""  # the rest is the lender's
-                words += [o for o in small if o.split("=")[0] not in given and o.startswith(own)]
+                mine = OWN if "experiment=your_data" in words else []
+                words += [o for o in small + mine if o.split("=")[0] not in given and o.startswith(own)]
             done = subprocess.run(
                 words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800
             )
