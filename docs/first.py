@@ -104,7 +104,7 @@ def _measured(axes: Axes, run: Record) -> None:
         ("the gate", (0.19, 99.55), BLUE),
         ("the best fixed choices", (0.33, 98.72), BLACK),
         ("the gate's choices\nat random", (0.255, 97.15), "0.4"),
-        ("the model\nwithout pyrskip", (0.66, 99.42), RED),
+        ("the model alone", (0.63, 99.45), RED),
         ("everything", (1.0, 99.68), BLACK),
     ):
         ha = "right" if name in ("the gate", "everything") else "left"

@@ -13,6 +13,7 @@ from pyrskip.cli import main
 from pyrskip.errors import UserError
 from pyrskip.evaluation.results import Record, read_record, record
 from pyrskip.evaluation.runs import load_runs
+from pyrskip.report.conclusion import table
 from pyrskip.report.results import page, section
 from tests.configs import REPOSITORY
 from tests.runs import write_run
@@ -96,6 +97,12 @@ def test_every_other_figure_of_the_readme_is_the_released_runs() -> None:
     known = {word for row in cells(section(released())) for cell in row for word in cell.split()}
     others = {"0.05", "3.11", "3.13", "2.0"}  # a price, versions of Python and of the licence
     assert set(re.findall(r"\d+\.\d+%?", README)) - others <= known
+
+
+def test_the_tutorial_shows_what_the_released_run_printed() -> None:
+    tutorial = (DOCS / "train-your-gate.md").read_text()
+    assert all(f"    {line}" in tutorial for line in table(released()))
+    assert released().worth in tutorial
 
 
 def test_the_readme_uses_no_word_before_it_is_said() -> None:

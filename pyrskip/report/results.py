@@ -13,7 +13,7 @@ README to them.
 | row | what it is |
 |---|---|
 | everything | the full pyramid: every level is encoded |
-| the model without pyrskip | the picture in one size, and no gate |
+| the model alone | the picture in one size, and no gate |
 | best fixed choice | the same selection for all questions: the cheapest that keeps what is asked |
 | random choices | the gate's own decisions, dealt out to other questions: as cheap, and blind |
 | gate | what was trained, at the highest price that keeps what is asked |
@@ -23,7 +23,7 @@ runs, the gate included. Times are medians of whole answers, from pixels to text
 """
 NAMES = {
     "full": "everything",
-    "reference": "the model without pyrskip",
+    "reference": "the model alone",
     "fixed": "best fixed choice",
     "random": "random choices, as cheap",
     "gate": "**gate**",
@@ -33,7 +33,7 @@ HEADINGS = (
     "accuracy",
     "95% interval",
     "visual tokens",
-    "FLOPs, of the model's without pyrskip",
+    "FLOPs, of the model alone",
     "ms, one at a time",
     "ms, 32 at once",
 )
