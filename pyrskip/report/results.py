@@ -51,9 +51,10 @@ def section(record: Record) -> str:
         prices += f" to {record.prices[-1]:g}"
     fixed = record.line("fixed").method.removeprefix("fixed:")
     commit = f", commit {record.commit}" if record.commit else ""
+    timed = f"; times on {record.device}" * (record.line("gate").ms is not None)
     said = [
         f"{record.questions:,} questions; {record.seeds} gate{'s' if record.seeds > 1 else ''} on one model; "
-        f"{record.date}, pyrskip {record.version}{commit}; times on {record.device}. "
+        f"{record.date}, pyrskip {record.version}{commit}{timed}. "
         f"Best fixed choice: `{fixed}`; gate at price {prices}."
     ]
     if record.guarantee:
