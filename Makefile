@@ -12,7 +12,7 @@ OWN = $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-gpu test-slurm test-ray lint format types bench bench-deploy bench-gateway bench-ranks bench-scaling chaos docs clean
+.PHONY: help setup train test test-slow test-gpu test-slurm test-ray lint format types bench bench-deploy bench-gateway bench-ranks bench-scaling chaos docs docs-site clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -84,6 +84,9 @@ bench-scaling: $(READY)  ## what 1 to 512 ranks would be given to do, counted fr
 
 docs: $(READY)  ## run every command of the docs on small data
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m 'slow or not slow' tests/test_docs.py
+
+docs-site: $(READY)  ## build the docs as a site, build/site/index.html; a link that leads nowhere is an error
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/site
 
 clean:  ## remove what tools left behind; runs/ and .venv stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -81,9 +81,9 @@ def test_every_command_of_the_page_runs(page: Path, easy: Path, tmp_path: Path) 
         shutil.copytree(REPOSITORY / "tests/toys_outside", tmp_path, dirs_exist_ok=True)
     if page.name == "sweeps.md":
         small += SCENES
-    if page.name == "your-data.md":
-        small += OWN
+    if page.name in ("README.md", "your-data.md"):
         write_llava(tmp_path, images=60)
+    if page.name == "your-data.md":
         rows = [
             {"question": f"q{i}?", "answers": ["a"] * 10, "image": embedded(picture(i))} for i in range(60)
         ]
@@ -123,11 +123,12 @@ def test_every_command_of_the_page_runs(page: Path, easy: Path, tmp_path: Path) 
             if composes:
                 lent = {"experiment=compare_rules", "experiment=peers"} & set(words)
                 own = GATES if lent else ""  # the rest is the lender's
-                words += [o for o in small if o.split("=")[0] not in given and o.startswith(own)]
+                mine = OWN if "experiment=your_data" in words else []
+                words += [o for o in small + mine if o.split("=")[0] not in given and o.startswith(own)]
             done = run(words, tmp_path, environment, 1800)
             assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    done = subprocess.run(
+    ran = subprocess.run(
         [sys.executable, "-c", "\n".join(blocks)],
         cwd=tmp_path,
         env=environment,
@@ -135,7 +136,7 @@ def test_every_command_of_the_page_runs(page: Path, easy: Path, tmp_path: Path) 
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert ran.returncode == 0, ran.stderr[-4000:]
 
 
 def serve_and_stop(words: list[str], directory: Path, environment: dict[str, str]) -> None:
