@@ -61,6 +61,8 @@ def fingerprint(
         "pyramid.levels": pyramid.levels,
         "pyramid.grid": list(pyramid.grid),
     }
+    if pyramid.halo:
+        made["pyramid.halo"] = pyramid.halo
     if data is not None:
         index = parse_index(data)
         images = hashlib.sha256("".join(s.sha256 for split in SPLITS for s in index.splits[split]).encode())
@@ -92,11 +94,12 @@ def check_cache(directory: Path, wanted: Mapping[str, Any]) -> None:
         raise UserError(
             f"{path} cannot be read as the index of a cache ({type(error).__name__}: {error})"
         ) from error
-    for key, value in wanted.items():
-        if made.get(key) != value:
+    for key, value in ({"pyramid.halo": 0} | dict(wanted)).items():
+        was = made.get(key, 0 if key == "pyramid.halo" else None)
+        if was != value:
             raise UserError(
-                f"data.cache={directory} is stale: made with {key}={_short(made.get(key))}, this run has "
-                f"{_short(value)}; allowed: {_short(made.get(key))}, data.cache=null, or data.cache=run in a "
+                f"data.cache={directory} is stale: made with {key}={_short(was)}, this run has "
+                f"{_short(value)}; allowed: {_short(was)}, data.cache=null, or data.cache=run in a "
                 "run with another name"
             )
 

@@ -180,8 +180,8 @@ class TableEnvironment:
             listed, tiles = self.table.actions.selection.shape
             raise UserError(
                 "a policy that decides tile by tile, such as gate.policy=bernoulli, needs all "
-                f"{2 ** (tiles - 1)} selections, and the rollout table lists {listed}; allowed: rule.online=true, gate.policy=categorical, "
-                "or actions.unit=tile without a sample"
+                f"{2 ** (tiles - 1)} selections, and the rollout table lists {listed}; allowed: "
+                "rule.online=true, gate.policy=categorical, or actions.unit=tile without a sample"
             )
         scores = self.probabilities(rows) if soft else self.scores(rows)
         return (sample.weight * reward(scores, self.relative[rows])).sum(-1)
