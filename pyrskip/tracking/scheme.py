@@ -80,6 +80,14 @@ METRICS: tuple[Metric, ...] = (
         "0..1",
         _BY_RULE,
     ),
+    Metric(
+        "gate/tension/<tension>",
+        "of the relevance gate: particularise, which every tile's logit is raised by; explore, how often a "
+        "coin judges a tile; focus, what relevance is multiplied with",
+        "",
+        _BY_RULE,
+    ),
+    Metric("gate/weight/<score>", "how much the relevance gate goes by a score", "0..1", _BY_RULE),
     Metric("cost/tokens", "mean realised visual tokens of the mode's decisions", "tokens", _BY_RULE),
     Metric(
         "cost/relative_flops",
