@@ -290,7 +290,9 @@ def test_a_folder_without_a_whole_gate_is_refused(name: str, tmp_path: Path) -> 
 
 
 def test_an_unknown_gate_is_refused() -> None:
-    with pytest.raises(UserError, match=r"gate\.name='oracle'.*allowed: glance, joint, predictor, region, relevance"):
+    with pytest.raises(
+        UserError, match=r"gate\.name='oracle'.*allowed: glance, joint, predictor, region, relevance"
+    ):
         build_gate(GateConfig(name="oracle"), LAYOUT)
 
 

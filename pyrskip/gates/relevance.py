@@ -23,6 +23,8 @@ from pyrskip.policies.policy import in_float32
 
 ARCHETYPES = 8
 """Learned kinds of thing that stand out."""
+LEAST = 0.3
+"""Of the weights, that scores share evenly: one that counts for nothing learns nothing."""
 EXPLORE, FOCUS = 0.02, 8.0
 """Where tensions start: a coin judges a tile in fifty, and a tile that is more relevant than another by a
 quarter has a logit that is higher by two."""
@@ -74,6 +76,8 @@ class RelevanceGate(Gate):
         if "coupling" in self.mixed:
             self.coupling = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         self.balance = nn.Linear(width + 2 * len(self.mixed), len(self.mixed))
+        nn.init.zeros_(self.balance.weight)
+        nn.init.zeros_(self.balance.bias)
         self.particularise = nn.Parameter(torch.zeros(()))
         self.explore = nn.Parameter(torch.tensor(EXPLORE).logit())
         self.focus = nn.Parameter(torch.tensor(FOCUS).log())
@@ -166,5 +170,5 @@ class RelevanceGate(Gate):
         real = (seen.capacity > 0)[..., None]
         mean = (score * real).sum(1) / real.sum(1).clamp(min=1)
         peak = (score * real).amax(1)
-        weights: Tensor = self.balance(torch.cat([read.question, mean, peak], dim=-1)).softmax(-1)
-        return weights[:, None]
+        mixed = self.balance(torch.cat([read.question, mean, peak], dim=-1)).softmax(-1)
+        return (LEAST / len(self.mixed) + (1 - LEAST) * mixed)[:, None]
