@@ -37,6 +37,7 @@ commands
   show      every method of a finished run: pyrskip show runs/easy_vqa
             [method=gate,fixed:*] [type=<question type>] [sort=accuracy, or sort=-accuracy: the other way]
   plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
+            or a question at every price: pyrskip plot dial runs/a [image=0] [question=0] [out=dial.gif]
   equal     accuracy at equal cost: pyrskip equal runs/a runs/b [method=gate,hull] [type=<name>] [out=<file>]
   above     test whether anything is above the full pyramid: pyrskip above runs/a runs/b [out=above.json]
   compare   rules and policies of a sweep over them: pyrskip compare runs/compare_rules [low=0.2] [high=0.45]

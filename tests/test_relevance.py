@@ -42,8 +42,8 @@ def gate_of(policy: str = "evidence", **config: Any) -> RelevanceGate:
     assert isinstance(gate, RelevanceGate)
     torch.nn.init.normal_(gate.head.weight)
     for name, value in gate.named_parameters():
-        if name in ("information.weight", "salience.weight", "coupling.2.weight"):
-            torch.nn.init.normal_(value, std=4.0)
+        if name in ("information.weight", "salience.weight", "coupling.4.weight"):
+            torch.nn.init.normal_(value)
     return gate
 
 
@@ -82,7 +82,7 @@ def test_to_particularise_keeps_more_tokens_and_to_compress_fewer(policy: str) -
     seen = observation()
     spent = [
         float(moved(gate_of(policy), "particularise", by).policy(seen).mode().tokens.sum())
-        for by in (-3.0, -1.0, 0.0, 1.0, 3.0)
+        for by in (-5.0, -3.0, -2.0, -1.0, 0.0)
     ]
     assert spent == sorted(spent) and spent[0] < spent[2] < spent[-1]
 
@@ -99,11 +99,10 @@ def test_to_focus_gives_more_of_what_is_spent_to_the_most_relevant_tile(policy: 
     assert shares == sorted(shares) and shares[-1] > shares[0] + 0.02
 
 
-@policies
-def test_to_explore_tries_an_unpromising_tile_more_often(policy: str) -> None:
-    seen, tried = replace(observation(rows=400), price=torch.full((400,), 0.02)), []
+def test_to_explore_tries_an_unpromising_tile_more_often() -> None:
+    seen, tried = observation(rows=400), []
     for by in (-4.0, 0.0, 2.0, 4.0):
-        gate = moved(moved(gate_of(policy), "particularise", -6.0), "explore", by)
+        gate = moved(moved(gate_of("bernoulli"), "particularise", -6.0), "explore", by)
         torch.manual_seed(0)
         tried.append(float(gate.policy(seen).sample().selection[:, :FINE].float().mean()))
     assert tried == sorted(tried) and tried[-1] > tried[0] + 0.05
@@ -117,8 +116,10 @@ def test_to_explore_changes_what_is_tried_and_not_what_is_decided_tile_by_tile()
 
 def test_tensions_move_nothing_that_the_glance_is_worth() -> None:
     seen, plain = observation(), gate_of()(observation())[:, -1]
-    for tension in ("particularise", "explore", "focus"):
+    for tension in ("particularise", "focus"):
         assert moved(gate_of(), tension, 1.0)(seen)[:, -1].equal(plain)
+    assert "tension/explore" in gate_of("bernoulli").told(seen)
+    assert "tension/explore" not in gate_of().told(seen)  # nothing is tried while evidence is learned
 
 
 @pytest.mark.parametrize("off", [("information",), ("salience",), ("coupling",), ("information", "salience")])
@@ -139,7 +140,7 @@ def test_a_score_that_is_off_is_neither_mixed_nor_seen(off: tuple[str, ...]) -> 
 def test_scores_are_of_each_tile_from_zero_to_one_and_the_mix_lies_between_them() -> None:
     heat = gate_of().heat(observation())
     scores = torch.stack([heat[name] for name in RelevanceGate.scores])
-    assert scores.shape == (3, 40, PYRAMID.tiles) and (scores > 0).all() and (scores < 1).all()
+    assert scores.shape == (3, 40, PYRAMID.tiles) and (scores >= 0).all() and (scores <= 1).all()
     assert (heat["relevance"] <= scores.amax(0) + 1e-6).all()
     assert (heat["relevance"] >= scores.amin(0) - 1e-6).all()
 

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrskip.gates.gate import GATES, Gate, GateConfig
-from pyrskip.gates.pixels import MEASURES
 from pyrskip.gates.predictor import WordPool
 from pyrskip.gates.region import cells_of, overlap, placed
 from pyrskip.observation import Layout, Observation
@@ -23,6 +22,8 @@ from pyrskip.policies.policy import in_float32
 
 ARCHETYPES = 8
 """Learned kinds of thing that stand out."""
+CENTRE = (0.5, 0.1, 0.1, 0.25)
+"""Where MEASURES of usual pictures lie; they differ by a tenth or so."""
 LEAST = 0.3
 """Of the weights, that scores share evenly: one that counts for nothing learns nothing."""
 EXPLORE, FOCUS = 0.02, 8.0
@@ -45,13 +46,14 @@ class Read:
 @GATES.register("relevance")
 class RelevanceGate(Gate):
     """A tile's logit: that of its level, from the question and what it finds, and its relevance, a mean of
-    scores in 0..1, over one half, times `focus`.
+    scores in 0..1, over that of its level's other tiles (of a lone one, over one half), times `focus`.
 
     Tensions, each a parameter. particularise: is added to every tile's logit, so that more is kept, and
-    compression loses. explore: the chance, through a sigmoid, that a tile is judged by a coin and not by its
-    scores; so an unpromising tile is tried, and no tile is certain. focus: through its exponential, how much
-    relevance counts, so that what is spent goes to fewer tiles, and diversity loses. The glance is always
-    kept, and none of them moves its logit.
+    compression loses. focus: through its exponential, how much relevance counts, so that what is spent goes
+    to fewer tiles, and diversity loses. explore, of policies that sample while they learn: the chance,
+    through a sigmoid, that a coin judges a tile and not its scores, so that an unpromising tile is tried; the
+    mode stays. With `evidence` the rollouts have tried (actions.drawn), and a chance that every tile shows
+    the answer would be learned in place of the scores. The glance is always kept, and none moves its logit.
     """
 
     needs = ("query", "glance", "statistics")
@@ -74,17 +76,27 @@ class RelevanceGate(Gate):
             self.archetypes = nn.Parameter(torch.randn(ARCHETYPES, width))
             self.salience = nn.Linear(3, 1)
         if "coupling" in self.mixed:
-            self.coupling = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+            self.coupling = nn.Sequential(
+                nn.Linear(4 * width, width),
+                nn.GELU(),
+                nn.Linear(width, width),
+                nn.GELU(),
+                nn.Linear(width, 1),
+            )
         self.balance = nn.Linear(width + 2 * len(self.mixed), len(self.mixed))
         nn.init.zeros_(self.balance.weight)
         nn.init.zeros_(self.balance.bias)
         self.particularise = nn.Parameter(torch.zeros(()))
-        self.explore = nn.Parameter(torch.tensor(EXPLORE).logit())
+        if self.dial:
+            self.explore = nn.Parameter(torch.tensor(EXPLORE).logit())
         self.focus = nn.Parameter(torch.tensor(FOCUS).log())
         self.tile_level: Tensor
         self.register_buffer("tile_level", level, persistent=False)
         self.tile_box: Tensor
         self.register_buffer("tile_box", box, persistent=False)
+
+        self.peers: Tensor  # [T, T] bool: of the same level
+        self.register_buffer("peers", level[:, None] == level, persistent=False)
 
     def build(self) -> None:
         super().build()
@@ -105,24 +117,30 @@ class RelevanceGate(Gate):
         read = self._read(seen)
         score = self._scores(read, seen)
         relevance = (self._weights(read, score, seen) * score).sum(-1)
+        real = (seen.capacity > 0).float()
+        others = self.peers * real[:, None]
+        usual = (others @ relevance[..., None]).squeeze(-1) / others.sum(-1).clamp(min=1)
+        # what is common to a level's tiles is the level's: scores that push all tiles of many images down at
+        # once would be certain before they have learned to tell them apart
+        relevance = relevance - usual.where(others.sum(-1) > 1, 0.5)
         logit = self.weigh(self._context(read), seen).squeeze(-1) + self.start
-        promise = logit + self.particularise + self.focus.exp() * (relevance - 0.5)
-        tried = self.explore.sigmoid()
-        chance = (1 - tried) * promise.sigmoid() + tried / 2
+        promise = logit + self.particularise + self.focus.exp() * relevance
+        if self.dial:
+            tried = self.explore.sigmoid()
+            chance = (1 - tried) * promise.sigmoid() + tried / 2
+            promise = chance.log() - (-chance).log1p()
         last = torch.arange(self.layout.tiles, device=logit.device) == self.layout.tiles - 1
-        return torch.where(last, logit, chance.log() - (-chance).log1p())
+        return torch.where(last, logit, promise)
 
     @torch.no_grad()
     def told(self, seen: Observation) -> dict[str, Tensor]:
         """The tensions, and the mean weight of each score."""
         read = self._read(seen)
         weight = self._weights(read, self._scores(read, seen), seen).mean((0, 1))
-        return {
-            "tension/particularise": self.particularise,
-            "tension/explore": self.explore.sigmoid(),
-            "tension/focus": self.focus.exp(),
-            **{f"weight/{name}": weight[i] for i, name in enumerate(self.mixed)},
-        }
+        told = {"tension/particularise": self.particularise, "tension/focus": self.focus.exp()}
+        if self.dial:
+            told["tension/explore"] = self.explore.sigmoid()
+        return told | {f"weight/{name}": weight[i] for i, name in enumerate(self.mixed)}
 
     @torch.no_grad()
     def heat(self, seen: Observation) -> dict[str, Tensor]:
@@ -152,8 +170,7 @@ class RelevanceGate(Gate):
 
     def _scores(self, read: Read, seen: Observation) -> Tensor:
         """[B, T, K] in 0..1, each a function of its own sort of evidence."""
-        statistics = seen["statistics"].float()
-        assert statistics.shape[-1] == len(MEASURES)
+        statistics = (seen["statistics"].float() - seen["statistics"].new_tensor(CENTRE)) / 0.1
         logits = []
         if "information" in self.mixed:
             logits.append(self.information(statistics[..., :2]))
@@ -162,7 +179,10 @@ class RelevanceGate(Gate):
             kind = read.share @ like.amax(-1, keepdim=True)
             logits.append(self.salience(torch.cat([statistics[..., 2:], kind], dim=-1)))
         if "coupling" in self.mixed:
-            logits.append(self.coupling(read.share @ read.asked))
+            own = torch.cat([read.share @ read.asked, read.share @ read.cells], dim=-1)
+            asked = read.question[:, None].expand(-1, own.shape[1], -1)
+            level = self.level(self.tile_level).expand(own.shape[0], -1, -1)
+            logits.append(self.coupling(torch.cat([own, asked, level], dim=-1)))
         return torch.cat(logits, dim=-1).sigmoid()
 
     def _weights(self, read: Read, score: Tensor, seen: Observation) -> Tensor:
