@@ -82,12 +82,12 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "gate/tension/<tension>",
-        "of the relevance gate: particularise, which every tile's logit is raised by; explore, how often a "
-        "coin judges a tile; focus, what relevance is multiplied with",
+        "particularise: what every tile's logit is raised by; focus: what relevance is multiplied with; "
+        "explore: how often a coin judges a tile",
         "",
-        _BY_RULE,
+        ("gate=relevance",),
     ),
-    Metric("gate/weight/<score>", "how much the relevance gate goes by a score", "0..1", _BY_RULE),
+    Metric("gate/weight/<score>", "how much a score counts, mean", "0..1", ("gate=relevance",)),
     Metric("cost/tokens", "mean realised visual tokens of the mode's decisions", "tokens", _BY_RULE),
     Metric(
         "cost/relative_flops",
