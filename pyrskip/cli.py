@@ -39,6 +39,7 @@ commands
   results   the gate beside what it is held against, a table a run, and a page of them:
             pyrskip results runs/easy_vqa [out=docs/results]
   plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
+            or a question at every price: pyrskip plot dial runs/a [image=0] [question=0] [out=dial.gif]
   equal     accuracy at equal cost: pyrskip equal runs/a runs/b [method=gate,hull] [type=<name>] [out=<file>]
   above     test whether anything is above the full pyramid: pyrskip above runs/a runs/b [out=above.json]
   compare   rules and policies of a sweep over them: pyrskip compare runs/compare_rules [low=0.2] [high=0.45]

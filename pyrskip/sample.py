@@ -36,13 +36,15 @@ class Sample:
     """An image, uint8 [3, h, w] fitted to the canvas, with all its questions. key: unique in the data set.
 
     maps: where a cache holds them, the encoder's map of each tile, [rows, columns, C] half, the glance's
-    float32; the image is blank then.
+    float32; the image is blank then, and glance, where something reads pixels, the coarsest level [3, s, s]
+    in 0..1, zero in padding.
     """
 
     key: str
     image: Tensor
     questions: tuple[Question, ...]
     maps: tuple[Tensor, ...] | None = None
+    glance: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,9 @@ class Batch:
 
     image uint8 [I, 3, S, S], zero in padding; size int64 [I, 2]: valid rows, columns; image_of int64 [B]: the
     row of `image` that each question is about. maps: None, or from a cache each tile's map [I, C, rows,
-    columns] half, the glance's float32, zero in padding; the images are blank then. known: size and image_of
-    on the CPU, of a batch that was moved from there.
+    columns] half, the glance's float32, zero in padding; the images are blank then, and glance, if it is
+    there, their coarsest level [I, 3, s, s] in 0..1. known: size and image_of on the CPU, of a batch that was
+    moved from there.
     """
 
     image: Tensor
@@ -64,6 +67,7 @@ class Batch:
     image_keys: tuple[str, ...]
     maps: tuple[Tensor, ...] | None = None
     known: tuple[Tensor, Tensor] | None = None
+    glance: Tensor | None = None
 
     @classmethod
     def collate(cls, samples: Sequence[Sample], side: int) -> "Batch":
@@ -72,6 +76,7 @@ class Batch:
         size = torch.tensor([sample.image.shape[1:] for sample in samples]).view(-1, 2)
         maps = [sample.maps for sample in samples if sample.maps is not None]
         assert len(maps) in (0, len(samples)), "samples come from a cache, or do not"
+        glances = [sample.glance for sample in samples if sample.glance is not None]
         if maps:
             image = torch.zeros(1, dtype=torch.uint8).expand(len(samples), 3, side, side)
         else:
@@ -88,6 +93,7 @@ class Batch:
             keys=tuple(f"{s.key}/{i}" for s in samples for i in range(len(s.questions))),
             image_keys=tuple(s.key for s in samples),
             maps=tuple(map(_pad, zip(*maps, strict=True))) or None,
+            glance=torch.stack(glances) if glances else None,
         )
 
     def __len__(self) -> int:
@@ -128,6 +134,7 @@ class Batch:
             image_keys=tuple(self.image_keys[i] for i in images.tolist()),
             maps=None if self.maps is None else tuple(m[images] for m in self.maps),
             known=self.known and known,
+            glance=None if self.glance is None else self.glance[images],
         )
 
     def part(self, low: int, high: int) -> "Batch":
@@ -154,7 +161,8 @@ class Batch:
             parts = [m.permute(0, 2, 3, 1).flatten().view(torch.uint8) for m in reversed(self.maps)]
             flat = torch.cat(parts)
         small = self.size.numpy(), self.image_of.numpy()
-        return _whole, (image, *small, self.questions, self.keys, self.image_keys, flat, kinds, self.known)
+        beside = self.known, self.glance
+        return _whole, (image, *small, self.questions, self.keys, self.image_keys, flat, kinds, *beside)
 
     def pin_memory(self) -> "Batch":
         return self._mapped(Tensor.pin_memory)
@@ -163,8 +171,9 @@ class Batch:
         # blank images are one number, seen many times
         image = of(self.image) if self.maps is None else of(self.image[:1, :1, :1, :1]).expand_as(self.image)
         maps = None if self.maps is None else tuple(map(of, self.maps))
-        size, image_of = of(self.size), of(self.image_of)
-        return replace(self, image=image, size=size, image_of=image_of, maps=maps, known=self.on_cpu)
+        glance = None if self.glance is None else of(self.glance)
+        moved = replace(self, image=image, size=of(self.size), image_of=of(self.image_of), known=self.on_cpu)
+        return replace(moved, maps=maps, glance=glance)
 
 
 def _whole(
@@ -177,6 +186,7 @@ def _whole(
     flat: Tensor | None,
     kinds: Sequence[tuple[torch.dtype, tuple[int, ...]]],
     known: tuple[Tensor, Tensor] | None,
+    glance: Tensor | None,
 ) -> Batch:
     """A batch from another process."""
     if not isinstance(image, Tensor):
@@ -191,7 +201,7 @@ def _whole(
         ]
         maps = tuple(whole[::-1])
     here = torch.from_numpy(size), torch.from_numpy(image_of)
-    return Batch(image, *here, questions, keys, image_keys, maps, known)
+    return Batch(image, *here, questions, keys, image_keys, maps, known, glance)
 
 
 def _pad(maps: Sequence[Tensor]) -> Tensor:

@@ -74,16 +74,19 @@ def results(arguments: Sequence[str]) -> None:
 
 
 def plot(arguments: Sequence[str]) -> None:
-    """A picture of the frontiers of one or more runs."""
+    """A picture of the frontiers of one or more runs, or of one run's dial."""
     from pyrskip.evaluation.runs import check_costs, load_runs
     from pyrskip.report.plots import plot_runs, run_colours
     from pyrskip.report.styles import RULES
 
+    if arguments[:1] == ["dial"]:
+        _dial(arguments[1:])
+        return
     places, given = split_arguments(arguments, ("out", "method"))
     if len(places) < 2 or places[0] != "frontier":
         raise UserError(
             "pyrskip plot takes frontier and one or more directories; allowed beside them: out=<file>, "
-            "method=<name>"
+            "method=<name>; or dial and one run"
         )
     runs = [run for place in places[1:] for run in load_runs(Path(place))]
     check_costs(runs)
@@ -95,6 +98,42 @@ def plot(arguments: Sequence[str]) -> None:
     colours = run_colours({run.label: run.rule for run in runs}, RULES)
     plot_runs({run.label: run.rows for run in runs}, colours, out, given.get("method", "gate"))
     print(f"picture: {out}")
+
+
+def _dial(arguments: Sequence[str]) -> None:
+    """A GIF of what the gate keeps for a test question, from dear to cheap."""
+    from omegaconf import OmegaConf
+
+    from pyrskip.config import read, read_saved
+    from pyrskip.evaluation.inference import across
+    from pyrskip.inference.keys import Keys
+    from pyrskip.report.dial import write_dial
+    from pyrskip.stages.finished import Finished
+
+    places, given = split_arguments(arguments, ("image", "question", "out"))
+    if len(places) != 1:
+        raise UserError(
+            "pyrskip plot dial takes one run's directory; allowed beside it: image=<number>, "
+            "question=<number>, out=<file.gif>"
+        )
+    root, keys = Path(places[0]).resolve(), Keys(given, ("image", "question", "out"))
+    out = Path(keys.text("out", f"{places[0]}/dial.gif"))
+    if out.suffix != ".gif":
+        raise UserError(f"out={out} is no GIF; allowed: a name that ends in .gif")
+    saved = read_saved(str(root), "run") | {"root": str(root.parent), "name": root.name}
+    config, _ = read(OmegaConf.create(saved))
+    run = Finished.of(config)
+    image, question = keys.whole("image", 0, default=0), keys.whole("question", 0, default=0)
+    sample = run.test[image] if 0 <= image < len(run.test) else None
+    if sample is None or not 0 <= question < len(sample.questions):
+        raise UserError(
+            f"image={image}, question={question}: allowed: 0 to {len(run.test) - 1}, one that can be read, "
+            "and one of its questions, from 0"
+        )
+    prices = run.gate.prices(sorted(config.evaluation.prices))
+    frames = across(run.model, run.gate, sample, question, run.unit, prices)
+    write_dial(frames, run.model.pyramid, out)
+    print(f"picture: {out}, {len(frames)} decisions")
 
 
 def equal(arguments: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ SIGNALS = {
     "query_mask": (None,),
     "glance": (6, 2, 2),
     "glance_mask": (2, 2),
+    "statistics": (PYRAMID.tiles, 4),
     "answer_stats": (3,),
 }
 LAYOUT = Layout(SIGNALS, PYRAMID.tiles, ActionSet.by_level(PYRAMID), BudgetRule(), PYRAMID.grid)
@@ -59,6 +60,7 @@ def observation(rows: int = 5, words: int = 7, seed: int = 0) -> Observation:
             "query_mask": torch.arange(words) < lengths,
             "glance": torch.randn(rows, 6, 2, 2, generator=generator),
             "glance_mask": inside,
+            "statistics": torch.rand(rows, PYRAMID.tiles, 4, generator=generator),
             "answer_stats": torch.rand(rows, 3, generator=generator),
         },
         capacity=PYRAMID.capacity(size),
@@ -116,6 +118,7 @@ CHANGED = {
         seen, query=seen["query"].roll(1, 0), query_mask=seen["query_mask"].roll(1, 0)
     ),
     "glance": lambda seen: other(seen, glance=-seen["glance"]),
+    "statistics": lambda seen: other(seen, statistics=1 - seen["statistics"]),
     "answer_stats": lambda seen: other(seen, answer_stats=seen["answer_stats"].flip(0)),
 }
 
@@ -125,7 +128,8 @@ CHANGED = {
 def test_a_gate_sees_the_signals_that_it_needs_and_nothing_else(
     name: str, policy: str, more: tuple[str, ...]
 ) -> None:
-    needs = {"predictor": ("query",), "glance": ("glance",)}.get(name, ("query", "glance")) + more
+    of = {"predictor": ("query",), "glance": ("glance",), "relevance": ("query", "glance", "statistics")}
+    needs = of.get(name, ("query", "glance")) + more
     gate, seen = gate_of(name, policy, signals=more), observation()
     assert gate.config.needs == needs
     plain = gate(seen)
@@ -248,7 +252,7 @@ def tamper(directory: Path, *keys: str, value: Any) -> None:
         (
             ("gate", "name"),
             "os.system",
-            r"gate\.name='os\.system'.*allowed: glance, joint, predictor, region",
+            r"gate\.name='os\.system'.*allowed: glance, joint, predictor, region, relevance",
         ),
         (
             ("gate", "policy"),
@@ -286,7 +290,9 @@ def test_a_folder_without_a_whole_gate_is_refused(name: str, tmp_path: Path) -> 
 
 
 def test_an_unknown_gate_is_refused() -> None:
-    with pytest.raises(UserError, match=r"gate\.name='oracle'.*allowed: glance, joint, predictor, region"):
+    with pytest.raises(
+        UserError, match=r"gate\.name='oracle'.*allowed: glance, joint, predictor, region, relevance"
+    ):
         build_gate(GateConfig(name="oracle"), LAYOUT)
 
 

@@ -74,8 +74,8 @@ def test_an_option_that_a_rule_would_ignore_is_refused_with_those_that_it_has(ru
         ),
         (
             ["gate=nope"],
-            "In 'train': Could not find 'gate/nope'; allowed: glance, joint, predictor, region, sequential "
-            "(docs",
+            "In 'train': Could not find 'gate/nope'; allowed: glance, joint, predictor, region, relevance, "
+            "sequential (docs",
         ),
         (["sede=1"], "config key sede is unknown; allowed here: ablations, actions, budget, cost, data, "),
     ],

@@ -26,7 +26,7 @@ from pyrskip.policies import POLICIES
 from pyrskip.policies.evidence import EvidencePolicy, missed
 from pyrskip.proposals import propose
 from pyrskip.pyramid import Pyramid
-from pyrskip.report.gallery import SIDE, foveate
+from pyrskip.report.detail import SIDE, finest, foveate
 from pyrskip.report.selections import levels_of
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment
@@ -237,6 +237,23 @@ def test_a_foveated_picture_shows_each_place_as_finely_as_it_was_kept() -> None:
     assert set(np.unique(seen[: SIDE // 2, : SIDE // 2])) == {0, 255}
     assert abs(seen[: SIDE // 2, SIDE // 2 :].astype(int) - 128).max() <= 1
     assert abs(seen[SIDE // 2 :].astype(int) - 128).max() <= 1
+
+
+def test_a_region_is_as_fine_as_the_finest_tile_that_is_kept_over_it() -> None:
+    pyramid = Pyramid(384, 3, 16, (3, 2, 1))
+    kept = torch.zeros(2, pyramid.tiles, dtype=torch.bool)
+    kept[:, -1] = True
+    kept[0, 4] = kept[0, 9] = True  # the middle of level 0, the upper left of level 1
+    found = finest(kept, pyramid)
+    assert found.shape == (2, 6, 6) and found[1].eq(2).all()
+    assert found[0].tolist() == [
+        [1, 1, 1, 2, 2, 2],
+        [1, 1, 1, 2, 2, 2],
+        [1, 1, 0, 0, 2, 2],
+        [2, 2, 0, 0, 2, 2],
+        [2, 2, 2, 2, 2, 2],
+        [2, 2, 2, 2, 2, 2],
+    ]
 
 
 def test_a_model_that_answers_teaches_tiles_one_by_one_and_a_table_does_not() -> None:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from pyrskip.files import write_json, write_whole
 from pyrskip.models.halves import in_halves
 from pyrskip.models.tiles import encode_tiles
 from pyrskip.models.vision import Components, VisionConfig, VisionEncoder
+from pyrskip.picture import mipmaps
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch, Question, Sample
 
@@ -121,12 +123,16 @@ def read_components(directory: Path, components: Components) -> bool:
 
 class CachedDataset(Dataset[Sample | None]):
     """The samples of a split with their maps instead of their pixels. A sample that cannot be read is None.
+    glances: whether the pixels of the coarsest level are read as well.
 
     Safe to use in loader workers. Raises UserError where the cache does not hold the split's images.
     """
 
-    def __init__(self, data: ShardDataset, directory: Path, split: str, pyramid: Pyramid) -> None:
+    def __init__(
+        self, data: ShardDataset, directory: Path, split: str, pyramid: Pyramid, glances: bool = False
+    ) -> None:
         self.data, self._directory, self._pyramid = data, directory, pyramid
+        self._glances = glances
         self.directory, self.parts = data.directory, data.parts
         self._open: dict[str, Any] = {}
         content = json.loads((directory / INDEX).read_bytes())
@@ -158,10 +164,25 @@ class CachedDataset(Dataset[Sample | None]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
+        if self._glances:
+            return [
+                self._seen(i, sample)
+                for i, sample in zip(indices, self.data.__getitems__(indices), strict=True)
+            ]
         return [
             self._sample(i, questions)
             for i, questions in zip(indices, self.data.questions_of(indices), strict=True)
         ]
+
+    def _seen(self, index: int, whole: Sample | None) -> Sample | None:
+        """With the coarsest level of what was read."""
+        sample = None if whole is None else self._sample(index, whole.questions)
+        if whole is None or sample is None:
+            return None
+        level = torch.from_numpy(mipmaps(whole.image.numpy(), self._pyramid.levels)[-1])
+        side = self._pyramid.side(self._pyramid.levels - 1)
+        room = (0, side - level.shape[-1], 0, side - level.shape[-2])
+        return replace(sample, glance=torch.nn.functional.pad(level, room))
 
     def _sample(self, index: int, questions: tuple[Question, ...] | None) -> Sample | None:
         height, width = self._size[index].tolist()

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pyrskip.evaluation.bootstrap import Bootstrap, Interval
@@ -237,11 +236,18 @@ class _Ruler:
         of_image = (inputs.tile_flops if decisions.projects_all else inputs.encode_flops)[self.split]
         assert of_image is not None
         flops = of_image[self.table.image_of].double()
-        # nothing is skipped by the decisions outside of the set
-        skipped = F.pad(~self.table.actions.selection, (0, 0, 0, len(OUTSIDE)))
         shares = [1.0] if decisions.share is None else decisions.share.tolist()
         actions = zip(decisions.action.view(len(shares), -1), shares, strict=True)
-        return torch.stack([share * (flops * skipped[action]).sum(-1) for action, share in actions]).sum(0)
+        return torch.stack(
+            [share * (flops * self._skipped(action)).sum(-1) for action, share in actions]
+        ).sum(0)
+
+    def _skipped(self, column: Tensor) -> Tensor:
+        """The tiles that a column of each question skips, [N] -> [N, T] bool; none by decisions outside of
+        the set."""
+        table = self.table
+        outside = (column >= len(table.actions)) & (column < table.first_drawn)
+        return (table.steps(torch.arange(len(table)), column) == 0) & ~outside[:, None]
 
     def _times(
         self, decisions: Decisions, clock: Clock | None

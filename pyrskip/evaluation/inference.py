@@ -1,9 +1,10 @@
 """What the frontier has the model itself do: questions answered as a server would answer them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,8 @@ from pyrskip.sample import Batch, Sample
 @dataclass(frozen=True)
 class Shown:
     """A question as answered under a decision. image uint8 [3, h, w]; kept [T] bool; tokens: realised, all
-    tiles together; relative_cost: 1 = mean full."""
+    tiles together; relative_cost: 1 = mean full; heat: what the gate thought of each tile, name -> [T] in
+    0..1, of one that tells."""
 
     image: Tensor
     question: str
@@ -35,6 +37,7 @@ class Shown:
     tokens: int
     relative_cost: float
     type: str
+    heat: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def check_inference(
@@ -106,7 +109,9 @@ def answered(
 ) -> Shown:
     """A sample's question, answered as a server would."""
     batch = Batch.collate([sample], model.pyramid.size).rows([row])
-    answers = answer(Gated(model, gate, unit, price), batch)
+    gated = Gated(model, gate, unit, price)
+    answers = answer(gated, batch)
+    heat = gate.heat(gated.observe(batch, gated.glance(batch))) if gate.scores else {}
     tokens, question, text = answers.decided.tokens, batch.questions[0], answers.texts[0]
     cost = model.cost(model.realise(tokens, batch.size), batch.size, model.prompt_tokens(batch))
     return Shown(
@@ -119,4 +124,25 @@ def answered(
         tokens=int(cost.tokens),
         relative_cost=(float(cost.flops) + gate_flops) / unit,
         type=question.type,
+        heat={name: score[0].cpu() for name, score in heat.items()},
     )
+
+
+BETWEEN = 4
+"""Prices that are tried between two of those that are given."""
+
+
+def across(
+    model: GatedModel, gate: Gate, sample: Sample, row: int, unit: float, prices: Sequence[float]
+) -> list[tuple[float, Shown]]:
+    """A sample's question, answered at prices from the lowest to the highest: the first price of each
+    decision that differs from the one before. The gate's own FLOPs are part of the cost."""
+    batch = Batch.collate([sample], model.pyramid.size).rows([row])
+    own = Gated(model, gate, unit).gate_flops(batch)
+    places = np.linspace(0, len(prices) - 1, (len(prices) - 1) * (BETWEEN + 1) + 1)
+    found: list[tuple[float, Shown]] = []
+    for price in np.exp(np.interp(places, range(len(prices)), np.log(np.maximum(prices, 1e-9)))).tolist():
+        one = answered(model, gate, sample, row, unit, price, own)
+        if not found or not one.kept.equal(found[-1][1].kept):
+            found.append((price, one))
+    return found

@@ -15,6 +15,7 @@ from pyrskip.budget import BudgetRule
 from pyrskip.cost import Cost
 from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.evaluation.inputs import modes_of
+from pyrskip.evaluation.regions import rules
 from pyrskip.gated import encode_glance
 from pyrskip.gates.gate import Gate
 from pyrskip.models.native import NativeModel
@@ -45,8 +46,8 @@ def play(
     """Tables with the answers to what the gates decide that they do not list; and the columns [P, N] of each
     gate, and beside the gate's own: `random`, its decisions dealt out to other questions; `random:tiles`, as
     many tiles of each level, anywhere; `gate:shuffled_query`, what it decides for another sample's question;
-    `oracle:boxes`, where the data set knows what holds the answer. Tables as they are, and nothing, where all
-    is listed."""
+    what rules keep that nobody learned (`pyrskip.evaluation.regions`); `oracle:boxes`, where the data set
+    knows what holds the answer. Tables as they are, and nothing, where all is listed."""
     extended, columns = dict(tables), dict[Key, Tensor]()
     unit = tables["gate"].mean_full_flops
     for split in ("val", "test"):
@@ -55,6 +56,7 @@ def play(
         if not decided:
             continue
         questions = ShardDataset(data, split, model.pyramid.size)
+        decided |= {(name, 0): kept for name, kept in rules(tables, split, model.pyramid)}
         boxes = _boxes(table, questions, model.pyramid)
         if boxes is not None:
             decided["oracle:boxes", 0] = boxes[None]

@@ -28,12 +28,13 @@ GATES: "Registry[type[Gate]]" = Registry("gate.name")
 class GateConfig(PolicyConfig):
     """name: a registered gate; beside it what its policy reads. signals: read beside those that the gate
     needs, each a vector a question, such as answer_stats. members: gates that are trained one by one and
-    decide together."""
+    decide together. without: scores that a gate which mixes some (relevance) goes without."""
 
     name: str = "joint"
     dropout: float = 0.0
     signals: tuple[str, ...] = ()
     members: int = 1
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +51,13 @@ class GateConfig(PolicyConfig):
                 f"gate.members={self.members} with gate.policy={self.policy}: allowed: at least 1, and 1 for "
                 "a policy that decides step by step"
             )
+        off = set(self.without)
+        if not off <= set(known.scores) or len(off) < len(self.without) or (off and off == set(known.scores)):
+            mixes = ", ".join(known.scores) or "none"
+            raise UserError(
+                f"gate.without={list(self.without)} with gate.name={self.name}, which mixes these scores: "
+                f"{mixes}; allowed: some of them, each once, and not all"
+            )
         if len(set(self.signals)) < len(self.signals) or set(self.signals) & set(known.needs):
             raise UserError(
                 f"gate.signals={list(self.signals)}: allowed: each once, and none that gate.name={self.name} "
@@ -64,7 +72,7 @@ class GateConfig(PolicyConfig):
 
 class Gate(nn.Module, ABC):
     """A trunk (the subclass's) and a policy's head. needs: the signals that the trunk reads. regional: it
-    makes a vector of each tile, and the head reads each alone.
+    makes a vector of each tile, and the head reads each alone. scores: of tiles, that it mixes, by name.
 
     price: the only price that it was trained for, -1 where it serves more; price_range: the prices that it
     was given in training. `tilt` moves the trained policy along the cost axis: calibration sets it.
@@ -72,6 +80,7 @@ class Gate(nn.Module, ABC):
 
     needs: ClassVar[tuple[str, ...]] = ()
     regional: ClassVar[bool] = False
+    scores: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: GateConfig, layout: Layout) -> None:
         super().__init__()
@@ -113,21 +122,33 @@ class Gate(nn.Module, ABC):
     @in_float32
     def forward(self, seen: Observation) -> Tensor:
         """Raw head outputs [B, ...] float32: what the policy is made of."""
+        return self.weigh(self.look(seen), seen)
+
+    def weigh(self, looked: Tensor, seen: Observation) -> Tensor:
+        """What the head makes of what the trunk read, `looked`."""
         capacity = (1.0 + seen.capacity.float()).log() / 8
         beside = [seen[name].float() for name in self.config.signals]
         if self.dial:
             beside.append((seen.price.float().clamp(min=1e-4).log() / 4)[:, None])
         if self.regional:
-            parts = [self.look(seen), capacity[..., None]]
+            parts = [looked, capacity[..., None]]
             parts += [of[:, None].expand(-1, self.layout.tiles, -1) for of in beside]
         else:
-            parts = [self.look(seen), capacity, *beside]
+            parts = [looked, capacity, *beside]
         outputs: Tensor = self.head(self.mlp(torch.cat(parts, dim=-1)))
         return outputs
 
     def policy(self, seen: Observation, outputs: Tensor | None = None) -> Policy:
         """The distribution over decisions at the observation's price."""
         return self.kind.of(self(seen) if outputs is None else outputs, seen, self)
+
+    def told(self, seen: Observation) -> dict[str, Tensor]:
+        """What a gate tells of itself while it trains, name -> a number; nothing by default."""
+        return {}
+
+    def heat(self, seen: Observation) -> dict[str, Tensor]:
+        """What it thinks of each tile, by score [B, T] in 0..1; nothing by default."""
+        return {}
 
     def prices(self, wanted: Sequence[float]) -> list[float]:
         """The prices among these that it can be given: its own alone, or all. Raises UserError for one

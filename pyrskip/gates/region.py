@@ -22,11 +22,7 @@ class RegionGate(Gate):
     regional = True
 
     def __init__(self, config: GateConfig, layout: Layout) -> None:
-        if sum(g * g for g in layout.grid) != layout.tiles:
-            raise UserError(
-                f"gate.name={config.name} must know where its {layout.tiles} tiles lie, and the grid of its "
-                f"layout is {list(layout.grid)}; allowed: one of as many tiles"
-            )
+        level, box = placed(config, layout)
         super().__init__(config, layout)
         width = config.width
         self.words = WordPool(layout.width("query"), width)
@@ -34,7 +30,6 @@ class RegionGate(Gate):
         self.cells = nn.Linear(layout.width("glance", 0) + 2, width)
         self.ask = nn.Linear(width, width)
         self.level = nn.Embedding(len(layout.grid), width)
-        level, box = places(layout.grid)
         self.tile_level: Tensor
         self.register_buffer("tile_level", level, persistent=False)
         self.tile_box: Tensor
@@ -46,10 +41,7 @@ class RegionGate(Gate):
     def look(self, seen: Observation) -> Tensor:
         glance, mask = seen["glance"], seen["glance_mask"]
         question = self.words(seen["query"], seen["query_mask"])
-        rows, columns = (_middles(n, glance.device) for n in glance.shape[-2:])
-        position = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
-        normal = self.norm(glance.float().flatten(2).transpose(1, 2))
-        cells = F.gelu(self.cells(torch.cat([normal, position.expand(glance.shape[0], -1, -1)], dim=-1)))
+        cells = F.gelu(self.cells(cells_of(self.norm, glance)))
         asked = cells * self.ask(question)[:, None]  # [B, N, D]
         score = asked.sum(-1) * cells.shape[-1] ** -0.5
         attention = score.masked_fill(~mask.flatten(1), float("-inf")).softmax(-1)
@@ -61,6 +53,24 @@ class RegionGate(Gate):
         return torch.cat(
             [share @ cells, share @ asked, whole, where.expand(question.shape[0], -1, -1)], dim=-1
         )
+
+
+def placed(config: GateConfig, layout: Layout) -> tuple[Tensor, Tensor]:
+    """`places` of a layout's grid. Raises UserError where that has not as many tiles as the layout."""
+    if sum(g * g for g in layout.grid) != layout.tiles:
+        raise UserError(
+            f"gate.name={config.name} must know where its {layout.tiles} tiles lie, and the grid of its "
+            f"layout is {list(layout.grid)}; allowed: one of as many tiles"
+        )
+    return places(layout.grid)
+
+
+def cells_of(norm: nn.Module, glance: Tensor) -> Tensor:
+    """The glance's cells, normalised, with where they lie: [B, C, h, w] -> [B, N, C + 2]."""
+    rows, columns = (_middles(n, glance.device) for n in glance.shape[-2:])
+    position = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
+    normal = norm(glance.float().flatten(2).transpose(1, 2))
+    return torch.cat([normal, position.expand(glance.shape[0], -1, -1)], dim=-1)
 
 
 def places(grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -68,11 +68,11 @@ def glance(model: GatedModel, batch: Batch, features: Features) -> tuple[Tensor,
 
 def pixels(model: GatedModel, batch: Batch, features: Features) -> tuple[Tensor, ...]:
     """The glance's pixels [B, 3, H, W] in 0..1 and their mask [B, H, W] bool, false in padding."""
-    if not features.levels:
+    level = features.levels[-1] if features.levels else batch.glance
+    if level is None:
         raise UserError(
             "a signal reads pixels, and cached maps hold none; allowed: data.cache=null, or another signal"
         )
-    level = features.levels[-1]
     valid = model.pyramid.pixels(batch.size)[:, model.pyramid.glance]
     side = torch.arange(level.shape[-1], device=level.device)
     inside = (side[None, :, None] < valid[:, 0, None, None]) & (side[None, None, :] < valid[:, 1, None, None])

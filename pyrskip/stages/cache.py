@@ -47,13 +47,15 @@ def check_cache_of(run: Run, vision: VisionEncoder) -> None:
     check_cache(directory, fingerprint(run.config.vision, vision, pyramid_of(run.config), data))
 
 
-def inputs_of(run: Run, split: str, vision: VisionEncoder) -> ShardDataset | CachedDataset:
-    """A split's samples, with their maps where those are cached."""
+def inputs_of(
+    run: Run, split: str, vision: VisionEncoder, glances: bool = False
+) -> ShardDataset | CachedDataset:
+    """A split's samples, with their maps where those are cached. glances: whether signals read pixels."""
     data, directory = samples_of(run, split), cache_of(run)
     if directory is None:
         return data
     check_cache_of(run, vision)
-    return CachedDataset(data, directory, split, pyramid_of(run.config))
+    return CachedDataset(data, directory, split, pyramid_of(run.config), glances)
 
 
 def encoder_of(run: Run) -> VisionEncoder:

@@ -21,6 +21,7 @@ from pyrskip.models.native import NativeModel
 from pyrskip.rollouts.environments import Environment, ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.held_out import looked_at
 from pyrskip.rollouts.table import RolloutTable
+from pyrskip.signals import SIGNALS
 from pyrskip.stages.cache import inputs_of, pyramid_of
 from pyrskip.stages.model import model_of
 from pyrskip.stages.peers import PEERS
@@ -76,7 +77,8 @@ def _train_gate(
     val = TableEnvironment(looked_at(tables["val"]), pyramid_of(config), config.budget, unit)
     steps = module.optimizer_config.steps
     if config.rule.online:
-        data = Filled(inputs_of(run, "gate", model_of(run).vision))
+        glances = any(SIGNALS[need].source == "pixels" for need in wanted.needs)
+        data = Filled(inputs_of(run, "gate", model_of(run).vision, glances))
         gather = partial(collate, side=config.pyramid.size)
         batches = StepData(data, gather, config.loader.batch_images, steps, module.seed)
     else:
@@ -117,10 +119,10 @@ def kept_in(directory: Path) -> dict[str, Any] | None:
 
 
 def methods_of(config: Config) -> dict[str, GateConfig]:
-    """The frontier's name of each gate that is trained -> the gate. No ablation reads signals beside its own;
-    one that is the run's own gate is left out."""
+    """The frontier's name of each gate that is trained -> the gate. No ablation reads signals beside its own,
+    nor goes without a score; one that is the run's own gate is left out."""
     ablations = {
-        METHODS.get(name, f"ablation:{name}"): replace(config.gate, name=name, signals=())
+        METHODS.get(name, f"ablation:{name}"): replace(config.gate, name=name, signals=(), without=())
         for name in config.ablations
     }
     return {"gate": config.gate} | {method: gate for method, gate in ablations.items() if gate != config.gate}

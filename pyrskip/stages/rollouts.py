@@ -68,7 +68,7 @@ def roll_out_into(
         trainer = build_trainer(replace(config.trainer, precision="32-true"), directory, title=place.name)
         drawn = 0 if split == "test" else config.actions.drawn  # nothing learns from the test split
         module = RolloutModule(model, actions, config.budget, split, origin, drawn, config.actions.seed)
-        data = inputs_of(run, split, model.vision)
+        data = inputs_of(run, split, model.vision, glances=True)
         if remote is not None:
             remote.client.journal = Journal(directory)
         roll_out(trainer, module, data, of.rollout_images, of.chunk_images, directory)

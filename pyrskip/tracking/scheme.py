@@ -80,6 +80,14 @@ METRICS: tuple[Metric, ...] = (
         "0..1",
         _BY_RULE,
     ),
+    Metric(
+        "gate/tension/<tension>",
+        "particularise: what every tile's logit is raised by; focus: what relevance is multiplied with; "
+        "explore: how often a coin judges a tile",
+        "",
+        ("gate=relevance",),
+    ),
+    Metric("gate/weight/<score>", "how much a score counts, mean", "0..1", ("gate=relevance",)),
     Metric("cost/tokens", "mean realised visual tokens of the mode's decisions", "tokens", _BY_RULE),
     Metric(
         "cost/relative_flops",
