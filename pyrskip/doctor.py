@@ -31,6 +31,7 @@ USES = {
     "sweep": "hydra/launcher=joblib: a sweep's jobs side by side",
     "cluster": "hydra/launcher=slurm, and sweeps that search",
     "ray": "hydra/launcher=ray",
+    "lmms-eval": "lmms-eval's --model pyrskip",
     "dev": "the tests and checks of pyrskip itself",
 }
 """Extra -> what needs it."""
