@@ -33,6 +33,7 @@ USES = {
     "ray": "hydra/launcher=ray",
     "docs": "make docs-site: the docs as a site",
     "notebooks": "notebooks/",
+    "lmms-eval": "lmms-eval's --model pyrskip",
     "dev": "the tests and checks of pyrskip itself",
 }
 """Extra -> what needs it."""
