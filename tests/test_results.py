@@ -115,6 +115,7 @@ def test_the_readme_uses_no_word_before_it_is_said() -> None:
     assert README.index("docs/first.png") < README.index("| accuracy |") < README.index("```sh")
 
 
+@pytest.mark.slow
 def test_the_script_draws_the_readmes_picture(tmp_path: Path) -> None:
     runpy.run_path(str(DOCS / "first.py"))["draw"](tmp_path / "first.png")
     with Image.open(tmp_path / "first.png") as drawn, Image.open(DOCS / "first.png") as kept:
