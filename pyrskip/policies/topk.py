@@ -39,7 +39,7 @@ class TopKPolicy(BernoulliPolicy):
     ) -> None:
         super().__init__(logit, capacity, actions, budget)
         self.budget_logit = budget_logit.float()
-        real = self.free.sum(-1)
+        real = self.free.sum(-1).float()
         self.count = self.budget_logit.sigmoid() * real
         low = self.count.detach().floor()
         part = (self.count - low)[:, None]
