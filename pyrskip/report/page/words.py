@@ -68,7 +68,7 @@ METHODS_NOTE = (
 )
 GALLERY_NOTE = (
     "Levels from fine to coarse. Framed in blue: encoded; grey and crossed out: skipped, never encoded. "
-    "Where levels are cut into tiles, then the picture as the model saw it, and the finest kept level of each "
-    "region; beneath, what the gate thought of each tile, if it tells, brighter for more. "
+    "Where levels are cut into tiles, then the picture as the model saw it, and the finest kept level of "
+    "each region; beneath, what the gate thought of each tile, if it tells, brighter for more. "
     "Wrong answers are shown more often than they occur: {wrong:.2%} of the test questions at this price."
 )
