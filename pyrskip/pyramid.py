@@ -47,12 +47,14 @@ class Pyramid:
 
     size: side of the canvas, pixels. levels: L >= 1. stride: pixels a side that one cell of the encoder's map
     covers. grid: g of each level, finest first; one number for every level but the glance is allowed as well.
+    halo: cells around a tile that are encoded with it, where the image goes on; they give no tokens.
     """
 
     size: int
     levels: int
     stride: int
     grid: tuple[int, ...] = ()
+    halo: int = 0
 
     def __post_init__(self) -> None:
         if self.levels < 1 or self.size < 1 or self.stride < 1:
@@ -60,6 +62,8 @@ class Pyramid:
                 f"pyramid.size={self.size}, levels={self.levels}, stride={self.stride}: all must be at "
                 "least 1"
             )
+        if self.halo < 0:
+            raise UserError(f"pyramid.halo={self.halo}: allowed: at least 0 cells around a tile")
         grid = tuple(self.grid) or (1,)
         if len(grid) == 1:
             grid = grid * (self.levels - 1) + (1,)
@@ -153,6 +157,16 @@ class Pyramid:
         valid: Array = pixels * (pixels > 0).all(-1)[..., None]
         return valid
 
+    def window(self, size: Array) -> Array:
+        """What is encoded for every tile, its halo included, in its level's pixels: first row and column,
+        valid rows and columns. size [I, 2] int64 -> [I, T, 4], no rows nor columns in padding."""
+        places, around = self._located(size), self.halo * self.stride
+        level, corner, side = places[:, :1], places[:, 1:3], places[:, 3:]
+        start = (corner - around).clip(min=0)
+        end = (-(-size[:, None] // (1 << level))).clip(max=corner + side + around)
+        found: Array = _joined(start + 0 * end, (end - start) * (self.pixels(size) > 0))
+        return found
+
     def cells(self, size: Array) -> Array:
         """Valid rows and columns of every tile's feature map. size [I, 2] int64 -> [I, T, 2]."""
         return -(-self.pixels(size) // self.stride)
@@ -167,6 +181,13 @@ class Pyramid:
         ends."""
         _, row, column, side = self.places[tile]
         return level_image[..., row : row + side, column : column + side]
+
+    def inner(self, maps: Array, tile: int, cells: Array) -> Array:
+        """A tile's own cells of a map of its window. [..., rows, columns], cells [2] -> [..., cells]."""
+        _, row, column, _ = self.places[tile]
+        top, left = (min(at // self.stride, self.halo) for at in (row, column))
+        rows, columns = cells.tolist()
+        return maps[..., top : top + rows, left : left + columns]
 
     def frame(
         self, size: Array, tile: Array | int, pixels: Array, pooled: Array
@@ -268,6 +289,15 @@ def _like(values: NDArray[Any], of: Array) -> Array:
     import torch
 
     return torch.from_numpy(values).to(of.device)
+
+
+def _joined(one: Array, other: Array) -> Array:
+    """Two arrays behind each other along the last axis."""
+    if isinstance(one, np.ndarray):
+        return np.concatenate([one, other], axis=-1)
+    import torch
+
+    return torch.cat([one, other], dim=-1)
 
 
 def _float32(values: Array) -> Array:

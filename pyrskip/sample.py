@@ -35,9 +35,9 @@ class Question:
 class Sample:
     """An image, uint8 [3, h, w] fitted to the canvas, with all its questions. key: unique in the data set.
 
-    maps: where a cache holds them, the encoder's map of each tile, [rows, columns, C] half; the image is
-    blank then, and glance, where something reads pixels, the coarsest level [3, s, s] in 0..1, zero in
-    padding.
+    maps: where a cache holds them, the encoder's map of each tile, [rows, columns, C] half, the glance's
+    float32; the image is blank then, and glance, where something reads pixels, the coarsest level [3, s, s]
+    in 0..1, zero in padding.
     """
 
     key: str
@@ -54,8 +54,9 @@ class Batch:
 
     image uint8 [I, 3, S, S], zero in padding; size int64 [I, 2]: valid rows, columns; image_of int64 [B]: the
     row of `image` that each question is about. maps: None, or from a cache each tile's map [I, C, rows,
-    columns] half, zero in padding; the images are blank then, and glance, if it is there, their coarsest
-    level [I, 3, s, s] in 0..1. known: size and image_of on the CPU, of a batch that was moved from there.
+    columns] half, the glance's float32, zero in padding; the images are blank then, and glance, if it is
+    there, their coarsest level [I, 3, s, s] in 0..1. known: size and image_of on the CPU, of a batch that was
+    moved from there.
     """
 
     image: Tensor
@@ -152,13 +153,16 @@ class Batch:
         if self.size.device.type != "cpu":
             return super().__reduce_ex__(protocol)
         image: Tensor | tuple[int, ...] = self.image
-        shapes, flat = [], None
+        kinds: list[tuple[torch.dtype, torch.Size]] = []
+        flat = None
         if self.maps is not None:
-            image, shapes = tuple(self.image.shape), [m.shape for m in self.maps]
-            flat = torch.cat([m.permute(0, 2, 3, 1).flatten() for m in self.maps])
+            image, kinds = tuple(self.image.shape), [(m.dtype, m.shape) for m in self.maps]
+            # the glance first: longer numbers begin at a multiple of their length
+            parts = [m.permute(0, 2, 3, 1).flatten().view(torch.uint8) for m in reversed(self.maps)]
+            flat = torch.cat(parts)
         small = self.size.numpy(), self.image_of.numpy()
         beside = self.known, self.glance
-        return _whole, (image, *small, self.questions, self.keys, self.image_keys, flat, shapes, *beside)
+        return _whole, (image, *small, self.questions, self.keys, self.image_keys, flat, kinds, *beside)
 
     def pin_memory(self) -> "Batch":
         return self._mapped(Tensor.pin_memory)
@@ -180,7 +184,7 @@ def _whole(
     keys: tuple[str, ...],
     image_keys: tuple[str, ...],
     flat: Tensor | None,
-    shapes: Sequence[tuple[int, ...]],
+    kinds: Sequence[tuple[torch.dtype, tuple[int, ...]]],
     known: tuple[Tensor, Tensor] | None,
     glance: Tensor | None,
 ) -> Batch:
@@ -189,11 +193,13 @@ def _whole(
         image = torch.zeros(1, dtype=torch.uint8).expand(image)
     maps = None
     if flat is not None:
-        parts = flat.split([prod(shape) for shape in shapes])
-        maps = tuple(
-            part.view(i, rows, columns, c).permute(0, 3, 1, 2)
-            for part, (i, c, rows, columns) in zip(parts, shapes, strict=True)
-        )
+        backwards = kinds[::-1]
+        parts = flat.split([prod(shape) * dtype.itemsize for dtype, shape in backwards])
+        whole = [
+            part.view(dtype).view(i, rows, columns, c).permute(0, 3, 1, 2)
+            for part, (dtype, (i, c, rows, columns)) in zip(parts, backwards, strict=True)
+        ]
+        maps = tuple(whole[::-1])
     here = torch.from_numpy(size), torch.from_numpy(image_of)
     return Batch(image, *here, questions, keys, image_keys, maps, known, glance)
 

@@ -1,5 +1,5 @@
-"""Commands that look at finished runs: report, show, plot, equal, above, compare, harness, sweep status,
-dashboard. Nothing is trained."""
+"""Commands that look at finished runs: report, show, results, plot, equal, above, compare, harness, sweep
+status, dashboard. Nothing is trained."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -49,6 +49,28 @@ def show(arguments: Sequence[str]) -> None:
     print_methods(runs[0].rows, None, methods, given.get("type", ""), given.get("sort", ""))
     if not methods and "type" not in given:
         print_summary(runs[0].summary)
+
+
+def results(arguments: Sequence[str]) -> None:
+    """What finished runs came to, a table each in Markdown; with out= also as records, and as a page of all
+    records that are there."""
+    from pyrskip.evaluation.results import read_record, record
+    from pyrskip.evaluation.runs import load_runs
+    from pyrskip.files import write_json, write_whole
+    from pyrskip.report.results import page, section
+
+    places, given = split_arguments(arguments, ("out",))
+    if not places:
+        raise UserError("pyrskip results takes one or more directories; allowed beside them: out=<folder>")
+    records = [record(run) for place in places for run in load_runs(Path(place))]
+    print("\n".join(section(of) for of in records))
+    if "out" in given:
+        out = Path(given["out"])
+        for of in records:
+            write_json(out / f"{of.experiment}.json", asdict(of))
+        kept = [read_record(path) for path in sorted(out.glob("*.json"))]
+        write_whole(out.with_name(f"{out.name}.md"), page(kept))
+        print(f"records: {out}; page: {out}.md")
 
 
 def plot(arguments: Sequence[str]) -> None:

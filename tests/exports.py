@@ -59,7 +59,7 @@ def tiny_gate(
 ) -> Gate:
     """A gate with random weights in its head as well, so that it decides this and that. unit: of actions."""
     torch.manual_seed(seed)
-    opening = {"open_bias": 0.0} if "open_bias" in POLICIES[policy].options else {}
+    opening = {"open_bias": 0.0} if "open_bias" in POLICIES[policy].options and policy != "quadtree" else {}
     config = GateConfig(name=name, policy=policy, width=8, signals=tuple(signals), **opening)
     budget = budget or BudgetRule()
     actions = ActionSet.of(model.pyramid, budget, ActionConfig(unit))

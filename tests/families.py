@@ -1,7 +1,7 @@
 """Tiny models of many families with random weights, and their real processors at small sizes, built from
 configs: nothing is fetched."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -140,8 +140,8 @@ def qwen_ids(words: Any) -> dict[str, int]:
     return {f"{name}_token_id": words.convert_tokens_to_ids(QWEN[i]) for name, i in named.items()}
 
 
-def qwen_text(words: Any, **more: Any) -> dict[str, Any]:
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
+def qwen_text(words: Any, sections: Sequence[int] = (1, 1, 2), **more: Any) -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(sections)}
     return LANGUAGE | {"vocab_size": len(words), "rope_parameters": rope} | more
 
 
@@ -166,15 +166,18 @@ def qwen2_vl() -> Any:
     return built(t.Qwen2VLForConditionalGeneration, config), processor
 
 
-def qwen2_5_vl() -> Any:
+def qwen2_5_vl(width: int = 32) -> Any:
+    """width: a multiple of 32."""
     import transformers as t
 
     words = tokenizer(*QWEN)
     pixels = t.Qwen2VLImageProcessor(size={"shortest_edge": 3136, "longest_edge": 28 * 28 * 64})
     processor = t.Qwen2_5_VLProcessor(pixels, words, t.Qwen2VLVideoProcessor(), chat_template=QWEN_TEMPLATE)
-    vision = VISION | {"depth": 2, "num_heads": 4, "out_hidden_size": 32, "patch_size": 14}
-    vision |= {"window_size": 56, "fullatt_block_indexes": [1]}
-    config = t.Qwen2_5_VLConfig(text_config=qwen_text(words), vision_config=vision, **qwen_ids(words))
+    vision = VISION | {"depth": 2, "num_heads": 4, "hidden_size": width, "out_hidden_size": width}
+    vision |= {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}
+    unit = width // 32
+    text = qwen_text(words, (unit, unit, 2 * unit), hidden_size=width)
+    config = t.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **qwen_ids(words))
     return built(t.Qwen2_5_VLForConditionalGeneration, config), processor
 
 

@@ -35,11 +35,12 @@ def tiny_model(
     vision: VisionConfig = BACKBONE,
     cost: CostConfig | None = None,
     language: str = "decoder",
+    halo: int = 0,
 ) -> NativeModel:
     """Random weights of unit variance, so that answers depend on every token."""
     torch.manual_seed(0)
     config = ModelConfig(
-        PyramidConfig(SIDE, levels, tuple(grid)),
+        PyramidConfig(SIDE, levels, tuple(grid), halo),
         vision,
         TextConfig(text),
         LanguageConfig(language, layers=layers, width=32, heads=2, mlp=48, vocabulary=320, max_answer=6),

@@ -77,10 +77,10 @@ def mixed(monkeypatch: pytest.MonkeyPatch) -> None:
 def world(kind: Kind) -> tuple[Gate, Observation]:
     """A gate with random weights, over rungs where its policy knows them."""
     torch.manual_seed(0)
-    budget = BudgetRule() if kind.policy in ("bernoulli", "evidence") else BudgetRule(rungs=LADDER)
+    budget = BudgetRule() if POLICIES[kind.policy].per_tile else BudgetRule(rungs=LADDER)
     actions, capacity = ActionSet.of(PYRAMID, budget), PYRAMID.capacity(SIZE)
     config = GateConfig(policy=kind.policy, width=WIDTH, **dict(kind.options))
-    gate = build_gate(config, Layout(SIGNALS, PYRAMID.tiles, actions, budget)).eval()
+    gate = build_gate(config, Layout(SIGNALS, PYRAMID.tiles, actions, budget, PYRAMID.grid)).eval()
     torch.nn.init.normal_(gate.head.weight)
     if gate.kind.episodic:
         torch.nn.init.normal_(gate.head.get_submodule("steps.out").weight)

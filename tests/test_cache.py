@@ -50,7 +50,7 @@ def cached(model: NativeModel, tiny_data: Path, tmp_path_factory: pytest.TempPat
     return directory
 
 
-def test_cached_maps_are_the_encoders_in_half_precision(
+def test_cached_maps_are_the_encoders_in_half_precision_and_the_glance_is_as_it_was(
     model: NativeModel, tiny_data: Path, cached: Path
 ) -> None:
     plain = ShardDataset(tiny_data, "gate", SIDE)
@@ -65,9 +65,10 @@ def test_cached_maps_are_the_encoders_in_half_precision(
     wanted, got = model.encode(seen, keep), model.encode(read, keep)
     assert model.vision.encoded - encoded == int(wanted.encoded.sum())
     assert got.encoded.equal(wanted.encoded)
-    for a, b in zip(got.maps, wanted.maps, strict=True):
+    for tile, (a, b) in enumerate(zip(got.maps, wanted.maps, strict=True)):
         assert a.shape == b.shape and a.dtype == b.dtype
-        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+        glance = tile == model.pyramid.glance  # what gates decide on: a server does not read it from a cache
+        assert torch.allclose(a, b, rtol=1e-6 if glance else 1e-3, atol=1e-6 if glance else 1e-4)
 
 
 def test_images_of_any_size_come_back_from_a_cache(

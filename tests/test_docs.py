@@ -15,6 +15,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.configs import REPOSITORY, TWO_STEPS
+from tests.forked import run
 from tests.own_data import embedded, picture, write_llava, write_parquet
 from tests.server import serve
 
@@ -25,6 +26,12 @@ PAGES = [
 SCENES = ["data.scenes.size=256", "pyramid.size=256", "pyramid.levels=3", "ablations=[]"]
 OWN = ["language.heads=4", "data.files.workers=0"]
 GATES = ("gate.", "rule.", "evaluation.", "trainer.")
+SMALL = [override for override in TWO_STEPS if not override.startswith(("seeds=", "evaluation.prices="))]
+EASY = "python train.py experiment=easy_vqa"
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+}
 # make targets are what continuous integration and people run; they build an environment of their own
 RUNNERS = ("python train.py", "python eval.py", "pyrskip ")
 
@@ -52,37 +59,43 @@ def test_every_make_target_that_is_named_exists() -> None:
                 assert command.split()[1] in targets, (page.name, command)
 
 
+@pytest.fixture(scope="module")
+def easy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that most pages begin with."""
+    root = tmp_path_factory.mktemp("easy")
+    (root / "train.py").symlink_to(REPOSITORY / "train.py")
+    done = run([*shlex.split(EASY), *SMALL], root, ENVIRONMENT, 1800)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return root / "runs/easy_vqa"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if any(c.startswith(RUNNERS) for c in commands(p))], ids=lambda p: p.name
 )
-def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    small = [override for override in TWO_STEPS if not override.startswith(("seeds=", "evaluation.prices="))]
+def test_every_command_of_the_page_runs(page: Path, easy: Path, tmp_path: Path) -> None:
+    environment, small = ENVIRONMENT, list(SMALL)
     for name in ("train.py", "eval.py"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     if page.name == "extending.md":
         shutil.copytree(REPOSITORY / "tests/toys_outside", tmp_path, dirs_exist_ok=True)
     if page.name == "sweeps.md":
         small += SCENES
-    if page.name == "your-data.md":
-        small += OWN
+    if page.name in ("README.md", "your-data.md"):
         write_llava(tmp_path, images=60)
+    if page.name == "your-data.md":
         rows = [
             {"question": f"q{i}?", "answers": ["a"] * 10, "image": embedded(picture(i))} for i in range(60)
         ]
         (tmp_path / "textvqa").mkdir()
         write_parquet(tmp_path / "textvqa" / "train-0.parquet", rows)
-    if page.name == "peers.md":
-        small.remove("language.layers=1")  # some prune between layers
-    # pages after the first command's stand on its run
     lines = [c for c in commands(page) if c.startswith(RUNNERS)]
-    makes_it = "train.py experiment=easy_vqa" in lines[0] and "from=" not in lines[0]
-    if any("runs/easy_vqa" in line for line in lines) and not makes_it:
-        lines.insert(0, "python train.py experiment=easy_vqa")
+    if page.name == "peers.md":
+        assert lines[0] == EASY
+        small.remove("language.layers=1")  # some prune between layers
+    elif any(line == EASY or "runs/easy_vqa" in line for line in lines):
+        shutil.copytree(easy, tmp_path / "runs/easy_vqa")
+        lines = [line for line in lines if line != EASY]
     if any("my-vlm" in line for line in lines):
         pytest.importorskip("transformers")
         from tests.vlm import save_llava, save_qwen
@@ -110,13 +123,12 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
             if composes:
                 lent = {"experiment=compare_rules", "experiment=peers"} & set(words)
                 own = GATES if lent else ""  # the rest is the lender's
-                words += [o for o in small if o.split("=")[0] not in given and o.startswith(own)]
-            done = subprocess.run(
-                words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800
-            )
+                mine = OWN if "experiment=your_data" in words else []
+                words += [o for o in small + mine if o.split("=")[0] not in given and o.startswith(own)]
+            done = run(words, tmp_path, environment, 1800)
             assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    done = subprocess.run(
+    ran = subprocess.run(
         [sys.executable, "-c", "\n".join(blocks)],
         cwd=tmp_path,
         env=environment,
@@ -124,7 +136,7 @@ def test_every_command_of_the_page_runs(page: Path, tmp_path: Path) -> None:
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert ran.returncode == 0, ran.stderr[-4000:]
 
 
 def serve_and_stop(words: list[str], directory: Path, environment: dict[str, str]) -> None:

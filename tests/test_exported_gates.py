@@ -118,9 +118,8 @@ def exports(
 
 def gate_of(model: NativeModel, policy: str) -> Gate:
     """On single tiles, with a budget of its own or of all rungs."""
-    gate = tiny_gate(
-        model, policy=policy, budget=SHARED if policy in ("bernoulli", "evidence") else RUNGS, unit="tile"
-    )
+    shared = POLICIES[policy].per_tile
+    gate = tiny_gate(model, policy=policy, budget=SHARED if shared else RUNGS, unit="tile")
     gate.tilt.fill_(0.1)
     return gate
 

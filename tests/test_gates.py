@@ -84,8 +84,8 @@ def other(seen: Observation, **signals: Tensor) -> Observation:
 def test_a_gate_does_not_see_its_batch_mates(name: str, policy: str) -> None:
     gate, seen = gate_of(name, policy), observation()
     together = gate(seen)
-    widths = {"bernoulli": 3, "evidence": 3, "rungs": 2, "autoregressive": 2 + 4, "sequential": 16}
-    assert together.shape == (5, widths.get(policy, 4))
+    widths = {"rungs": 2, "autoregressive": 2 + 4, "sequential": 16}
+    assert together.shape == (5, 3 if POLICIES[policy].per_tile else widths.get(policy, 4))
     assert together.std(0).max() > 1e-3
     for row in range(5):
         assert torch.allclose(gate(pick(seen, [row]))[0], together[row], atol=1e-5)
@@ -257,8 +257,8 @@ def tamper(directory: Path, *keys: str, value: Any) -> None:
         (
             ("gate", "policy"),
             "eval",
-            r"gate\.policy='eval'.*allowed: autoregressive, bernoulli, categorical, evidence, rungs, "
-            r"sequential, utility",
+            r"gate\.policy='eval'.*allowed: autoregressive, bernoulli, categorical, evidence, quadtree, "
+            r"rungs, sequential, topk, utility",
         ),
         (("gate", "width"), 17, "holds no gate that can be read"),
         (("gate", "nonsense"), 1, "holds no gate that can be read"),

@@ -13,14 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -35,7 +33,7 @@ from pyrskip.serving.limits import Limits
 from pyrskip.serving.rewriting import Cache, Dial, Sent
 from tests.models import TEXTS
 from tests.test_cli import refused
-from tests.upstream import EVENTS, SAID, Upstream, upstream
+from tests.upstream import EVENTS, SAID, Upstream, running, upstream
 
 LIMITS = Limits(batch=4, waiting=8, timeout=600.0, max_bytes=200_000)
 KEY = "sk-never-to-be-seen"
@@ -319,21 +317,6 @@ def test_a_stream_comes_back_byte_for_byte(events: list[bytes], client: TestClie
     assert reply.content == b"".join(events)
     assert reply.headers["content-type"] == "text/event-stream" and reply.headers["x-own"] == "1"
     assert "x-pyrskip-ms" in reply.headers
-
-
-@contextmanager
-def running(app: Any) -> Iterator[str]:
-    """An application on a port of its own, for what a client in the same process cannot see."""
-    service = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
-    thread = Thread(target=service.run, daemon=True)
-    thread.start()
-    while not service.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{service.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        service.should_exit = True
-        thread.join()
 
 
 def test_a_stream_comes_back_as_it_comes_and_shows_where_it_breaks_off(

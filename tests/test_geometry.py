@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pyrskip.inference.arrays import pool
 from pyrskip.models.projector import pool as torch_pool
-from pyrskip.picture import mipmaps
+from pyrskip.picture import Mipmaps
 from pyrskip.pyramid import bins
 from pyrskip.pyramid import mipmaps as torch_mipmaps
 from tests.exports import PYRAMID
@@ -42,7 +42,9 @@ def test_mipmaps_are_the_pyramids(size: tuple[int, int], seed: int) -> None:
     canvas = torch.zeros(1, 3, SIDE, SIDE)
     canvas[0, :, :rows, :columns] = torch.from_numpy(image) / 255
     levels = torch_mipmaps(canvas, torch.tensor([size]), 3)
-    for level, made in enumerate(mipmaps(image, 3)):
+    made_of = Mipmaps(image.transpose(1, 2, 0), 3)
+    for level, made in made_of.items():
+        np.testing.assert_array_equal(made_of.rounded(level), (made * 255).round())
         height, width = made.shape[1:]
         wanted = levels[level][0].numpy()
         np.testing.assert_allclose(made, wanted[:, :height, :width], atol=1e-6)

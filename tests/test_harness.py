@@ -21,7 +21,7 @@ def sample(number: int, score: float, *tokens: int | None, **more: Any) -> dict[
     """A line of lmms-eval 0.7's samples. tokens: of each request's prompt; None where nothing counted."""
     counts = [None if n is None else {"input_tokens": n, "output_tokens": 3} for n in tokens]
     return (
-        {"doc_id": number, "doc_hash": f"h{number}", "relaxed_overall": score}
+        {"doc_id": number, "doc_hash": "74234e98afe7", "relaxed_overall": score}
         | ANSWERED
         | {"token_counts": counts, **more}
     )
@@ -74,7 +74,7 @@ def test_the_command_counts_the_gates_own_cost_as_tokens(
         (sample(0, 1.0, 10, filtered_resps=f"{FAILED} after 5 retries] refused"), "the request failed"),
         (sample(0, 1.0, None), r"says no token_counts\.input_tokens"),
         (sample(0, 1.0, 10, relaxed_overall={"score": 1}), r"metric=relaxed_overall is .*allowed: none"),
-        (sample(0, 1.0, 10, doc_hash="other"), "is of other documents than .*: 2 are in one of both"),
+        (sample(0, 1.0, 10, target="blue"), "is of other documents than .*: 2 are in one of both"),
         ({"doc_id": 0}, r"is no sample of lmms-eval .*--log_samples"),
     ],
 )
@@ -82,3 +82,10 @@ def test_samples_that_say_nothing_are_refused(changed: dict[str, Any], says: str
     whole = read_samples(written(tmp_path / "full.jsonl", sample(0, 1.0, 10)), "relaxed_overall")
     with pytest.raises(UserError, match=says):
         points(whole, [read_samples(written(tmp_path / "gated.jsonl", changed), "relaxed_overall")])
+
+
+def test_a_document_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"line 2: document 0 is there twice"):
+        read_samples(
+            written(tmp_path / "twice.jsonl", sample(0, 1.0, 10), sample(0, 0.0, 10)), "relaxed_overall"
+        )

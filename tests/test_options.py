@@ -21,7 +21,7 @@ OPTIONS = {rule: {f.name for f in fields(rule_config(rule))} for rule in RULES}
 OTHERS = [
     (rule, option) for rule, own in OPTIONS.items() for option in sorted(set().union(*OPTIONS.values()) - own)
 ]
-GATE_OPTIONS = {"temperature": 0.2, "open_bias": 1.0, "looks": True}
+GATE_OPTIONS = {"temperature": 0.2, "open_bias": 1.0, "looks": True, "share": 0.2}
 
 
 @cache
@@ -106,7 +106,7 @@ def test_an_option_that_a_policy_would_ignore_is_refused_with_the_policies_that_
         GateConfig(policy=policy, **{option: value})
     assert str(caught.value) == (
         f"gate.{option}={value} with gate.policy={policy}, which does not read it; "
-        f"allowed: {default}, or a policy that does: {readers}"
+        f"allowed: {'null' if default is None else default}, or a policy that does: {readers}"
     )
     (rule, *_) = (name for name, rule in RULES.items() if policy in rule.policies())
     with pytest.raises(UserError, match=rf"gate\.{option}={value} with gate\.policy={policy}"):

@@ -17,7 +17,9 @@ from pyrskip.errors import UserError
 from pyrskip.policies import Policy
 from pyrskip.policies.bernoulli import BernoulliPolicy
 from pyrskip.policies.categorical import CategoricalPolicy
+from pyrskip.policies.quadtree import QuadtreePolicy
 from pyrskip.policies.sampling import gumbel_sigmoid, gumbel_softmax, multilinear
+from pyrskip.policies.topk import TopKPolicy
 from pyrskip.policies.utility import UtilityPolicy
 from pyrskip.pyramid import Pyramid
 from tests.decisions import different, of_every_action, repeated, same
@@ -27,18 +29,24 @@ ACTIONS = ActionSet.by_level(Pyramid(64, TILES, 8))
 WHOLE = BudgetRule()
 # the second row has a tile of padding: actions that differ there alone are the same decision
 CAPACITY = torch.tensor([[64, 16, 4, 1], [40, 0, 4, 2]])
-KINDS = ("bernoulli", "categorical")
+TILED = ("bernoulli", "topk", "quadtree")
+KINDS = (*TILED, "categorical")
 
 
 def policy_of(kind: str, logit: Tensor, capacity: Tensor = CAPACITY, budget: BudgetRule = WHOLE) -> Policy:
-    """logit [B, T] for bernoulli, [B, S] for categorical."""
+    """logit [B, S] for categorical, else [B, T], the glance's for the budget of topk. Levels are nested as
+    one tile in one."""
     if kind == "bernoulli":
         return BernoulliPolicy(logit, capacity, ACTIONS, budget)
+    if kind == "topk":
+        return TopKPolicy(logit, logit[:, -1], capacity, ACTIONS, budget)
+    if kind == "quadtree":
+        return QuadtreePolicy(logit, (1,) * TILES, capacity, ACTIONS, budget)
     return CategoricalPolicy(logit, Candidates(ACTIONS.tokens(capacity, budget)), ACTIONS)
 
 
 def random_logit(kind: str, rows: int = 2, seed: int = 0) -> Tensor:
-    width = TILES if kind == "bernoulli" else len(ACTIONS)
+    width = TILES if kind in TILED else len(ACTIONS)
     return 1.5 * torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
 
 
@@ -103,7 +111,7 @@ def test_a_relaxed_sample_holds_the_glance_no_padding_and_the_weight_of_its_own_
     assert relaxed.keep[:, -1].eq(1).all() and ((relaxed.keep == 0) | (relaxed.keep == 1)).all()
     assert relaxed.weight.sum(-1).eq(1).all()
     assert ACTIONS.selection[relaxed.weight.argmax(-1)].float().equal(relaxed.keep)
-    if kind == "bernoulli":
+    if kind in TILED:
         assert relaxed.keep[1::2, 1].eq(0).all()
 
 
@@ -129,12 +137,10 @@ def test_marginals_are_those_of_the_enumerated_decisions(kind: str) -> None:
         assert torch.allclose(policy.marginals()[row], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("kind", "row"), [("bernoulli", 0), ("bernoulli", 1), ("categorical", 0), ("categorical", 1)]
-)
+@pytest.mark.parametrize(("kind", "row"), list(product(KINDS, (0, 1))))
 def test_the_entropy_is_that_of_the_enumerated_decisions(kind: str, row: int) -> None:
     policy = policy_of(kind, random_logit(kind)[[row]], CAPACITY[[row]])
-    log_probs = torch.cat([policy.log_prob(d) for d in decisions(CAPACITY[row])])
+    log_probs = torch.cat([policy.log_prob(d) for d in decisions(CAPACITY[row])]).clamp(min=-1e3)
     assert float(policy.entropy()) == pytest.approx(-float((log_probs.exp() * log_probs).sum()), abs=1e-5)
 
 
@@ -149,8 +155,9 @@ def test_multilinear_weights_are_the_probabilities_of_independent_tiles(keep: li
         assert probability == pytest.approx(expected, abs=1e-6)
 
 
-def test_listed_probabilities_are_those_of_the_selections() -> None:
-    policy = policy_of("bernoulli", random_logit("bernoulli")[:1], CAPACITY[:1])
+@pytest.mark.parametrize("kind", TILED)
+def test_listed_probabilities_are_those_of_the_selections(kind: str) -> None:
+    policy = policy_of(kind, random_logit(kind)[:1], CAPACITY[:1])
     log_probs = torch.cat([policy.log_prob(d) for d in of_every_action(ACTIONS, CAPACITY[:1])])
     assert policy.probs is not None and torch.allclose(policy.probs[0].log(), log_probs, atol=1e-5)
 
@@ -166,7 +173,10 @@ def test_a_bernoulli_policy_over_more_tiles_than_levels_lists_no_probabilities()
 
 def test_the_mode_is_the_likeliest_decision() -> None:
     for kind, seed in product(KINDS, range(10)):
-        policy = policy_of(kind, random_logit(kind, seed=seed)[:1], CAPACITY[:1])
+        logit = random_logit(kind, seed=seed)[:1]
+        if kind == "topk":  # of a whole number of tiles: of two numbers the mode is the likelier's
+            logit[:, -1] = torch.tensor((seed % 2 + 1) / 3).logit()
+        policy = policy_of(kind, logit, CAPACITY[:1])
         every = decisions(CAPACITY[0])
         log_probs = torch.cat([policy.log_prob(d) for d in every])
         assert same(policy.mode(), every[int(log_probs.argmax())])
@@ -263,7 +273,9 @@ def relaxed_categorical(logit: Tensor, temperature: float) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("hard", "soft"), [(gumbel_sigmoid, relaxed_bernoulli), (gumbel_softmax, relaxed_categorical)], ids=KINDS
+    ("hard", "soft"),
+    [(gumbel_sigmoid, relaxed_bernoulli), (gumbel_softmax, relaxed_categorical)],
+    ids=("tile", "choice"),
 )
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
 def test_a_straight_through_gradient_is_that_of_the_relaxation_at_the_same_noise(

@@ -95,13 +95,17 @@ def test_what_is_played_is_what_the_model_answers_and_costs(parts: Any, run: Pat
             assert torch.allclose(of[:, had.shape[1] :][same], had[:, [action]].expand_as(same)[same])
 
 
-@pytest.mark.parametrize("rule", ["gumbel", "reinforce"])
-def test_a_region_gate_learns_online_what_no_table_lists(rule: str, run: Path) -> None:
-    more = (f"rule={rule}", "rule.online=true", "gate.policy=auto", f"from={run}")
+@pytest.mark.parametrize(
+    ("rule", "policy"),
+    [("gumbel", "auto"), ("reinforce", "auto"), ("gumbel", "quadtree"), ("reinforce", "topk")],
+)
+def test_a_region_gate_learns_online_what_no_table_lists(rule: str, policy: str, run: Path) -> None:
+    more = (f"rule={rule}", "rule.online=true", f"gate.policy={policy}", f"from={run}")
     stages = "stages=[gate,frontier]"
-    root = run_stages(tiny(run.parent, f"name={rule}", *GRID, *more, stages), {})
+    root = run_stages(tiny(run.parent, f"name={rule}-{policy}", *GRID, *more, stages), {})
     gate = load_gate(root / "gate" / "gate" / "seed-0")
-    assert (gate.config.name, gate.config.policy) == ("region", "bernoulli")
+    own = "bernoulli" if policy == "auto" else policy
+    assert (gate.config.name, gate.config.policy) == ("region", own)
     told = json.loads((root / "summary.json").read_text())["real_inference"]
     assert told["scores_that_differ"] == told["decisions_that_differ"] == 0
 

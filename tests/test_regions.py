@@ -17,6 +17,7 @@ from pyrskip.budget import BudgetRule
 from pyrskip.cost import Cost
 from pyrskip.decision import ActionConfig, ActionSet, Decision
 from pyrskip.errors import UserError
+from pyrskip.gated import Gated
 from pyrskip.gates.gate import GateConfig
 from pyrskip.gates.region import overlap, places
 from pyrskip.models.native import NativeModel
@@ -32,6 +33,7 @@ from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.rollouts.table import COSTS, RolloutTable
 from pyrskip.training.estimators import missed_cross_entropy
 from pyrskip.training.rules import RULES, rule_config
+from tests.exports import UNIT, tiny_gate
 from tests.models import every_tile, tiny_batch, tiny_model
 from tests.tables import synthetic_pyramid, synthetic_table
 
@@ -262,6 +264,20 @@ def test_a_model_that_answers_teaches_tiles_one_by_one_and_a_table_does_not() ->
         with pytest.raises(UserError, match="gate.policy=bernoulli with"):
             policy.check(config, ActionConfig(), budget, grid, listless)
     assert {name for name, rule in RULES.items() if rule.listless} == {"gumbel", "reinforce"}
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_a_decision_on_tiles_does_not_depend_on_batch_mates(half: bool) -> None:
+    model, batch = tiny_model((2, 2, 1)), tiny_batch()
+    gate = tiny_gate(model, "region", "evidence")
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        for price in (0.02, 0.1, 0.3):
+            gated = Gated(model, gate, UNIT, price)
+            together = gated.decide(batch, gated.glance(batch)).tokens
+            assert len(torch.unique(together, dim=0)) > 2
+            for row in range(len(batch)):
+                alone = batch.rows([row])
+                assert gated.decide(alone, gated.glance(alone)).tokens.equal(together[row : row + 1])
 
 
 @pytest.mark.parametrize(

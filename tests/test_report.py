@@ -15,9 +15,10 @@ from pyrskip.cli import main
 from pyrskip.errors import UserError
 from pyrskip.evaluation.methods import METHODS
 from pyrskip.evaluation.pick import pick
+from pyrskip.evaluation.results import headline
 from pyrskip.evaluation.runs import GALLERY, load_runs
 from pyrskip.evaluation.worth import said
-from pyrskip.report.conclusion import conclusion, headline
+from pyrskip.report.conclusion import conclusion
 from pyrskip.report.figures import frontier_figure, shares_by_type
 from pyrskip.report.page import write_report
 from pyrskip.report.plots import run_colours

@@ -311,7 +311,8 @@ def test_a_gate_that_decides_the_same_of_every_question_sets_off_the_alarm_once(
     assert all(alarm.look(step, module.gate, seen, module.price.config) is None for step in range(0, 100, 10))
 
 
-ONLINE = [("gumbel", "bernoulli", (1,)), ("gumbel", "bernoulli", (2, 1, 1)), ("gumbel", "categorical", (1,))]
+TILES = [("gumbel", policy, (2, 1, 1)) for policy in ("bernoulli", "quadtree", "topk")]
+ONLINE = [("gumbel", "bernoulli", (1,)), *TILES, ("gumbel", "categorical", (1,))]
 
 
 @untracked

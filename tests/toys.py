@@ -31,7 +31,17 @@ PYRAMID = Pyramid(64, 3, 8)
 IMAGES = 100
 # tiles that show something on their own are no model of a question that needs every level at once
 PAIRS = [pair for pair in valid_pairs(online=False) if pair[0] != "evidence"]
-pairs = pytest.mark.parametrize(("rule", "policy"), PAIRS)
+# of those over tiles that share most with bernoulli each pair but one is a slow test
+SLOW = [
+    (rule, policy)
+    for rule, policy in PAIRS
+    if policy in ("quadtree", "topk")
+    and (rule, policy) not in (("gumbel", "quadtree"), ("reinforce", "topk"))
+]
+pairs = pytest.mark.parametrize(
+    ("rule", "policy"),
+    [pytest.param(*pair, marks=[pytest.mark.slow] if pair in SLOW else []) for pair in PAIRS],
+)
 
 
 def toy_table() -> RolloutTable:

@@ -1,7 +1,8 @@
 """A server of OpenAI's chat interface that a gateway stands before: it keeps what it was sent, byte for byte,
-and replies what a test says."""
+and replies what a test says. And the gateway as clients have it, on a port."""
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from select import select
 from socket import MSG_PEEK
 from threading import Event, Thread
 from typing import Any
+
+import uvicorn
 
 SAID = json.dumps({"choices": [{"message": {"role": "assistant", "content": "red"}}]}).encode()
 EVENTS = [
@@ -109,4 +112,19 @@ def upstream() -> Iterator[Upstream]:
     finally:
         running.shutdown()
         running.server_close()
+        thread.join()
+
+
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    """An application on a port of its own, for what a client in the same process cannot see."""
+    service = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+    thread = Thread(target=service.run, daemon=True)
+    thread.start()
+    while not service.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{service.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        service.should_exit = True
         thread.join()

@@ -2,8 +2,10 @@
 
 A cache directory has one file for each run of a split's images, `<split>-000000.safetensors`: tile_<t>
 [cells, C] float16, the cells of all its images below each other, and size [images, 2] their rows and columns,
-(0, 0) for one that could not be read. `cache.json`, written last, lists them and says what the maps depend
-on. `components.safetensors` holds its principal components, if it keeps any.
+(0, 0) for one that could not be read. The glance is kept in float32: gates decide on it, and a decision that
+is nearly another one would not be that of a server, which encodes. `cache.json`, written last, lists the
+files and says what the maps depend on. `components.safetensors` holds its principal components, if it keeps
+any.
 
 Axes: I images, T tiles, C channels.
 """
@@ -61,6 +63,8 @@ def fingerprint(
         "pyramid.levels": pyramid.levels,
         "pyramid.grid": list(pyramid.grid),
     }
+    if pyramid.halo:
+        made["pyramid.halo"] = pyramid.halo
     if data is not None:
         index = parse_index(data)
         images = hashlib.sha256("".join(s.sha256 for split in SPLITS for s in index.splits[split]).encode())
@@ -92,11 +96,12 @@ def check_cache(directory: Path, wanted: Mapping[str, Any]) -> None:
         raise UserError(
             f"{path} cannot be read as the index of a cache ({type(error).__name__}: {error})"
         ) from error
-    for key, value in wanted.items():
-        if made.get(key) != value:
+    for key, value in ({"pyramid.halo": 0} | dict(wanted)).items():
+        was = made.get(key, 0 if key == "pyramid.halo" else None)
+        if was != value:
             raise UserError(
-                f"data.cache={directory} is stale: made with {key}={_short(made.get(key))}, this run has "
-                f"{_short(value)}; allowed: {_short(made.get(key))}, data.cache=null, or data.cache=run in a "
+                f"data.cache={directory} is stale: made with {key}={_short(was)}, this run has "
+                f"{_short(value)}; allowed: {_short(was)}, data.cache=null, or data.cache=run in a "
                 "run with another name"
             )
 
@@ -232,9 +237,8 @@ class CacheModule(pl.LightningModule):
     @torch.no_grad()
     def predict_step(self, batch: tuple[list[int], list[int], Batch | None], batch_idx: int) -> None:
         numbers, found, images = batch
-        tiles = self.pyramid.tiles
-        nothing = torch.zeros(2, dtype=torch.int64), [torch.zeros(0, self.vision.channels).half()] * tiles
-        self.waiting |= dict.fromkeys(numbers, nothing)
+        empty = self._kept([torch.zeros(0, self.vision.channels)] * self.pyramid.tiles)
+        self.waiting |= dict.fromkeys(numbers, (torch.zeros(2, dtype=torch.int64), empty))
         if images is not None:
             parts = in_halves(self._maps, images)
             maps = [torch.cat(of_tile) for of_tile in zip(*parts, strict=True)]
@@ -251,7 +255,11 @@ class CacheModule(pl.LightningModule):
 
     def _maps(self, images: Batch) -> list[Tensor]:
         keep = torch.ones(len(images), self.pyramid.tiles, dtype=torch.bool)
-        return [m.half().cpu() for m in encode_tiles(self.vision, self.pyramid, images, keep).maps]
+        return [m.cpu() for m in self._kept(encode_tiles(self.vision, self.pyramid, images, keep).maps)]
+
+    def _kept(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps of all tiles, as precise as they are kept."""
+        return [m if tile == self.pyramid.glance else m.half() for tile, m in enumerate(maps)]
 
     def _write(self, number: int) -> None:
         sizes, kept = zip(*(self.waiting[i] for i in sorted(self.waiting)), strict=True)
@@ -348,9 +356,10 @@ def _listed(directory: Path, split: str, count: int) -> list[dict[str, Any]]:
 
 
 def _check_space(vision: VisionEncoder, pyramid: Pyramid, images: int, directory: Path) -> None:
-    cells = int(pyramid.capacity(torch.tensor([[pyramid.size, pyramid.size]])).sum())
+    cells = pyramid.capacity(torch.tensor([[pyramid.size, pyramid.size]]))[0]
+    numbers = int(cells.sum() + cells[pyramid.glance]) * vision.channels  # the glance's are twice as long
     there = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    needed, free = images * cells * vision.channels * 2 - there, shutil.disk_usage(directory).free
+    needed, free = images * numbers * 2 - there, shutil.disk_usage(directory).free
     if needed > free:
         raise UserError(
             f"{directory} has {free / 1e9:.1f} GB free, and maps of {images} images need up to "

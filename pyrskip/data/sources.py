@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Container, Generator, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -68,6 +69,7 @@ def easy_vqa(split: str) -> Iterator[Record]:
         yield Record(f"{split}-{image:06d}", Path(path).read_bytes(), "png", tuple(questions[image]))
 
 
+@cache
 def _easy_vqa_type(text: str) -> str:
     """What a question asks for, from its words alone.
 

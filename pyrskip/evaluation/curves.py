@@ -1,6 +1,6 @@
 """What a frontier's rows say of a method: its curve, seeds averaged."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -45,6 +45,12 @@ def high(row: Row) -> float:
 
 def cost(row: Row) -> float:
     return row.relative_flops
+
+
+def milliseconds(times: Iterable[float | None]) -> float | None:
+    """The mean of those that were timed; None where none was."""
+    known = [time for time in times if time is not None]
+    return mean(known) if known else None
 
 
 def curve(rows: Sequence[Row]) -> Curve:

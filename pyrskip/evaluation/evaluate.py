@@ -18,7 +18,7 @@ from pyrskip.evaluation.played import play
 from pyrskip.evaluation.scores import FILE as SCORES
 from pyrskip.evaluation.scores import save_scores
 from pyrskip.evaluation.summary import default_price, summary
-from pyrskip.evaluation.timing import measure
+from pyrskip.evaluation.timing import device_name, measure
 from pyrskip.files import write_json
 from pyrskip.gated import Gated
 from pyrskip.gates import load_gate
@@ -145,6 +145,8 @@ def evaluate(
     price = default_price(figures, seeds[0])
     figures["real_inference"] = check_inference(model, first, tables["test"], test, unit, price)
     figures |= {"broken": dict(broken or {}), "kept": dict(kept or {})}
+    if timing is not None and isinstance(model, NativeModel):
+        figures["device"] = device_name(model.device)
     write_json(out / "frontier.json", [asdict(row) for row in result.rows])
     write_json(out / "summary.json", figures)
     save_scores(result, out / SCORES)

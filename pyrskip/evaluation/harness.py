@@ -1,9 +1,9 @@
 """Samples that lmms-eval wrote of the same task, without a gate and behind one at several prices, as a
 frontier: accuracy against the prompt's tokens that were left.
 
-lmms-eval (0.7) writes a line a document into {time}_samples_{task}.jsonl: `doc_hash`, its metrics by name,
-and `token_counts`, of each request that the document took what its server counted. It ends well where
-requests failed, and their text says so.
+lmms-eval (0.7) writes a line a document into {time}_samples_{task}.jsonl: `doc_id`, `input`, `target`, its
+metrics by name, and `token_counts`, of each request that the document took what its server counted. Its
+`doc_hash` is the same of all documents. It ends well where requests failed, and their text says so.
 """
 
 import json
@@ -59,7 +59,8 @@ def read_samples(path: Path, metric: str) -> Samples:
             continue
         try:
             sample = json.loads(line)
-            key, counts = str(sample["doc_hash"]), sample["token_counts"]
+            key = json.dumps([sample["doc_id"], sample["input"], sample["target"]])
+            counts = sample["token_counts"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{place} is no sample of lmms-eval ({type(error).__name__}: {error}); allowed: a file "
@@ -75,6 +76,10 @@ def read_samples(path: Path, metric: str) -> Samples:
             raise UserError(
                 f"{place} says no token_counts.input_tokens of each request; allowed: a server that counts "
                 "(usage), such as vLLM, through lmms-eval's model openai"
+            )
+        if key in score:
+            raise UserError(
+                f"{place}: document {sample['doc_id']} is there twice; allowed: samples of one run"
             )
         score[key] = float(value)
         tokens[key] = sum(int(of["input_tokens"]) for of in counts)

@@ -6,8 +6,11 @@ without the gate's time. Of many listed decisions a few are timed well, evenly s
 others' times lie between those of their neighbours in FLOPs.
 """
 
+import platform
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -215,6 +218,16 @@ def record(
         for way in ways:
             for _ in range(2):
                 answer(way, rows)
+
+
+def device_name(device: torch.device) -> str:
+    """What a GPU or this machine's processor is called."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    said = Path("/proc/cpuinfo")  # where the system has it; platform knows the processor's kind alone
+    found = re.search(r"model name\s*: (.+)", said.read_text()) if said.is_file() else None
+    name = found[1] if found else platform.processor() or "CPU"
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def timer(model: NativeModel) -> Callable[[], float]:

@@ -89,6 +89,7 @@ def describe_deciding(
             "size": model.pyramid.size,
             "stride": model.pyramid.stride,
             "grid": list(model.pyramid.grid),
+            "halo": model.pyramid.halo,
         },
         "preprocessing": {
             "mode": "RGB",
@@ -127,7 +128,8 @@ def encode_flops(model: NativeModel) -> Mapping[tuple[int, int], int]:
     stands for the rest.
     """
     vision, stride = copy.deepcopy(model.vision).to("meta"), model.vision.stride
-    sides = {model.pyramid.side(level) // stride for level in range(model.pyramid.levels)}
+    pyramid = model.pyramid
+    sides = {pyramid.side(level) // stride + 2 * pyramid.halo for level in range(pyramid.levels)}
     sizes = sorted({(r, c) for side in sides for r, c in product(range(1, side + 1), repeat=2)})
 
     def counted(size: tuple[int, int]) -> int:

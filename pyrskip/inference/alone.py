@@ -24,6 +24,7 @@ from pyrskip.inference.decider import (
 from pyrskip.inference.images import Source
 from pyrskip.inference.outside import Outside
 from pyrskip.inference.processor import View, cut, views_of
+from pyrskip.picture import Mipmaps
 from pyrskip.words import encoded
 
 
@@ -92,6 +93,7 @@ class OutsideDecider(Decider):
         for picture, pooled, selection in zip(seen, decided.pooled, decided.selections, strict=True):
             views = views_of(pyramid, picture.size, pooled)
             whole = int(self.outside.tokens(pyramid.pixels(picture.size[None])[0, self.whole]).round())
+            assert isinstance(picture.levels, Mipmaps), "the whole image is at hand"
             pictures = tuple(cut(pyramid, picture.levels, views))
             found.append(Replacement(selection, views, pictures, whole - selection.tokens))
         return found

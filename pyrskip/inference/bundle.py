@@ -166,7 +166,8 @@ class Spec:
             language = plain["language"]
             answerer = Language(int(language["max_words"]), int(language["max_answer"]), int(language["end"]))
         grid = tuple(int(g) for g in sizes["grid"])
-        pyramid = Pyramid(int(sizes["size"]), len(grid), int(sizes["stride"]), grid)
+        halo = int(sizes.get("halo", 0))
+        pyramid = Pyramid(int(sizes["size"]), len(grid), int(sizes["stride"]), grid, halo)
         high = math.inf if prices["high"] is None else float(prices["high"])
         safe = prices.get("safe")
         spec = cls(

@@ -23,7 +23,7 @@ from pyrskip.errors import UserError
 from pyrskip.inference.arrays import Floats, Ints, pad_ids
 from pyrskip.inference.bundle import FIXED, Spec
 from pyrskip.inference.images import Source, open_image
-from pyrskip.picture import fitted, mipmaps
+from pyrskip.picture import Mipmaps, shrunk
 
 MOST_TILES = 64
 """Tiles encoded in one run of the vision graph: bounds the memory of a large batch."""
@@ -75,11 +75,11 @@ class Selection:
 
 @dataclass
 class Picture:
-    """An image on its way: rows and columns, the levels' pixels (None where there are none), and the maps of
-    encoded tiles."""
+    """An image on its way: rows and columns, the pixels of the levels that are there, and the maps of encoded
+    tiles."""
 
     size: Ints
-    levels: Sequence[Floats | None]
+    levels: Mapping[int, Floats]
     maps: dict[int, Floats] = field(default_factory=dict)
 
 
@@ -164,8 +164,9 @@ class Decider(ABC):
         of rows that have one."""
 
     def picture(self, image: Image.Image) -> Picture:
-        pixels = fitted(image, self.spec.pyramid.size)
-        return Picture(np.array(pixels.shape[1:]), mipmaps(pixels, self.spec.pyramid.levels))
+        pyramid = self.spec.pyramid
+        pixels = np.asarray(shrunk(image, pyramid.size))
+        return Picture(np.array(pixels.shape[:2]), Mipmaps(pixels, pyramid.levels))
 
     def glance(self, rows: Sequence[Prepared]) -> list[Picture]:
         seen = [row.picture for row in rows]
@@ -283,6 +284,12 @@ class Decider(ABC):
         """Rows and columns of every tile's map, [B, T, 2]."""
         return self.spec.pyramid.cells(np.stack([picture.size for picture in seen]))
 
+    def _windows(self, seen: Sequence[Picture]) -> Ints:
+        """Rows and columns of the map that is made for every tile, its halo's included, [B, T, 2]."""
+        window = self.spec.pyramid.window(np.stack([picture.size for picture in seen]))
+        cells: Ints = -(-window[..., 2:] // self.spec.pyramid.stride)
+        return cells
+
     def _signals(self, rows: Sequence[Prepared], seen: Sequence[Picture]) -> dict[str, Array]:
         """Every tensor that the gate reads, [B, ...]."""
         sources: dict[str, tuple[Array, ...]] = {}
@@ -305,8 +312,7 @@ class Decider(ABC):
         if name == "glance":
             return _padded([picture.maps[glance] for picture in seen], side // pyramid.stride)
         if name == "pixels":
-            levels = [picture.levels[-1] for picture in seen]
-            return _padded([level for level in levels if level is not None], side)
+            return _padded([picture.levels[pyramid.levels - 1] for picture in seen], side)
         raise AssertionError(f"nothing here gives {name}")
 
     def _encode(self, wanted: Sequence[tuple[Picture, int]]) -> None:
@@ -314,7 +320,7 @@ class Decider(ABC):
         shapes: dict[tuple[int, int], dict[tuple[int, int], tuple[Picture, int]]] = defaultdict(dict)
         for picture, tile in wanted:
             if tile not in picture.maps:
-                rows, columns = self.spec.pyramid.cells(picture.size[None])[0, tile].tolist()
+                rows, columns = self._windows([picture])[0, tile].tolist()
                 if rows:
                     shapes[rows, columns][id(picture), tile] = picture, tile
         for shape, distinct in shapes.items():
@@ -325,14 +331,15 @@ class Decider(ABC):
                 features = self.backend.run("vision", {"pixels": np.stack(crops)})[0].astype(np.float32)
                 self.encoded += len(some)
                 for (picture, tile), of in zip(some, features, strict=True):
-                    picture.maps[tile] = of
+                    cells = self.spec.pyramid.cells(picture.size[None])[0, tile]
+                    picture.maps[tile] = self.spec.pyramid.inner(of, tile, cells)
 
     def _crop(self, picture: Picture, tile: int, cells: Ints) -> Floats:
-        """A tile's valid part [3, rows, columns], padded with 0 to whole cells."""
+        """The valid part [3, rows, columns] of a tile and its halo, padded with 0 to whole cells."""
         pyramid = self.spec.pyramid
         level = picture.levels[pyramid.places[tile].level]
-        assert level is not None, "a tile of a level without pixels is asked for"
-        valid = pyramid.crop(level, tile)
+        top, left, rows, columns = pyramid.window(picture.size[None])[0, tile].tolist()
+        valid = level[:, top : top + rows, left : left + columns]
         out = np.zeros((3, *(cells * pyramid.stride)), dtype=np.float32)
         out[:, : valid.shape[1], : valid.shape[2]] = valid
         return out

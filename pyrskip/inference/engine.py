@@ -122,7 +122,7 @@ class Engine(Decider):
 
     def decide(self, rows: Sequence[Prepared], seen: Sequence[Picture]) -> Decisions:
         encode = self.spec.costs.encode
-        flops = [[encode[r, c] if r else 0.0 for r, c in of] for of in self._cells(seen).tolist()]
+        flops = [[encode[r, c] if r else 0.0 for r, c in of] for of in self._windows(seen).tolist()]
         outputs, (asked, pooled, total, sure) = self._run(rows, seen, {"encode": np.array(flops)})
         return Decisions(outputs, asked, pooled, self._selections(rows, pooled.prod(-1), total, sure))
 

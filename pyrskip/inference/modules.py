@@ -166,7 +166,7 @@ def counting(gate: Gate, seen: Observation, outputs: Tensor, tokens: Tensor) -> 
     own = Candidates((seen.candidates.tokens > 0) * tokens[:, None])
     policy = gate.policy(replace(seen, candidates=own), outputs)
     if isinstance(policy, BernoulliPolicy):  # it lists nothing, and counts tokens by capacity
-        return BernoulliPolicy(policy.logit, tokens, policy.actions, policy.budget)
+        return policy.counting(tokens)
     return policy
 
 

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pyrskip.errors import UserError
-from pyrskip.inference.arrays import Floats, Ints
+from pyrskip.inference.arrays import Ints
 from pyrskip.inference.decider import Decider, Picture, Request, Selection
-from pyrskip.picture import fitted, fitted_size, mipmaps, seen
+from pyrskip.picture import Mipmaps, fitted_size, seen, shrunk
 from pyrskip.pyramid import Pyramid
 
 
@@ -57,7 +57,7 @@ class Plan:
 
 def thumbnail(engine: Decider, image: Image.Image) -> Image.Image:
     """The glance of an image: all that `plan` needs of it, beside its size."""
-    return _picture(_levels(engine, image)[-1])
+    return _picture(_levels(engine, image).rounded(engine.spec.pyramid.levels - 1))
 
 
 def plan(
@@ -92,7 +92,7 @@ def plan(
             "of an image that its EXIF turns is that of pyrskip.picture.seen(image)"
         )
     glance = np.asarray(seen(thumbnail)).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-    picture = Picture(np.array([height, width]), [*[None] * (pyramid.levels - 1), glance])
+    picture = Picture(np.array([height, width]), {pyramid.levels - 1: glance})
     rows = [engine.prepared(picture, Request(b"", question, price, max_tokens, retention))]
     decisions = engine.decide(rows, engine.glance(rows))
     made = views_of(pyramid, picture.size, decisions.pooled[0])
@@ -122,13 +122,12 @@ def views(engine: Decider, image: Image.Image, plan: Plan) -> list[Image.Image]:
     return cut(engine.spec.pyramid, _levels(engine, image), plan.views)
 
 
-def cut(pyramid: Pyramid, levels: Sequence[Floats | None], views: Sequence[View]) -> list[Image.Image]:
-    """The views' pictures. levels: of the image, [3, h, w] each in 0..1; those of the views are there."""
+def cut(pyramid: Pyramid, levels: Mipmaps, views: Sequence[View]) -> list[Image.Image]:
+    """The views' pictures, of the image whose levels these are."""
     result = []
+    whole = {level: levels.rounded(level) for level in {view.level for view in views}}
     for view in views:
-        level = levels[view.level]
-        assert level is not None, "a view of a level without pixels is asked for"
-        picture = _picture(pyramid.crop(level, view.tile))
+        picture = _picture(pyramid.crop(whole[view.level], view.tile))
         wanted = (view.width, view.height)
         result.append(picture if picture.size == wanted else picture.resize(wanted, Image.Resampling.BOX))
     return result
@@ -174,9 +173,10 @@ def _sum(content: bytes) -> bytes:
     return struct.pack(">I", zlib.crc32(content))
 
 
-def _levels(engine: Decider, image: Image.Image) -> list[Floats]:
-    return mipmaps(fitted(image, engine.spec.pyramid.size), engine.spec.pyramid.levels)
+def _levels(engine: Decider, image: Image.Image) -> Mipmaps:
+    pyramid = engine.spec.pyramid
+    return Mipmaps(np.asarray(shrunk(image, pyramid.size)), pyramid.levels)
 
 
-def _picture(level: Floats) -> Image.Image:
-    return Image.fromarray((level * 255).round().astype(np.uint8).transpose(1, 2, 0))
+def _picture(level: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(level.transpose(1, 2, 0))

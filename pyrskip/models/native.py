@@ -43,11 +43,12 @@ DECODERS: dict[str, type[Decoder]] = {"decoder": Decoder, "cross": CrossDecoder}
 @dataclass(frozen=True)
 class PyramidConfig:
     """size: canvas side, pixels. levels: L. grid: tiles a side of each level (one number: of all but the
-    glance)."""
+    glance). halo: cells of the encoder's map around a tile that are encoded with it."""
 
     size: int = 64
     levels: int = 3
     grid: tuple[int, ...] = (1,)
+    halo: int = 0
 
     @property
     def tiles(self) -> int:
@@ -118,7 +119,7 @@ class NativeModel(nn.Module):
         self.config = config
         self.vision = VisionEncoder(config.vision)
         p = config.pyramid
-        self.pyramid = Pyramid(p.size, p.levels, self.vision.stride, tuple(p.grid))
+        self.pyramid = Pyramid(p.size, p.levels, self.vision.stride, tuple(p.grid), p.halo)
         self.reference = reference(self.pyramid)
         self.language = DECODERS[config.language.name](config.language, tokenizer)
         self.projector = Projector(self.vision.channels, self.language.width, p.levels)

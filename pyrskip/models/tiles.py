@@ -36,17 +36,18 @@ def levels_of(pyramid: Pyramid, batch: Batch) -> tuple[Tensor, ...]:
 def encode_tiles(
     vision: VisionEncoder, pyramid: Pyramid, batch: Batch, keep: Tensor, levels: tuple[Tensor, ...] = ()
 ) -> Features:
-    """Encode the tiles that any question of an image keeps, each alone from its own pixels, or read their
-    maps from the batch's cache. keep [B, T] bool; levels: the batch's, if they are there already."""
-    pixels = pyramid.pixels(batch.on_cpu[0])
-    wanted = batch.of_images(keep.cpu()) & (pixels[..., 0] > 0)
+    """Encode the tiles that any question of an image keeps, each alone from its own pixels and those of its
+    halo, or read their maps from the batch's cache. keep [B, T] bool; levels: the batch's, if they are there
+    already."""
+    window, cells = pyramid.window(batch.on_cpu[0]), pyramid.cells(batch.on_cpu[0])
+    wanted = batch.of_images(keep.cpu()) & (cells[..., 0] > 0)
     if batch.maps is not None:
         return Features(tuple(_cached(vision, m, wanted[:, t]) for t, m in enumerate(batch.maps)), wanted)
     levels = levels or levels_of(pyramid, batch)
     maps, received = list[Tensor](), list[Tensor]()
     for tile in range(pyramid.tiles):
-        crop = pyramid.crop(levels[int(pyramid.tile_level[tile])], tile)
-        found = _encode_tile(vision, crop, wanted[:, tile], pixels[:, tile])
+        level = levels[int(pyramid.tile_level[tile])]
+        found = _encode_tile(vision, pyramid, tile, level, wanted[:, tile], window[:, tile], cells[:, tile])
         maps.append(found[:, : vision.channels])
         received += found[:, vision.channels :].unbind(1)
     return Features(tuple(maps), wanted, levels, tuple(received))
@@ -82,19 +83,28 @@ def _both(
     return tuple(found)
 
 
-def _encode_tile(vision: VisionEncoder, crop: Tensor, wanted: Tensor, pixels: Tensor) -> Tensor:
-    """crop [I, 3, side, side], wanted [I] bool and pixels [I, 2] valid rows and columns, both on the CPU ->
-    [I, C, cells, cells], of an encoder that attends C + 1 channels."""
-    side = crop.shape[-1] // vision.stride
-    out = crop.new_zeros(len(crop), vision.channels + vision.attends, side, side)
+def _encode_tile(
+    vision: VisionEncoder,
+    pyramid: Pyramid,
+    tile: int,
+    level: Tensor,
+    wanted: Tensor,
+    window: Tensor,
+    cells: Tensor,
+) -> Tensor:
+    """level [I, 3, side, side] of the tile's level; wanted [I] bool, window [I, 4] and cells [I, 2] of the
+    tile, all three on the CPU -> [I, C, rows, columns], of an encoder that attends C + 1 channels."""
+    side = pyramid.side(int(pyramid.tile_level[tile])) // vision.stride
+    out = level.new_zeros(len(level), vision.channels + vision.attends, side, side)
     encode = vision.watched if vision.attends else vision
-    extent = -(-pixels // vision.stride)
-    for rows, columns in torch.unique(extent[wanted], dim=0).tolist():
-        images = (wanted & (extent == extent.new_tensor([rows, columns])).all(-1)).nonzero().squeeze(1)
-        images = sent(images, crop.device)
-        features = encode(crop[images, :, : rows * vision.stride, : columns * vision.stride])
-        out = out.to(features.dtype)
-        out[images, :, :rows, :columns] = features
+    kinds = torch.cat([window[:, :2], -(-window[:, 2:] // vision.stride), cells], dim=1)
+    for kind in torch.unique(kinds[wanted], dim=0):
+        top, left, rows, columns = kind[:4].tolist()
+        images = sent((wanted & (kinds == kind).all(-1)).nonzero().squeeze(1), level.device)
+        end = top + rows * vision.stride, left + columns * vision.stride
+        own = pyramid.inner(encode(level[images, :, top : end[0], left : end[1]]), tile, kind[4:])
+        out = out.to(own.dtype)
+        out[images, :, : own.shape[2], : own.shape[3]] = own
     return out
 
 
@@ -123,7 +133,7 @@ def moments(vision: VisionEncoder, pyramid: Pyramid, batches: Iterable[Batch]) -
 
 def encode_flops(vision: VisionEncoder, pyramid: Pyramid, size: Tensor) -> Tensor:
     """Measured FLOPs of encoding every tile. size [B, 2] -> [B, T] float64."""
-    extent = -(-pyramid.pixels(size.cpu()) // vision.stride) * vision.stride
+    extent = -(-pyramid.window(size.cpu())[..., 2:] // vision.stride) * vision.stride
     unique, of = torch.unique(extent.flatten(0, 1), dim=0, return_inverse=True)
     flops = [float(vision.flops(rows, columns)) if rows else 0.0 for rows, columns in unique.tolist()]
     return torch.tensor(flops, dtype=torch.float64, device=size.device)[of].view(extent.shape[:2])

@@ -211,6 +211,10 @@ class VisionEncoder(nn.Module):
         return self._flops[rows, columns]
 
 
+_STRIDES: dict[str, int] = {}
+"""Of each config that map_stride has seen."""
+
+
 def build_backbone(config: VisionConfig) -> tuple[Any, dict[str, Any]]:
     """A timm model, and what timm says of the wanted map: its channels and its stride."""
     try:
@@ -287,8 +291,11 @@ def feature_map(backbone: Any, normal: Tensor, index: int) -> Tensor:
 
 def map_stride(config: VisionConfig) -> int:
     """Pixels a side of one cell of the encoder's map, without weights or memory."""
-    with torch.device("meta"):
-        return int(build_backbone(replace(config, weights="none"))[1]["reduction"])
+    key = repr(config)
+    if key not in _STRIDES:  # to build a model takes longer than many a small stage
+        with torch.device("meta"):
+            _STRIDES[key] = int(build_backbone(replace(config, weights="none"))[1]["reduction"])
+    return _STRIDES[key]
 
 
 def load_weights(backbone: nn.Module, name: str, weights: str) -> None:

@@ -3,6 +3,9 @@
 Axes: B batch, T tiles.
 """
 
+from copy import copy
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,11 +20,13 @@ from pyrskip.policies.sampling import gumbel_sigmoid, multilinear
 
 @POLICIES.register("bernoulli")
 class BernoulliPolicy(Policy):
-    """logit [B, T] float, the last tile's, the glance's, ignored; capacity [B, T] int64."""
+    """logit [B, T] float, the last tile's, the glance's, ignored; capacity [B, T] int64. independent: what it
+    decides on a tile says nothing about another."""
 
-    options = ("open_bias",)
+    options: ClassVar[tuple[str, ...]] = ("open_bias",)
     by_tile = True
     per_tile = True
+    independent: ClassVar[bool] = True
 
     def __init__(self, logit: Tensor, capacity: Tensor, actions: ActionSet, budget: BudgetRule) -> None:
         self.logit, self.capacity, self.actions, self.budget = logit.float(), capacity, actions, budget
@@ -65,10 +70,18 @@ class BernoulliPolicy(Policy):
         return Relaxed(keep, multilinear(keep, self.actions.selection) if self._enumerable else None)
 
     def log_prob(self, decision: Decision) -> Tensor:
-        keep = decision.selection
-        log_prob = -F.binary_cross_entropy_with_logits(self.logit, keep.float(), reduction="none")
-        never = (~self.free & (keep != self.forced)).any(-1)
-        return (self.free * log_prob).sum(-1).masked_fill(never, float("-inf"))
+        return self.log_probs(decision.selection[:, None]).squeeze(1)
+
+    def log_probs(self, selection: Tensor) -> Tensor:
+        """Of some selections, [B, K, T] bool -> [B, K]."""
+        logit = self.logit[:, None].expand(selection.shape)
+        log_prob = -F.binary_cross_entropy_with_logits(logit, selection.float(), reduction="none")
+        found = (self.free[:, None] * log_prob).sum(-1)
+        return found.masked_fill(self.never(selection), float("-inf"))
+
+    def never(self, selection: Tensor) -> Tensor:
+        """Which selections [B, K, T] bool keep padding, or not the glance, [B, K] bool."""
+        return (~self.free[:, None] & (selection != self.forced[:, None])).any(-1)
 
     def entropy(self) -> Tensor:
         p = self.logit.sigmoid()
@@ -86,15 +99,26 @@ class BernoulliPolicy(Policy):
         for what all selections of a row share."""
         return (self.logit[:, None] * (selection & self.free[:, None])).sum(-1)
 
+    @property
+    def wanted(self) -> Tensor:
+        """What the mode keeps beside the glance without a limit, [B, T] bool."""
+        return (self.logit > 0) & self.free
+
+    @property
+    def later(self) -> Tensor:
+        """Whether of two tiles the first goes later than the second, [B, T, T] bool: the lower rank goes
+        first, and of two that are alike the finer."""
+        tiles = torch.arange(self.rank.shape[-1], device=self.rank.device)
+        alike = (self.rank[:, None] == self.rank[:, :, None]) & (tiles < tiles[:, None])
+        return (self.rank[:, None] < self.rank[:, :, None]) | alike
+
     def mode(self, max_tokens: Limit = None) -> Decision:
-        wanted = (self.logit > 0) & self.free
+        wanted = self.wanted
         if max_tokens is None:
             return self.decide(wanted)
         # what matters least goes first, one tile after the other, until the row fits
-        before = self.rank[:, None] < self.rank[:, :, None]
         tiles = torch.arange(wanted.shape[-1], device=wanted.device)
-        before = before | ((self.rank[:, None] == self.rank[:, :, None]) & (tiles < tiles[:, None]))
-        place = (before & wanted[:, None]).sum(-1)
+        place = (self.later & wanted[:, None]).sum(-1)
         keep = wanted[:, None] & (place[:, None] >= tiles[:, None])  # [B, tiles that have gone, T]
         tokens = self.budget.tokens(keep | self.forced[:, None], self.capacity[:, None])
         limit = limit_of(max_tokens, self.logit)
@@ -103,17 +127,29 @@ class BernoulliPolicy(Policy):
         return clip(self.decide(keep[torch.arange(gone.shape[0], device=gone.device), gone]), limit)
 
     def margin(self, decision: Decision, max_tokens: Limit = None) -> Tensor:
-        """The nearest logit to 0, where a tile would change sides; and, under a limit, the nearest two of
-        which one has gone first."""
-        nearest = self.logit.abs().masked_fill(~self.free, float("inf")).amin(-1)
+        """By how much a tile is wanted or not; and, under a limit, the nearest two of which one has gone
+        first."""
+        nearest = self.nearest()
         if max_tokens is None:
             return nearest
-        wanted = (self.logit > 0) & self.free
-        gone = wanted & ~decision.selection
-        tiles = torch.arange(wanted.shape[-1], device=wanted.device)
-        pairs = gone[:, :, None] & wanted[:, None] & (tiles != tiles[:, None])
-        apart = (self.logit[:, :, None] - self.logit[:, None]).abs().masked_fill(~pairs, float("inf"))
+        gone = self.wanted & ~decision.selection
+        pairs = gone[:, :, None] & self.wanted[:, None] & self.exchangeable()
+        apart = (self.rank[:, :, None] - self.rank[:, None]).abs().masked_fill(~pairs, float("inf"))
         return torch.minimum(nearest, apart.amin((-1, -2)))
+
+    def nearest(self) -> Tensor:
+        """The nearest logit to 0, where a tile would change sides, [B]."""
+        return self.logit.abs().masked_fill(~self.free, float("inf")).amin(-1)
+
+    def exchangeable(self) -> Tensor:
+        """Of which two tiles either may go first, [T, T] bool."""
+        return ~torch.eye(self.rank.shape[-1], dtype=torch.bool, device=self.rank.device)
+
+    def counting(self, tokens: Tensor) -> "BernoulliPolicy":
+        """The same distribution where tiles give other numbers of tokens [B, T], 0 where they are padding."""
+        other = copy(self)
+        other.capacity = tokens
+        return other
 
     def decide(self, keep: Tensor) -> Decision:
         """To keep these tiles [B, T] bool, and the glance; a tile that is padding is never kept."""

@@ -51,7 +51,8 @@ class PolicyConfig:
     """policy: a registered policy. width: hidden units. Options, each of the policies that read it:
     temperature, of `utility`, in score; open_bias, of those that choose tile by tile: how much every tile's
     keep logit starts above 0; looks, of `sequential`: whether it sees the encoded features of what it has
-    kept.
+    kept; share, of `topk`: of the tiles beside the glance those that it keeps, null: what it learns of each
+    question and price.
     """
 
     policy: str = "utility"
@@ -59,22 +60,25 @@ class PolicyConfig:
     temperature: float = 0.05
     open_bias: float = 2.0
     looks: bool = False
+    share: float | None = None
 
     def __post_init__(self) -> None:
         kind = POLICIES[self.policy]
-        for name in ("temperature", "open_bias", "looks"):
+        for name in ("temperature", "open_bias", "looks", "share"):
             given, default = getattr(self, name), PolicyConfig.__dataclass_fields__[name].default
             if given != default and name not in kind.options:
+                readers = ", ".join(p for p in POLICIES if name in POLICIES[p].options)
                 raise UserError(
                     f"gate.{name}={given} with gate.policy={self.policy}, which does not read it; allowed: "
-                    f"{default}, or a "
-                    f"policy that does: {', '.join(p for p in POLICIES if name in POLICIES[p].options)}"
+                    f"{'null' if default is None else default}, or a policy that does: {readers}"
                 )
         if self.width < 1 or self.temperature <= 0:
             raise UserError(
                 f"gate.width={self.width}, temperature={self.temperature}: allowed: width at least 1, "
                 "temperature above 0"
             )
+        if self.share is not None and not 0 < self.share < 1:
+            raise UserError(f"gate.share={self.share}: allowed: above 0 and below 1, or null")
 
 
 class Deciding(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from pyrskip.errors import unknown_name
-from pyrskip.evaluation.curves import accuracy, average, cost, groups, high, low, of_tiles
+from pyrskip.evaluation.curves import accuracy, average, cost, groups, high, low, milliseconds, of_tiles
 from pyrskip.evaluation.evaluate import Evaluation
 from pyrskip.evaluation.frontier import Row
 from pyrskip.evaluation.guarantee import said
@@ -40,7 +40,7 @@ COLUMNS: tuple[tuple[Column, Callable[[Sequence[Row]], str | float | None]], ...
     (Column("x full", ".3f"), lambda g: average(g, cost)),
     (Column("x ref", ".3f"), lambda g: average(g, lambda r: r.flops_of_reference)),
     (Column("tokens", ".1f"), lambda g: average(g, lambda r: r.tokens)),
-    (Column("ms", ".2f"), lambda g: milliseconds(g)),
+    (Column("ms", ".2f"), lambda g: milliseconds(r.total_ms for r in g)),
 )
 """Of a table of methods: each with its value, of rows that differ in their seed alone."""
 OF_TYPE = ("method", "price", "seeds", "accuracy %", "±", "low", "high", "x full")
@@ -113,12 +113,6 @@ def method_table(rows: Sequence[Row], title: str, note: str) -> Table:
         last = section
         lines.append([value(group) for _, value in COLUMNS])
     return Table(title, [column for column, _ in COLUMNS], lines, note, frozenset(rules))
-
-
-def milliseconds(rows: Sequence[Row]) -> float | None:
-    """The mean time of an answer at batch 1; None where nothing was timed."""
-    times = [row.total_ms for row in rows if row.total_ms is not None]
-    return sum(times) / len(times) if times else None
 
 
 def _of_type(rows: Sequence[Row], kind: str) -> list[Row]:

@@ -179,9 +179,9 @@ class TableEnvironment:
         if sample.weight is None:
             listed, tiles = self.table.actions.selection.shape
             raise UserError(
-                f"gate.policy=bernoulli decides tile by tile: it needs all {2 ** (tiles - 1)} selections, "
-                f"and the rollout table lists {listed}; allowed: rule.online=true, gate.policy=categorical, "
-                "or actions.unit=tile without a sample"
+                "a policy that decides tile by tile, such as gate.policy=bernoulli, needs all "
+                f"{2 ** (tiles - 1)} selections, and the rollout table lists {listed}; allowed: "
+                "rule.online=true, gate.policy=categorical, or actions.unit=tile without a sample"
             )
         scores = self.probabilities(rows) if soft else self.scores(rows)
         return (sample.weight * reward(scores, self.relative[rows])).sum(-1)

@@ -1,4 +1,5 @@
-"""Batching across requests: one thread runs the engine, on whatever has come in while it was busy.
+"""Batching across requests: one thread runs the engine, on whatever has come in while it was busy; a few
+others open the images of those that wait.
 
 Nothing waits for a batch to fill: a lone request runs at once, and under load batches grow by themselves.
 """
@@ -6,7 +7,7 @@ Nothing waits for a batch to fill: a lone request runs at once, and under load b
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -17,20 +18,24 @@ Run = Callable[[Sequence[Prepared]], Sequence[Any]]
 """A result for each row, of a batch of them."""
 
 
+HELPERS = 4
+"""Threads beside the engine's: each may hold an image of pyrskip.inference.images.MAX_PIXELS."""
+
+
 class BusyError(Exception):
     """As many requests wait as may, or the service is shutting down."""
 
 
 @dataclass(frozen=True)
 class Job:
-    request: Request
+    prepared: "Future[Prepared]"
     run: Run
     result: "asyncio.Future[Any]"
 
 
 class Batcher:
     """most: requests of one batch; waiting: of all that wait. observe(requests, seconds): called after each
-    batch."""
+    batch. helpers: threads for what the engine need not do."""
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class Batcher:
         self.wake = asyncio.Event()
         self.closing = False
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self.helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="helper")
         self.task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -56,13 +62,15 @@ class Batcher:
         if self.task is not None:
             await self.task
         self.thread.shutdown()
+        self.helpers.shutdown()
 
     def submit(self, request: Request, run: Run) -> "asyncio.Future[Any]":
         """A future of what `run` gives the request, such as `engine.answer_rows`; one that is cancelled
         before its batch starts is never computed. Raises BusyError."""
         if self.closing or len(self.jobs) >= self.waiting:
             raise BusyError
-        job = Job(request, run, asyncio.get_running_loop().create_future())
+        prepared = self.helpers.submit(self.engine.prepare_one, request, {})
+        job = Job(prepared, run, asyncio.get_running_loop().create_future())
         self.jobs.append(job)
         self.wake.set()
         return job.result
@@ -75,6 +83,8 @@ class Batcher:
                 job = self.jobs.popleft()
                 if not job.result.done():
                     batch.append(job)
+                else:
+                    job.prepared.cancel()
             if batch:
                 for job, result in zip(
                     batch, await loop.run_in_executor(self.thread, self._run, batch), strict=True
@@ -99,7 +109,7 @@ class Batcher:
         good: list[tuple[int, Prepared]] = []
         for row, job in enumerate(batch):
             try:
-                good.append((row, self.engine.prepare_one(job.request, {})))
+                good.append((row, job.prepared.result()))
             except Exception as error:
                 results[row] = error
         try:

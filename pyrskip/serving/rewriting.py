@@ -12,13 +12,13 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pyrskip.errors import UserError
-from pyrskip.inference import GateAlone
-from pyrskip.inference.decider import Prepared, Request
+from pyrskip.inference import GateAlone, Replacement
+from pyrskip.inference.decider import Request
 from pyrskip.inference.processor import data_url
 from pyrskip.serving.batcher import Batcher, BusyError
 
@@ -105,9 +105,9 @@ class Rewriter:
         if not place.question.strip():
             return "question"
         key = _digest(url, place.question, dial)
-        kept = self.cache.get(key)
-        if kept is not None:
-            return kept
+        known = self.cache.get(key)
+        if known is not None:
+            return known
         head, _, data = url.partition(",")
         if not head.endswith(";base64"):
             return "form"
@@ -115,7 +115,8 @@ class Rewriter:
             image = base64.b64decode(data)
             asked = Request(image, place.question, dial.price, dial.max_tokens, dial.retention)
             async with asyncio.timeout(self.timeout):
-                sent: Sent = await batcher.submit(asked, self._replace)
+                kept = await batcher.submit(asked, self.gate.decider.replace_rows)
+                sent = await asyncio.get_running_loop().run_in_executor(batcher.helpers, _sent, kept)
         except (UserError, binascii.Error, ValueError):
             return "image"
         except BusyError:
@@ -129,18 +130,14 @@ class Rewriter:
         self.cache.put(key, sent)
         return sent
 
-    def _replace(self, rows: Sequence[Prepared]) -> list[Sent]:
-        """In the engine's thread."""
-        found = self.gate.decider.replace_rows(rows)
-        return [
-            Sent(
-                tuple(map(data_url, of.pictures)),
-                of.selection.levels,
-                of.selection.tokens,
-                of.selection.tokens + of.saved,
-            )
-            for of in found
-        ]
+
+def _sent(of: Replacement) -> Sent:
+    return Sent(
+        tuple(map(data_url, of.pictures)),
+        of.selection.levels,
+        of.selection.tokens,
+        of.selection.tokens + of.saved,
+    )
 
 
 class Cache:

@@ -1,13 +1,12 @@
 """The clock of a finished run: its model and one of its gates, on a device."""
 
-import platform
-
 import torch
 
 from pyrskip.config import Config
 from pyrskip.data.reader import collate
 from pyrskip.errors import UserError, unknown_name
 from pyrskip.evaluation.bench import SIZES, Timed, bench
+from pyrskip.evaluation.timing import device_name
 from pyrskip.models.native import NativeModel
 from pyrskip.stages.finished import Finished
 
@@ -39,7 +38,6 @@ def bench_run(
     model, gate = run.model.to(device), run.gate.to(device)
     [price] = gate.prices([run.price if price is None else price])
     batch = collate([run.test[i] for i in range(min(SIZES[-1], len(run.test)))], config.pyramid.size)
-    name = torch.cuda.get_device_name(model.device) if device == "cuda" else platform.processor() or "CPU"
     with torch.autocast(device, torch.bfloat16, enabled=precision == PRECISIONS[1]):
         rows = bench(model, gate, batch.to(device), run.unit, price, seconds)
-    return f"{name}, {precision}, price {price:g}", rows
+    return f"{device_name(model.device)}, {precision}, price {price:g}", rows

@@ -89,7 +89,7 @@ def statistics(data: Samples, images: int, side: int) -> Iterator[Batch]:
 
 def pyramid_of(config: Config) -> Pyramid:
     p = config.pyramid
-    return Pyramid(p.size, p.levels, map_stride(config.vision), tuple(p.grid))
+    return Pyramid(p.size, p.levels, map_stride(config.vision), tuple(p.grid), p.halo)
 
 
 CACHE = Stage(

@@ -168,7 +168,7 @@ def origins_of(run: Run, splits: Sequence[str], pruner: PrunerConfig) -> dict[st
     common = {
         "model": model,
         "layout": f"{pyramid.size} px, {pyramid.levels} levels, grid {list(pyramid.grid)}, "
-        f"stride {pyramid.stride}",
+        f"stride {pyramid.stride}" + (f", halo {pyramid.halo}" if pyramid.halo else ""),
         "action set": f"{len(actions)} actions {digest({'names': actions.names, 'ladder': actions.ladder})}",
         "budget": json.dumps(to_plain(config.budget)),
         "cost": json.dumps(to_plain(config.cost)),

@@ -64,7 +64,8 @@ class RatioModule(GateModule):
 
     @classmethod
     def trains(cls, policy: type[Policy], online: bool) -> bool:
-        return issubclass(policy, BernoulliPolicy) and policy.dial  # one that says keep or skip, and no score
+        # one that says keep or skip of each tile alone, and no score
+        return issubclass(policy, BernoulliPolicy) and policy.dial and policy.independent
 
     @classmethod
     def check(cls, config: RuleConfig, gate: GateConfig, reward: RewardConfig) -> None:
