@@ -165,7 +165,7 @@ class RelevanceGate(Gate):
         """What the level of a tile is judged by, [B, T, inputs]: nothing of it tells one tile of a level from
         another."""
         whole = torch.cat([read.found, read.question], dim=-1)[:, None].expand(-1, self.layout.tiles, -1)
-        level = self.level(self.tile_level).expand(len(whole), -1, -1)
+        level = self.level(self.tile_level).expand(whole.shape[0], -1, -1)
         return torch.cat([whole, level], dim=-1)
 
     def _scores(self, read: Read, seen: Observation) -> Tensor:

@@ -18,7 +18,7 @@ from pyrskip.pyramid import Pyramid
 SIDE = 128
 """Of a picture, pixels."""
 FADED = (128, 128, 128)
-LEVELS, HEAT = "cividis_r", "magma"
+LEVELS, HEAT = "cividis", "magma"
 """Colours of levels, the finest darkest, and of scores from 0 to 1."""
 
 
