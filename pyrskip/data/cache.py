@@ -33,7 +33,7 @@ from pyrskip.files import write_json, write_whole
 from pyrskip.models.halves import in_halves
 from pyrskip.models.tiles import encode_tiles
 from pyrskip.models.vision import Components, VisionConfig, VisionEncoder
-from pyrskip.picture import mipmaps
+from pyrskip.picture import Mipmaps
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch, Question, Sample
 
@@ -179,8 +179,10 @@ class CachedDataset(Dataset[Sample | None]):
         sample = None if whole is None else self._sample(index, whole.questions)
         if whole is None or sample is None:
             return None
-        level = torch.from_numpy(mipmaps(whole.image.numpy(), self._pyramid.levels)[-1])
-        side = self._pyramid.side(self._pyramid.levels - 1)
+        coarsest = self._pyramid.levels - 1
+        pixels = whole.image.permute(1, 2, 0).numpy()
+        level = torch.from_numpy(Mipmaps(pixels, self._pyramid.levels)[coarsest])
+        side = self._pyramid.side(coarsest)
         room = (0, side - level.shape[-1], 0, side - level.shape[-2])
         return replace(sample, glance=torch.nn.functional.pad(level, room))
 
