@@ -191,4 +191,5 @@ class RelevanceGate(Gate):
         mean = (score * real).sum(1) / real.sum(1).clamp(min=1)
         peak = (score * real).amax(1)
         mixed = self.balance(torch.cat([read.question, mean, peak], dim=-1)).softmax(-1)
-        return (LEAST / len(self.mixed) + (1 - LEAST) * mixed)[:, None]
+        weight: Tensor = LEAST / len(self.mixed) + (1 - LEAST) * mixed
+        return weight[:, None]
