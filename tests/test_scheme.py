@@ -152,7 +152,13 @@ def test_no_panel_points_at_a_metric_that_nobody_logs(part: str) -> None:
     pytest.importorskip("wandb_workspaces")
     found = list(panels(json.loads(as_json("someone", "something"))[part]))
     assert len(found) > 20
-    example = {"<level>": "0", "<type>": "color", "<target>": "0.99"}
+    example = {
+        "<level>": "0",
+        "<type>": "color",
+        "<target>": "0.99",
+        "<tension>": "focus",
+        "<score>": "salience",
+    }
     known = {re.sub(r"<\w+>", lambda match: example[match[0]], m.name) for m in METRICS} | set(FOREIGN)
     shown = set()
     for panel in found:

@@ -84,6 +84,8 @@ def sections() -> dict[str, list[Any]]:
             lines("Distinct decisions", "gate/distinct", "val/distinct_decisions"),
             lines("Entropy of decisions", "gate/decision_entropy", "val/entropy_of_decisions"),
             lines("Information about the type", "gate/mutual_information", "val/information"),
+            lines("Tensions of a relevance gate", family="gate/tension/<tension>"),
+            lines("Weights of a relevance gate's scores", family="gate/weight/<score>"),
         ],
         "Rewards and losses": [
             lines("Reward", "reward/mean", "val/reward", "val/mean_reward"),
