@@ -153,15 +153,17 @@ def compare(model: NativeModel, gate: Gate, engines: dict[str, Engine], split: S
 
 
 def policies() -> list[Any]:
-    """Each in torch for both languages, and in onnxruntime, whose graphs take seconds to trace, as slow tests
-    but for two."""
+    """Each in torch for both languages; and in onnxruntime, whose graphs take seconds to trace, for one of
+    them, as slow tests but for two. A gate's graph does not know the language."""
+    fast = (("utility", "cross"), ("categorical", "decoder"))
     some = []
     for policy, language in product(POLICIES, LANGUAGES):
-        fast = (("utility", "cross"), ("categorical", "decoder"))
-        traced = [] if (policy, language) in fast else SLOW
-        some.append(pytest.param(policy, language, ("torch", "onnx"), marks=traced))
-        if traced:
-            some.append(pytest.param(policy, language, ("torch",)))
+        if (policy, language) in fast:
+            some.append(pytest.param(policy, language, ("torch", "onnx")))
+            continue
+        some.append(pytest.param(policy, language, ("torch",)))
+        if language == "decoder":
+            some.append(pytest.param(policy, language, ("torch", "onnx"), marks=SLOW))
     return some
 
 
