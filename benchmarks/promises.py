@@ -1,13 +1,15 @@
 """Are promises kept? A finished run's validation and test images, dealt out anew again and again.
 
 python benchmarks/promises.py run=runs/easy_vqa [splits=20] [images=400] [asked=0.98] [confidence=0.95]
+    [learn=<images>]
 
 Each time so many images are validation's, and the others test's; prices, and where the gate is played, are
 chosen on the first and held against the second. Validation images that trainings looked at are left out. Of
 the gates of all seeds it says: how often what was asked could be guaranteed, and how often the price then
 keeps it on test, beside the cheapest price that keeps it on as many images; and how often a gate, and what is
 played in its place (gate:safe), is significantly below the hull of fixed selections on test: one-sided, 5 %,
-at each price for itself. Reads the gates and rollouts of a run, no model; takes a minute or two.
+at each price for itself. Reads the gates and rollouts of a run, no model; takes a minute or two. learn: gates
+are trained instead, as benchmarks/few_images.py does, on so many of the run's images for gates.
 
 Axes: N questions, P prices.
 """
@@ -22,6 +24,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks import few_images
 from pyrskip.config import read, read_saved
 from pyrskip.evaluation.bootstrap import Bootstrap
 from pyrskip.evaluation.frontier import Row
@@ -39,15 +42,23 @@ from pyrskip.stages.gate import gate_directory
 RESAMPLES = 1000
 
 
-def inputs_of(run: Path) -> Inputs:
-    """Of the run's own gates; 'test' holds its test questions and those that no training looked at."""
+def inputs_of(run: Path, learn: int | None = None) -> Inputs:
+    """Of the run's own gates, or of those that learn from so many images; 'test' holds its test questions and
+    those that no training looked at."""
     config, _ = read(OmegaConf.create(read_saved(str(run), "run")))
     tables = {split: RolloutTable.load(run / "rollouts" / split) for split in ("gate", "val", "test")}
     val = tables["val"]
     hidden = torch.isin(val.image_of, torch.tensor(held_out(val))).nonzero().squeeze(1)
     tables["test"] = RolloutTable.concatenate([val.take(hidden), tables["test"]])
     seeds = range(config.seed, config.seed + config.seeds)
-    gates = [load_gate(gate_directory(run, "gate", seed)) for seed in seeds]
+    if learn is None:
+        gates = [load_gate(gate_directory(run, "gate", seed)) for seed in seeds]
+    else:
+        data, optimizer = few_images.of_run(run, learn, 0), config.rule.optimizer
+        recipe = few_images.Recipe(
+            "probability", optimizer.steps, optimizer.lr, optimizer.weight_decay, config.gate.dropout
+        )
+        gates = [few_images.train(data, recipe, seed) for seed in seeds]
     return Inputs(
         tables=tables,
         pyramid=pyramid_of(config),
@@ -61,7 +72,7 @@ def inputs_of(run: Path) -> Inputs:
 
 
 def own_flops(run: Path, inputs: Inputs) -> float:
-    """FLOPs of a decision, which the run's frontier counts."""
+    """FLOPs of a decision, which the run's frontier counts of its own gates."""
     rows: list[Row] = load_runs(run)[0].rows
     row = next(r for r in rows if (r.method, r.split, r.seed) == ("gate", "val", inputs.seeds[0]))
     price = list(inputs.prices_of("gate", inputs.seeds[0])).index(row.price or 0.0)
@@ -132,8 +143,9 @@ def main() -> None:
     run, splits = Path(given["run"]), int(given.get("splits", 20))
     images, confidence = int(given.get("images", 400)), float(given.get("confidence", 0.95))
     asked = [float(of) for of in given.get("asked", "0.98").split(",")]
-    pooled = inputs_of(run)
-    pooled.gate_flops["gate"] = own_flops(run, pooled)  # type: ignore[index]
+    learn = int(given["learn"]) if "learn" in given else None
+    pooled = inputs_of(run, learn)
+    pooled.gate_flops["gate"] = own_flops(run, inputs_of(run))  # type: ignore[index]
     console, heights = Console(), list[float]()
     counts: dict[float, Counter[str]] = {share: Counter() for share in asked}
     worse: Counter[str] = Counter()
