@@ -33,7 +33,7 @@ test: $(READY)  ## all tests but the slow ones, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
 test-slow: $(READY)  ## the slow tests: several ranks, kills, a wheel installed elsewhere
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow -n 2 --dist loadfile $(FORKS:%=--ignore=%)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow -n 2 --dist loadfile --durations=15 $(FORKS:%=--ignore=%)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow $(FORKS)
 
 test-gpu:  ## the tests that take a device, on a GPU, and the clock of run=<directory>; without .venv on what is installed
