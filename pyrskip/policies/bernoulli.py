@@ -16,6 +16,7 @@ from pyrskip.errors import UserError
 from pyrskip.observation import Layout, Observation
 from pyrskip.policies.policy import POLICIES, Deciding, Limit, Policy, PolicyConfig, Relaxed, clip, limit_of
 from pyrskip.policies.sampling import gumbel_sigmoid, multilinear
+from pyrskip.transfer import sent
 
 
 @POLICIES.register("bernoulli")
@@ -160,3 +161,16 @@ class BernoulliPolicy(Policy):
     @property
     def _enumerable(self) -> bool:
         return self.actions.complete and not self.actions.ladder
+
+
+class DependentPolicy(BernoulliPolicy):
+    """Of tiles that depend on each other: a selection's probability is no product."""
+
+    independent = False
+
+    @property
+    def probs(self) -> Tensor | None:
+        if not self._enumerable:
+            return None
+        selection = sent(self.actions.selection, self.logit.device)
+        return self.log_probs(selection.expand(len(self.logit), -1, -1)).exp()

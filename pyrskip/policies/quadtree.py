@@ -21,7 +21,7 @@ from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionConfig, ActionSet, Decision
 from pyrskip.errors import UserError
 from pyrskip.observation import Layout, Observation
-from pyrskip.policies.bernoulli import BernoulliPolicy
+from pyrskip.policies.bernoulli import DependentPolicy
 from pyrskip.policies.policy import POLICIES, Deciding, PolicyConfig, Relaxed
 from pyrskip.policies.sampling import gumbel_sigmoid, multilinear
 from pyrskip.transfer import sent
@@ -31,11 +31,9 @@ NEVER = -1e9
 
 
 @POLICIES.register("quadtree")
-class QuadtreePolicy(BernoulliPolicy):
+class QuadtreePolicy(DependentPolicy):
     """logit [B, T] float, the last tile's, the glance's, ignored; grid: tiles a side of each level, finest
     first, each a multiple of the next."""
-
-    independent = False
 
     def __init__(
         self, logit: Tensor, grid: tuple[int, ...], capacity: Tensor, actions: ActionSet, budget: BudgetRule
@@ -92,13 +90,6 @@ class QuadtreePolicy(BernoulliPolicy):
 
     def marginals(self) -> Tensor:
         return self._downward(self.odds.sigmoid()) + self.forced.float()
-
-    @property
-    def probs(self) -> Tensor | None:
-        if not self._enumerable:
-            return None
-        selection = sent(self.actions.selection, self.logit.device)
-        return self.log_probs(selection.expand(len(self.logit), -1, -1)).exp()
 
     def worth(self, selection: Tensor) -> Tensor:
         return self.log_probs(selection)

@@ -17,22 +17,20 @@ from torch import Tensor
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet, Decision
 from pyrskip.observation import Layout, Observation
-from pyrskip.policies.bernoulli import BernoulliPolicy
+from pyrskip.policies.bernoulli import DependentPolicy
 from pyrskip.policies.policy import POLICIES, Deciding, PolicyConfig, Relaxed
 from pyrskip.policies.sampling import multilinear
-from pyrskip.transfer import sent
 
 NEVER = -1e9
 """A logit of what cannot be: finite, so that differences of two have gradients."""
 
 
 @POLICIES.register("topk")
-class TopKPolicy(BernoulliPolicy):
+class TopKPolicy(DependentPolicy):
     """logit [B, T] float, the last tile's ignored; budget_logit [B]: of the share of a row's tiles that is
     kept; capacity [B, T] int64."""
 
     options = ("open_bias", "share")
-    independent = False
 
     def __init__(
         self, logit: Tensor, budget_logit: Tensor, capacity: Tensor, actions: ActionSet, budget: BudgetRule
@@ -82,13 +80,6 @@ class TopKPolicy(BernoulliPolicy):
 
     def marginals(self) -> Tensor:
         return self._marginals(self.logit) + self.forced.float()
-
-    @property
-    def probs(self) -> Tensor | None:
-        if not self._enumerable:
-            return None
-        selection = sent(self.actions.selection, self.logit.device)
-        return self.log_probs(selection.expand(len(self.logit), -1, -1)).exp()
 
     def worth(self, selection: Tensor) -> Tensor:
         """Of those that are nearest to the budget the sum of the logits."""
