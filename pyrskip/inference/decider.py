@@ -317,31 +317,38 @@ class Decider(ABC):
 
     def _encode(self, wanted: Sequence[tuple[Picture, int]]) -> None:
         """Encode tiles that are not yet, those of one shape together."""
+        pyramid = self.spec.pyramid
+        pictures = {id(picture): picture for picture, tile in wanted if tile not in picture.maps}
+        if not pictures:
+            return
+        size = np.stack([picture.size for picture in pictures.values()])
+        window = dict(zip(pictures, pyramid.window(size), strict=True))
+        cells = dict(zip(pictures, pyramid.cells(size), strict=True))
         shapes: dict[tuple[int, int], dict[tuple[int, int], tuple[Picture, int]]] = defaultdict(dict)
         for picture, tile in wanted:
             if tile not in picture.maps:
-                rows, columns = self._windows([picture])[0, tile].tolist()
+                rows, columns = (-(-window[id(picture)][tile, 2:] // pyramid.stride)).tolist()
                 if rows:
                     shapes[rows, columns][id(picture), tile] = picture, tile
         for shape, distinct in shapes.items():
             tiles = list(distinct.values())
             for start in range(0, len(tiles), MOST_TILES):
                 some = tiles[start : start + MOST_TILES]
-                crops = [self._crop(picture, tile, np.array(shape)) for picture, tile in some]
+                crops = [
+                    self._crop(picture, tile, window[id(picture)][tile], shape) for picture, tile in some
+                ]
                 features = self.backend.run("vision", {"pixels": np.stack(crops)})[0].astype(np.float32)
                 self.encoded += len(some)
                 for (picture, tile), of in zip(some, features, strict=True):
-                    cells = self.spec.pyramid.cells(picture.size[None])[0, tile]
-                    picture.maps[tile] = self.spec.pyramid.inner(of, tile, cells)
+                    picture.maps[tile] = pyramid.inner(of, tile, cells[id(picture)][tile])
 
-    def _crop(self, picture: Picture, tile: int, cells: Ints) -> Floats:
-        """The valid part [3, rows, columns] of a tile and its halo, padded with 0 to whole cells."""
+    def _crop(self, picture: Picture, tile: int, window: Ints, cells: tuple[int, int]) -> Floats:
+        """The pixels [3, rows, columns] of a tile's window [4], padded with 0 to whole cells."""
         pyramid = self.spec.pyramid
+        top, left, rows, columns = window.tolist()
         level = picture.levels[pyramid.places[tile].level]
-        top, left, rows, columns = pyramid.window(picture.size[None])[0, tile].tolist()
-        valid = level[:, top : top + rows, left : left + columns]
-        out = np.zeros((3, *(cells * pyramid.stride)), dtype=np.float32)
-        out[:, : valid.shape[1], : valid.shape[2]] = valid
+        out = np.zeros((3, cells[0] * pyramid.stride, cells[1] * pyramid.stride), dtype=np.float32)
+        out[:, :rows, :columns] = level[:, top : top + rows, left : left + columns]
         return out
 
 
