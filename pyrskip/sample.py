@@ -125,8 +125,9 @@ class Batch:
     def _taken(self, images: Tensor, image_of: Tensor, index: Sequence[int]) -> "Batch":
         """These images, and these questions on them. images, image_of: on the CPU."""
         known = self.on_cpu[0][images], image_of
+        blank = self.maps is not None  # one number, seen many times
         return Batch(
-            image=self.image[images],
+            image=self.image[:1].expand(len(images), -1, -1, -1) if blank else self.image[images],
             size=sent(known[0], self.size.device),
             image_of=sent(image_of, self.size.device),
             questions=tuple(self.questions[i] for i in index),
@@ -168,7 +169,7 @@ class Batch:
         return self._mapped(Tensor.pin_memory)
 
     def _mapped(self, of: Callable[[Tensor], Tensor]) -> "Batch":
-        # blank images are one number, seen many times
+        # of blank images one number
         image = of(self.image) if self.maps is None else of(self.image[:1, :1, :1, :1]).expand_as(self.image)
         maps = None if self.maps is None else tuple(map(of, self.maps))
         glance = None if self.glance is None else of(self.glance)
