@@ -43,8 +43,9 @@ class Line:
 @dataclass(frozen=True)
 class Record:
     """A run in short. date: when its frontier was drawn, in UTC; commit: of the code, empty where it is not
-    known; device: that was timed. target: the share of full's accuracy that the gate's prices are for;
-    guarantee, worth: what is said of it, empty where nothing is. curves: by method."""
+    known; device: that was timed, empty where nothing says which. target: the share of full's accuracy that
+    the gate's prices are for; guarantee, worth: what is said of it, empty where nothing is. curves: by
+    method."""
 
     experiment: str
     date: str
@@ -77,7 +78,7 @@ def record(run: Finished) -> Record:
         date=drawn.date().isoformat(),
         commit=versions.get("commit", ""),
         version=versions.get("pyrskip", ""),
-        device=summary.get("device", "CPU"),  # a frontier that does not say it was timed on one
+        device=summary.get("device", ""),
         seeds=len(seeds),
         prices=tuple(sorted({seed["price"] for seed in seeds})),
         questions=sum(of["n"] for of in full.by_type.values()),

@@ -51,7 +51,7 @@ def section(record: Record) -> str:
         prices += f" to {record.prices[-1]:g}"
     fixed = record.line("fixed").method.removeprefix("fixed:")
     commit = f", commit {record.commit}" if record.commit else ""
-    timed = f"; times on {record.device}" * (record.line("gate").ms is not None)
+    timed = f"; times on {record.device}" if record.device else ""
     said = [
         f"{record.questions:,} questions; {record.seeds} gate{'s' if record.seeds > 1 else ''} on one model; "
         f"{record.date}, pyrskip {record.version}{commit}{timed}. "

@@ -116,7 +116,12 @@ class Gated(lmms):  # type: ignore[misc]  # lmms-eval has an environment of its 
         return [GenerationResult(text, _summed(count)) for text, count in zip(texts, counts, strict=True)]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[Any]:
-        raise NotImplementedError("lmms-eval gives no chat messages for it, and so no turn to decide by")
+        task = requests[0].task_name if requests else "a task"
+        raise UserError(
+            f"{task} asks for log-likelihoods, for which lmms-eval gives no chat messages, so that there "
+            "is no question to decide by; allowed: tasks whose output_type is generate_until or "
+            "generate_until_multi_round"
+        )
 
     def _gated(self, request: Instance) -> Instance:
         context, to_messages, *rest = request.args
