@@ -17,6 +17,7 @@ from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.data.shards import SPLITS
 from pyrskip.errors import UserError
 from pyrskip.models.native import NativeModel
+from pyrskip.models.tiles import levels_of
 from pyrskip.models.vision import VisionEncoder
 from pyrskip.sample import Sample
 from pyrskip.stages import run_stages
@@ -84,8 +85,9 @@ def test_images_of_any_size_come_back_from_a_cache(
     monkeypatch.setattr(ShardDataset, "__getitems__", cut)
     write(model, tiny_data, tmp_path)
     plain = ShardDataset(tiny_data, "val", SIDE)
-    quick = CachedDataset(plain, tmp_path, "val", model.pyramid)
+    quick = CachedDataset(plain, tmp_path, "val", model.pyramid, glances=True)
     seen, read = (collate([data[i] for i in range(24)], SIDE) for data in (plain, quick))
+    assert read.glance is not None and read.glance.equal(levels_of(model.pyramid, seen)[-1])
     asked = model.pyramid.capacity(seen.size)[seen.image_of]
     assert torch.allclose(model.loglik(read, asked), model.loglik(seen, asked), atol=0.05)
 
@@ -173,7 +175,7 @@ def test_a_cache_that_is_not_whole_is_refused(
         index.unlink()
     else:
         index.write_text(
-            {"not json": "{", "other format": index.read_text().replace('"format": 1', '"format": 2')}[harm]
+            {"not json": "{", "other format": index.read_text().replace('"format": 2', '"format": 3')}[harm]
         )
     with pytest.raises(UserError):
         check_cache(broken, made)

@@ -2,10 +2,10 @@
 
 A cache directory has one file for each run of a split's images, `<split>-000000.safetensors`: tile_<t>
 [cells, C] float16, the cells of all its images below each other, and size [images, 2] their rows and columns,
-(0, 0) for one that could not be read. The glance is kept in float32: gates decide on it, and a decision that
-is nearly another one would not be that of a server, which encodes. `cache.json`, written last, lists the
-files and says what the maps depend on. `components.safetensors` holds its principal components, if it keeps
-any.
+(0, 0) for one that could not be read. What gates decide on is kept in float32, the glance's map and, as
+`glance` [images, 3, s, s], its pixels: a decision that is nearly another one would else not be that of a
+server, which encodes. `cache.json`, written last, lists the files and says what the maps depend on.
+`components.safetensors` holds its principal components, if it keeps any.
 
 Axes: I images, T tiles, C channels.
 """
@@ -14,7 +14,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,12 @@ from pyrskip.files import write_json, write_whole
 from pyrskip.models.halves import in_halves
 from pyrskip.models.tiles import encode_tiles
 from pyrskip.models.vision import Components, VisionConfig, VisionEncoder
-from pyrskip.picture import Mipmaps
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch, Question, Sample
 
 INDEX = "cache.json"
 COMPONENTS = "components.safetensors"
-FORMAT = 1
+FORMAT = 2
 IMAGES_PER_FILE = 250
 MAX_OPEN = 64
 
@@ -62,9 +60,8 @@ def fingerprint(
         "pyramid.size": pyramid.size,
         "pyramid.levels": pyramid.levels,
         "pyramid.grid": list(pyramid.grid),
+        "pyramid.halo": pyramid.halo,
     }
-    if pyramid.halo:
-        made["pyramid.halo"] = pyramid.halo
     if data is not None:
         index = parse_index(data)
         images = hashlib.sha256("".join(s.sha256 for split in SPLITS for s in index.splits[split]).encode())
@@ -84,7 +81,10 @@ def check_cache(directory: Path, wanted: Mapping[str, Any]) -> None:
         content = json.loads(path.read_bytes())
         made, files = content["fingerprint"], [f for files in content["splits"].values() for f in files]
         if content["format"] != FORMAT:
-            raise UserError(f"{path} has format {content['format']}; this version reads format {FORMAT}")
+            raise UserError(
+                f"{path} has format {content['format']}; this version reads format {FORMAT}; "
+                "allowed: data.cache=null, or data.cache=run in a run with another name"
+            )
         for file in files:
             if (directory / Path(file["file"]).name).stat().st_size != file["bytes"]:
                 raise UserError(
@@ -96,12 +96,11 @@ def check_cache(directory: Path, wanted: Mapping[str, Any]) -> None:
         raise UserError(
             f"{path} cannot be read as the index of a cache ({type(error).__name__}: {error})"
         ) from error
-    for key, value in ({"pyramid.halo": 0} | dict(wanted)).items():
-        was = made.get(key, 0 if key == "pyramid.halo" else None)
-        if was != value:
+    for key, value in wanted.items():
+        if made.get(key) != value:
             raise UserError(
-                f"data.cache={directory} is stale: made with {key}={_short(was)}, this run has "
-                f"{_short(value)}; allowed: {_short(was)}, data.cache=null, or data.cache=run in a "
+                f"data.cache={directory} is stale: made with {key}={_short(made.get(key))}, this run has "
+                f"{_short(value)}; allowed: {_short(made.get(key))}, data.cache=null, or data.cache=run in a "
                 "run with another name"
             )
 
@@ -164,33 +163,17 @@ class CachedDataset(Dataset[Sample | None]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
-        if self._glances:
-            return [
-                self._seen(i, sample)
-                for i, sample in zip(indices, self.data.__getitems__(indices), strict=True)
-            ]
         return [
             self._sample(i, questions)
             for i, questions in zip(indices, self.data.questions_of(indices), strict=True)
         ]
 
-    def _seen(self, index: int, whole: Sample | None) -> Sample | None:
-        """With the coarsest level of what was read."""
-        sample = None if whole is None else self._sample(index, whole.questions)
-        if whole is None or sample is None:
-            return None
-        coarsest = self._pyramid.levels - 1
-        pixels = whole.image.permute(1, 2, 0).numpy()
-        level = torch.from_numpy(Mipmaps(pixels, self._pyramid.levels)[coarsest])
-        side = self._pyramid.side(coarsest)
-        room = (0, side - level.shape[-1], 0, side - level.shape[-2])
-        return replace(sample, glance=torch.nn.functional.pad(level, room))
-
     def _sample(self, index: int, questions: tuple[Question, ...] | None) -> Sample | None:
         height, width = self._size[index].tolist()
         if questions is None or not height:
             return None
-        file = self._file(self._files[self._place[index][0]])
+        number, row = self._place[index]
+        file = self._file(self._files[number])
         maps = []
         for tile, ((rows, columns), start) in enumerate(
             zip(self._cells[index].tolist(), self._start[index].tolist(), strict=True)
@@ -202,7 +185,8 @@ class CachedDataset(Dataset[Sample | None]):
                 whole = torch.nn.functional.pad(whole, (0, 0, 0, side - columns, 0, side - rows))
             maps.append(whole)
         blank = torch.zeros(1, dtype=torch.uint8).expand(3, height, width)
-        return Sample(self.data.image_keys[index], blank, questions, tuple(maps))
+        glance = file.get_slice("glance")[row] if self._glances else None
+        return Sample(self.data.image_keys[index], blank, questions, tuple(maps), glance)
 
     def _file(self, name: str) -> Any:
         if name not in self._open:
@@ -234,39 +218,43 @@ class CacheModule(pl.LightningModule):
             split,
             total,
         )
-        self.waiting: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        self.waiting: dict[int, tuple[Tensor, list[Tensor], Tensor]] = {}
 
     @torch.no_grad()
     def predict_step(self, batch: tuple[list[int], list[int], Batch | None], batch_idx: int) -> None:
         numbers, found, images = batch
         empty = self._kept([torch.zeros(0, self.vision.channels)] * self.pyramid.tiles)
-        self.waiting |= dict.fromkeys(numbers, (torch.zeros(2, dtype=torch.int64), empty))
+        blank = torch.zeros(3, *[self.pyramid.side(self.pyramid.levels - 1)] * 2)
+        self.waiting |= dict.fromkeys(numbers, (torch.zeros(2, dtype=torch.int64), empty, blank))
         if images is not None:
             parts = in_halves(self._maps, images)
-            maps = [torch.cat(of_tile) for of_tile in zip(*parts, strict=True)]
+            *maps, glances = (torch.cat(of_one) for of_one in zip(*parts, strict=True))
             cells = self.pyramid.cells(images.size).tolist()
             for row, number in enumerate(found):
                 kept = [
                     m[row, :, : c[0], : c[1]].permute(1, 2, 0).flatten(0, 1)
                     for m, c in zip(maps, cells[row], strict=True)
                 ]
-                self.waiting[number] = images.size[row].cpu(), kept
+                self.waiting[number] = images.size[row].cpu(), kept, glances[row]
         last = numbers[-1]
         if (last + 1) % IMAGES_PER_FILE == 0 or last + 1 == self.total:
             self._write(last // IMAGES_PER_FILE)
 
     def _maps(self, images: Batch) -> list[Tensor]:
+        """Of all tiles, and behind them the glance's pixels."""
         keep = torch.ones(len(images), self.pyramid.tiles, dtype=torch.bool)
-        return [m.cpu() for m in self._kept(encode_tiles(self.vision, self.pyramid, images, keep).maps)]
+        features = encode_tiles(self.vision, self.pyramid, images, keep)
+        return [of.cpu() for of in (*self._kept(features.maps), features.levels[-1])]
 
     def _kept(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps of all tiles, as precise as they are kept."""
         return [m if tile == self.pyramid.glance else m.half() for tile, m in enumerate(maps)]
 
     def _write(self, number: int) -> None:
-        sizes, kept = zip(*(self.waiting[i] for i in sorted(self.waiting)), strict=True)
+        sizes, kept, glances = zip(*(self.waiting[i] for i in sorted(self.waiting)), strict=True)
         tensors = {f"tile_{t}": torch.cat(maps) for t, maps in enumerate(zip(*kept, strict=True))}
-        content = safetensors.torch.save({"size": torch.stack(list(sizes)), **tensors})
+        tensors |= {"size": torch.stack(sizes), "glance": torch.stack(glances)}
+        content = safetensors.torch.save(tensors)
         write_whole(self.directory / _name(self.split, number), content)
         self.waiting.clear()
 
@@ -359,9 +347,12 @@ def _listed(directory: Path, split: str, count: int) -> list[dict[str, Any]]:
 
 def _check_space(vision: VisionEncoder, pyramid: Pyramid, images: int, directory: Path) -> None:
     cells = pyramid.capacity(torch.tensor([[pyramid.size, pyramid.size]]))[0]
-    numbers = int(cells.sum() + cells[pyramid.glance]) * vision.channels  # the glance's are twice as long
+    half, whole = (
+        int(n) * vision.channels for n in (cells.sum() - cells[pyramid.glance], cells[pyramid.glance])
+    )
+    whole += 3 * pyramid.side(pyramid.levels - 1) ** 2
     there = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    needed, free = images * numbers * 2 - there, shutil.disk_usage(directory).free
+    needed, free = images * (2 * half + 4 * whole) - there, shutil.disk_usage(directory).free
     if needed > free:
         raise UserError(
             f"{directory} has {free / 1e9:.1f} GB free, and maps of {images} images need up to "
