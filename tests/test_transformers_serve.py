@@ -1,10 +1,6 @@
 """A real server: `transformers serve` with a tiny random model, asked as any other is."""
 
-import os
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.models.vlm.remote_config import RemoteConfig
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch, Question, Sample
+from tests.started import started
 from tests.vlm import save_llava
 
 for needed in ("httpx", "openai", "accelerate", "fastapi"):
@@ -34,27 +31,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [Path(sys.executable).parent / "transformers", "serve", folder, "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]
+    command = [Path(sys.executable).parent / "transformers", "serve", folder]
+    command += ["--device", "cpu", "--dtype", "float32"]
     log = tmp_path_factory.mktemp("log") / "serve.txt"
-    with log.open("wb") as said:
-        served = subprocess.Popen(
-            command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=said, stderr=subprocess.STDOUT
-        )
-    try:
-        for _ in range(PATIENCE * 5):
-            assert served.poll() is None, log.read_text()[-2000:]
-            with socket.socket() as asked:
-                if asked.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        served.terminate()
-        served.wait()
+    with started(command, {"HF_HUB_OFFLINE": "1"}, log, PATIENCE) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,6 @@ make test-vllm. VLLM names its command."""
 import base64
 import io
 import os
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from pyrskip.sample import Batch, Question, Sample
 from pyrskip.serving.gateway import CHAT, GatewayConfig, create_app
 from pyrskip.serving.limits import Limits
 from tests.families import qwen2_5_vl
+from tests.started import started
 from tests.upstream import running
 
 pytestmark = [
@@ -66,35 +64,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [os.environ["VLLM"], "serve", str(folder), "--served-model-name", "tiny"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
-    command += ["--max-model-len", "4096", "--max-num-seqs", "4", "--limit-mm-per-prompt", '{"image": 4}']
+    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "4096"]
+    command += ["--max-num-seqs", "4", "--limit-mm-per-prompt", '{"image": 4}']
     own = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
-    log = tmp_path_factory.mktemp("log") / "vllm.txt"
-    with log.open("wb") as said:
-        served = subprocess.Popen(command, env=os.environ | own, stdout=said, stderr=subprocess.STDOUT)
-    try:
-        for _ in range(PATIENCE):
-            assert served.poll() is None, log.read_text()[-4000:]
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=10).status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(1)
-        else:
-            pytest.fail(f"no server after {PATIENCE} seconds: {log.read_text()[-4000:]}")
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        served.terminate()
-        served.wait()
+    with started(command, own, tmp_path_factory.mktemp("log") / "vllm.txt", PATIENCE) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
