@@ -12,10 +12,11 @@ from pyrskip.data.convert import FORMATS
 from pyrskip.data.sources import SOURCES
 from pyrskip.gates.gate import GATES
 from pyrskip.pruners import PRUNERS
+from pyrskip.registry import Registry
 from pyrskip.training.rules import RULES, valid_pairs
 
-GROUPS = ("data", "gate", "pruner", "rule")
-"""Groups whose options are registered."""
+GROUPS: Mapping[str, Registry[Any]] = {"data": FORMATS, "gate": GATES, "pruner": PRUNERS, "rule": RULES}
+"""Groups whose options are registered, with the registries that plug-ins add to."""
 
 
 def store_groups(conf: Path) -> None:

@@ -274,7 +274,8 @@ def _sentence(error: Exception) -> str:
         head, title, tail = kept[: options[0]], kept[options[0]], kept[options[0] + 1 :]
         from pyrskip.groups import GROUPS
 
-        page = " (docs/extending.md says how to register another)" if title.split("'")[1] in GROUPS else ""
+        group = title.split("'")[1]
+        page = f" ({GROUPS[group].page} says how to register another)" if group in GROUPS else ""
         return f"{' '.join(head)}; allowed: {', '.join(t for t in tail if not t.startswith('_'))}{page}"
     return " ".join(kept)
 

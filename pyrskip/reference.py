@@ -237,7 +237,7 @@ def _range(said: str) -> str:
     """What is allowed, of a refusal; of one that names several keys, with them."""
     mark = next((mark for mark in ("allowed: ", " must be ", ": ") if mark in said), ": ")
     given, _, words = said.partition(mark)
-    words = re.sub(r" (is|are) needed$| \(docs/extending.md .*\)$", "", words)
+    words = re.sub(r" (is|are) needed$| \(docs/\S+ says how to register another\)$", "", words)
     keys = list(dict.fromkeys(re.findall(r"(\w+)=", given)))
     return f"{', '.join(keys)}: {words}" if len(keys) > 1 and words else words
 

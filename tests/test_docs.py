@@ -42,6 +42,11 @@ def commands(page: Path) -> list[str]:
     return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
+def code(page: Path) -> str:
+    """The Python of a page, all of its blocks."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
+
+
 def test_every_command_is_of_a_known_kind() -> None:
     for page in PAGES:
         for command in commands(page):
@@ -71,9 +76,11 @@ def easy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if any(c.startswith(RUNNERS) for c in commands(p))], ids=lambda p: p.name
+    "page",
+    [p for p in PAGES if any(c.startswith(RUNNERS) for c in commands(p)) or code(p)],
+    ids=lambda p: p.name,
 )
-def test_every_command_of_the_page_runs(page: Path, easy: Path, tmp_path: Path) -> None:
+def test_every_command_and_block_of_the_page_runs(page: Path, easy: Path, tmp_path: Path) -> None:
     environment, small = ENVIRONMENT, list(SMALL)
     for name in ("train.py", "eval.py"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
@@ -128,9 +135,8 @@ def test_every_command_of_the_page_runs(page: Path, easy: Path, tmp_path: Path) 
                 words += [o for o in small + mine if o.split("=")[0] not in given and o.startswith(own)]
             done = run(words, tmp_path, environment, 1800)
             assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     ran = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks)],
+        [sys.executable, "-c", code(page)],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -91,7 +91,7 @@ def methods_of(run: Path) -> set[str]:
     return {row["method"] for row in json.loads((run / "frontier.json").read_text())}
 
 
-# what is given beside plugins=[<toy>]; docs/extending.md says the same
+# what is given beside plugins=[<toy>]; the pages say the same
 GATE = ("gate=toy_gate",)
 POLICY = ("gate.policy=toy_policy", "rule=reinforce")
 RULE = ("rule=toy_rule", "rule.smoothing=0.2")
@@ -241,27 +241,33 @@ def test_what_one_file_adds_is_exported_and_served_without_it(
     assert isinstance(answer.text, str) and answer.selection
 
 
-# what the page says
+# what the pages say
 
 
-def test_the_page_shows_the_toys_and_what_each_adds() -> None:
-    page = (REPOSITORY / "docs/extending.md").read_text()
+def said_by_the_pages() -> str:
+    return "\n".join(
+        (REPOSITORY / f"docs/{page}.md").read_text() for page in ("extending", "extending-models")
+    )
+
+
+def test_the_pages_show_the_toys_and_what_each_adds() -> None:
+    pages = said_by_the_pages()
     toys = {path.name: path.read_text() for path in TOYS.glob("*.py")}
     # that of a family of models needs the transformers library, and is run where there is one
     families = (REPOSITORY / "tests/test_families.py").read_text()
     toys["toy_family.py"] = families.split('TOY = """\n')[1].split('"""')[0]
-    blocks = re.findall(r"```python\n(.*?)```\n\n`(\S+) \| (\d+) (\++)`", page, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```\n\n`(\S+) \| (\d+) (\++)`", pages, re.DOTALL)
     assert {name: text for text, name, *_ in blocks} == toys
     assert len(toys) == len(REGISTRIES) + 1
     for text, _, lines, added in blocks:
         assert int(lines) == len(added) == len(text.splitlines())
 
 
-def test_the_page_says_how_to_run_each_toy() -> None:
-    page = (REPOSITORY / "docs/extending.md").read_text()
+def test_the_pages_say_how_to_run_each_toy() -> None:
+    pages = said_by_the_pages()
     for given in (GATE, POLICY, RULE, BASELINE, SIGNAL, PRUNER, FORMAT):
-        assert f"`{' '.join(given)}`" in page
-    assert f"`stages={ANEW}`" in page
+        assert f"`{' '.join(given)}`" in pages
+    assert f"`stages={ANEW}`" in pages
 
 
 # what is refused
@@ -289,27 +295,27 @@ def test_a_plugin_that_raises_at_import_is_named_before_any_work(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "names"),
+    ("overrides", "names", "page"),
     [
-        (("gate=psychic",), "glance, joint, predictor, region"),
-        (("gate.name=psychic",), "glance, joint, predictor, region"),
-        (("gate.policy=psychic",), "autoregressive, bernoulli"),
-        (("rule=psychic",), "actor_critic, cares"),
-        (("rule.name=psychic",), "actor_critic, cares"),
-        (("rule=reinforce", "rule.baseline=psychic"), "group, group_deviation, leave_one_out"),
-        (("gate.signals=[psychic]",), "answer_stats, glance, query"),
-        (("pruner=psychic",), "average, cdpruner, divprune"),
-        (("pruner.name=psychic",), "average, cdpruner, divprune"),
-        (("data=psychic",), "easy_vqa, llava, parquet, scenes, shards, tsv"),
-        (("data.source=psychic",), "easy_vqa, llava, parquet, scenes, shards, tsv"),
+        (("gate=psychic",), "glance, joint, predictor, region", "extending"),
+        (("gate.name=psychic",), "glance, joint, predictor, region", "extending"),
+        (("gate.policy=psychic",), "autoregressive, bernoulli", "extending"),
+        (("rule=psychic",), "actor_critic, cares", "extending"),
+        (("rule.name=psychic",), "actor_critic, cares", "extending"),
+        (("rule=reinforce", "rule.baseline=psychic"), "group, group_deviation, leave_one_out", "extending"),
+        (("gate.signals=[psychic]",), "answer_stats, glance, query", "extending-models"),
+        (("pruner=psychic",), "average, cdpruner, divprune", "extending-models"),
+        (("pruner.name=psychic",), "average, cdpruner, divprune", "extending-models"),
+        (("data=psychic",), "easy_vqa, llava, parquet, scenes, shards, tsv", "extending-models"),
+        (("data.source=psychic",), "easy_vqa, llava, parquet, scenes, shards, tsv", "extending-models"),
     ],
     ids=str,
 )
 def test_an_unknown_name_is_told_what_is_registered_and_where_to_read_on(
-    overrides: tuple[str, ...], names: str, capsys: pytest.CaptureFixture[str]
+    overrides: tuple[str, ...], names: str, page: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(capsys, "train", *overrides)
-    assert "psychic" in said and names in said and "docs/extending.md" in said
+    assert "psychic" in said and names in said and f"(docs/{page}.md says" in said
 
 
 def test_an_unknown_method_is_told_what_the_run_has_and_where_to_read_on(

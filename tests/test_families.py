@@ -233,6 +233,6 @@ def test_one_file_outside_the_package_adds_a_family(toy: str, batch: Batch, tmp_
 
 def test_an_unknown_family_is_told_what_is_registered_and_where_to_read_on(tmp_path: Path) -> None:
     transformers.ChameleonConfig().save_pretrained(tmp_path)
-    said = r"model family='chameleon' is unknown; allowed: .*llava, .*docs/extending\.md"
+    said = r"model family='chameleon' is unknown; allowed: .*llava, .*docs/extending-models\.md"
     with pytest.raises(UserError, match=said):
         HfVlm.from_pretrained(HfConfig(str(tmp_path)), PYRAMID)

@@ -198,7 +198,11 @@ def test_a_pruner_that_keeps_other_numbers_than_are_paid_for_is_refused() -> Non
         ("random", 0.0, "pruner.ratio=0.0: allowed: above 0, at most 1"),
         ("random", 1.5, "pruner.ratio=1.5: allowed"),
         ("none", 0.5, "pruner.ratio=0.5, tokens=0 with pruner.name=none.*allowed: 1 and 0, or .*random"),
-        ("psychic", 0.5, "pruner.name='psychic' is unknown; allowed: .*none, .*random.*docs/extending.md"),
+        (
+            "psychic",
+            0.5,
+            "pruner.name='psychic' is unknown; allowed: .*none, .*random.*docs/extending-models.md",
+        ),
     ],
 )
 def test_a_pruner_that_cannot_be_is_refused(name: str, ratio: float, message: str) -> None:

@@ -190,7 +190,9 @@ def test_a_table_whose_signal_has_too_few_rows_is_refused(tmp_path: Path) -> Non
 
 
 def test_what_a_gate_cannot_read_is_refused_with_what_it_can() -> None:
-    with pytest.raises(UserError, match=r"signal='luck' is unknown; allowed: answer_stats, .*extending\.md"):
+    with pytest.raises(
+        UserError, match=r"signal='luck' is unknown; allowed: answer_stats, .*extending-models\.md"
+    ):
         Config(gate=GateConfig(signals=("luck",)))
     for signals in (("answer_stats", "answer_stats"), ("glance",)):
         with pytest.raises(UserError, match=r"gate\.signals=.*each once, .* reads anyway \(query, glance\)"):

@@ -26,7 +26,7 @@ class Source(Protocol):
 
 
 Listing = Callable[[str], Iterator[Record]]
-SOURCES: Registry[Listing | type[SceneSource]] = Registry("data.source")
+SOURCES: Registry[Listing | type[SceneSource]] = Registry("data.source", "docs/extending-models.md")
 """Functions of the source's own split, 'train' or 'test', that yield its records, always in the same order;
 or the class of a source that is configured in data.<name>."""
 SOURCES.register("scenes", SceneSource)

@@ -21,7 +21,7 @@ from pyrskip.errors import UserError
 from pyrskip.identity import read_where
 from pyrskip.registry import Registry
 
-PRUNERS: "Registry[type[Pruner]]" = Registry("pruner.name")
+PRUNERS: "Registry[type[Pruner]]" = Registry("pruner.name", "docs/extending-models.md")
 NONE = "none"
 """The name of a config without a pruner."""
 

@@ -1,8 +1,8 @@
 """Scenes: generated high-resolution images whose questions have a known answer to 'how closely must one
 look?'.
 
-See docs/scenes.md for the types of questions, the thresholds and where the icons, fonts and photographs come
-from.
+See docs/scenes-data.md for the types of questions, the thresholds and where the icons, fonts and photographs
+come from.
 """
 
 import io

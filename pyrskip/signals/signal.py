@@ -22,7 +22,7 @@ from pyrskip.sample import Batch
 Per = Literal["question", "text", "image"]
 PER: tuple[Per, ...] = ("question", "text", "image")
 
-SIGNALS: "Registry[type[Signal]]" = Registry("signal")
+SIGNALS: "Registry[type[Signal]]" = Registry("signal", "docs/extending-models.md")
 
 
 class Signal(nn.Module):

@@ -8,7 +8,7 @@ from pyrskip.data.convert.rows import Row
 from pyrskip.data.storage import expand
 from pyrskip.registry import Registry
 
-FORMATS: "Registry[type[Format]]" = Registry("data.source")
+FORMATS: "Registry[type[Format]]" = Registry("data.source", "docs/extending-models.md")
 
 
 class Format(ABC):

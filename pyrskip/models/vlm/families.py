@@ -32,7 +32,7 @@ class Family:
     least: int = 1
 
 
-FAMILIES: Registry[Family] = Registry("model family")
+FAMILIES: Registry[Family] = Registry("model family", "docs/extending-models.md")
 
 
 def fixed(**images_kwargs: Any) -> Callable[[Any], dict[str, Any]]:
