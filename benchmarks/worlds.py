@@ -6,8 +6,8 @@ world=question,glance,both   which; steps=3000; seeds=3; target=probability,scor
 (all by default); images=5000 to learn from; validations=, patience= as in rule (0: the last weights);
 out=<directory> for worlds.csv and worlds.png: a gate whose regret is there is not trained again. A row is the
 regret on unseen images as a share of the gap between the best constant decision and the best of each
-question, the mean over prices: 0% is the optimum, 100% no better than one decision for all. Costs a minute or
-so a gate, on one core.
+question, of those that the policy can take, the mean over prices: 0% is the optimum, 100% no better than one
+decision for all. Costs a minute or so a gate, on one core.
 
 Axes: N questions, M images, T tiles, S actions.
 """
@@ -33,6 +33,7 @@ from pyrskip.decision import ActionConfig, ActionSet, blind, reference
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.launch import quiet
+from pyrskip.policies.quadtree import QuadtreePolicy
 from pyrskip.pyramid import Pyramid
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment
@@ -134,16 +135,25 @@ def environment_of(world: World, table: RolloutTable) -> TableEnvironment:
     return TableEnvironment(table, world.pyramid, BudgetRule(), table.mean_full_flops)
 
 
+def possible(gate: Gate, environment: TableEnvironment) -> Tensor:
+    """Which listed actions [S] a gate can take, whatever it learns: of all policies `quadtree` alone cannot
+    take each, as it keeps no tile without the coarser one over it."""
+    policy = gate.policy(environment.observe(torch.tensor([0]), torch.tensor(PRICES[:1])))
+    if not isinstance(policy, QuadtreePolicy):
+        return torch.ones(len(environment.table.actions), dtype=torch.bool)
+    return policy.log_probs(environment.table.actions.selection[None])[0].isfinite()
+
+
 @torch.no_grad()
 def regret(gate: Gate, environment: TableEnvironment) -> float:
-    """Share of the gap between the best constant decision (1) and the best of each question (0), mean over
-    prices."""
-    rows, shares = torch.arange(len(environment.table)), []
+    """Share of the gap between the best constant decision (1) and the best of each question (0), of those
+    that the gate can take, mean over prices."""
+    rows, among, shares = torch.arange(len(environment.table)), possible(gate, environment), []
     for price in PRICES:
         seen = environment.observe(rows, torch.full((len(rows),), price))
         worth = environment.probabilities(rows) - price * environment.relative
         action = environment.action(gate.eval().policy(seen).mode())
-        best, constant = worth.amax(1).mean(), worth.mean(0).amax()
+        best, constant = worth[:, among].amax(1).mean(), worth[:, among].mean(0).amax()
         shares.append(float((best - worth.gather(1, action[:, None]).mean()) / (best - constant)))
     return mean(shares)
 
