@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
+from pyrskip.evaluation import inference
 from pyrskip.evaluation.frontier import Frontier, Row, frontier, hull_at, hull_cost
 from pyrskip.evaluation.guarantee import guarantee
 from pyrskip.evaluation.hull import cost_at, upper_hull
@@ -32,6 +33,7 @@ from pyrskip.report.selections import plot_selections
 from pyrskip.rollouts.health import health
 from pyrskip.rollouts.held_out import held_out, looked_at
 from pyrskip.rollouts.table import RolloutTable
+from pyrskip.sample import Question, Sample
 from tests.tables import TYPES, synthetic_pyramid, synthetic_table, synthetic_tile_flops
 
 PRICES = (0.0, 0.05, 0.2, 1.0)
@@ -460,3 +462,12 @@ def test_rungs_stand_beside_proportional_budgets_and_strategies_of_the_same_tabl
     assert weights is not None and len(weights) == 3
     assert summary(found)["budget_weights"] == weights.tolist()
     assert summary(computed())["budget_weights"] is None
+
+
+def test_pictures_take_types_in_turn_and_of_a_type_its_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "answered", lambda model, gate, sample, row, *rest: row)
+    types = ("b", "a", "a", "b", "a")
+    questions = tuple(Question(f"{i}?", ("yes",), of, str(i)) for i, of in enumerate(types))
+    samples = [Sample("one", torch.zeros(3, 8, 8, dtype=torch.uint8), questions)] * 8
+    found = inference.shown(None, None, samples, 1.0, 0.1, 0.0)  # type: ignore[arg-type]
+    assert cast(list[int], found) == [1, 0, 2, 3, 4, 0, 1, 3]

@@ -94,13 +94,13 @@ def check_inference(
 def shown(
     model: GatedModel, gate: Gate, samples: Sequence[Sample], unit: float, price: float, gate_flops: float
 ) -> list[Shown]:
-    """One question of each sample, types in turn, answered as a server would."""
+    """One question of each sample, answered as a server would: types in turn, and of a type its questions."""
     result = []
     for i, sample in enumerate(samples):
-        types = [q.type for q in sample.questions]
-        kinds = sorted(set(types))
-        row = types.index(kinds[i % len(kinds)])
-        result.append(answered(model, gate, sample, row, unit, price, gate_flops))
+        kinds = sorted({q.type for q in sample.questions})
+        turn, kind = divmod(i, len(kinds))
+        rows = [row for row, q in enumerate(sample.questions) if q.type == kinds[kind]]
+        result.append(answered(model, gate, sample, rows[turn % len(rows)], unit, price, gate_flops))
     return result
 
 
