@@ -98,17 +98,20 @@ def _measured(axes: Axes, run: Record) -> None:
         *curves["hull"][:2], color=BLACK, linestyle="--", marker="o", markerfacecolor="white", linewidth=1.8
     )
     axes.plot(*curves["random"][:2], color=GREY, marker=".", linewidth=2)
-    reference = run.line("reference")
-    axes.plot(reference.of_full, 100 * reference.accuracy, color=RED, marker="D", markersize=9, zorder=6)
+    for line, colour, marker in (("reference", RED, "D"), ("full", BLACK, "*")):
+        at = run.line(line)
+        axes.plot(at.of_full, 100 * at.accuracy, color=colour, marker=marker, markersize=9, zorder=6)
     for name, place, colour in (
         ("the gate", (0.19, 99.55), BLUE),
-        ("the best fixed choices", (0.33, 98.72), BLACK),
+        ("the best fixed choices", (0.41, 98.55), BLACK),
         ("the gate's choices\nat random", (0.255, 97.15), "0.4"),
         ("the model alone", (0.63, 99.45), RED),
         ("everything", (1.0, 99.68), BLACK),
     ):
         ha = "right" if name in ("the gate", "everything") else "left"
         axes.text(*place, name, color=colour, size=14, ha=ha, va="top" if ha == "left" else "center")
+    thin = {"arrowstyle": "-", "color": BLACK, "linewidth": 0.8}
+    axes.annotate("", (0.31, 99.23), (0.42, 98.55), arrowprops=thin)
     axes.set(xlim=(0, 1.03), ylim=(94.8, 100.2))
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     axes.set_yticks([95, 96, 97, 98, 99, 100], [f"{n}%" for n in range(95, 101)])
