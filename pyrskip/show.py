@@ -75,7 +75,7 @@ def results(arguments: Sequence[str]) -> None:
 
 def plot(arguments: Sequence[str]) -> None:
     """A picture of the frontiers of one or more runs, or of one run's dial."""
-    from pyrskip.evaluation.runs import check_costs, load_runs
+    from pyrskip.evaluation.runs import check_costs, load_all
     from pyrskip.report.plots import plot_runs, run_colours
     from pyrskip.report.styles import RULES
 
@@ -88,12 +88,8 @@ def plot(arguments: Sequence[str]) -> None:
             "pyrskip plot takes frontier and one or more directories; allowed beside them: out=<file>, "
             "method=<name>; or dial and one run"
         )
-    runs = [run for place in places[1:] for run in load_runs(Path(place))]
+    runs = load_all(map(Path, places[1:]))
     check_costs(runs)
-    labels = [run.label for run in runs]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise UserError(f"two runs are named {twice[0]}; allowed: directories of different names")
     out = Path(given.get("out", "frontier.svg"))
     colours = run_colours({run.label: run.rule for run in runs}, RULES)
     plot_runs({run.label: run.rows for run in runs}, colours, out, given.get("method", "gate"))
@@ -189,7 +185,7 @@ def above(arguments: Sequence[str]) -> None:
 def compare(arguments: Sequence[str]) -> None:
     """Rules and policies beside each other: the gates of one or more sweeps at equal cost."""
     from pyrskip.evaluation.comparison import curves_behind, entries_of
-    from pyrskip.evaluation.runs import load_runs
+    from pyrskip.evaluation.runs import load_all
     from pyrskip.evaluation.scores import same_questions
     from pyrskip.inference.keys import Keys
     from pyrskip.report.compared import print_comparison
@@ -212,7 +208,7 @@ def compare(arguments: Sequence[str]) -> None:
     left = [f"{job.directory} is {job.state}" for job in jobs if job.state != "done"]
     if left:
         raise UserError(f"{', '.join(left)}; allowed: sweeps of which every job is done")
-    runs = [run for job in jobs for run in load_runs(job.directory)]
+    runs = load_all(job.directory for job in jobs)
     same_questions(runs)
     entries = entries_of(runs)
     behind = {method: curves_behind(runs, method) for method in ("hull", "oracle:type")}
@@ -225,7 +221,7 @@ def compare(arguments: Sequence[str]) -> None:
 def _scored(
     command: str, arguments: Sequence[str], keys: Sequence[str]
 ) -> "tuple[list[Scored], dict[str, str]]":
-    from pyrskip.evaluation.runs import load_runs
+    from pyrskip.evaluation.runs import load_all
     from pyrskip.evaluation.scores import load_scores
 
     places, given = split_arguments(arguments, keys)
@@ -234,7 +230,7 @@ def _scored(
             f"pyrskip {command} takes one or more directories; allowed beside them: "
             f"{', '.join(f'{k}=<value>' for k in keys)}"
         )
-    return load_scores([run for place in places for run in load_runs(Path(place))]), given
+    return load_scores(load_all(map(Path, places))), given
 
 
 def _keep(found: Sequence[Any], given: Mapping[str, str]) -> None:

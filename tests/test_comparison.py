@@ -148,6 +148,15 @@ def test_jobs_of_several_sweeps_are_one_comparison(finished: Path, tmp_path: Pat
     assert {entry["flex_seed"] for entry in entries} == {0, 1}
 
 
+def test_sweeps_that_hold_the_same_gates_are_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        add(tmp_path / name, finished, "exact-categorical")
+    said = refused(capsys, "compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert "both hold a gate of exact, categorical with seed=0 and flex.seed=0 at price" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -157,7 +166,7 @@ def test_jobs_of_several_sweeps_are_one_comparison(finished: Path, tmp_path: Pat
         (("{sweep}", "low=0.5"), "low=0.5, high=0.45: allowed: FLOPs over full's, 0 <= low < high"),
         (("{sweep}", "out=rules.txt"), "out=rules.txt is no picture that can be drawn"),
         (("{sweep}", "method=gate"), "method"),
-        (("{sweep}", "{sweep}"), "both hold a gate of exact, bernoulli with seed=0 and flex.seed=0 at price"),
+        (("{sweep}", "{sweep}"), "is given twice; allowed: each run once"),
     ],
 )
 def test_bad_input_is_one_sentence(

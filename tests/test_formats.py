@@ -58,6 +58,18 @@ def test_llava_every_answered_turn_is_a_question_on_its_image(
     assert len(told["broken"]) == sum(count == 0 for _, count in rows)
 
 
+def test_a_table_that_was_written_anew_gives_its_own_images(tmp_path: Path) -> None:
+    for first in (0, 20):
+        rows = [
+            {"question": "q?", "answers": ["a"], "image": embedded(picture(image))}
+            for image in range(first, first + 8)
+        ]
+        path = write_parquet(tmp_path / "pope.parquet", rows, 8)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        convert(config("parquet", path), tmp_path / "out")
+        assert together(tmp_path / "out").keys() == {picture(image) for image in range(first, first + 8)}
+
+
 @settings(max_examples=4, suppress_health_check=FOLDERS)
 @given(images=st.lists(st.integers(0, 8), min_size=8, max_size=24), group=st.integers(1, 9))
 def test_parquet_rows_of_one_image_are_questions_on_it(images: list[int], group: int, tmp_path: Path) -> None:

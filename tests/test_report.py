@@ -16,7 +16,7 @@ from pyrskip.errors import UserError
 from pyrskip.evaluation.methods import METHODS
 from pyrskip.evaluation.pick import pick
 from pyrskip.evaluation.results import headline
-from pyrskip.evaluation.runs import GALLERY, load_runs
+from pyrskip.evaluation.runs import GALLERY, load_all, load_runs
 from pyrskip.evaluation.worth import said
 from pyrskip.report.conclusion import conclusion
 from pyrskip.report.figures import frontier_figure, shares_by_type
@@ -32,6 +32,13 @@ from tests.tools import program
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "one")
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    places = [write_run(tmp_path / place) for place in ("a/run", "b/run", "b/other")]
+    assert [of.label for of in load_all(places)] == ["a/run", "b/run", "other"]
+    with pytest.raises(UserError, match=r"a/run is given twice; allowed: each run once"):
+        load_all([places[0], *places])
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 import csv
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,22 @@ def load_runs(directory: Path) -> list[Finished]:
             "allowed: a directory that train made, or a sweep's"
         )
     return [_load(path) for path in inside]
+
+
+def load_all(directories: Iterable[Path]) -> list[Finished]:
+    """The runs in several directories, as `load_runs`. Labels of runs of the same name begin with as much of
+    their paths as tells them apart. Raises UserError for a run that is given twice."""
+    runs = [run for directory in directories for run in load_runs(directory)]
+    parts = [run.directory.resolve().parts for run in runs]
+    for run, own in zip(runs, parts, strict=True):
+        if parts.count(own) > 1:
+            raise UserError(f"{run.directory} is given twice; allowed: each run once")
+
+    def label(own: tuple[str, ...]) -> str:
+        alone = (n for n in range(1, len(own) + 1) if sum(of[-n:] == own[-n:] for of in parts) == 1)
+        return "/".join(own[-next(alone) :])
+
+    return [replace(run, label=label(own)) for run, own in zip(runs, parts, strict=True)]
 
 
 def check_costs(runs: Sequence[Finished]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyrskip.data.convert.answers import listed, missing, text_of
 from pyrskip.data.convert.choices import Choices, Later, asked
+from pyrskip.data.convert.config import FilesConfig
 from pyrskip.data.convert.format import FORMATS, Format
 from pyrskip.data.convert.rows import SEVERAL, WITHOUT, Found, Row, Skipped, content_key, image_key
 from pyrskip.data.faults import Fault
@@ -41,6 +42,10 @@ images."""
 @FORMATS.register("parquet")
 class Parquet(Format):
     """Where data.files.images is given, images are in those tables, and rows name them by id."""
+
+    def __init__(self, files: FilesConfig) -> None:
+        super().__init__(files)
+        self._last = threading.local()
 
     def rows(self, path: str) -> Iterator[Row]:
         with open_file(path) as file:
@@ -109,8 +114,21 @@ class Parquet(Format):
     def image(self, place: str) -> bytes:
         path, group, row = place.rsplit("\t", 2)
         column = self.files.columns.get("image", "")
-        (image,) = _images(_group_images(path, int(group), column)[int(row)].as_py())
+        (image,) = _images(self._group_images(path, int(group), column)[int(row)].as_py())
         return _bytes(image)
+
+    def _group_images(self, path: str, group: int, column: str) -> Any:
+        """The images of a row group. Each thread keeps its last: rows of a shard come in the order of the
+        file."""
+        last = self._last
+        if getattr(last, "place", None) != (path, group, column):
+            last.place = last.images = None  # one at a time
+            with open_file(path) as file:
+                table = _open(file, path)
+                name = column or next(name for name in USUAL["image"] if name in table.schema_arrow.names)
+                last.images = table.read_row_group(group, columns=[name]).column(name)
+            last.place = (path, group, column)
+        return last.images
 
     def _column(self, table: "ParquetFile", role: str, path: str, needed: bool = True) -> str:
         """The name of the column that is there for this; '' where none is and none is needed."""
@@ -174,22 +192,6 @@ def _values(batch: Any, row: int) -> dict[str, Any] | ValueError:
         return {name: batch.column(name)[row].as_py() for name in batch.schema.names}
     except ValueError as error:
         return error
-
-
-def _group_images(path: str, group: int, column: str) -> Any:
-    """The images of a row group. Each thread keeps its last: rows of a shard come in the order of the
-    file."""
-    if getattr(_LAST, "place", None) != (path, group, column):
-        _LAST.place = _LAST.images = None  # one at a time
-        with open_file(path) as file:
-            table = _open(file, path)
-            name = column or next(name for name in USUAL["image"] if name in table.schema_arrow.names)
-            _LAST.images = table.read_row_group(group, columns=[name]).column(name)
-        _LAST.place = (path, group, column)
-    return _LAST.images
-
-
-_LAST = threading.local()
 
 
 def _has(schema: Any, name: str) -> bool:
