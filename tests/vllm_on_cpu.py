@@ -8,8 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-OPERATORS = re.compile(r'^@torch\.library\.register_fake\(("torchvision::[a-z_]+")\)', re.MULTILINE)
-IF_THERE = r"@(torch.library.register_fake(\1) if torchvision.extension._has_ops() else (lambda f: f))"
+OPERATORS = re.compile(r'^@([\w.]+\.register_fake\("torchvision::[a-z_]+"\))', re.MULTILINE)
+IF_THERE = r"@(\1 if torchvision.extension._has_ops() else (lambda f: f))"
 
 
 def without_operators(packages: Path) -> None:
