@@ -81,9 +81,13 @@ def collage(
 
 
 def main() -> None:
-    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    given = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+    if not {"photographs", "out"} <= given.keys():
+        sys.exit(__doc__)
     source, out, size = Path(given["photographs"]), Path(given["out"]), int(given.get("side", 768))
-    kinds = {folder.name: sorted(folder.iterdir()) for folder in sorted(source.iterdir())}
+    kinds = {folder.name: sorted(folder.iterdir()) for folder in sorted(source.glob("*/"))}
+    if not kinds or not all(kinds.values()):
+        sys.exit(f"photographs={source}: allowed: a directory with a folder of pictures for each kind")
     (out / "images").mkdir(parents=True, exist_ok=True)
     entries = []
     for i in range(int(given.get("images", 2000))):

@@ -118,15 +118,17 @@ def test_tensions_move_nothing_that_the_glance_is_worth() -> None:
     seen, plain = observation(), gate_of()(observation())[:, -1]
     for tension in ("particularise", "focus"):
         assert moved(gate_of(), tension, 1.0)(seen)[:, -1].equal(plain)
-    assert "tension/explore" in gate_of("bernoulli").told(seen)
-    assert "tension/explore" not in gate_of().told(seen)  # nothing is tried while evidence is learned
+    assert "tension/explore" in gate_of("bernoulli").reported(seen)
+    assert "tension/explore" not in gate_of().reported(seen)  # nothing is tried while evidence is learned
 
 
 @pytest.mark.parametrize("off", [("information",), ("salience",), ("coupling",), ("information", "salience")])
 def test_a_score_that_is_off_is_neither_mixed_nor_seen(off: tuple[str, ...]) -> None:
     gate, seen = gate_of(without=off), observation()
     assert set(gate.heat(seen)) == {"information", "salience", "coupling", "relevance"} - set(off)
-    weights = {name: float(value) for name, value in gate.told(seen).items() if name.startswith("weight/")}
+    weights = {
+        name: float(value) for name, value in gate.reported(seen).items() if name.startswith("weight/")
+    }
     assert len(weights) == 3 - len(off) and sum(weights.values()) == pytest.approx(1)
     changed = {
         "information": seen["statistics"] * torch.tensor([0.0, 0.0, 1.0, 1.0]),
@@ -175,7 +177,7 @@ def test_a_gate_learns_which_score_tells_where_the_answer_is() -> None:
     seen = observation(200, seed=-1)
     found = gate.eval()(seen)[:, :4].argmax(-1)
     assert (found == seen["statistics"][:, :4, 0].argmax(-1)).float().mean() > 0.9
-    assert gate.told(seen)["weight/information"] > 0.5
+    assert gate.reported(seen)["weight/information"] > 0.5
 
 
 def picture(pixels: Tensor | None = None) -> tuple[Tensor, Tensor]:

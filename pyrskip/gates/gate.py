@@ -142,8 +142,8 @@ class Gate(nn.Module, ABC):
         """The distribution over decisions at the observation's price."""
         return self.kind.of(self(seen) if outputs is None else outputs, seen, self)
 
-    def told(self, seen: Observation) -> dict[str, Tensor]:
-        """What a gate tells of itself while it trains, name -> a number; nothing by default."""
+    def reported(self, seen: Observation) -> dict[str, Tensor]:
+        """What is logged of a gate while it trains, name -> a number; nothing by default."""
         return {}
 
     def heat(self, seen: Observation) -> dict[str, Tensor]:

@@ -94,7 +94,6 @@ class RelevanceGate(Gate):
         self.register_buffer("tile_level", level, persistent=False)
         self.tile_box: Tensor
         self.register_buffer("tile_box", box, persistent=False)
-
         self.peers: Tensor  # [T, T] bool: of the same level
         self.register_buffer("peers", level[:, None] == level, persistent=False)
 
@@ -133,14 +132,14 @@ class RelevanceGate(Gate):
         return torch.where(last, logit, promise)
 
     @torch.no_grad()
-    def told(self, seen: Observation) -> dict[str, Tensor]:
+    def reported(self, seen: Observation) -> dict[str, Tensor]:
         """The tensions, and the mean weight of each score."""
         read = self._read(seen)
         weight = self._weights(read, self._scores(read, seen), seen).mean((0, 1))
-        told = {"tension/particularise": self.particularise, "tension/focus": self.focus.exp()}
+        tensions = {"tension/particularise": self.particularise, "tension/focus": self.focus.exp()}
         if self.dial:
-            told["tension/explore"] = self.explore.sigmoid()
-        return told | {f"weight/{name}": weight[i] for i, name in enumerate(self.mixed)}
+            tensions["tension/explore"] = self.explore.sigmoid()
+        return tensions | {f"weight/{name}": weight[i] for i, name in enumerate(self.mixed)}
 
     @torch.no_grad()
     def heat(self, seen: Observation) -> dict[str, Tensor]:

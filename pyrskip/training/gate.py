@@ -197,7 +197,7 @@ class GateModule(StepModule):
             "gate/entropy": policy.entropy().mean(),
         }
         means |= {f"losses/{name}": value for name, value in losses.items()}
-        means |= {f"gate/{name}": value for name, value in self.gate.told(seen).items()}
+        means |= {f"gate/{name}": value for name, value in self.gate.reported(seen).items()}
         metrics = dict(zip(means, self.over_ranks(torch.stack(list(means.values()))), strict=True))
         every = self.of_ranks(
             {
