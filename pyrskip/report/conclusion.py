@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pyrskip.evaluation.results import Record, record
 from pyrskip.evaluation.runs import Finished
 
-HEADINGS = ("on the test split", "accuracy", "of full's FLOPs", "ms an answer")
+HEADINGS = ("on the test split", "accuracy", "FLOPs, x full", "ms an answer")
 REPORT = "report.html"
 """In a run's directory."""
 
@@ -37,7 +37,7 @@ def table(of: Record) -> Iterator[str]:
         "reference": "the model without pyrskip",
         "fixed": f"best fixed selection, {of.line('fixed').method.removeprefix('fixed:')}",
         "random": "random, at the gate's cost",
-        "gate": f"gate, {'' if of.seeds == 1 else f'mean of {of.seeds} seeds, '}price {price}",
+        "gate": f"gate, {'' if of.seeds == 1 else f'{of.seeds} seeds, '}price {price}",
     }
     rows = [
         (
