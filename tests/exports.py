@@ -30,6 +30,7 @@ from pyrskip.models.native import NativeModel
 from pyrskip.models.text import MiniLmText
 from pyrskip.models.tiers import GatedModel
 from pyrskip.models.vision import VisionEncoder
+from pyrskip.models.vlm.hf import HfVlm
 from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.models.vlm.remote_config import RemoteConfig
 from pyrskip.models.vlm.served import ServedModel
@@ -105,13 +106,16 @@ def tiny_box(url: str = "http://localhost/v1") -> RemoteModel:
     return RemoteModel(config, PYRAMID)
 
 
-def tiny_served(folder: Path, policy: str = "utility", side: int = 8) -> tuple[ServedModel, Gate]:
-    """A served model whose box answers nothing, and a gate for it; random weights. folder: takes a sentence
-    encoder; side: of a token's square."""
+def tiny_served(
+    folder: Path, policy: str = "utility", side: int = 8, box: HfVlm | RemoteModel | None = None
+) -> tuple[ServedModel, Gate]:
+    """A served model, by default one whose box answers nothing, and a gate for it; random weights. folder:
+    takes a sentence encoder; side: of a token's square in that box."""
     torch.manual_seed(0)
     text = MiniLmText(str(save_text_encoder(folder, list(TEXTS))))
-    box = tiny_box()
-    box.counts = Squares(side)
+    if box is None:
+        box = tiny_box()
+        box.counts = Squares(side)
     model = ServedModel(box, VisionEncoder(BACKBONE), text)
     return model, tiny_gate(model, policy=policy, unit="tile")
 

@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 
 import pyrskip
+from pyrskip.budget import BudgetRule
 from pyrskip.data.reader import ShardDataset
+from pyrskip.decision import Candidates
 from pyrskip.errors import UserError
 from pyrskip.export.alone import check_alone
 from pyrskip.export.outside import outside_of, prompt_of
@@ -26,17 +28,20 @@ from pyrskip.gated import Gated
 from pyrskip.gates.gate import Gate
 from pyrskip.inference import GateAlone, Request
 from pyrskip.inference.bundle import DECIDES, read_bundle, write_checksums
+from pyrskip.inference.modules import counting
 from pyrskip.inference.outside import BySize, Prompt
 from pyrskip.models.tiles import crops
 from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.models.vlm.served import ServedModel
 from pyrskip.policies import POLICIES
 from pyrskip.pyramid import Pyramid
+from pyrskip.reward import RewardConfig
 from tests.exports import GATE_FLOPS, PYRAMID, UNIT, alone_export, images, requests, tiny_box, tiny_served
 from tests.families import TINY, internvl
 from tests.models import TEXTS, tiny_batch
 from tests.server import TEMPLATE, serve
 from tests.test_inference import BANNED
+from tests.toys import toy_module
 from tests.vlm import llava, processor
 
 PRICES = (0.0, 0.05, 0.3, 3.0)
@@ -197,11 +202,14 @@ def test_what_a_transformers_model_reads_around_pictures_is_paid() -> None:
     np.testing.assert_allclose(flops, wanted, rtol=1e-6)
 
 
-# what stands around a picture follows its rows; cross-attention; limits by area
+# what stands around a picture follows its rows; cross-attention; limits by area; a lone picture is cut
 ODD = [("mistral3", 240), ("mllama", 32), ("qwen2_5_vl", 240)]
+CUT = ("llava_onevision", 16)
 
 
-@pytest.mark.parametrize(("family", "side"), [pytest.param(*of, marks=pytest.mark.slow) for of in ODD])
+@pytest.mark.parametrize(
+    ("family", "side"), [CUT, *(pytest.param(*of, marks=pytest.mark.slow) for of in ODD)]
+)
 def test_tokens_places_and_flops_of_every_size_are_the_models_own(family: str, side: int) -> None:
     """At 240 px the tiny Qwen's limit of 64 tokens shrinks pictures."""
     from pyrskip.models.vlm.hf import HfVlm
@@ -212,25 +220,61 @@ def test_tokens_places_and_flops_of_every_size_are_the_models_own(family: str, s
         own.image_processor.size = {"longest_edge": 1540}  # as published
     box, batch, said = HfVlm(model, own, pyramid), tiny_batch(), []
     outside, _ = outside_of(box, "tiny", batch, said.append)
-    assert not said, "not every size is looked at"
+    assert bool(said) == (family == CUT[0]), "not every size is looked at"
     generator = torch.Generator().manual_seed(3)
     size = torch.randint(1, side + 1, (600, 2), generator=generator)
     size[:150, 0] = torch.randint(1, 30, (150,), generator=generator)
     keep = torch.rand(600, 2, generator=generator) < 0.7
     pixels, realised = pyramid.pixels(size), box.realise(keep.long(), size)
-    assert (outside.tokens(pixels.numpy()) * keep.numpy() == realised.numpy()).all()
-    looks = [box.prompts.look((rows, columns)) for rows, columns in pixels[:, 0].tolist()]
-    assert outside.places(pixels[:, 0].numpy()).tolist() == [box.prompts.place(look) for look in looks]
+    assert (outside.visual(pixels.numpy(), keep.numpy()) == realised.numpy()).all()
+    for lone, of in {False: outside, True: outside.lone or outside}.items():
+        looks = [box.prompts.look((rows, columns), lone) for rows, columns in pixels[:, 0].tolist()]
+        assert of.places(pixels[:, 0].numpy()).tolist() == [box.prompts.place(look) for look in looks]
     words = torch.randint(1, 60, (600,), generator=generator)
     flops = outside.flops(pixels.numpy(), keep.numpy(), words.numpy())
     np.testing.assert_allclose(flops, box.cost(realised, size, words).flops.numpy(), rtol=0.005)
 
 
-def test_a_family_that_cuts_a_lone_picture_is_refused_before_anything_is_measured() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["utility", "bernoulli"])
+def test_a_gate_alone_knows_what_the_glance_costs_where_a_lone_picture_is_cut(
+    policy: str, test_split: ShardDataset, tmp_path: Path
+) -> None:
     from pyrskip.models.vlm.hf import HfVlm
 
-    with pytest.raises(UserError, match="'llava_onevision' cuts a picture that is alone"):
-        outside_of(HfVlm(*TINY["llava_onevision"](), PYRAMID), "tiny", tiny_batch(), print)
+    box = HfVlm(*TINY["llava_onevision"](), PYRAMID)
+    model, own = tiny_served(tmp_path, policy, box=box)
+    outside = alone_export(tmp_path / "bundle", model, own)
+    deciders = {backend: loaded(tmp_path / "bundle", backend).decider for backend in ("torch", "onnx")}
+    for result in check_alone(model, own, deciders, test_split, UNIT, PRICES):
+        assert result.holds and result.decisions == 2 * len(PRICES) * result.questions > 0
+        assert result.flops < 1e-9
+    batch, gate = tiny_batch(), loaded(tmp_path / "bundle", "onnx")
+    size, kept = batch.size[batch.image_of], []
+    for price in PRICES:
+        for row, of in enumerate(gate.decide_many(requests(batch, price=price))):
+            asked = torch.tensor([of.selection.tiles])
+            assert box.realise(asked, size[[row]]).equal(asked)
+            whole = box.realise(box.reference[None].long(), size[[row]])
+            assert of.saved == int(whole.sum() - asked.sum())
+            kept.append(int((asked > 0).sum()))
+            assert len(of.pictures) == kept[-1]
+    assert 1 in kept and max(kept) > 1, "the glance is to be lone here and there"
+    assert outside.lone is not None and outside.lone.tokens != outside.tokens
+
+
+def test_a_limit_counts_the_glance_as_it_is_where_it_is_lone() -> None:
+    """Alone it has 9 tokens, and 4 beside a level of 4: within 8, to send both is all that there is."""
+    module = toy_module("exact", "categorical", RewardConfig(0.3))
+    seen = module.environment.observe(torch.tensor([1]), torch.tensor([0.3]))
+    listed = module.environment.layout.actions.tokens(seen.capacity, BudgetRule())
+    seen = replace(seen, candidates=Candidates(listed))
+    outputs = torch.tensor([[9.0, 1.0, 0.0, -1.0]])  # the glance, level 1, level 0, both
+    tokens, lone = torch.tensor([[16, 4, 4]]), torch.tensor([9])
+    for limit, alike, cut in ((100, [0], [0]), (9, [0], [0]), (8, [0], [1]), (7, [0], [0])):
+        for of, wanted in ((None, alike), (lone, cut)):
+            mode = counting(module.gate, seen, outputs, tokens, of).mode(limit)
+            assert mode.action is not None and mode.action.tolist() == wanted, (limit, of)
 
 
 def capped(size: np.ndarray) -> np.ndarray:

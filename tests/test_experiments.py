@@ -77,7 +77,7 @@ def test_a_gate_that_decides_step_by_step_runs_through_all_stages_on_single_tile
 @pytest.mark.slow
 def test_a_gate_chooses_between_crops_through_all_stages(tmp_path: Path) -> None:
     crops = ("pyramid.levels=2", "pyramid.grid=[4]", "actions=crops", "ablations=[]", "data.limit=4")
-    root = run_stages(tiny(tmp_path, *crops), {})
+    root = run_stages(tiny(tmp_path, *crops, "rule=awares"), {})
     table = RolloutTable.load(root / "rollouts" / "val")
     cost = dict(zip(table.actions.names, table.cost.flops[0].tolist(), strict=False))
     assert len(table.actions) == 11 and cost["glance"] < cost["0.centre"] < cost["0.left"] < cost["0"]

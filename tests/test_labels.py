@@ -36,6 +36,13 @@ def test_cares_chooses_the_cheapest_that_is_enough_and_no_dearer_one_betters(
     assert set(label.tolist()) == {0, 1, 2}
 
 
+def test_awares_needs_more_where_the_full_answer_is_better_by_more_than_the_margin() -> None:
+    low, full = torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.85, 0.9, 0.6], [0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.7]])
+    wrong, unsure = [False, False, False, True], [True, False, False]
+    assert labels.awares(low, full, 0.1).tolist() == wrong + unsure
+    assert labels.awares(low, full, 0.0).tolist() == [*wrong, True, True, True]
+
+
 def test_a_ratio_is_the_loss_without_a_tile_over_that_with_all() -> None:
     whole, without = torch.tensor([0.5, 0.9, 1.0]), torch.tensor([[0.25, 0.5], [0.9, 0.1], [1.0, 0.5]])
     ratio = labels.log_ratio(whole, without)
@@ -88,8 +95,17 @@ def test_ratios_are_of_losses_and_not_of_scores() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "given"), [("cares", {"enough": 1.5}), ("cares", {"smoothing": 1.0}), ("ratio", {"rate": 0.0})]
+    ("rule", "given"),
+    [
+        ("cares", {"enough": 1.5}),
+        ("cares", {"smoothing": 1.0}),
+        ("ratio", {"rate": 0.0}),
+        ("awares", {"margin": -0.1}),
+        ("awares", {"missed": -1.0}),
+    ],
 )
 def test_an_impossible_label_is_refused(rule: str, given: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=rf"rule\.enough|rule\.rate={0.0}.*allowed"):
+    with pytest.raises(
+        UserError, match=rf"rule\..*{next(iter(given))}={next(iter(given.values()))}.*allowed"
+    ):
         rule_config(rule)(**given)

@@ -123,7 +123,7 @@ def test_a_rule_refuses_a_policy_that_it_cannot_train(rule: str, policy: str, al
 def test_an_unknown_rule_is_refused() -> None:
     with pytest.raises(
         UserError,
-        match=r"rule\.name='luck'.*allowed: actor_critic, cares, evidence, exact, gumbel, ratio, reinforce, ",
+        match=r"rule\.name='luck'.*allowed: actor_critic, awares, cares, evidence, exact, gumbel, ratio, re",
     ):
         rule_config("luck")
 

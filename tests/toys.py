@@ -1,6 +1,7 @@
 """A world of two kinds of question, one answerable at the glance and one from the full pyramid alone, to
 learn in."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pyrskip.training.trainer import TrainerConfig, build_trainer, fit
 from tests.models import tiny_batch, tiny_model
 
 PYRAMID = Pyramid(64, 3, 8)
+KINDS = {"easy": torch.zeros(3, dtype=torch.bool), "hard": torch.ones(3, dtype=torch.bool)}
 IMAGES = 100
 # tiles that show something on their own are no model of a question that needs every level at once
 PAIRS = [pair for pair in valid_pairs(online=False) if pair[0] != "evidence"]
@@ -44,28 +46,31 @@ pairs = pytest.mark.parametrize(
 )
 
 
-def toy_table() -> RolloutTable:
-    """Two questions on every image: 'easy' is right whatever is kept, 'hard' where every level is."""
+def toy_table(
+    pyramid: Pyramid = PYRAMID, actions: ActionSet | None = None, kinds: Mapping[str, Tensor] = KINDS
+) -> RolloutTable:
+    """A question of each kind on every image, right where the tiles [T] bool that it needs are kept."""
     generator = torch.Generator().manual_seed(0)
-    actions = ActionSet.by_level(PYRAMID)
-    selection = torch.cat([actions.selection, reference(PYRAMID)[None], blind(PYRAMID)[None]])
-    kind = torch.arange(2).repeat(IMAGES)
-    right = torch.stack([torch.ones(len(selection)), selection.all(-1).float()])
-    tokens = (selection.double() @ torch.tensor([64.0, 16.0, 4.0], dtype=torch.float64)).expand(len(kind), -1)
+    actions = actions or ActionSet.by_level(pyramid)
+    selection = torch.cat([actions.selection, reference(pyramid)[None], blind(pyramid)[None]])
+    kind = torch.arange(len(kinds)).repeat(IMAGES)
+    right = torch.stack([(selection >= needs).all(-1).float() for needs in kinds.values()])
+    capacity = pyramid.capacity(torch.tensor([[64, 64]])).double()
+    tokens = (selection.double() @ capacity[0]).expand(len(kind), -1)
     words = torch.randint(1, 5, (len(kind), 1), generator=generator)
     return RolloutTable(
         actions=actions,
         score=right[kind],
         probability=right[kind],
         cost=Cost(tokens, 1000 * (tokens + 0.1 * words), 64 * tokens),
-        similarity=torch.zeros(len(kind), PYRAMID.tiles),
-        image_of=torch.arange(IMAGES).repeat_interleave(2),
+        similarity=torch.zeros(len(kind), pyramid.tiles),
+        image_of=torch.arange(IMAGES).repeat_interleave(len(kinds)),
         query_of=kind,
         signals={
             "question": {},
             "text": {
-                "query": torch.randn(2, 3, 8, generator=generator),
-                "query_mask": torch.ones(2, 3, dtype=torch.bool),
+                "query": torch.randn(len(kinds), 3, 8, generator=generator),
+                "query_mask": torch.ones(len(kinds), 3, dtype=torch.bool),
             },
             "image": {
                 "glance": torch.randn(IMAGES, 5, 2, 2, generator=generator),
@@ -73,17 +78,17 @@ def toy_table() -> RolloutTable:
             },
         },
         size=torch.full((IMAGES, 2), 64),
-        types=tuple(("easy", "hard")[k] for k in kind.tolist()),
-        keys=tuple(f"image-{i // 2}/{i % 2}" for i in range(len(kind))),
-        texts=("easy?", "hard?"),
+        types=tuple(kinds) * IMAGES,
+        keys=tuple(f"image-{i}/{k}" for i in range(IMAGES) for k in range(len(kinds))),
+        texts=tuple(f"{name}?" for name in kinds),
         image_keys=tuple(f"image-{i}" for i in range(IMAGES)),
         split="gate",
     )
 
 
-def toy_environment() -> TableEnvironment:
-    table = toy_table()
-    return TableEnvironment(table, PYRAMID, BudgetRule(), table.mean_full_flops)
+def toy_environment(pyramid: Pyramid = PYRAMID, **table: Any) -> TableEnvironment:
+    made = toy_table(pyramid, **table)
+    return TableEnvironment(made, pyramid, BudgetRule(), made.mean_full_flops)
 
 
 def toy_module(
@@ -93,9 +98,10 @@ def toy_module(
     steps: int = 250,
     name: str = "joint",
     seed: int = 0,
+    environment: TableEnvironment | None = None,
     **config: Any,
 ) -> GateModule:
-    environment = toy_environment()
+    environment = environment or toy_environment()
     torch.manual_seed(seed)
     gate = build_gate(GateConfig(name=name, policy=policy, width=16), environment.layout)
     optimizer = OptimizerConfig(steps=steps, lr=3e-3, warmup=10)
@@ -103,8 +109,9 @@ def toy_module(
 
 
 def batches(module: GateModule) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(module.seed)
-    return list(torch.randint(2 * IMAGES, (module.optimizer_config.steps, 64), generator=generator))
+    assert isinstance(module.environment, TableEnvironment)
+    questions, generator = len(module.environment.table), torch.Generator().manual_seed(module.seed)
+    return list(torch.randint(questions, (module.optimizer_config.steps, 64), generator=generator))
 
 
 def train_by_lightning(module: GateModule) -> dict[str, float]:

@@ -106,9 +106,9 @@ def _decided(
     outputs, size = gate(seen), batch.size[batch.image_of]
     capacity = model.pyramid.capacity(size)
     # a limit is one of the model's own tokens
-    policy = (
-        gate.policy(seen) if limit is None else counting(gate, seen, outputs, model.realise(capacity, size))
-    )
+    alone = capacity * (torch.arange(capacity.shape[-1]) == model.pyramid.glance)
+    own, glance = (model.realise(asked, size) for asked in (capacity, alone))
+    policy = gate.policy(seen) if limit is None else counting(gate, seen, outputs, own, glance.sum(-1))
     decision = policy.mode(limit)
     tokens = model.realise(capacity * decision.selection, size)
     flops = model.cost(tokens, size, model.prompt_tokens(batch)).flops

@@ -61,6 +61,8 @@ def trace_alone(sight: Sight, gate: Gate, outside: Outside, unit: float) -> dict
         cast(GatedModel, sight), gate, glance, Dim("words", max=sight.text.max_words)
     )
     own = {name: torch.ones(3, gate.layout.tiles, dtype=torch.int64) for name in ("tokens", "places")}
+    if outside.lone is not None:
+        own["lone"] = torch.ones(3, 3, dtype=torch.float64)
     inputs, varying = decides["gate"]
     decides["gate"] = inputs | own, varying | {name: {0: varying["price"][0]} for name in own}
     examples = {**decides, "vision": _vision_example(sight.vision.stride, varying["price"][0])}

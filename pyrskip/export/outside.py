@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from pyrskip.errors import UserError
-from pyrskip.export.sizes import FEW, PROBES, Floats, Ints, Kinds, by_lines, by_size, every
-from pyrskip.inference.outside import BySize, Outside, Prompt
+from pyrskip.export.sizes import FEW, PROBES, Floats, Ints, Kinds, Measure, by_lines, by_size, every
+from pyrskip.inference.outside import Outside, Pictures, Prompt
 from pyrskip.models.tiers import BlackBox
 from pyrskip.models.vlm.counts import ServerTokens
 from pyrskip.models.vlm.hf import HfVlm
@@ -45,58 +46,20 @@ def outside_of(
     batch: questions that the count of a prompt's tokens is fitted to. Raises UserError for a model whose cost
     is no function of its tiles' sizes and of how many tokens it reads.
     """
-    if isinstance(box, HfVlm) and not box.family.additive:
-        raise UserError(
-            f"model family {box.model.config.model_type!r} cuts a picture that is alone and not one beside "
-            "others, so that what a tile costs depends on the decision and no gate alone can know it; "
-            "allowed: families that give a picture the same tokens alone and beside others"
-        )
-    pyramid = box.pyramid
-    tile = max(range(pyramid.tiles), key=lambda tile: pyramid.places[tile].side)
-    level, side = pyramid.places[tile].level, pyramid.places[tile].side
     ask = FEW if isinstance(box, RemoteModel) and isinstance(box.counts, ServerTokens) else PROBES
-    context, cross = _quadratic(box), _cross(box)
-
-    def seen(size: Ints) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images [N, 2] whose tile has this size, and what a decision for it alone gives [N, T]."""
-        images = torch.from_numpy(size << level)
-        asked = torch.zeros(len(size), pyramid.tiles, dtype=torch.int64)
-        asked[:, tile] = pyramid.capacity(images)[:, tile]
-        return images, box.realise(asked, images)
-
-    def tokens(size: Ints) -> Floats:
-        return seen(size)[1][:, tile].double().numpy()
-
-    kinds = _kinds(box, side, tokens, say)
-    given = by_size(tokens, side, ask, kinds)
-    places = by_size(_places(box), side, ask, kinds) if isinstance(box, HfVlm) else given
-    unknown = Outside(name, given, BySize("fixed"), context, Prompt("bytes", 0), places, cross)
-
-    def measured(size: Ints) -> Floats:
-        images, realised = seen(size)
-        total = box.cost(realised, images, torch.ones(len(size), dtype=torch.int64)).flops.double().numpy()
-        return np.round(total - unknown.flops(size[:, None], np.ones((len(size), 1), dtype=bool), 1))
-
-    def encode(size: Ints) -> Floats:
-        n = tokens(size)
-        if len(np.unique(n)) <= MANY:
-            return measured(size)
-        some = np.argsort(n)[np.linspace(0, len(n) - 1, MANY).round().astype(int)]
-        found = measured(size[some])
-        formula = np.polynomial.Polynomial.fit(n[some], found, 2)
-        if np.allclose(formula(n[some]), found, rtol=SLIGHT, atol=0):
-            return np.round(formula(n))
-        return measured(size)
-
+    lone = None
+    if isinstance(box, HfVlm) and not box.family.additive:
+        lone = _pictures(box, ask, say, lone=True)
+    of = _pictures(box, ask, say, lone=False)
     # of every length there is, or two rules may fit those that there are by chance
     longer = [replace(batch.questions[0], text=batch.texts[0] + "s" * more) for more in range(PER_TOKEN)]
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    probes = Batch.collate([Sample("probe", image, tuple(longer))], pyramid.size)
+    probes = Batch.collate([Sample("probe", image, tuple(longer))], box.pyramid.size)
     counted = [*box.prompt_tokens(batch).tolist(), *box.prompt_tokens(probes).tolist()]
     prompt, tokenizer, right = prompt_of(counted, [*batch.texts, *probes.texts], _tokenizer(box))
     if right < len(counted):
         say(f"the tokens of {len(counted) - right} of {len(counted)} prompts are not counted exactly")
-    outside = replace(unknown, encode=by_size(encode, side, ask, kinds, 2 * SLIGHT), prompt=prompt)
+    outside = Outside(name, of.tokens, of.encode, _quadratic(box), prompt, of.places, _cross(box), lone)
     _check(box, outside, ask)
     return outside, tokenizer
 
@@ -117,6 +80,68 @@ def prompt_of(
     return best, tokenizer if best.tokenized else None, right
 
 
+def _pictures(box: BlackBox, ask: int, say: Callable[[str], None], lone: bool) -> Pictures:
+    """What pictures of every size are to the model, up to its largest tile. lone: each in a prompt of its
+    own, where that differs."""
+    tile = max(range(box.pyramid.tiles), key=lambda tile: box.pyramid.places[tile].side)
+    side = box.pyramid.places[tile].side
+    tokens, places, measured = _looks(box, lone) if isinstance(box, HfVlm) else _asked(box, tile)
+
+    def encode(size: Ints) -> Floats:
+        n = tokens(size)
+        if len(np.unique(n)) <= MANY:
+            return measured(size)
+        some = np.argsort(n)[np.linspace(0, len(n) - 1, MANY).round().astype(int)]
+        found = measured(size[some])
+        formula = np.polynomial.Polynomial.fit(n[some], found, 2)
+        if np.allclose(formula(n[some]), found, rtol=SLIGHT, atol=0):
+            return np.round(formula(n))
+        return measured(size)
+
+    kinds = _kinds(box, side, tokens, places, lone, say)
+    given = by_size(tokens, side, ask, kinds)
+    in_prompt = given if places is tokens else by_size(places, side, ask, kinds)
+    return Pictures(given, in_prompt, by_size(encode, side, ask, kinds, 2 * SLIGHT))
+
+
+def _looks(box: HfVlm, lone: bool) -> tuple[Measure, Measure, Measure]:
+    """Visual tokens, tokens of the prompt and FLOPs of pictures, as the model's own processor takes them."""
+    prompts = box.prompts
+
+    def of(value: Callable[[tuple[int, int]], float]) -> Measure:
+        return lambda size: np.array([float(value((rows, columns))) for rows, columns in size.tolist()])
+
+    return (
+        of(lambda size: prompts.look(size, lone).tokens),
+        of(lambda size: prompts.place(prompts.look(size, lone))),
+        of(lambda size: round(box.picture_flops(size, lone))),
+    )
+
+
+def _asked(box: BlackBox, tile: int) -> tuple[Measure, Measure, Measure]:
+    """The same of a model that takes a picture alike wherever it is, by decisions for a tile alone."""
+    pyramid = box.pyramid
+    level = pyramid.places[tile].level
+
+    def seen(size: Ints) -> tuple[Tensor, Tensor]:
+        """Images [N, 2] whose tile has this size, and what a decision for it alone gives [N, T]."""
+        images = torch.from_numpy(size << level)
+        asked = torch.zeros(len(size), pyramid.tiles, dtype=torch.int64)
+        asked[:, tile] = pyramid.capacity(images)[:, tile]
+        return images, box.realise(asked, images)
+
+    def tokens(size: Ints) -> Floats:
+        return seen(size)[1][:, tile].double().numpy()
+
+    def measured(size: Ints) -> Floats:
+        images, realised = seen(size)
+        read = 1 + realised.sum(-1)
+        encoded = box.cost(realised, images, torch.ones_like(read)).flops
+        return np.round((encoded - box.cost(0 * realised, images, read).flops).double().numpy())
+
+    return tokens, tokens, measured
+
+
 def _quadratic(box: BlackBox) -> tuple[float, float, float]:
     """a, b, c of the FLOPs a + b n + c n^2 of a prompt of n tokens and its answer, from three of them."""
     at = torch.tensor([1, 1 + STEP, 1 + 2 * STEP])
@@ -129,7 +154,7 @@ def _quadratic(box: BlackBox) -> tuple[float, float, float]:
 
 
 def _kinds(
-    box: BlackBox, side: int, tokens: Callable[[Ints], Floats], say: Callable[[str], None]
+    box: BlackBox, side: int, tokens: Measure, places: Measure, lone: bool, say: Callable[[str], None]
 ) -> Sequence[Kinds]:
     """Ways to tell which pictures are alike to the model: by the patches that its image processor says it
     makes of them, and their rows and columns, by two lines alone, and by looking at every one."""
@@ -148,13 +173,14 @@ def _kinds(
         ways += [patches, cache(grids)]
     if not isinstance(box, HfVlm):
         return [*ways, cache(lambda: by_lines(tokens, side))]
-    look, places = box.prompts.look, _places(box)
+    look = box.prompts.look
 
     def looked_at() -> Ints:
         say(f"each of {side**2} sizes of pictures is looked at, since nothing shorter tells their tokens")
         numbers: dict[object, int] = {}
         found = [
-            numbers.setdefault(look((rows, columns)), len(numbers)) for rows, columns in every(side).tolist()
+            numbers.setdefault(look((rows, columns), lone), len(numbers))
+            for rows, columns in every(side).tolist()
         ]
         return np.array(found).reshape(side, side)
 
@@ -177,14 +203,6 @@ def _patches(box: BlackBox, processor: Any, side: int) -> Ints:
     return found.reshape(side, side)
 
 
-def _places(box: HfVlm) -> Callable[[Ints], Floats]:
-    """Tokens of the prompt that a picture takes."""
-    prompts = box.prompts
-    return lambda size: np.array(
-        [float(prompts.place(prompts.look((rows, columns)))) for rows, columns in size.tolist()]
-    )
-
-
 def _cross(box: BlackBox) -> tuple[float, float, float] | None:
     """What cross-attention to pictures costs; None of a model that reads them in its prompt."""
     if not isinstance(box, HfVlm) or not box.family.cross:
@@ -204,7 +222,7 @@ def _check(box: BlackBox, outside: Outside, probes: int) -> None:
         realised = box.realise(pyramid.capacity(size) * keep, size)
     except (UserError, ValueError):
         return  # of pictures that the model does not take; the check on the test split sees those that are
-    tokens = outside.tokens(pixels) * keep.numpy()
+    tokens = outside.visual(pixels, keep.numpy())
     flops = outside.flops(pixels, keep.numpy(), words.numpy())
     wanted = box.cost(realised, size, words).flops.double().numpy()
     if (tokens != realised.numpy()).any() or not np.allclose(flops, wanted, rtol=NEAR, atol=0):

@@ -79,8 +79,12 @@ class OutsideDecider(Decider):
         tokens = self.outside.tokens(pixels).round().astype(np.int64)
         places = self.outside.places(pixels).round().astype(np.int64)
         own = {"tokens": tokens, "places": places, "encode": self.outside.encode(pixels)}
+        if (lone := self.outside.lone) is not None:
+            glance = pixels[:, self.spec.pyramid.glance]
+            numbers = [lone.tokens(glance), lone.places(glance), lone.encode(glance)]
+            own["lone"] = np.stack(numbers, axis=-1)
         outputs, (keep, total, sure) = self._run(rows, seen, own)
-        asked = tokens * keep
+        asked = self.outside.visual(pixels, keep).round().astype(np.int64)
         pooled = self._cells(seen) * keep[..., None]
         return Decisions(outputs, asked, pooled, self._selections(rows, asked, total, sure))
 
@@ -89,10 +93,11 @@ class OutsideDecider(Decider):
         if not rows:
             return []
         pyramid, seen = self.spec.pyramid, self.glance(rows)
+        pictures_of_one = self.outside.lone or self.outside
         decided, found = self.decide(rows, seen), []
         for picture, pooled, selection in zip(seen, decided.pooled, decided.selections, strict=True):
             views = views_of(pyramid, picture.size, pooled)
-            whole = int(self.outside.tokens(pyramid.pixels(picture.size[None])[0, self.whole]).round())
+            whole = int(pictures_of_one.tokens(pyramid.pixels(picture.size[None])[0, self.whole]).round())
             assert isinstance(picture.levels, Mipmaps), "the whole image is at hand"
             pictures = tuple(cut(pyramid, picture.levels, views))
             found.append(Replacement(selection, views, pictures, whole - selection.tokens))

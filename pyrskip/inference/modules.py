@@ -126,9 +126,11 @@ class GateAlonePart(nn.Module):
         words: Tensor,
         price: Tensor,
         max_tokens: Tensor,
+        lone: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """tokens [B, T] int64 that each tile gives where it is kept; places [B, T] int64: tokens of the
-        prompt that its picture takes; the rest as GatePart's.
+        prompt that its picture takes; the rest as GatePart's. lone [B, 3] float64: tokens, places and FLOPs
+        of the glance where nothing is beside it; None of a model to which it is then the same.
 
         -> the gate's raw outputs [B, ...] and, of the mode: which tiles are kept [B, T] bool, FLOPs of the
         answer [B] float64, probability [B].
@@ -137,22 +139,35 @@ class GateAlonePart(nn.Module):
         capacity = cells.prod(-1)
         candidates = Candidates(layout.actions.tokens(capacity, layout.budget))
         cost = (
-            self._flops(candidates.tokens > 0, places[:, None], encode[:, None], words[:, None])
+            self._flops(
+                candidates.tokens > 0,
+                places[:, None],
+                encode[:, None],
+                words[:, None],
+                None if lone is None else lone[:, None],
+            )
         ) / self.unit
         seen = Observation(signals, capacity, cost.float(), price, candidates=candidates)
         outputs = self.gate(seen)
-        policy = counting(self.gate, seen, outputs, tokens)
+        policy = counting(self.gate, seen, outputs, tokens, None if lone is None else lone[:, 0].long())
         decision = policy.mode(max_tokens)
         keep = decision.selection
         probability = policy.log_prob(decision).exp().clamp(max=1)
-        return outputs, keep, self._flops(keep, places, encode, words), probability
+        return outputs, keep, self._flops(keep, places, encode, words, lone), probability
 
-    def _flops(self, keep: Tensor, places: Tensor, encode: Tensor, words: Tensor) -> Tensor:
+    def _flops(
+        self, keep: Tensor, places: Tensor, encode: Tensor, words: Tensor, lone: Tensor | None
+    ) -> Tensor:
         """[..., T] -> [...] float64: Outside.flops, of tiles that are no padding where they are kept."""
         a, b, c = self.context
         # onnxruntime sums int64 as floats, which may be too short for FLOPs but not for tokens
-        n = (keep * places).sum(-1).double() + words.double()
-        flops = a + b * n + c * n * n + (keep * encode).sum(-1)
+        visual, encoding = (keep * places).sum(-1).double(), (keep * encode).sum(-1)
+        if lone is not None:
+            alone = keep.sum(-1) == 1
+            visual = torch.where(alone, lone[..., 1], visual)
+            encoding = torch.where(alone, lone[..., 2], encoding)
+        n = visual + words.double()
+        flops = a + b * n + c * n * n + encoding
         if self.cross is None:
             return flops
         layers, picture, answer = self.cross
@@ -160,11 +175,18 @@ class GateAlonePart(nn.Module):
         return flops + (layers * (k > 0) + picture * k) * (n + answer)
 
 
-def counting(gate: Gate, seen: Observation, outputs: Tensor, tokens: Tensor) -> Policy:
-    """The gate's policy, whose limits count the tokens [B, T] that tiles give in the model that answers."""
+def counting(
+    gate: Gate, seen: Observation, outputs: Tensor, tokens: Tensor, lone: Tensor | None = None
+) -> Policy:
+    """The gate's policy, whose limits count the tokens [B, T] that tiles give in the model that answers.
+    lone [B]: those of the glance where nothing is beside it, None where they are the same."""
     assert seen.candidates is not None
-    own = Candidates((seen.candidates.tokens > 0) * tokens[:, None])
-    policy = gate.policy(replace(seen, candidates=own), outputs)
+    keep = seen.candidates.tokens > 0
+    own = keep * tokens[:, None]
+    if lone is not None:
+        glance = torch.where(keep.sum(-1) == 1, lone[:, None], own[..., -1])
+        own = torch.cat([own[..., :-1], glance[..., None]], dim=-1)
+    policy = gate.policy(replace(seen, candidates=Candidates(own)), outputs)
     if isinstance(policy, BernoulliPolicy):  # it lists nothing, and counts tokens by capacity
         return policy.counting(tokens)
     return policy

@@ -4,7 +4,8 @@ question, and what that costs it. Plain data, evaluated by numpy.
 Axes: N sizes, T tiles.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -128,13 +129,28 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """tokens: visual ones of a picture; places: tokens of the prompt that it takes, with those around it;
+    encode: FLOPs of encoding it."""
+
+    tokens: BySize
+    places: BySize
+    encode: BySize
+
+    @classmethod
+    def parse(cls, plain: dict[str, Any]) -> "Pictures":
+        return cls(*(BySize.parse(plain[of.name]) for of in fields(cls)))
+
+
+@dataclass(frozen=True)
 class Outside:
-    """tokens: visual ones of a kept tile; places: tokens of the prompt that its picture takes, with those
-    around it; encode: FLOPs of encoding it; context: a, b, c of the FLOPs a + b n + c n^2 of reading n tokens
-    and answering; prompt: tokens beside the pictures'. name: what the model is called.
+    """tokens, places, encode: of the picture of a kept tile, as of `Pictures`; context: a, b, c of the FLOPs
+    a + b n + c n^2 of reading n tokens and answering; prompt: tokens beside the pictures'. name: what the
+    model is called.
 
     cross: of a model whose cross-attention reads visual tokens, a, b, m of the further FLOPs (a + b k) (n +
-    m) of k pictures, 0 of none.
+    m) of k pictures, 0 of none. lone: of a picture that is the only one of its prompt, where the model takes
+    that in another way than one beside others.
     """
 
     name: str
@@ -144,6 +160,7 @@ class Outside:
     prompt: Prompt
     places: BySize
     cross: tuple[float, float, float] | None = None
+    lone: Pictures | None = None
 
     @classmethod
     def parse(cls, plain: dict[str, Any]) -> "Outside":
@@ -161,7 +178,24 @@ class Outside:
             Prompt(**plain["prompt"]),
             BySize.parse(plain["places"]),
             cross,
+            None if plain.get("lone") is None else Pictures.parse(plain["lone"]),
         )
+
+    def visual(self, size: NDArray[np.int64], keep: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Visual tokens of every tile of a decision. size [N, T, 2] of all tiles, keep [N, T] -> [N, T]."""
+        return self._of(lambda pictures: pictures.tokens, size, keep & size.all(-1))
+
+    def _of(
+        self,
+        number: Callable[["Outside | Pictures"], BySize],
+        size: NDArray[np.int64],
+        keep: NDArray[np.bool_],
+    ) -> NDArray[np.float64]:
+        """A number of every kept tile's picture, beside others or lone, [N, T]."""
+        found = number(self)(size)
+        if self.lone is not None:
+            found = np.where(keep.sum(-1, keepdims=True) == 1, number(self.lone)(size), found)
+        return found * keep
 
     def flops(
         self, size: NDArray[np.int64], keep: NDArray[np.bool_], words: NDArray[np.int64] | int
@@ -169,9 +203,11 @@ class Outside:
         """Of an answer. size [N, T, 2] of all tiles, keep [N, T], words [N]: tokens of the prompt beside
         pictures -> [N]."""
         keep = keep & size.all(-1)
-        n, k = (self.places(size) * keep).sum(-1) + words, keep.sum(-1)
+        places = self._of(lambda pictures: pictures.places, size, keep)
+        encode = self._of(lambda pictures: pictures.encode, size, keep)
+        n, k = places.sum(-1) + words, keep.sum(-1)
         a, b, c = self.context
         layers, picture, answer = self.cross or (0.0, 0.0, 0.0)
-        flops: NDArray[np.float64] = a + b * n + c * n * n + (self.encode(size) * keep).sum(-1)
+        flops: NDArray[np.float64] = a + b * n + c * n * n + encode.sum(-1)
         flops += (layers * (k > 0) + picture * k) * (n + answer)
         return flops

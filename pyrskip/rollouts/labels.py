@@ -23,6 +23,13 @@ def cares(score: Tensor, cost: Tensor, enough: float, margin: float) -> Tensor:
     return order.gather(1, torch.cat([good, last], dim=1).int().argmax(-1, keepdim=True)).squeeze(1)
 
 
+def awares(low: Tensor, full: Tensor, margin: float) -> Tensor:
+    """Whether more than the glance is needed: not where its answer is right or no worse than the full
+    pyramid's (AwaRes, arXiv:2603.16932, where a judge says so). low, full: scores [B] in [0, 1], of which the
+    full one may be better by the margin -> [B] bool."""
+    return full - low > margin + NOISE
+
+
 def log_ratio(whole: Tensor, without: Tensor, floor: float = 1e-6) -> Tensor:
     """log of the loss without a tile over that with every tile (InternVL3.5, arXiv:2508.18265, with tiles for
     its patches' rates). whole [B], without [B, T]: the answer's probability; floor: of a loss, since that of

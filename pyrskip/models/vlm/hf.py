@@ -176,7 +176,7 @@ class HfVlm(nn.Module):
         places = self._of_looks(kept, sizes, lambda look, *_: self.prompts.place(look)).long().sum(-1)
         context = prompt_tokens.to(realised.device).view(-1, *inner) + places
         answer = self.counting.answer_tokens
-        flops = self._of_looks(kept, sizes, self._picture_flops).sum(-1) * self.convention.per_mac / 2
+        flops = self._of_looks(kept, sizes, self._picture_flops).sum(-1)
         flops = flops + self.language.flops(context, pictures, answer, self.convention)
         cache = self.language.cache(context + answer, pictures)
         return Cost(tokens, flops, cache * self.counting.bytes_per_value)
@@ -203,6 +203,10 @@ class HfVlm(nn.Module):
         blank = Image.new("RGB", (self.pyramid.size,) * 2)
         return self.passes.on_device(self.prompts.inputs([([blank] * pictures, words)]))
 
+    def picture_flops(self, size: tuple[int, int], lone: bool = True) -> float:
+        """FLOPs of encoding a picture; lone: as of `Prompts.look`."""
+        return self._picture_flops(self.prompts.look(size, lone), size, lone)
+
     def _picture_flops(self, look: Look, size: tuple[int, int], lone: bool) -> float:
         """Measured FLOPs of the tower and the projector on a picture, once for all pictures alike."""
         if look.shapes not in self._flops:
@@ -215,7 +219,7 @@ class HfVlm(nn.Module):
                 flops = prompt_flops(self.model, inputs) - _plain(self.language, tokens)
                 flops -= (self.language.cross_layers + copies * self.language.cross_picture) * tokens
             self._flops[look.shapes] = flops / copies
-        return self._flops[look.shapes]
+        return self._flops[look.shapes] * self.convention.per_mac / 2
 
     def _of_looks(
         self, kept: Tensor, size: Tensor, value: Callable[[Look, tuple[int, int], bool], float]

@@ -3,6 +3,7 @@
 Axes: B batch, K samples of a row.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from pyrskip.decision import Decision
 from pyrskip.errors import UserError
+from pyrskip.observation import Observation
 from pyrskip.training import estimators
 from pyrskip.training.estimators import BASELINES, Sampled
 from pyrskip.training.gate import RULES, RewardConfigured, RewardModule
@@ -50,23 +52,21 @@ class ReinforceModule(RewardModule):
     def training_step(self, rows: Any, batch_idx: int) -> Tensor:
         price = self.price.sample(len(rows))
         seen = self.environment.observe(rows, price)
-        policy = self.gate.policy(seen)
+        policy, earned = self.gate.policy(seen), self.earned(rows, seen, batch_idx)
         samples = [policy.sample() for _ in range(self.config.samples)]
-        reward = torch.stack([self.weighed(rows, s, price, batch_idx) for s in samples], dim=1)
+        reward = torch.stack([earned(s) for s in samples], dim=1)
         log_prob = torch.stack([policy.log_prob(s) for s in samples], dim=1)
-        advantage = self.advantage(reward, lambda: self.weighed(rows, policy.mode(), price, batch_idx))
+        advantage = self.advantage(reward, lambda: earned(policy.mode()))
         entropy = policy.entropy().mean()
         policy_loss = estimators.score_function(log_prob, advantage)
         loss = policy_loss - self.entropy_weight(batch_idx) * entropy
         self.record(rows, seen, policy, loss, batch_idx, policy_loss=policy_loss, entropy=entropy)
         return loss
 
-    @torch.no_grad()
-    def weighed(self, rows: Any, decision: Decision, price: Tensor, batch_idx: int) -> Tensor:
-        """The reward, weighed as the step weighs its rows, [B]."""
-        of = self.reward(price, batch_idx)
-        reward = of(self.score(rows, decision), self.environment.cost(rows, decision))
-        return self.weight(rows, price, batch_idx) * reward
+    def earned(self, rows: Any, seen: Observation, batch_idx: int) -> Callable[[Decision], Tensor]:
+        """The step's reward: a decision -> what it earns, weighed as the step weighs its rows, [B]."""
+        of, weight = self.reward(seen.price, batch_idx), self.weight(rows, seen.price, batch_idx)
+        return lambda d: weight * of(self.score(rows, d), self.environment.cost(rows, d))
 
     def advantage(self, reward: Tensor, greedy: Any) -> Tensor:
         """[B, K] -> [B, K] by the configured baseline; greedy() gives the mode's reward [B]."""
