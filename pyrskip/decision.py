@@ -3,7 +3,7 @@
 Axes: B batch, T tiles, S actions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
@@ -154,7 +154,7 @@ class ActionSet:
             return cls.crops(pyramid, budget)
         unit = pyramid.tile_level if config.unit == "level" else torch.arange(pyramid.tiles)
         finer, choices = int(unit[-1]), len(ladder) or 2
-        size = choices**finer
+        size = count(pyramid, budget, replace(config, sample=None))
         if config.sample is not None and config.sample < size:
             return cls._named(pyramid, _draw(pyramid, unit, choices, config), ladder)
         if size > MAX_ACTIONS:
@@ -165,8 +165,8 @@ class ActionSet:
             )
             rungs = f"budget.rungs={list(ladder)} on " if ladder else ""
             raise UserError(
-                f"{rungs}{cut} gives {size} {'decisions' if ladder else 'selections'}; at most {MAX_ACTIONS} "
-                "can be listed; allowed: actions.sample=<how many>, or less of either"
+                f"{rungs}{cut} gives {power(choices, finer)} {'decisions' if ladder else 'selections'}; at "
+                f"most {MAX_ACTIONS} can be listed; allowed: actions.sample=<how many>, or less of either"
             )
         picks = torch.tensor(list(product(range(choices), repeat=finer))).view(size, finer)
         return cls._named(pyramid, _with_glance(picks, choices)[:, unit], ladder)
@@ -273,6 +273,21 @@ class ActionSet:
         if self.rung is not None:
             return rung_tokens(sent(self.rung, capacity.device)[None], self.ladder, capacity[:, None])
         return budget.tokens(sent(self.selection, capacity.device)[None], capacity[:, None])
+
+
+def power(choices: int, units: int) -> str:
+    """How many combinations so many units of as many choices have, in words: the number where one can read
+    it."""
+    return str(choices**units) if units < 40 else f"{choices}^{units}"
+
+
+def count(pyramid: Pyramid, budget: BudgetRule, config: ActionConfig) -> int:
+    """How many actions `ActionSet.of` lists, or would have to."""
+    if config.unit == "crop":
+        return len(CROPS) + 2
+    units = pyramid.levels if config.unit == "level" else pyramid.tiles
+    size: int = (len(budget.rungs or ()) or 2) ** (units - 1)
+    return size if config.sample is None else min(size, config.sample)
 
 
 def _draw(pyramid: Pyramid, unit: Tensor, choices: int, config: ActionConfig) -> Tensor:

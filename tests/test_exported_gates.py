@@ -190,6 +190,7 @@ def test_every_policy_decides_and_answers_as_in_training(
         pytest.param("glance", "categorical", ("answer_stats",), marks=SLOW),
         pytest.param("region", "evidence", ("answer_stats",), marks=SLOW),
         pytest.param("relevance", "evidence", (), marks=SLOW),
+        pytest.param("joint", "utility", ("side",), marks=SLOW),
         pytest.param("letters", "cautious", ("brightness", "answer_stats"), marks=SLOW),
     ],
 )

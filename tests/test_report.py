@@ -258,7 +258,7 @@ def test_a_method_looks_the_same_in_every_picture() -> None:
     # no axis reaches down to the question alone; oracle:cross needs a second run, ablation a plug-in, others
     # a gate whose decisions are not listed, or peers
     elsewhere = {"random:tiles", "oracle:boxes", "pruned", "gate+pruned", "arr_coc:regions", "arr_coc:top"}
-    elsewhere |= {"skip:salience", "skip:texture", "skip:side"}
+    elsewhere |= {"skip:salience", "skip:texture", "skip:side", "skip:redundant", "skip:foreseen"}
     assert METHODS.keys() - drawn.keys() == {"question_only", "oracle:cross", "ablation"} | elsewhere
     for method in METHODS.keys() & drawn.keys():
         assert drawn[method].line.color == METHODS[method].style.colour

@@ -78,6 +78,9 @@ def roll_out(model: NativeModel, batches: list[Batch]) -> list[RolloutTable]:
 @pytest.fixture(scope="module")
 def world() -> Iterator[tuple[NativeModel, Batch, RolloutTable]]:
     model, batch = tiny_model(), tiny_batch()
+    asked = {"what colour is it?": "what colour is it on the left?"}  # a side is to be named
+    questions = tuple(replace(q, text=asked.get(q.text, q.text)) for q in batch.questions)
+    batch = replace(batch, questions=questions)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SIGNALS, "_entries", {**SIGNALS, **TOYS})
         yield model, batch, roll_out(model, [batch])[0]

@@ -16,11 +16,9 @@ from pyrskip.evaluation.timing import Timing
 from pyrskip.gates.gate import Gate
 from pyrskip.pruners import PrunerConfig
 from pyrskip.pyramid import Pyramid
-from pyrskip.rollouts.environments import TableEnvironment
+from pyrskip.rollouts.environments import TableEnvironment, in_parts
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.rollouts.weights import learned_weights
-
-CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def modes_of(gate: Gate, environment: TableEnvironment, prices: Sequence[float])
     """The modes at each price for every question of a table, in chunks of rows."""
     gate.eval()
     chunks = []
-    for rows in torch.arange(len(environment.table)).split(CHUNK):
+    for rows in in_parts(torch.arange(len(environment.table)), environment.layout.tiles):
         seen = environment.observe(rows, torch.zeros(len(rows)))
         # a utility gate predicts scores, which no price changes: one pass serves all
         outputs = None if gate.dial else gate(seen)

@@ -17,16 +17,22 @@ TIMES = (0.5, 1.0, 2.5)
 """How many times as many places as the published thresholds let through are looked at closely."""
 WEIGHTS = {"entropy": 0.3, "peak": 0.3, "coupling": 0.4}
 """ARR-COC's, of information, salience and query-content coupling."""
-NAMES = (*skipping.CRITERIA, "skip:side", "arr_coc:regions", "arr_coc:top")
+REDUNDANT, FORESEEN = "skip:redundant", "skip:foreseen"
+NAMES = (*skipping.CRITERIA, "skip:side", FORESEEN, REDUNDANT, "arr_coc:regions", "arr_coc:top")
 
 
 def rules(tables: Mapping[str, RolloutTable], split: str, pyramid: Pyramid) -> Iterator[tuple[str, Tensor]]:
     """Method -> what it keeps, [P, N, T] bool: padding never. Those of measures only where tables hold them,
-    ARR-COC's only where they hold the question's likeness to every tile."""
+    those of neighbouring levels where they hold what these have in common, ARR-COC's where they hold the
+    question's likeness to every tile."""
     table, gate = tables[split], tables["gate"]
     real = (pyramid.capacity(table.size) > 0)[table.image_of]
     texts = [table.texts[i] for i in table.query_of.tolist()]
     yield "skip:side", (skipping.named_side(texts, pyramid) & real)[None]
+    agree, agreed = table.agreement, gate.agreement
+    if agree is not None and agreed is not None:
+        kept = [skipping.unlike(agree[table.image_of], agreed, share, pyramid) for share in skipping.KEPT]
+        yield REDUNDANT, torch.stack(kept) & real
     if "statistics" not in table.signals["image"] or "statistics" not in gate.signals["image"]:
         return
     own, known = (of.signals["image"]["statistics"] for of in (table, gate))
@@ -34,6 +40,11 @@ def rules(tables: Mapping[str, RolloutTable], split: str, pyramid: Pyramid) -> I
     for name, measure in skipping.CRITERIA.items():
         kept = [skipping.measured(own, known, measure, share, pyramid) for share in skipping.KEPT]
         yield name, torch.stack(kept) & real
+    if agreed is not None:
+        there = pyramid.capacity(gate.size) > 0
+        told, fitted = (skipping.foreseen(of, known, agreed, there, pyramid) for of in (own, known))
+        kept = [skipping.unlike(told, fitted, share, pyramid) for share in skipping.KEPT]
+        yield FORESEEN, torch.stack(kept) & real
     if table.similarity is None or gate.similarity is None:
         return
     columns = {name: MEASURES.index(name) for name in WEIGHTS if name in MEASURES}

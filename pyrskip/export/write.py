@@ -74,7 +74,7 @@ def _write_weights(model: NativeModel, gate: Gate, directory: Path) -> None:
 
 def _write_query(text: MiniLmText, directory: Path) -> None:
     text.model.save_pretrained(directory / "query")
-    text.tokenizer.save_pretrained(directory / "query")
+    text.reads.save_pretrained(directory / "query")
 
 
 def _write_state(model: Mapping[str, torch.Tensor], gate: Gate, directory: Path) -> None:

@@ -111,6 +111,13 @@ class Gate(nn.Module, ABC):
         build = self.kind.build_tile_head if self.regional else self.kind.build_head
         self.head = build(config, layout)
 
+    @classmethod
+    def memory(cls, config: GateConfig, tiles: int) -> int:
+        """Bytes that it and its policy hold of a row at least while a rule learns: of a regional gate, for
+        every tile, what its trunk reads and its MLP makes of that, 14 numbers a unit of its width."""
+        own = 14 * 4 * config.width * tiles if cls.regional else 0
+        return own + POLICIES[config.policy].memory(tiles)
+
     @abstractmethod
     def inputs(self) -> int:
         """Width of what `look` gives."""

@@ -1,5 +1,5 @@
-"""When to skip a region, by rules that nobody learned: it does not stand out, its texture is homogeneous, or
-the question names another side.
+"""When to skip a region, by rules that no reward taught: it does not stand out, its texture is homogeneous,
+the question names another side, or it shows what the next coarser level does.
 
 Axes: N questions, T tiles. Each gives what is kept, [N, T] bool, the glance always; padding may be kept.
 """
@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyrskip.gates.measures import finest, rank
@@ -35,6 +36,26 @@ def measured(statistics: Tensor, known: Tensor, name: str, share: float, pyramid
     column = MEASURES.index(name)
     own = ranks(statistics[..., column], known[..., column], pyramid)
     return _glanced(own >= 1 - share, pyramid)
+
+
+def unlike(agreement: Tensor, known: Tensor, share: float, pyramid: Pyramid) -> Tensor:
+    """The tiles that are among the share of their level which is least like the next coarser one. agreement
+    [N, T] (`pyrskip.models.tiles`), known [K, T]: of the images that thresholds are taken from."""
+    return _glanced(ranks(-agreement, -known, pyramid) >= 1 - share, pyramid)
+
+
+def foreseen(statistics: Tensor, known: Tensor, agreement: Tensor, real: Tensor, pyramid: Pyramid) -> Tensor:
+    """Agreement as the glance's own pixels tell it: the linear function of a level's measures that is nearest
+    to it by least squares. statistics [N, T, M]; known [K, T, M], agreement [K, T] and real [K, T] bool of
+    the images that it is fitted to, padding apart -> [N, T] float64, 0 of the glance."""
+    found = torch.zeros(statistics.shape[:2], dtype=torch.float64)
+    for level in range(pyramid.levels - 1):
+        of = pyramid.tile_level == level
+        have, fit = (F.pad(s[:, of].double(), (0, 1), value=1.0) for s in (statistics, known))
+        some = real[:, of]
+        weight = torch.linalg.lstsq(fit[some], agreement[:, of][some].double()[:, None]).solution
+        found[:, of] = (have @ weight).squeeze(-1)
+    return found
 
 
 def named_side(texts: Sequence[str], pyramid: Pyramid) -> Tensor:

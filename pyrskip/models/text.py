@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pyrskip.cost import Convention, Transformer, prefill_flops
@@ -30,9 +31,13 @@ class TextConfig:
 
 
 class TextEncoder(Protocol):
-    """encoder: (ids, mask) of `tokenize` -> query [B, W, Q] float32; width: Q."""
+    """encoder: (ids, mask) of `tokenize` -> query [B, W, Q] float32; width: Q; tokenizer: whose ids these
+    are."""
 
     width: int
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
 
     @property
     def encoder(self) -> nn.Module: ...
@@ -65,6 +70,10 @@ class EmbeddingText:
         self.language, self.width = language, language.width
         self.encoder = Lookup(language.embed)
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.language.tokenizer
+
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.language.tokenize(texts)
 
@@ -81,9 +90,7 @@ class MiniLmText(nn.Module):
 
         folder = path or packaged_minilm()
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, truncation_side="left"
-            )
+            self.reads = AutoTokenizer.from_pretrained(folder, local_files_only=True, truncation_side="left")
             self.model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
         except (OSError, ValueError) as error:
             raise UserError(
@@ -91,7 +98,7 @@ class MiniLmText(nn.Module):
             ) from error
         self.model.requires_grad_(False)
         self.width: int = self.model.config.hidden_size
-        self.max_words = int(min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings))
+        self.max_words = int(min(self.reads.model_max_length, self.model.config.max_position_embeddings))
 
     def train(self, mode: bool = True) -> "MiniLmText":
         return super().train(False)
@@ -100,8 +107,13 @@ class MiniLmText(nn.Module):
     def encoder(self) -> nn.Module:
         return self
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        found: Tokenizer = self.reads.backend_tokenizer
+        return found
+
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        inputs = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        inputs = self.reads(list(texts), padding=True, truncation=True, return_tensors="pt")
         device = self.model.device
         return inputs["input_ids"].to(device), inputs["attention_mask"].bool().to(device)
 

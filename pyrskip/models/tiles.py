@@ -108,6 +108,48 @@ def _encode_tile(
     return out
 
 
+def agreement(pyramid: Pyramid, maps: Sequence[Tensor], cells: Tensor) -> Tensor:
+    """How far features of a tile are those of the next coarser level at the same place, each coarser cell
+    beside the four that it covers: Pearson's correlation over channels and cells. maps of all tiles, cells
+    [I, T, 2] valid ones -> [I, T] float32 in -1..1; 0 of the glance, of padding and of what is all alike."""
+    images, found = len(cells), []
+    start, coarser = pyramid.tiles, None
+    for level in reversed(range(pyramid.levels)):
+        g = pyramid.grid[level]
+        start -= g * g
+        own = torch.stack(list(maps[start : start + g * g]), dim=1).float().unflatten(1, (g, g))
+        fine = own.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # [I, C, rows, columns] of the level
+        if coarser is None:
+            found.append(torch.zeros(images, 1))
+        else:
+            spread = coarser.repeat_interleave(2, -1).repeat_interleave(2, -2)
+            index = torch.arange(own.shape[-1])
+            real = cells[:, start : start + g * g].cpu()
+            inside = (index[:, None] < real[..., None, :1]) & (index < real[..., None, 1:])
+            inside = inside.to(fine.device)[:, :, None]
+            found.insert(0, _correlation(_by_tile(fine, g), _by_tile(spread, g), inside).cpu())
+        coarser = fine
+    return torch.cat(found, dim=1)
+
+
+def _by_tile(whole: Tensor, g: int) -> Tensor:
+    """A level's map [I, C, rows, columns] -> [I, g * g, C, rows, columns] of its tiles."""
+    parts: Tensor = whole.unflatten(-1, (g, -1)).unflatten(-3, (g, -1))
+    return parts.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+
+
+def _correlation(one: Tensor, other: Tensor, inside: Tensor) -> Tensor:
+    """Pearson's, over the last three axes of [I, g * g, C, rows, columns], of what is inside [I, g * g, 1,
+    rows, columns]."""
+    inside = inside.expand(one.shape)
+    count = inside.sum((-1, -2, -3), keepdim=True).clamp(min=1)
+    one, other = (
+        (of - (of * inside).sum((-1, -2, -3), keepdim=True) / count) * inside for of in (one, other)
+    )
+    alone = one.square().sum((-1, -2, -3)) * other.square().sum((-1, -2, -3))
+    return (one * other).sum((-1, -2, -3)) / alone.sqrt().clamp(min=1e-12)
+
+
 @torch.no_grad()
 def moments(vision: VisionEncoder, pyramid: Pyramid, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
     """Mean [C] and covariance [C, C], float64, of the features of these images, every tile's as much as any

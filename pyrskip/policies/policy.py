@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrskip.budget import BudgetRule
-from pyrskip.decision import ActionConfig, Candidates, Decision
+from pyrskip.decision import ActionConfig, Candidates, Decision, power
 from pyrskip.errors import UserError
 from pyrskip.observation import Layout, Observation
 from pyrskip.registry import Registry
@@ -140,10 +140,15 @@ class Policy(ABC):
             choices = len(budget.rungs or (0, 1))
             raise UserError(
                 f"gate.policy={config.policy} with pyramid.grid={list(grid)} decides on single tiles and "
-                f"needs all {choices ** (tiles - 1)} selections of them; actions.unit={actions.unit}, "
+                f"needs all {power(choices, tiles - 1)} selections of them; actions.unit={actions.unit}, "
                 f"sample={actions.sample} lists others; allowed: gate.policy=categorical, actions.unit=tile "
                 "without a sample, or pyramid.grid=[1]"
             )
+
+    @classmethod
+    def memory(cls, tiles: int) -> int:
+        """Bytes that it holds of a row at least while a rule learns, beside what the gate does."""
+        return 0
 
     @classmethod
     @abstractmethod

@@ -47,6 +47,11 @@ class TopKPolicy(DependentPolicy):
         self.sums = self._sums(self.logit)
 
     @classmethod
+    def memory(cls, tiles: int) -> int:
+        """The sums of every number of tiles, and what their gradients need: 6 floats each."""
+        return 6 * 4 * tiles**2
+
+    @classmethod
     def start(cls, config: PolicyConfig, layout: Layout) -> Tensor:
         return torch.tensor([0.0] * (layout.tiles - 1) + [config.open_bias])
 

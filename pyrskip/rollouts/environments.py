@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
-from pyrskip.decision import ActionSet, Decision
+from pyrskip.decision import ActionSet, Decision, power
 from pyrskip.errors import UserError
 from pyrskip.gated import encode_glance, observe, reveal
 from pyrskip.models.native import NativeModel
@@ -28,6 +28,14 @@ from pyrskip.signals import shapes_of, signals_of
 Rows = TypeVar("Rows", contravariant=True)
 Reward = Callable[[Tensor, Tensor], Tensor]
 """(score, relative cost), [B] or [B, S] each -> the reward, of the same shape."""
+AT_ONCE, TILES_AT_ONCE = 4096, 2**17
+"""Rows that a gate decides on at once, and their tiles: a vector of each is held."""
+
+
+def in_parts(rows: Tensor, tiles: int) -> tuple[Tensor, ...]:
+    """Rows [N] of a table of so many tiles, as many a part as a gate may decide on at once."""
+    parts: tuple[Tensor, ...] = rows.split(max(1, min(AT_ONCE, TILES_AT_ONCE // tiles)))
+    return parts
 
 
 class Environment(Protocol, Generic[Rows]):
@@ -180,7 +188,7 @@ class TableEnvironment:
             listed, tiles = self.table.actions.selection.shape
             raise UserError(
                 "a policy that decides tile by tile, such as gate.policy=bernoulli, needs all "
-                f"{2 ** (tiles - 1)} selections, and the rollout table lists {listed}; allowed: "
+                f"{power(2, tiles - 1)} selections, and the rollout table lists {listed}; allowed: "
                 "rule.online=true, gate.policy=categorical, or actions.unit=tile without a sample"
             )
         scores = self.probabilities(rows) if soft else self.scores(rows)

@@ -28,6 +28,7 @@ from pyrskip.gated import encode_glance
 from pyrskip.models.halves import in_halves
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import Features
+from pyrskip.models.tiles import agreement
 from pyrskip.models.vlm.served import ServedModel
 from pyrskip.proposals import propose
 from pyrskip.rollouts.scoring import score_native, score_served
@@ -106,10 +107,12 @@ class RolloutModule(pl.LightningModule):
         score: Tensor
         probability: Tensor | None
         similarity: Tensor | None = None
+        agrees: Tensor | None = None
         if isinstance(model, NativeModel):
             features = model.look(batch, features, asked.amax(1))
             score, probability = score_native(model, batch, features, asked)
             similarity = self.similarity(model, batch, features, capacity)
+            agrees = agreement(model.pyramid, features.maps, model.pyramid.cells(image_size))
         else:
             score, probability, refused = self._served(model, batch, asked)
             self.refused |= refused
@@ -151,6 +154,7 @@ class RolloutModule(pl.LightningModule):
             split=self.split,
             origin=self.origin,
             drawn=drawn,
+            agreement=agrees,
         )
         return part.to(torch.device("cpu"))
 

@@ -38,10 +38,10 @@ class RolloutTable:
     likewise; drawn [N, K, T] bool: the selections of the last K columns, None where there are none.
 
     signals: what gates read, 'question', 'text' or 'image' -> name of a tensor -> [N, ...], [U, ...] or [M,
-    ...]. similarity [N, T]: cosine of the question with each tile's mean token; image_of [N] and query_of
-    [N]: rows of the images and texts; size [M, 2] rows and columns of the image; types, keys: N; texts: U;
-    image_keys: M; origin: see `check_origin`. probability and similarity are None where the model shows too
-    little of itself.
+    ...]. similarity [N, T]: cosine of the question with each tile's mean token; agreement [M, T]: of each
+    tile's features with those of the next coarser level; image_of [N] and query_of [N]: rows of the images
+    and texts; size [M, 2] rows and columns of the image; types, keys: N; texts: U; image_keys: M; origin: see
+    `check_origin`. probability, similarity and agreement are None where the model shows too little of itself.
     """
 
     actions: ActionSet
@@ -60,6 +60,7 @@ class RolloutTable:
     split: str
     origin: Mapping[str, str] = field(default_factory=dict)
     drawn: Tensor | None = None
+    agreement: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.score)
@@ -151,7 +152,7 @@ class RolloutTable:
             for per in PER:
                 for key in [key for key in tensors if key.startswith(f"{per}.")]:
                     signals[per][key.removeprefix(f"{per}.")] = tensors.pop(key)
-            unknown: dict[str, Any] = {"probability": None, "similarity": None, "drawn": None}
+            unknown: dict[str, Any] = dict.fromkeys(("probability", "similarity", "drawn", "agreement"))
             members: dict[str, Any] = {**unknown, **tensors, **{k: tuple(v) for k, v in lists.items()}}
             table = cls(actions=actions, cost=cost, signals=signals, split=split, origin=origin, **members)
             table._check_lengths()
@@ -189,6 +190,10 @@ class RolloutTable:
         if self.similarity is not None and self.similarity.shape != (rows, self.actions.selection.shape[1]):
             raise ValueError(
                 f"similarity is {list(self.similarity.shape)}, not {[rows, self.actions.selection.shape[1]]}"
+            )
+        if self.agreement is not None and self.agreement.shape != (len(self.image_keys), tiles):
+            raise ValueError(
+                f"agreement is {list(self.agreement.shape)}, not {[len(self.image_keys), tiles]}"
             )
         lengths = {"question": rows, "text": len(self.texts), "image": len(self.image_keys)}
         beside = {"question": ("types", "keys", "image_of", "query_of"), "text": (), "image": ("size",)}
@@ -241,6 +246,7 @@ class RolloutTable:
             split=first.split,
             origin=first.origin,
             drawn=joined("drawn"),
+            agreement=joined("agreement"),
         )
 
 

@@ -19,6 +19,7 @@ from pyrskip.stages.data import DATA, check_source, check_splits
 from pyrskip.stages.flex import FLEX
 from pyrskip.stages.frontier import FRONTIER
 from pyrskip.stages.gate import GATE
+from pyrskip.stages.memory import check_memory
 from pyrskip.stages.peers import PEERS
 from pyrskip.stages.pruner import PRUNER
 from pyrskip.stages.rollouts import ROLLOUTS
@@ -57,6 +58,7 @@ def run_stages(
         run.done(stage)
         if stage.name in config.stages:
             run.check_before(stage, config.stages)
+    check_memory(run)
     if config.data.cache not in (None, "run"):
         check_cache_of(run, encoder_of(run))
     with run.lock(), rank_failures_as_user_errors(config.trainer), shown(not config.trainer.quiet):
@@ -70,6 +72,7 @@ def run_stages(
             if stage is not DATA:  # all that is to come, before the first of it
                 left = [s for s in stages if s.name in config.stages and not run.done(s)]
                 check_splits(run, {split: None for s in left for split in s.reads})
+                check_memory(run)
             run.say(f"{stage.name}: to {run.root / stage.name}")
             if stage.alone and not first_rank():
                 if stage is DATA:  # no work of theirs follows the other ones

@@ -19,14 +19,12 @@ from pyrskip.observation import Observation
 from pyrskip.policies import POLICIES, Policy
 from pyrskip.registry import Registry
 from pyrskip.reward import Price, RewardConfig
-from pyrskip.rollouts.environments import Environment, Reward
+from pyrskip.rollouts.environments import Environment, Reward, in_parts
 from pyrskip.training.health import CollapseAlarm, signs
 from pyrskip.training.module import OptimizerConfig, StepModule
 
 RULES: "Registry[type[GateModule]]" = Registry("rule.name")
 TARGETS = ("probability", "score")
-CHUNK = 4096
-"""Rows that are calibrated on at once."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +229,7 @@ class GateModule(StepModule):
         assert target is not None
         self.gate.eval()
         parts = []
-        for some in rows.split(CHUNK):
+        for some in in_parts(rows, environment.layout.tiles):
             seen = environment.observe(some, self.price.sample(len(some)))
             # what the policy is made of, without what the trunk has read already
             parts.append((some, replace(seen, signals={}), self.gate(seen)))
