@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -148,8 +149,8 @@ def test_what_does_not_fit_is_refused_before_any_work_with_a_key_that_makes_it_f
     override: str, limit: int, said: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "machine", lambda: limit)
-    given = ("pyramid.grid=[8,4,1]", "gate=region", "data=scenes", "language=cross", override)
-    given += ("data.scenes.size=512", "pyramid.size=512", "pyramid.levels=3")
+    scenes = ("data=scenes", "data.scenes.size=512", "pyramid.size=512", "pyramid.levels=3")
+    given = ("pyramid.grid=[8,4,1]", "gate=region", "language=cross", *scenes, override)
     with pytest.raises(
         UserError, match=f"not enough memory for .* 81 tiles .*GB; allowed: {said}"
     ) as refused:
@@ -161,6 +162,26 @@ def test_what_does_not_fit_is_refused_before_any_work_with_a_key_that_makes_it_f
         memory.check_memory(Run(tiny(tmp_path, *given, f"{kept}={fits[1]}"), {}))
         with pytest.raises(UserError, match="not enough memory"):
             memory.check_memory(Run(tiny(tmp_path, *given, f"{kept}={int(fits[1]) + 1}"), {}))
+
+
+def test_what_a_gate_learns_from_must_fit_the_accelerator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = (
+        "pyramid.grid=[4,4,1]",
+        "gate=region",
+        "trainer.accelerator=gpu",
+        "stages=[gate]",
+        "rule.batch=256",
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=10**6))
+    said = (
+        "not enough memory for a step of gate.name=region on 33 tiles .*the accelerator has 0.0 GB; allowed: "
+    )
+    with pytest.raises(UserError, match=said + "rule.batch="):
+        memory.check_memory(Run(tiny(tmp_path, *given), {}))
+    memory.check_memory(Run(tiny(tmp_path, *given, "trainer.strategy=ddp_fork"), {}))
 
 
 def test_tables_grow_with_the_questions_that_there_are_and_the_largest_counts(tmp_path: Path) -> None:

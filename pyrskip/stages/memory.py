@@ -70,8 +70,11 @@ def check_memory(run: Run) -> None:
     if ROLLOUTS.name in config.stages and not run.done(ROLLOUTS):
         _check(rolled_out(config, actions, splits), machine(), "this machine")
     if GATE.name in config.stages and not run.done(GATE):
-        on_gpu = config.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
-        limit = torch.cuda.mem_get_info()[1] if on_gpu else machine()
+        # the question alone starts CUDA, which no process may have before it forks
+        forks = config.trainer.strategy == "ddp_fork"
+        on_gpu = config.trainer.accelerator in ("gpu", "cuda", "auto") and not forks
+        on_gpu = on_gpu and torch.cuda.is_available()
+        limit = torch.cuda.get_device_properties(0).total_memory if on_gpu else machine()
         _check(learned(config, actions, splits), limit, "the accelerator" if on_gpu else "this machine")
 
 
