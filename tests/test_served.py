@@ -398,7 +398,7 @@ def test_pruners_of_a_transformers_model_are_on_the_frontier(
         assert row["flops"] < full["flops"] and row["kv_bytes"] < full["kv_bytes"]
         assert row["tokens"] == full["tokens"] and rows_of(root, f"gate+pruned:{name}")
     own = ("stages=[rollouts]", f"from={root}", "pruner.ratio=0.5")
-    run_stages(config(tmp_path, encoder, *given, *own, "name=own", "pruner=fastv"), {})
+    run_stages(config(tmp_path, encoder, *given, *own, "name=own", "pruner.name=fastv"), {})
     tables = [
         RolloutTable.load(tmp_path / place / "test") for place in ("own/rollouts", "held/peers/fastv-0.5")
     ]
@@ -409,7 +409,7 @@ def test_pruners_of_a_transformers_model_are_on_the_frontier(
     with pytest.raises(
         UserError, match="rollouts was made with pruner.name=fastv, this config has .*=average"
     ):
-        run_stages(config(tmp_path, encoder, *given, *own, "name=own", "pruner=average"), {})
+        run_stages(config(tmp_path, encoder, *given, *own, "name=own", "pruner.name=average"), {})
 
 
 @pytest.mark.slow
@@ -419,7 +419,7 @@ def test_a_pruner_that_a_family_does_not_allow_is_refused_before_data_is_convert
     model, own = TINY["gemma3"]()
     model.save_pretrained(tmp_path / "gemma")
     own.save_pretrained(tmp_path / "gemma")
-    for more in (("pruner=fastv", "pruner.ratio=0.5"), ("peers.pruners=[average,fastv]",)):
+    for more in (("pruner.name=fastv", "pruner.ratio=0.5"), ("peers.pruners=[average,fastv]",)):
         with pytest.raises(UserError, match="pruner.name=fastv with model family 'gemma3' prunes between"):
             run_stages(config(tmp_path, encoder, *hf(tmp_path / "gemma"), *more), {})
     assert [path.name for path in tmp_path.iterdir()] == ["gemma"]

@@ -192,7 +192,7 @@ class _HandedError(Exception):
 def layers_of(language: nn.Module) -> Sequence[nn.Module]:
     """The decoder layers of a language model."""
     named = (module for name, module in language.named_modules() if name.split(".")[-1] == "layers")
-    return next(module for module in named if isinstance(module, nn.ModuleList))
+    return next([*module] for module in named if isinstance(module, nn.ModuleList))
 
 
 def check_pruned(pruner: PrunerConfig, config: "PreTrainedConfig", cross: bool) -> None:

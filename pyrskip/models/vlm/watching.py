@@ -65,11 +65,11 @@ class Watching(TorchFunctionMode):
         for module in self.modules:
             self._hooks.append(module.register_forward_pre_hook(lambda m, _: self._inside.append(m)))
             self._hooks.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for hook in self._hooks:
             hook.remove()
 
