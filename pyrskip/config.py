@@ -26,6 +26,7 @@ from pyrskip.models.vision import VisionConfig
 from pyrskip.models.vlm.served import AnswererConfig, check_served
 from pyrskip.policies import POLICIES
 from pyrskip.pruners import PRUNERS, InsidePruner, PrunerConfig, check_pruner, pruner_config
+from pyrskip.pruners.visionselector import SelectorConfig
 from pyrskip.registry import load_plugins
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.peers import PeersConfig
@@ -112,9 +113,14 @@ class Config:
         ]
         if not set(self.ablations) <= set(ablations) or len(set(self.ablations)) < len(self.ablations):
             raise UserError(f"ablations={list(self.ablations)}: allowed: each once, {', '.join(ablations)}")
-        check_pruner(self.pruner, self.model.name, self.model.prunable, self.language.layers)
-        for peer in self.peers.configs():
-            check_pruner(peer, self.model.name, self.model.prunable, self.language.layers)
+        layers = None if self.model.served else self.language.layers
+        for pruner in (self.pruner, *self.peers.configs()):
+            check_pruner(pruner, self.model.name, self.model.prunable, layers)
+            if self.model.served and isinstance(pruner, SelectorConfig):
+                raise UserError(
+                    f"pruner.name={pruner.name} learns through the native model, and model.name="
+                    f"{self.model.name} is none; allowed: another pruner"
+                )
         if self.peers.pruners and self.pruner != PrunerConfig():
             raise UserError(
                 f"peers.pruners={list(self.peers.pruners)} with pruner.name={self.pruner.name}: peers are "

@@ -184,7 +184,7 @@ def measured_flops(module: Callable[..., object], *inputs: object) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), _fused_kernels_off(), counter:
+    with torch.no_grad(), fused_kernels_off(), counter:
         module(*inputs)
     return int(counter.get_total_flops())
 
@@ -227,7 +227,7 @@ def _float64(count: Count) -> Count:
 
 
 @contextmanager
-def _fused_kernels_off() -> Iterator[None]:
+def fused_kernels_off() -> Iterator[None]:
     """Run attention, transformer layers and recurrent layers as plain matrix products.
 
     The counter silently counts 0 for their fused kernels on a CPU, and for fused recurrent layers on a GPU.

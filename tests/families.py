@@ -334,6 +334,7 @@ def gemma4() -> Any:
         boi_token_id=words.boi_token_id,
         eoi_token_id=words.eoi_token_id,
         video_token_id=processor.video_token_id,
+        audio_token_id=words.audio_token_id,
     )
     return built(t.Gemma4ForConditionalGeneration, config), processor
 
@@ -479,7 +480,7 @@ def mistral3() -> Any:
     )
     config = t.Mistral3Config(
         vision_config=SIZES | {"image_size": 224, "patch_size": 14, "head_dim": 8},
-        text_config=t.MistralConfig(**LANGUAGE, vocab_size=len(words)),
+        text_config=t.MistralConfig(**LANGUAGE, vocab_size=len(words), sliding_window=None),
         image_token_index=words.convert_tokens_to_ids("[IMG]"),
         spatial_merge_size=2,
     )

@@ -79,8 +79,15 @@ ONE = "peers.pruners=[average]"
         ((ONE, "peers.ratios=[1.0]"), r"peers.ratios=\[1.0\]: allowed: one or more different"),
         ((ONE, "actions=regions"), "actions.drawn=16: rollouts behind a pruner hold listed decisions alone"),
         ((ONE, "pruner=random"), "peers are held against a run that prunes nothing"),
-        (("peers.pruners=[fastv]",), "fastv prunes between layers, and language.layers=1"),
-        ((ONE, "model=hf", "text=minilm"), "pruner.name=average with model.name=hf, whose visual tokens"),
+        (("peers.pruners=[fastv]",), "fastv prunes between layers, and the language model has 1; allowed"),
+        (
+            (ONE, "model=remote", "text=minilm"),
+            "pruner.name=average with model.name=remote, whose visual tok",
+        ),
+        (
+            ("peers.pruners=[visionselector]", "model=hf", "text=minilm"),
+            "visionselector learns through the native model, and model.name=hf is none; allowed: another",
+        ),
         (
             ("pruner.name=fastv", "language.layers=2", "rule=gumbel", "rule.online=true"),
             "rule.online=true with pruner.name=fastv, which prunes between layers",

@@ -63,7 +63,7 @@ def test_uniform_takes_the_middles_of_runs_of_equal_length() -> None:
 def test_average_pools_neighbours_of_a_tile_in_shares_of_the_budget() -> None:
     assert left(build("average", 0.5).prune(one(LINE))) == [[1.5], [3.5], [5.5]]
     kept = build("average", 0.5).prune(one(LINE, [0, 0, 0, 0, 1, 1]))
-    assert left(kept) == [[1.5], [3.5], [5.5]] and kept.tile.tolist() == [[0, 0, 1]]
+    assert left(kept) == [[1.5], [3.5], [5.5]] and kept.place.tolist() == [[0, 2, 4]]
     # 2 of 6: 4/3 and 2/3, of which the larger remainder is rounded up
     assert left(build("average", tokens=2).prune(one(LINE, [0, 0, 0, 0, 1, 1]))) == [[2.5], [5.5]]
     assert apportioned(torch.tensor([1.0, 1.0, 1.0]), 4).tolist() == [2, 1, 1]
@@ -446,17 +446,17 @@ def test_padding_is_never_kept_and_never_looked_at(name: str) -> None:
         for of in (seen, alone)
     )
     assert whole.tokens[row, whole.real[row]].equal(part.tokens[0, part.real[0]])
-    assert whole.tile[row, whole.real[row]].equal(part.tile[0, part.real[0]])
+    assert whole.place[row, whole.real[row]].equal(part.place[0, part.real[0]])
     assert not whole.real[LENGTHS.index(0)].any()
 
 
 @pytest.mark.parametrize(
     ("name", "given", "layers", "message"),
     [
-        ("fastv", (3,), 3, r"pruner.layers=\[3\] with language.layers=3: allowed: null, or 1 from 1 to 2"),
+        ("fastv", (3,), 3, r"pruner.layers=\[3\] with a language model of 3 layers: allowed: null, or"),
         ("fastv", (1, 2), 3, "allowed: null, or 1 from 1 to 2, in order"),
         ("sparsevlm", (3, 2, 1), 8, "allowed: null, or 3 from 1 to 7, in order"),
-        ("fastv", None, 1, "prunes between layers, and language.layers=1; allowed: at least 2"),
+        ("fastv", None, 1, "prunes between layers, and the language model has 1; allowed: at least 2"),
     ],
 )
 def test_layers_that_a_language_model_does_not_have_are_refused(

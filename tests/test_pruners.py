@@ -226,6 +226,6 @@ def test_a_pruner_whose_needs_a_model_lacks_is_refused_with_what_it_has() -> Non
         del PRUNERS._entries["watched"], PRUNERS._places["watched"]
 
 
-def test_a_served_model_has_no_tokens_to_prune() -> None:
-    with pytest.raises(UserError, match="pruner.name=random with model.name=hf, whose visual tokens cannot"):
-        Config(pruner=PrunerConfig("random", 0.5), model=AnswererConfig("hf"))
+def test_a_model_behind_a_server_has_no_tokens_to_prune() -> None:
+    with pytest.raises(UserError, match="pruner.name=random with model.name=remote, whose visual tokens can"):
+        Config(pruner=PrunerConfig("random", 0.5), model=AnswererConfig("remote"))

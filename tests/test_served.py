@@ -45,6 +45,7 @@ from tests.server import Server, content, count, serve
 pytest.importorskip("transformers")
 pytest.importorskip("httpx")
 
+from tests.families import TINY
 from tests.vlm import save_llava, save_text_encoder
 
 PYRAMID = Pyramid(size=64, levels=3, stride=8)
@@ -381,6 +382,47 @@ def test_a_gate_is_trained_for_a_transformers_model(llava: Path, encoder: Path, 
     loglik = model.box.as_run.loglik(batch, whole)
     at = table.column("reference")
     torch.testing.assert_close(table.probability[:, at], loglik.exp(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_pruners_of_a_transformers_model_are_on_the_frontier(
+    llava: Path, encoder: Path, tmp_path: Path
+) -> None:
+    """As peers, and as the run's own: the same answers at the same cost, under another origin."""
+    given = (*hf(llava), "data.limit=3", "model.hf.max_answer=4", "ablations=[]")
+    peers = ("peers.pruners=[average,visionzip,fastv]", "peers.ratios=[0.5]")
+    root = run_stages(config(tmp_path, encoder, *given, *peers, "name=held"), {})
+    full = rows_of(root, "full")[0]
+    for name in ("average", "visionzip", "fastv"):
+        (row,) = rows_of(root, f"pruned:{name}")
+        assert row["flops"] < full["flops"] and row["kv_bytes"] < full["kv_bytes"]
+        assert row["tokens"] == full["tokens"] and rows_of(root, f"gate+pruned:{name}")
+    own = ("stages=[rollouts]", f"from={root}", "pruner.ratio=0.5")
+    run_stages(config(tmp_path, encoder, *given, *own, "name=own", "pruner.name=fastv"), {})
+    tables = [
+        RolloutTable.load(tmp_path / place / "test") for place in ("own/rollouts", "held/peers/fastv-0.5")
+    ]
+    assert tables[0].cost.flops.equal(tables[1].cost.flops) and tables[0].score.equal(tables[1].score)
+    assert tables[0].probability is not None and tables[1].probability is not None
+    torch.testing.assert_close(tables[0].probability, tables[1].probability, rtol=1e-4, atol=1e-6)
+    assert tables[0].origin == tables[1].origin and tables[0].origin["pruner"] == "fastv 0.5"
+    with pytest.raises(
+        UserError, match="rollouts was made with pruner.name=fastv, this config has .*=average"
+    ):
+        run_stages(config(tmp_path, encoder, *given, *own, "name=own", "pruner.name=average"), {})
+
+
+@pytest.mark.slow
+def test_a_pruner_that_a_family_does_not_allow_is_refused_before_data_is_converted(
+    encoder: Path, tmp_path: Path
+) -> None:
+    model, own = TINY["gemma3"]()
+    model.save_pretrained(tmp_path / "gemma")
+    own.save_pretrained(tmp_path / "gemma")
+    for more in (("pruner.name=fastv", "pruner.ratio=0.5"), ("peers.pruners=[average,fastv]",)):
+        with pytest.raises(UserError, match="pruner.name=fastv with model family 'gemma3' prunes between"):
+            run_stages(config(tmp_path, encoder, *hf(tmp_path / "gemma"), *more), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["gemma"]
 
 
 def test_a_served_model_is_a_gated_model(

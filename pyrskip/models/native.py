@@ -236,11 +236,11 @@ class NativeModel(nn.Module):
                 f"{type(pruner).__name__}.prune leaves {count.tolist()} tokens; allowed: as many as its "
                 "stays says, for so many are paid for"
             )
-        narrowing = None
+        tile, narrowing = tile.gather(1, kept.place), None
         if isinstance(pruner, InsidePruner):
             steps = pruner.steps(len(self.language.blocks))
-            narrowing = Narrowing(pruner, steps, kept.tile, whole, pruner.begin(seen))
-        return Visual(kept.tokens, kept.real, visual.of, narrowing=narrowing), kept.tile
+            narrowing = Narrowing(pruner, steps, tile, whole, pruner.begin(seen))
+        return Visual(kept.tokens, kept.real, visual.of, narrowing=narrowing), tile
 
     def _projected(self, batch: Batch, features: Features, asked: Tensor) -> tuple[Visual, Packing, Tensor]:
         """The tokens of `project`, once for all questions that ask the same of an image, and the cells [V, C]

@@ -20,14 +20,21 @@ class AveragePruner(Pruner):
             tokens, tile = seen.row(row)
             tiles, counts = tile.unique(return_counts=True)
             shares = apportioned(counts.double(), stays).tolist()
-            means = [
-                F.adaptive_avg_pool1d(tokens[tile == of].T[None], share)[0].T
-                for of, share in zip(tiles.tolist(), shares, strict=True)
-                if share
-            ]
-            of = tiles.repeat_interleave(torch.tensor(shares, device=tile.device, dtype=torch.int64))
-            rows.append((torch.cat(means) if means else tokens[:0], of))
+            means, places = [tokens[:0]], [tile[:0]]
+            for of, share in zip(tiles.tolist(), shares, strict=True):
+                if share:
+                    own = (tile == of).nonzero()[:, 0]
+                    means.append(F.adaptive_avg_pool1d(tokens[own].T[None], share)[0].T)
+                    places.append(own[middles(len(own), share, own.device)])
+            rows.append((torch.cat(means), torch.cat(places)))
         return Kept.stacked(rows, seen)
+
+
+def middles(count: int, share: int, device: torch.device) -> Tensor:
+    """The middle [share] of each window of `adaptive_avg_pool1d` over so many."""
+    window = torch.arange(share, device=device)
+    first, last = window * count // share, -(-(window + 1) * count // share) - 1
+    return (first + last) // 2
 
 
 def apportioned(weight: Tensor, total: int) -> Tensor:

@@ -43,8 +43,8 @@ class InsidePruner(Pruner):
         assert isinstance(config, InsideConfig)
         if layers < 2:
             raise UserError(
-                f"pruner.name={config.name} prunes between layers, and language.layers={layers}; allowed: "
-                "at least 2"
+                f"pruner.name={config.name} prunes between layers, and the language model has {layers}; "
+                "allowed: at least 2"
             )
         given = config.layers
         if given is None:
@@ -52,7 +52,7 @@ class InsidePruner(Pruner):
         ordered = len(given) == len(cls.places) and list(given) == sorted(given)
         if not ordered or not 0 < given[0] <= given[-1] < layers:
             raise UserError(
-                f"pruner.layers={list(given)} with language.layers={layers}: allowed: null, or "
+                f"pruner.layers={list(given)} with a language model of {layers} layers: allowed: null, or "
                 f"{len(cls.places)} from 1 to {layers - 1}, in order"
             )
 
@@ -63,7 +63,8 @@ class InsidePruner(Pruner):
         return {at: step for step, at in enumerate(self.config.layers or scaled)}
 
     def prune(self, seen: Prunable) -> Kept:
-        return Kept(seen.tokens, seen.real, seen.tile)  # the first layer reads all
+        place = torch.arange(seen.real.shape[1], device=seen.real.device)
+        return Kept(seen.tokens, seen.real, place.expand_as(seen.real))  # the first layer reads all
 
     def begin(self, seen: Prunable) -> Mapping[str, tuple[Tensor, ...]]:
         """What steps read beside attention, from the tokens before the first layer. Nothing by default."""
@@ -85,12 +86,17 @@ class InsidePruner(Pruner):
         return found
 
     def flops(self, tokens: Tensor, words: Tensor, language: Transformer) -> Tensor:
-        """Of attention: rows times keys, at every step."""
-        read, steps = self.read(tokens, language.layers), self.steps(language.layers)
+        """Of attention."""
+        beside = torch.ones_like(words) if language.cross else words + 1
+        return self.attended(tokens, words, beside, language.layers, language.width)
+
+    def attended(self, tokens: Tensor, words: Tensor, beside: Tensor, layers: int, width: int) -> Tensor:
+        """FLOPs of attention: rows times keys, at every step. beside: keys that are no visual tokens; width:
+        of all heads' queries."""
+        read, steps = self.read(tokens, layers), self.steps(layers)
         rows = words.double() if self.rows == "words" else 1.0
-        beside = 1.0 if language.cross else words.double() + 1  # keys that are no visual tokens
         keys = sum((read[run - 1].double() + beside for run in steps), torch.zeros(()))
-        return 2.0 * language.width * rows * keys * (tokens > 0)
+        return 2.0 * width * rows * keys * (tokens > 0)
 
 
 @dataclass(frozen=True)
@@ -116,14 +122,17 @@ class Narrowing:
                 f"{type(self.pruner).__name__}.step leaves {kept.real.sum(-1).tolist()} tokens; allowed: as "
                 "many as its left says, for so many are paid"
             )
-        return Narrowed(kept.tokens, kept.real, replace(self, tile=kept.tile))
+        return Narrowed(
+            kept.tokens, kept.real, kept.place, replace(self, tile=self.tile.gather(1, kept.place))
+        )
 
 
 @dataclass(frozen=True)
 class Narrowed:
-    """The tokens [B, K, D] that the next layers read, which of them are real [B, K] bool, and what prunes
-    them next."""
+    """The tokens [B, K, D] that the next layers read, which of them are real [B, K] bool, the places [B, K]
+    int64 that they had among those before, and what prunes them next."""
 
     tokens: Tensor
     real: Tensor
+    place: Tensor
     next: Narrowing

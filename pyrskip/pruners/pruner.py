@@ -88,12 +88,12 @@ BESIDE = {
 
 @dataclass(frozen=True)
 class Kept:
-    """The tokens that stay: tokens [U, K, D], real [U, K] bool, the others padding behind them; tile [U, K]
-    int64, of a merged one that of the token that it is merged into."""
+    """The tokens that stay: tokens [U, K, D], real [U, K] bool, the others padding behind them; place [U, K]
+    int64: which of the N tokens each is, or is merged into, in their order."""
 
     tokens: Tensor
     real: Tensor
-    tile: Tensor
+    place: Tensor
 
     @classmethod
     def of(cls, seen: Prunable, keep: Tensor) -> "Kept":
@@ -104,18 +104,18 @@ class Kept:
         place = keep.int().argsort(dim=-1, descending=True, stable=True)[:, :longest]
         tokens = seen.tokens.gather(1, place[..., None].expand(-1, -1, seen.tokens.shape[-1]))
         real = torch.arange(longest, device=count.device) < count[:, None]
-        return cls(tokens, real, seen.tile.gather(1, place))
+        return cls(tokens, real, place)
 
     @classmethod
     def stacked(cls, rows: Sequence[tuple[Tensor, Tensor]], like: Prunable) -> "Kept":
-        """Each row's tokens [k, D] and tiles [k], padded to the longest."""
-        longest = max((len(tile) for _, tile in rows), default=0)
+        """Each row's tokens [k, D] and places [k], padded to the longest."""
+        longest = max((len(places) for _, places in rows), default=0)
         tokens = like.tokens.new_zeros(len(rows), longest, like.tokens.shape[-1])
-        tile = like.tile.new_zeros(len(rows), longest)
-        for i, (of_row, tiles) in enumerate(rows):
-            tokens[i, : len(tiles)], tile[i, : len(tiles)] = of_row.to(tokens.dtype), tiles
-        count = torch.tensor([len(tile) for _, tile in rows], device=tile.device)
-        return cls(tokens, torch.arange(longest, device=tile.device) < count[:, None], tile)
+        place = like.tile.new_zeros(len(rows), longest)
+        for i, (of_row, places) in enumerate(rows):
+            tokens[i, : len(places)], place[i, : len(places)] = of_row.to(tokens.dtype), places
+        count = torch.tensor([len(places) for _, places in rows], device=place.device)
+        return cls(tokens, torch.arange(longest, device=place.device) < count[:, None], place)
 
 
 class Pruner(ABC):
@@ -209,9 +209,10 @@ def pruner_config(name: str) -> type[PrunerConfig]:
     return PRUNERS[name].config_class if name in PRUNERS else PrunerConfig
 
 
-def check_pruner(config: PrunerConfig, model: str, shows: Collection[str] | None, layers: int) -> None:
+def check_pruner(config: PrunerConfig, model: str, shows: Collection[str] | None, layers: int | None) -> None:
     """Refuse a pruner that reads what the model does not show, or prunes behind layers that its language
-    model does not have. shows: what it does beside the tokens; None: not even those."""
+    model does not have. shows: what it does beside the tokens; None: not even those. layers: None
+    where they are not known yet."""
     if config.name == NONE:
         return
     if shows is None:
@@ -226,7 +227,8 @@ def check_pruner(config: PrunerConfig, model: str, shows: Collection[str] | None
             f"pruner.name={config.name} reads {', '.join(missing)}, which model.name={model} does not have: "
             f"it has tokens, {', '.join(sorted(shows))}; allowed: {', '.join((NONE, *fit))}"
         )
-    PRUNERS[config.name].check(config, layers)
+    if layers is not None:
+        PRUNERS[config.name].check(config, layers)
 
 
 def build_pruner(config: PrunerConfig) -> Pruner | None:

@@ -57,7 +57,7 @@ class SparseVlm(InsidePruner):
                 size = torch.bincount(of, minlength=len(again))[:, None]
                 keep[again[centres]] = True
                 tokens = tokens.index_copy(0, again[centres], (total / size.clamp(min=1))[centres])
-            rows.append((tokens[keep], tile[keep]))
+            rows.append((tokens[keep], keep.nonzero()[:, 0]))
         return Kept.stacked(rows, seen)
 
     def kept(self, number: int, whole: Tensor) -> Tensor:

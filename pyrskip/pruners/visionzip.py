@@ -34,7 +34,7 @@ class VisionZip(Pruner):
             if merged:
                 tokens = _joined(tokens, targets, rest)
                 keep[targets] = True
-            rows.append((tokens[keep], tile[keep]))
+            rows.append((tokens[keep], keep.nonzero()[:, 0]))
         return Kept.stacked(rows, seen)
 
     def flops(self, tokens: Tensor, words: Tensor, language: Transformer) -> Tensor:

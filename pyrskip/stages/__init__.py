@@ -50,8 +50,9 @@ def run_stages(
     ActionSet.of(pyramid, config.budget, config.actions).tokens(pyramid.capacity(largest), config.budget)
     if config.model.served:
         config.check_served()
-    if config.model.name == "hf" and ROLLOUTS.name in config.stages and not run.done(ROLLOUTS):
-        check_layout(config.model.hf, pyramid)
+    asks = [s for s in (ROLLOUTS, PEERS) if s in stages and s.name in config.stages and not run.done(s)]
+    if config.model.name == "hf" and asks:
+        check_layout(config.model.hf, pyramid, (config.pruner, *config.peers.configs()))
     if DATA.name in config.stages and not run.done(DATA):
         check_source(config.data)
     for stage in stages:

@@ -15,6 +15,7 @@ def model_of(run: Run) -> NativeModel | ServedModel:
         model = build_served(c.model, c.pyramid, c.vision, c.text, c.cost)
         if isinstance(model.box, HfVlm) and c.trainer.accelerator in ("gpu", "cuda"):
             model.box.to("cuda")  # the frontier asks it without a Trainer, and on a CPU it may not even fit
+        model.pruner = pruner_of(run, c.pruner)
         return model
     # costs may be counted anew without training anew
     native = NativeModel.load(run.directory(FLEX), c.cost)

@@ -1,7 +1,6 @@
 """Stage peers: rollouts behind pruners that the run is held against, of the splits that a frontier is drawn
 on."""
 
-from pyrskip.models.native import NativeModel
 from pyrskip.pruners import PrunerConfig
 from pyrskip.rollouts.table import RolloutTable
 from pyrskip.stages.model import model_of
@@ -15,7 +14,6 @@ DRAWN = ("val", "test")
 
 def roll_out_peers(run: Run) -> None:
     model = model_of(run)
-    assert isinstance(model, NativeModel)  # of others the config refuses pruners
     for pruner in run.config.peers.configs():
         model.pruner = pruner_of(run, pruner)
         run.say(f"  {pruner}")

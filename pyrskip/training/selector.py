@@ -38,7 +38,9 @@ class SoftSelection(Pruner):
         chosen: Tensor = SoftTopK.apply(score, seen.real, count)
         hard = rank(score, seen.real) < count[:, None]
         self.gap = F.binary_cross_entropy(chosen[seen.real], hard[seen.real].double())
-        return Kept(seen.tokens * chosen[..., None].to(seen.tokens.dtype), seen.real, seen.tile)
+        place = torch.arange(seen.real.shape[1], device=seen.real.device)
+        tokens = seen.tokens * chosen[..., None].to(seen.tokens.dtype)
+        return Kept(tokens, seen.real, place.expand_as(seen.real))
 
     def read(self, tokens: Tensor, layers: int) -> list[Tensor]:
         return [tokens.long()] * layers

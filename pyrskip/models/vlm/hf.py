@@ -15,10 +15,11 @@ How it carries out a decision:
 - The prompt goes to the model's own `generate` and `forward`. A tile is encoded once for all decisions and
   questions of an image where the model takes what its tower made of it, else once in each prompt.
 - A skipped tile reaches neither the processor nor the model.
+- Behind a pruner, visual tokens leave the prompt before the language model reads it, or between its layers.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -27,17 +28,27 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pyrskip.cost import Cost, measured_flops
+from pyrskip.cost import Cost, Transformer, measured_flops
 from pyrskip.decision import one_picture
 from pyrskip.errors import UserError, unknown_name
 from pyrskip.identity import HOW
 from pyrskip.models.native import CostConfig
 from pyrskip.models.tiles import crops
 from pyrskip.models.vlm.layout import check_pyramid, check_room
-from pyrskip.models.vlm.measured import LENGTHS, LanguageCost, cached_values, measure_language, prompt_flops
+from pyrskip.models.vlm.measured import (
+    LENGTHS,
+    LanguageCost,
+    LayerCost,
+    cached_values,
+    measure_language,
+    measure_layers,
+    prompt_flops,
+)
 from pyrskip.models.vlm.passes import Passes, Row
 from pyrskip.models.vlm.prompts import Look, Prompts, length, parts
+from pyrskip.models.vlm.pruned import check_pruned, layers_of
 from pyrskip.models.vlm.towers import encode, encodes_once
+from pyrskip.pruners import InsidePruner, Pruner, PrunerConfig
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
 
@@ -139,6 +150,20 @@ class HfVlm(nn.Module):
         return super().train(False)
 
     @property
+    def pruner(self) -> Pruner | None:
+        """What leaves visual tokens out; of the model `as_run` nothing does. Set, raises UserError where it
+        reads or does what the model does not show or allow."""
+        return self.passes.pruner
+
+    @pruner.setter
+    def pruner(self, pruner: Pruner | None) -> None:
+        if pruner is not None:
+            check_pruned(pruner.config, self.model.config, self.family.cross)
+        if isinstance(pruner, InsidePruner):
+            _ = self.layers
+        self.passes.prune_by(pruner)
+
+    @property
     def device(self) -> torch.device:
         return self.passes.device
 
@@ -177,15 +202,57 @@ class HfVlm(nn.Module):
         context = prompt_tokens.to(realised.device).view(-1, *inner) + places
         answer = self.counting.answer_tokens
         flops = self._of_looks(kept, sizes, self._picture_flops).sum(-1)
-        flops = flops + self.language.flops(context, pictures, answer, self.convention)
-        cache = self.language.cache(context + answer, pictures)
+        if self.pruner is None:
+            flops = flops + self.language.flops(context, pictures, answer, self.convention)
+            cache = self.language.cache(context + answer, pictures)
+        else:
+            words = self.prompts.asked(prompt_tokens).to(context.device).view(-1, *inner)
+            more, cache = self._pruned(self.pruner, tokens, words, context - tokens, pictures)
+            flops = flops + more
         return Cost(tokens, flops, cache * self.counting.bytes_per_value)
+
+    def _pruned(
+        self, pruner: Pruner, tokens: Tensor, words: Tensor, beside: Tensor, pictures: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """FLOPs of pruning so many visual tokens, reading what stays of them and so many tokens beside, and
+        answering; and values of the cache. [...] each."""
+        depth, how, answer = (
+            len(layers_of(self.model.get_decoder())),
+            self.convention,
+            self.counting.answer_tokens,
+        )
+        width = self.model.config.get_text_config(decoder=True).hidden_size
+        spec = Transformer(depth, width, 1, 1, 1, gated=False)
+        first, *later = pruner.read(tokens, depth)
+        own = pruner.flops(tokens, words, spec)
+        flops = self.language.flops(first + beside, pictures, answer, how)
+        cache = self.language.cache(first + beside + answer, pictures)
+        if isinstance(pruner, InsidePruner):
+            of_queries = self.layers[0].queries
+            own = own - pruner.attended(tokens, words, words + 1, depth, width)
+            own = own + pruner.attended(tokens, words, beside, depth, of_queries)
+            for layer, read in zip(self.layers[1:], later, strict=True):
+                flops = (
+                    flops - layer.flops(first + beside, answer, how) + layer.flops(read + beside, answer, how)
+                )
+                cache = cache - layer.values_token * (first - read)
+        return flops + own * how.per_mac / 2, cache
+
+    @cached_property
+    def layers(self) -> list[LayerCost]:
+        """What each layer of the language model costs, measured."""
+        return measure_layers(self.model, layers_of(self.model.get_decoder()), self._token)
+
+    @property
+    def _token(self) -> int:
+        """Of ordinary text."""
+        (token,) = self.prompts.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+        return int(token)
 
     @cached_property
     def language(self) -> LanguageCost:
         """What the language model costs, measured."""
-        (token,) = self.prompts.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
-        own = measure_language(self.model, token)
+        own = measure_language(self.model, self._token)
         if not self.family.cross:
             return own
         # two prompts around one picture, and around two, say what a token that reads them costs
@@ -209,17 +276,23 @@ class HfVlm(nn.Module):
 
     def _picture_flops(self, look: Look, size: tuple[int, int], lone: bool) -> float:
         """Measured FLOPs of the tower and the projector on a picture, once for all pictures alike."""
-        if look.shapes not in self._flops:
+        salience = self.passes.salience
+        key = look.shapes, salience is None
+        if key not in self._flops:
             inputs, copies = self.prompts.blank(size, lone)
             inputs = self.passes.on_device(inputs)
-            if encodes_once(self.model):
+            if salience is not None:
+                shown = self.prompts.shown(size)
+                salience.prepare(shown, inputs)
+                flops = float(measured_flops(salience.encode, shown, inputs))
+            elif encodes_once(self.model):
                 flops = float(measured_flops(lambda: encode(self.model, inputs)))
             else:
                 tokens = length(inputs)
                 flops = prompt_flops(self.model, inputs) - _plain(self.language, tokens)
                 flops -= (self.language.cross_layers + copies * self.language.cross_picture) * tokens
-            self._flops[look.shapes] = flops / copies
-        return self._flops[look.shapes] * self.convention.per_mac / 2
+            self._flops[key] = flops / copies
+        return self._flops[key] * self.convention.per_mac / 2
 
     def _of_looks(
         self, kept: Tensor, size: Tensor, value: Callable[[Look, tuple[int, int], bool], float]
@@ -282,13 +355,15 @@ class HfVlm(nn.Module):
         return rows
 
 
-def check_layout(config: HfConfig, pyramid: Pyramid) -> None:
-    """Refuse a pyramid that makes no sense for a model, from its config and processor alone.
+def check_layout(config: HfConfig, pyramid: Pyramid, pruners: Sequence[PrunerConfig] = ()) -> None:
+    """Refuse a pyramid and pruners that make no sense for a model, from its config and processor alone.
 
-    Raises UserError where a level costs no less than a finer one, and where tiles or the model as its users
-    run it do not fit the language model.
+    Raises UserError where a level costs no less than a finer one, where tiles or the model as its users run
+    it do not fit the language model, and where its family does not allow what a pruner does.
     """
     prompts = Prompts.from_pretrained(config.path, config.instruction)
+    for pruner in pruners:
+        check_pruned(pruner, prompts.config, prompts.family.cross)
     check_pyramid(prompts, pyramid, config.max_answer)
     check_room(prompts.own(), _whole(pyramid), config.max_answer)
 

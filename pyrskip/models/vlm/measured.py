@@ -6,15 +6,18 @@ What a token costs that is written behind a cache, and the cache itself, grow wi
 prompts tell both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from pyrskip.cost import Convention, measured_flops
+from pyrskip.cost import Convention, fused_kernels_off, measured_flops
+from pyrskip.errors import UserError
+from pyrskip.models.vlm.watching import Watching
 
 LENGTHS = (16, 32, 64)
 """Tokens of the prompts that are measured: short, so that a sliding window does not show."""
@@ -55,17 +58,92 @@ class LanguageCost:
         return self.values + self.values_token * tokens.double() + self.cross_values * pictures.double()
 
 
+@dataclass(frozen=True)
+class LayerCost:
+    """Of one layer, what grows with the tokens n that it reads: FLOPs token n + pair n^2 of a prompt, and
+    step_token n of a token that is written behind; values_token n of its cache. queries: width of all heads'
+    queries."""
+
+    token: float
+    pair: float
+    step_token: float
+    values_token: float
+    queries: int
+
+    def flops(self, context: Tensor, answer: int, convention: Convention) -> Tensor:
+        """As `LanguageCost.flops`."""
+        n = context.double()
+        pairs = n * n if convention.attention == "full" else n * (n + 1) / 2
+        flops = n * self.token + pairs * self.pair + n * (answer * self.step_token)
+        return flops * convention.per_mac / 2
+
+
+def measure_layers(model: Any, layers: Sequence[nn.Module], token: int) -> list[LayerCost]:
+    """Of each of a language model's layers. token: of ordinary text. Raises UserError where one's attention
+    cannot be read."""
+    few, some, many = (_layers_run(model, layers, token, n) for n in LENGTHS)
+    with torch.no_grad(), Watching(layers) as watching:
+        model(**text(model, token, LENGTHS[0]), use_cache=False)
+    costs = []
+    for i, layer in enumerate(layers):
+        prompt = _quadratic(*(of[i][0] for of in (few, some, many)))[1:]
+        step, values = (_line(few[i][kind], some[i][kind])[1] for kind in (1, 2))
+        if layer not in watching.calls:
+            raise UserError(
+                f"layer {i + 1} of the language model runs another attention than torch's "
+                "scaled_dot_product_attention, so a pruner between layers cannot read it; allowed: one in "
+                "front of the language model (docs/peers.md)"
+            )
+        q = watching.calls[layer][-1].q
+        costs.append(LayerCost(*prompt, step, values, q.shape[1] * q.shape[3]))
+    return costs
+
+
+@torch.no_grad()
+def _layers_run(
+    model: Any, layers: Sequence[nn.Module], token: int, tokens: int
+) -> list[tuple[int, int, int]]:
+    """Of each layer: FLOPs of a prompt of so many tokens, and of a token behind it; and values of the
+    cache of both."""
+    spent: dict[nn.Module, list[int]] = {layer: [] for layer in layers}
+    start: list[int] = []
+    hooks = []
+
+    def begin(layer: nn.Module, _: Any) -> None:
+        start.append(counter.get_total_flops())
+
+    def end(layer: nn.Module, *_: Any) -> None:
+        spent[layer].append(counter.get_total_flops() - start.pop())
+
+    counter = FlopCounterMode(display=False)
+    for layer in layers:
+        hooks += [layer.register_forward_pre_hook(begin), layer.register_forward_hook(end)]
+    prompt = text(model, token, tokens)
+    try:
+        with fused_kernels_off(), counter:
+            written = model.generate(**prompt, **_written(2, token), return_dict_in_generate=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    held = [_values(layer) for layer in written.past_key_values.layers]
+    return [(spent[layer][0], spent[layer][1], values) for layer, values in zip(layers, held, strict=True)]
+
+
 def measure_language(model: Any, token: int) -> LanguageCost:
     """Of a model's language model, its output head at one position included. token: of ordinary text."""
-    a, b, c = (float(prompt_flops(model, text(model, token, n))) for n in LENGTHS)
+    prompt = _quadratic(*(prompt_flops(model, text(model, token, n)) for n in LENGTHS))
+    step = _line(*(step_flops(model, token, n) for n in LENGTHS[:2]))
+    return LanguageCost(
+        *prompt, *step, *_line(*(cached_values(model, text(model, token, n)) for n in LENGTHS[:2]))
+    )
+
+
+def _quadratic(a: float, b: float, c: float) -> tuple[float, float, float]:
+    """What there is at no token, for each, and for each pair, from what there is at LENGTHS."""
     x, y, z = LENGTHS
     pair = ((c - b) / (z - y) - (b - a) / (y - x)) / (z - x)
     slope = (b - a) / (y - x) - pair * (x + y)
-    prompt = a - slope * x - pair * x * x, slope, pair
-    step = _line(*(step_flops(model, token, n) for n in (x, y)))
-    return LanguageCost(
-        *prompt, *step, *_line(*(cached_values(model, text(model, token, n)) for n in (x, y)))
-    )
+    return a - slope * x - pair * x * x, slope, pair
 
 
 def _line(few: float, many: float) -> tuple[float, float]:
@@ -96,16 +174,25 @@ def step_flops(model: Any, token: int, tokens: int) -> int:
     answer adds to the first."""
 
     def written(number: int) -> int:
-        limits = {"max_new_tokens": number, "min_new_tokens": number, "pad_token_id": token}
         inputs = text(model, token, tokens)
-        return measured_flops(lambda: model.generate(**inputs, **limits, do_sample=False, num_beams=1))
+        return measured_flops(lambda: model.generate(**inputs, **_written(number, token)))
 
     return written(2) - written(1)
+
+
+def _written(number: int, token: int) -> dict[str, Any]:
+    """Arguments of `generate` that has it write so many tokens."""
+    limits = {"max_new_tokens": number, "min_new_tokens": number, "pad_token_id": token}
+    return {**limits, "do_sample": False, "num_beams": 1}
 
 
 @torch.no_grad()
 def cached_values(model: Any, inputs: dict[str, Any]) -> int:
     """How many numbers the cache of a prompt holds."""
-    cache = model(**inputs, use_cache=True).past_key_values
-    kept = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
+    return sum(_values(layer) for layer in model(**inputs, use_cache=True).past_key_values.layers)
+
+
+def _values(layer: Any) -> int:
+    """Of a layer of a cache."""
+    kept = (getattr(layer, name, None) for name in ("keys", "values"))
     return sum(values.numel() for values in kept if isinstance(values, Tensor))

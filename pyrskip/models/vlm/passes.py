@@ -4,6 +4,7 @@ Axes: B rows, N tokens of the longest prompt, A tokens of the longest answer.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,7 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 from pyrskip.errors import UserError
 from pyrskip.models.vlm.measured import last_logits
 from pyrskip.models.vlm.prompts import Prompts
+from pyrskip.models.vlm.pruned import Pruned, Shown
+from pyrskip.models.vlm.salience import Salience
 from pyrskip.models.vlm.towers import encode, encodes_once, given
+from pyrskip.pruners import Pruner
 
 SAME = 1e-4
 """How far log-likelihoods of the same question may be apart in float32; in 16 bits, ROUNDED of its steps."""
@@ -36,7 +40,8 @@ class Passes:
 
     at_once: rows of a pass; longest: tokens of an answer, its end included; side: of a picture that is tried
     out. encoded: how many pictures have gone through the tower; once: whether the model takes what its tower
-    made of a picture, so that each goes through it once. Raises UserError where nothing ends an answer.
+    made of a picture, so that each goes through it once. pruner: what leaves visual tokens out, if any does.
+    Raises UserError where nothing ends an answer.
     """
 
     def __init__(self, model: Any, prompts: Prompts, at_once: int, longest: int, side: int) -> None:
@@ -45,15 +50,40 @@ class Passes:
         self.ends = _ends(model, prompts.tokenizer)
         self.once = encodes_once(model) and prompts.family.additive
         self.encoded = 0
-        self.made: dict[tuple[bytes, int], Any] = {}
+        # what the tower made of a picture, and its salience
+        self.made: dict[tuple[bytes, int], tuple[Any, Tensor | None]] = {}
+        self.pruner: Pruner | None = None
+        self.salience: Salience | None = None
 
     @property
     def device(self) -> torch.device:
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
+    def prune_by(self, pruner: Pruner | None) -> None:
+        """Leave visual tokens out from here on, or none. Raises UserError where the tower does not show what
+        the pruner reads."""
+        self.salience, self.made = None, {}
+        if pruner is not None and "salience" in pruner.needs:
+            model = self.model.config.model_type
+            if not self.once:
+                raise UserError(
+                    f"pruner.name={pruner.config.name} reads salience, and model family {model!r} looks at a "
+                    "picture anew in every prompt, where its tower is not watched; allowed: a pruner that "
+                    "reads none (docs/peers.md)"
+                )
+            self.salience = Salience(self.model, pruner.config.name)
+            blank = Image.new("RGB", (self.side, self.side))
+            self.salience.prepare(*self._alone(blank))
+        self.pruner = pruner
+
+    def _alone(self, picture: Image.Image) -> tuple[Any, dict[str, Any]]:
+        """The size of a picture, and the inputs that it is looked at by."""
+        return (picture.height, picture.width), self.on_device(self.prompts.inputs([([picture], "")]))
+
     def of(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """Numbers of the rows of each pass through the model, and its inputs.
+        """Numbers of the rows of each pass through the model, and its inputs; until the next are asked for,
+        the model runs behind the pruner.
 
         What the tower made of an image is kept until a pass with none of its questions, unless the image
         comes again in the same call.
@@ -69,7 +99,10 @@ class Passes:
         for place, part in enumerate(parts):
             needed = {rows[number].image for later in parts[place:] for number in later}
             self.made = {key: made for key, made in self.made.items() if key[0] in needed}
-            yield part, self._inputs([rows[number] for number in part])
+            some = [rows[number] for number in part]
+            inputs = self._inputs(some)
+            with self._pruned(some, inputs):
+                yield part, inputs
 
     def write(self, inputs: dict[str, Any]) -> list[str]:
         """Greedy answers to these prompts."""
@@ -149,11 +182,30 @@ class Passes:
             for tile, picture in zip(row.tiles, row.pictures, strict=True):
                 key = row.image, tile
                 if key not in self.made:
-                    one = self.on_device(self.prompts.inputs([([picture], "")]))
-                    self.made[key] = encode(self.model, one)
+                    size, one = self._alone(picture)
+                    self.made[key] = (
+                        (encode(self.model, one), None)
+                        if self.salience is None
+                        else self.salience.encode(size, one)
+                    )
                     self.encoded += 1
-                made.append(self.made[key])
+                made.append(self.made[key][0])
         return given(inputs, made)
+
+    def _pruned(self, rows: Sequence[Row], inputs: dict[str, Any]) -> AbstractContextManager[None]:
+        if self.pruner is None or not rows[0].pictures:
+            return nullcontext()
+        prompts, shown = self.prompts, []
+        words = prompts.asked(torch.tensor([prompts.words(row.text) for row in rows])).tolist()
+        for row, asked in zip(rows, words, strict=True):
+            lone = len(row.pictures) == 1
+            looks = [prompts.look((p.height, p.width), lone) for p in row.pictures]
+            tile = torch.tensor(row.tiles).repeat_interleave(torch.tensor([look.tokens for look in looks]))
+            received = [self.made[row.image, of][1] for of in row.tiles] if self.salience is not None else []
+            salience = torch.cat([of for of in received if of is not None]) if received else None
+            shown.append(Shown(tile, asked, salience))
+        prompt = inputs["input_ids"].shape[1]
+        return Pruned(self.model, self.pruner, shown, prompts.image_id, prompt, prompts.around[1]).on()
 
     def _company(self, row: Row, number: int) -> object:
         """Equal for rows that may share a pass."""

@@ -150,6 +150,24 @@ class Prompts:
         """Tokens of the template and a question, without a picture."""
         return length(self.inputs([((), text)]))
 
+    def asked(self, words: Tensor) -> Tensor:
+        """Tokens of questions alone, in so many of template and question; 1, of the template, where one has
+        none. int64 of any shape."""
+        return (words - sum(self.around)).clamp(min=1)
+
+    @cached_property
+    def around(self) -> tuple[int, int]:
+        """Tokens of the template in front of a question, and behind it, with the instruction: those that two
+        questions share."""
+        one, other = (self.inputs([((), text)])["input_ids"][0].tolist() for text in (QUESTION, "a"))
+
+        def alike(one: list[int], other: list[int]) -> int:
+            pairs = enumerate(zip(one, other, strict=False))
+            return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+        before = alike(one, other)
+        return before, alike(one[before:][::-1], other[before:][::-1])
+
     def visual(self, inputs: dict[str, Any]) -> list[int]:
         """Visual tokens of each row of the processor's output."""
         if self.family.cross:  # of each piece of a picture, the patches and one more

@@ -26,6 +26,7 @@ from pyrskip.models.vision import VisionConfig, VisionEncoder
 from pyrskip.models.vlm.hf import HfConfig, HfVlm
 from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.models.vlm.remote_config import RemoteConfig
+from pyrskip.pruners import Pruner
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
 
@@ -60,8 +61,9 @@ class AnswererConfig:
 
     @property
     def prunable(self) -> frozenset[str] | None:
-        """What pruners may read beside visual tokens; None where the model does not show those."""
-        return None if self.served else NativeModel.prunable
+        """What pruners may read beside visual tokens; None where the model does not show those. A family of
+        model=hf may have less: `HfVlm` says so."""
+        return None if self.name == "remote" else NativeModel.prunable
 
     @property
     def probable(self) -> bool:
@@ -100,6 +102,16 @@ class ServedModel(nn.Module):
     @property
     def encoded(self) -> int:
         return self.vision.encoded + self.box.encoded
+
+    @property
+    def pruner(self) -> Pruner | None:
+        """Of the black box; none prunes behind a server."""
+        return self.box.pruner if isinstance(self.box, HfVlm) else None
+
+    @pruner.setter
+    def pruner(self, pruner: Pruner | None) -> None:
+        if isinstance(self.box, HfVlm):
+            self.box.pruner = pruner
 
     @property
     def as_run(self) -> HfVlm | None:

@@ -26,10 +26,22 @@ def encodes_once(model: Any) -> bool:
 
 @torch.no_grad()
 def encode(model: Any, inputs: dict[str, Any]) -> Any:
+    """`look`, without gradients."""
+    return look(model, inputs)
+
+
+def look(model: Any, inputs: dict[str, Any]) -> Any:
     """What the tower and the projector make of the pictures of these inputs."""
-    look = model.base_model.get_image_features
-    taken = [name for name in signature(look).parameters if name in inputs]
-    return look(**{name: inputs[name] for name in taken}, return_dict=True)
+    features = model.base_model.get_image_features
+    taken = [name for name in signature(features).parameters if name in inputs]
+    return features(**{name: inputs[name] for name in taken}, return_dict=True)
+
+
+def tokens_of(made: Any) -> Tensor:
+    """The visual tokens [V, D] in what was made of pictures, in their order."""
+    seen = made.last_hidden_state if made.pooler_output is None else made.pooler_output
+    parts = [seen] if isinstance(seen, Tensor) else seen
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
 
 def given(inputs: dict[str, Any], encoded: Sequence[Any]) -> dict[str, Any]:
