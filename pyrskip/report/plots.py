@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 
 from pyrskip.errors import UserError
 from pyrskip.evaluation.comparison import Entry, band, by_pair
@@ -217,7 +218,7 @@ def _draw(axes: Axes, method: str, rows: Sequence[Row], small: bool = False) -> 
             marker=style.marker,
             zorder=6,
             label=method,
-            edgecolors="white",
+            edgecolors="white" if MarkerStyle(style.marker).is_filled() else None,
         )
         return
     axes.plot(
