@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from pyrskip.errors import UserError
 from pyrskip.observation import Observation
 from pyrskip.reward import Price, RewardConfig
+from pyrskip.rollouts import environments
 from pyrskip.rollouts.environments import TableEnvironment
-from pyrskip.training import gate as training_gate
 from pyrskip.training.gate import RewardModule
 from pyrskip.training.health import glance_is_best
 from pyrskip.training.rules import RULES
@@ -212,7 +212,7 @@ def test_calibration_in_chunks_is_that_of_all_rows_at_once(
         return observe(some, price)
 
     monkeypatch.setattr(environment, "observe", counted)
-    monkeypatch.setattr(training_gate, "CHUNK", 32)
+    monkeypatch.setattr(environments, "AT_ONCE", 32)
     assert module.calibrate(environment, rows) == pytest.approx(reached, abs=1e-6)
     assert float(gate.tilt) == pytest.approx(tilt, rel=1e-4, abs=1e-4)
     assert seen == [n for n in (*[32] * 6, 8) for _ in range(2)]

@@ -58,13 +58,13 @@ def test_minilm_encodes_words_frozen(minilm: MiniLmText) -> None:
     assert minilm.width == 384 and query.shape == (*mask.shape, 384) and not query.requires_grad
     assert mask.dtype == torch.bool
     # the words and the two marks of a BERT
-    assert mask.sum(-1).tolist() == [len(minilm.tokenizer.tokenize(t)) + 2 for t in TEXTS]
+    assert mask.sum(-1).tolist() == [len(minilm.reads.tokenize(t)) + 2 for t in TEXTS]
 
 
 def test_minilm_reads_the_end_of_a_question_that_is_too_long(minilm: MiniLmText) -> None:
     ids, mask = minilm.tokenize(["many things " * 400 + "which colour?\nA. red\nB. green", "short"])
     assert mask.sum(-1)[0] == minilm.max_words
-    assert "which colour? a. red b. green" in minilm.tokenizer.decode(ids[0])
+    assert "which colour? a. red b. green" in minilm.reads.decode(ids[0])
 
 
 def test_minilm_reads_a_question_alike_in_any_batch(minilm: MiniLmText) -> None:
