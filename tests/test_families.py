@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from pyrskip.cost import measured_flops
 from pyrskip.errors import UserError
@@ -100,17 +101,14 @@ def test_a_batch_answers_as_single_rows_do(family: str, batch: Batch) -> None:
         torch.testing.assert_close(model.loglik(one, ASKED[[row]]), loglik[[row]], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("family", EVERY)
-def test_forward_scores_an_answer_as_generate_does(family: str, batch: Batch) -> None:
-    """generate is told what to write, token by token, with the family's own positions and cache."""
-    model = vlm(family)
-    for row in (0, 1):
-        one, asked = batch.rows([row]), ASKED[[row]]
-        ids = model.passes.answer_ids(one.questions[0].answers[0])
-        ((_, inputs),) = model.passes.of(model._rows(one, asked))
+def forced(model: HfVlm, one: Batch, asked: Tensor) -> Tensor:
+    """The log-likelihood of a question's first accepted answer, which `generate` is told to write token by
+    token."""
+    ids = model.passes.answer_ids(one.questions[0].answers[0])
+    for _, inputs in model.passes.of(model._rows(one, asked)):
         start = inputs["input_ids"].shape[1]
 
-        def force(seen: torch.Tensor, scores: torch.Tensor, ids: Any = ids, start: int = start) -> Any:
+        def force(seen: Tensor, scores: Tensor, start: int = start) -> Tensor:
             return torch.full_like(scores, -torch.inf).index_fill(
                 1, torch.tensor(ids[seen.shape[1] - start]), 0
             )
@@ -126,9 +124,17 @@ def test_forward_scores_an_answer_as_generate_does(family: str, batch: Batch) ->
             output_logits=True,
             return_dict_in_generate=True,
         )
-        steps = zip(out.logits, ids, strict=True)
-        expected = torch.stack([logits.float().log_softmax(-1)[0, i] for logits, i in steps]).sum()
-        torch.testing.assert_close(model.loglik(one, asked)[0], expected, atol=1e-4, rtol=0)
+    steps = zip(out.logits, ids, strict=True)
+    return torch.stack([logits.float().log_softmax(-1)[0, i] for logits, i in steps]).sum()
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_forward_scores_an_answer_as_generate_does(family: str, batch: Batch) -> None:
+    """generate is told what to write, token by token, with the family's own positions and cache."""
+    model = vlm(family)
+    for row in (0, 1):
+        one, asked = batch.rows([row]), ASKED[[row]]
+        torch.testing.assert_close(model.loglik(one, asked)[0], forced(model, one, asked), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", EVERY)

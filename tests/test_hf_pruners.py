@@ -24,7 +24,7 @@ transformers = pytest.importorskip("transformers")
 
 from pyrskip.models.vlm.hf import HfConfig, HfVlm  # noqa: E402
 from tests import families  # noqa: E402
-from tests.test_families import ASKED, PYRAMID  # noqa: E402
+from tests.test_families import ASKED, PYRAMID, forced  # noqa: E402
 
 NAMES = [name for name in PRUNERS if name != "visionselector"]
 INSIDE = [name for name in NAMES if issubclass(PRUNERS[name], InsidePruner)]
@@ -123,29 +123,7 @@ def test_forward_scores_a_pruned_prompt_as_generate_does(family: str, name: str,
     model = vlm(family, name, 0.4)
     for row in (0, 1):
         one, asked = batch.rows([row]), ASKED[[row]]
-        ids = model.passes.answer_ids(one.questions[0].answers[0])
-        for _, inputs in model.passes.of(model._rows(one, asked)):
-            start = inputs["input_ids"].shape[1]
-
-            def force(seen: Tensor, scores: Tensor, ids: Any = ids, start: int = start) -> Any:
-                return torch.full_like(scores, -torch.inf).index_fill(
-                    1, torch.tensor(ids[seen.shape[1] - start]), 0
-                )
-
-            out = model.model.generate(
-                **inputs,
-                max_new_tokens=len(ids),
-                min_new_tokens=len(ids),
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=model.prompts.tokenizer.pad_token_id,
-                logits_processor=[force],
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-        steps = zip(out.logits, ids, strict=True)
-        expected = torch.stack([logits.float().log_softmax(-1)[0, i] for logits, i in steps]).sum()
-        torch.testing.assert_close(model.loglik(one, asked)[0], expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(model.loglik(one, asked)[0], forced(model, one, asked), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("family", "name"), PAIRS)
