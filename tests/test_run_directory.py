@@ -17,6 +17,7 @@ from pyrskip.stages import run_stages
 from pyrskip.stages.frontier import evaluate_again
 from pyrskip.stages.run import Run
 from tests.configs import tiny
+from tests.tables import synthetic_table
 
 
 @pytest.fixture
@@ -93,6 +94,17 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> N
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/run cannot be written: Not a directory"):
         run_stages(tiny(tmp_path / "file", "name=run"), {})
+
+
+def test_a_table_that_does_not_fit_the_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, before[1]))
+    try:
+        with pytest.raises(UserError, match="table.safetensors cannot be written: .*File too large"):
+            synthetic_table(images=300).save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("size", [1 << 12, 1 << 16, 1 << 18])

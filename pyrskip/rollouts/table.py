@@ -24,7 +24,7 @@ from torch import Tensor
 from pyrskip.cost import Cost
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
-from pyrskip.files import write_whole
+from pyrskip.files import whole_path, write_whole, writing
 from pyrskip.signals import PER, Per
 
 OUTSIDE = ("reference", "question_only")
@@ -134,8 +134,12 @@ class RolloutTable:
             name: getattr(self, name) for name in ("types", "keys", "texts", "image_keys", "split", "origin")
         }
         lists["actions"], lists["ladder"] = self.actions.names, self.actions.ladder
-        content = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
-        write_whole(directory / TABLE, content)
+        path = directory / TABLE
+        with writing(path), whole_path(path) as temporary:
+            try:  # not by way of bytes: a table is too large to be held twice more
+                safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+            except SafetensorError as error:
+                raise UserError(f"{path} cannot be written: {error}") from error
         write_whole(directory / "table.json", json.dumps(lists))
 
     @classmethod

@@ -31,8 +31,8 @@ REALISED = 170
 float64 that rows and columns are computed with (`pyrskip.decision.realise`)."""
 TOLD = 32
 """Bytes of a decision's score, probability and three costs in a rollout table."""
-WRITTEN = 2.7
-"""How often a table is held while it is written: as tensors, and as bytes of a file."""
+WRITTEN = 2
+"""How often a table is held while it is written: in the parts that it is joined from, and joined."""
 COMPARED = 8
 """Bytes of a decision's relative cost, twice, where a gate learns from a table."""
 
