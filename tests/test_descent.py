@@ -107,7 +107,7 @@ def by_hand(kept: Tensor, grid: tuple[int, ...], row: int) -> float:
             mean = torch.stack(seen).mean(0)
             read = state[0, t] + head.above.weight @ head.norm(shown[t]) + head.kept.weight @ head.norm(mean)
             logit = head.out.weight[0] @ F.gelu(read) + head.start[t]
-            total += float(F.logsigmoid(logit if kept[t] else -logit))
+            total += float(F.logsigmoid(logit if kept[t] else -logit).detach())
         if any(kept[t] and t not in asked for t in tiles):
             return float("-inf")
     return total
