@@ -446,5 +446,7 @@ def test_what_cannot_look_is_refused() -> None:
     for rule in ("gumbel", "exact"):
         says = rf"gate\.looks=true cannot be trained by rule\.name='{rule}'.*rule\.name=reinforce$"
         with pytest.raises(UserError, match=says):
-            RULES[rule].check(rule_config(rule)(online=True), config, RewardConfig(0.1))
-    RULES["reinforce"].check(rule_config("reinforce")(online=True), config, RewardConfig(0.1))
+            RULES[rule].check(rule_config(rule)(name=rule, online=True), config, RewardConfig(0.1))
+    RULES["reinforce"].check(
+        rule_config("reinforce")(name="reinforce", online=True), config, RewardConfig(0.1)
+    )
