@@ -147,12 +147,13 @@ class Config:
                     f"not show {SIGNALS[name].source}, from which {name} is computed; allowed: "
                     f"{', '.join(n for n in SIGNALS if SIGNALS[n].source in self.model.sources)}"
                 )
-        if self.gate.looks and (
-            "frontier" in self.stages or not self.rule.online or self.reward.mode == "target"
-        ):
+        # what is decided on single tiles the frontier asks the model about
+        replayed = "frontier" in self.stages and not policy.per_tile
+        if self.gate.looks and (replayed or not self.rule.online or self.reward.mode == "target"):
+            frontier = "" if policy.per_tile else "stages without frontier, "
             raise UserError(
                 "gate.looks=true decides on features of what it has kept, and rollout tables hold none; "
-                "allowed: rule.online=true, stages without frontier, and reward.target=null"
+                f"allowed: rule.online=true, {frontier}and reward.target=null"
             )
         if self.reward.mode == "sampled" and POLICIES[self.gate.policy].dial:
             low, high = self.reward.low, self.reward.high

@@ -1,7 +1,8 @@
 """What a gate may see before any fine pixel is encoded, and what it must know of the model that it decides
 for.
 
-Axes: B batch, T tiles, S actions, C channels of the encoder's map.
+Axes: B batch, T tiles, S actions, C channels of the encoder's map, G tiles a side of a level, F of the next
+finer one.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,19 +23,24 @@ Reveal = Callable[[int, Tensor], Tensor]
 """(tile, keep [B] bool) -> mean features [B, C] of that tile, encoded for the rows that keep it; zero for
 others."""
 
+RevealLevel = Callable[[int, Tensor], Tensor]
+"""(level, keep [B, G * G] bool of its tiles) -> mean features [B, F * F, C] of what these tiles, encoded for
+the rows that keep them, show at the place of each tile of the next finer level; zero under others."""
+
 
 @dataclass(frozen=True)
 class Observation:
     """signals: name of a tensor -> [B, ...], as the signals of `pyrskip.signals` give them; capacity [B, T]
-    int64; cost [B, S]: relative cost of every action; price [B] >= 0. reveal: the way to look at a tile that
-    has been kept, None where the environment has none. candidates: the listed decisions, None where they were
-    not needed yet."""
+    int64; cost [B, S]: relative cost of every action; price [B] >= 0. reveal, reveal_level: the ways to look
+    at what has been kept, None where the environment has none. candidates: the listed decisions, None where
+    they were not needed yet."""
 
     signals: Mapping[str, Tensor]
     capacity: Tensor
     cost: Tensor
     price: Tensor
     reveal: Reveal | None = None
+    reveal_level: RevealLevel | None = None
     candidates: Candidates | None = None
 
     def __getitem__(self, name: str) -> Tensor:
@@ -48,9 +54,11 @@ class Observation:
         return self.signals[name]
 
     def first(self) -> "Observation":
-        """The first row alone."""
+        """The first row alone, with nothing to look at."""
         return replace(
             self,
+            reveal=None,
+            reveal_level=None,
             signals={name: value[:1] for name, value in self.signals.items()},
             capacity=self.capacity[:1],
             cost=self.cost[:1],

@@ -65,7 +65,8 @@ class Kind:
         return "-".join((self.policy, *(name for name, _ in self.options)))
 
 
-KINDS = [Kind(name) for name in [*POLICIES, "mixed"]] + [Kind("sequential", (("looks", True),))]
+LOOKING = [Kind(policy, (("looks", True),)) for policy in ("sequential", "quadtree")]
+KINDS = [Kind(name) for name in [*POLICIES, "mixed"]] + LOOKING
 kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
 
 
@@ -95,8 +96,14 @@ def world(kind: Kind) -> tuple[Gate, Observation]:
     }
     cost = actions.tokens(capacity, budget).sum(-1) / 84
     price = torch.rand(rows)
+    # every level is one tile, which shows the next finer one all of itself
     return gate, Observation(
-        signals, capacity, cost, price, lambda tile, keep: features[tile] * keep[:, None]
+        signals,
+        capacity,
+        cost,
+        price,
+        lambda tile, keep: features[tile] * keep[:, None],
+        lambda level, keep: features[level] * keep[..., None],
     )
 
 

@@ -148,6 +148,24 @@ def test_a_gate_that_looks_is_refused_where_a_table_must_be_played() -> None:
             composed(*looks, other)
 
 
+def test_a_quadtree_that_looks_is_refused_without_a_model_and_played_by_the_frontier() -> None:
+    looks = (
+        "gate=region",
+        "rule=reinforce",
+        "gate.policy=quadtree",
+        "gate.looks=true",
+        "pyramid.grid=[4,2,1]",
+    )
+    assert composed(*looks, "rule.online=true").gate.looks
+    for other in (
+        ("rule.online=false", "actions=tiles", "pyramid.grid=[2,1,1]"),
+        ("rule.online=true", "reward.target=0.4"),
+    ):
+        says = "gate.looks=true .*allowed: rule.online=true, and reward.target=null"
+        with pytest.raises(UserError, match=says):
+            composed(*looks, *other)
+
+
 def test_a_saved_config_keeps_what_it_borrows() -> None:
     config = composed("from=runs/lender")
     assert read(OmegaConf.create(to_plain(config)))[0].borrow == "runs/lender"

@@ -110,6 +110,20 @@ def test_a_region_gate_learns_online_what_no_table_lists(rule: str, policy: str,
     assert told["scores_that_differ"] == told["decisions_that_differ"] == 0
 
 
+def test_a_quadtree_that_looks_learns_and_is_played_as_it_answers(run: Path) -> None:
+    looks = ("gate.policy=quadtree", "gate.looks=true", "rule=reinforce", "rule.online=true")
+    # of all tiles, so that every level is decided on
+    more = ("gate.open_bias=3", "rule.optimizer.lr=0.1", f"from={run}", "stages=[gate,frontier]")
+    root = run_stages(tiny(run.parent, "name=looks", *GRID, *looks, *more), {})
+    gate = load_gate(root / "gate" / "gate" / "seed-0")
+    assert gate.config.looks and gate.head.get_submodule("out").weight.ne(0).any()
+    told = json.loads((root / "summary.json").read_text())["real_inference"]
+    assert told["scores_that_differ"] == told["decisions_that_differ"] == 0
+    assert told["tiles_encoded"] == told["tiles_asked_for"]
+    methods = {row["method"] for row in json.loads((root / "frontier.json").read_text())}
+    assert {"gate", "random:tiles", "gate:shuffled_query"} <= methods
+
+
 def test_listed_decisions_are_not_played(parts: Any, run: Path, tmp_path: Path) -> None:
     model, _, tables = parts
     config: Config = tiny(tmp_path, "pyramid.grid=[2,2,1]")

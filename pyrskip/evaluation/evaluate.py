@@ -14,7 +14,7 @@ from pyrskip.evaluation.frontier import Frontier, frontier
 from pyrskip.evaluation.inference import Shown, answered, check_inference, shown
 from pyrskip.evaluation.inputs import Inputs
 from pyrskip.evaluation.pick import pick
-from pyrskip.evaluation.played import play
+from pyrskip.evaluation.played import look_at, play
 from pyrskip.evaluation.scores import FILE as SCORES
 from pyrskip.evaluation.scores import save_scores
 from pyrskip.evaluation.summary import default_price, summary
@@ -121,6 +121,8 @@ def evaluate(
         flops = tables["test"].cost.flops[:, : len(actions)].mean(0)
         with progress("frontier, times of decisions", 1, "measurement"):
             timing = measure(model, one, batch, actions, budget, unit, flops, config.timing_seconds, pruners)
+    if any(gate.config.looks for of in trained.values() for gate in of):
+        tables = {**tables, **{of: look_at(model, tables[of], data) for of in ("val", "test")}}
     tables, played = play(model, tables, trained, seeds, config.prices, data, budget)
     inputs = Inputs(
         tables=tables,

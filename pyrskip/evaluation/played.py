@@ -16,7 +16,7 @@ from pyrskip.cost import Cost
 from pyrskip.data.reader import ShardDataset, collate
 from pyrskip.evaluation.inputs import modes_of
 from pyrskip.evaluation.regions import rules
-from pyrskip.gated import encode_glance
+from pyrskip.gated import beneath, encode_glance, tiles_of
 from pyrskip.gates.gate import Gate
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import GatedModel
@@ -65,6 +65,26 @@ def play(
         parts = (table.first_drawn + place.T).split([len(of) for of in decided.values()])
         columns |= {(*key, split): part for key, part in zip(decided, parts, strict=True)}
     return extended, columns
+
+
+@torch.no_grad()
+def look_at(model: GatedModel, table: RolloutTable, data: Path) -> RolloutTable:
+    """The table with what every tile above others shows of them, for gates that look at what they keep."""
+    pyramid = model.pyramid
+    questions = ShardDataset(data, table.split, pyramid.size)
+    where = {key: row for row, key in enumerate(table.image_keys)}
+    shown = torch.zeros(len(where), pyramid.tiles, model.vision.channels)
+    above = range(1, pyramid.levels)
+    starts = range(0, len(questions), IMAGES)
+    for start in each(starts, f"frontier, looking at {table.split}", "batch"):
+        samples = [questions[i] for i in range(start, min(start + IMAGES, len(questions)))]
+        batch = collate(samples, pyramid.size)
+        maps = model.encode(batch, (pyramid.tile_level > 0).expand(len(batch), -1)).maps
+        found = [beneath(pyramid, level, maps[tiles_of(pyramid, level)], batch.size) for level in above]
+        for image, key in enumerate(batch.image_keys):
+            if key in where:
+                shown[where[key], :-1] = torch.cat([of[image] for of in found]).cpu()
+    return replace(table, shown=shown)
 
 
 def _decided(

@@ -41,7 +41,8 @@ RECORDED = 4
 @dataclass(frozen=True)
 class Clock:
     """Median milliseconds a question at one batch size. encode, total: by decision (total: encode, project,
-    generate); gate: by gate, from an encoded glance to a decision."""
+    generate); gate: by gate, from an encoded glance to a decision; of one that looks, from what it looks at,
+    whose encoding is part of encode."""
 
     encode: dict[str, float]
     total: dict[str, float]
@@ -123,10 +124,13 @@ def _clock(
             answer(decided, rows, marks)
             encode[name].append(marks.seconds["glance"] + marks.seconds["encode"])
             total[name].append(encode[name][-1] + marks.seconds["answer"])
-        features = encode_glance(model, rows)
+        glance = encode_glance(model, rows)
+        every = torch.ones(len(rows), model.pyramid.tiles, dtype=torch.bool)
+        looks = any(gate.config.looks for gate in gates.values())
+        encoded = model.encode(rows, every) if looks else glance
         for name, deciding in gated.items():
             marks = Marks(model)
-            deciding.decide(rows, features)
+            deciding.decide(rows, encoded if gates[name].config.looks else glance)
             marks("gate")
             decide[name].append(marks.seconds["gate"])
 

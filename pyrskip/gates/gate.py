@@ -8,7 +8,7 @@ vector of it [B, D], and the policy's head turns that into a distribution over d
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -46,10 +46,16 @@ class GateConfig(PolicyConfig):
             )
         if not 0 <= self.dropout < 1:
             raise UserError(f"gate.dropout={self.dropout}: allowed: [0, 1)")
-        if self.members < 1 or (self.members > 1 and POLICIES[self.policy].episodic):
+        if self.members < 1 or (self.members > 1 and (POLICIES[self.policy].episodic or self.looks)):
             raise UserError(
                 f"gate.members={self.members} with gate.policy={self.policy}: allowed: at least 1, and 1 for "
                 "a policy that decides step by step"
+            )
+        if self.looks and known.scores:
+            others = ", ".join(sorted(name for name, gate in GATES.items() if not gate.scores))
+            raise UserError(
+                f"gate.looks=true with gate.name={self.name}, which mixes scores and makes no vector of a "
+                f"tile; allowed: gate.looks=false, or gate.name={others}"
             )
         off = set(self.without)
         if not off <= set(known.scores) or len(off) < len(self.without) or (off and off == set(known.scores)):
@@ -174,4 +180,11 @@ class Gate(nn.Module, ABC):
     def flops(self, seen: Observation) -> int:
         """Measured FLOPs of one decision, on the first row of an observation."""
         first = seen.first()
+        if self.config.looks:  # what it looks at is encoded for the answer anyway
+            empty = torch.zeros(1, self.layout.width("glance", 0), device=first.price.device)
+            first = replace(
+                first,
+                reveal=lambda tile, keep: empty,
+                reveal_level=lambda level, keep: empty.expand(1, self.layout.grid[level - 1] ** 2, -1),
+            )
         return measured_flops(lambda: self.policy(first).mode())

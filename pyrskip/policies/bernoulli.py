@@ -19,22 +19,59 @@ from pyrskip.policies.sampling import gumbel_sigmoid, multilinear
 from pyrskip.transfer import sent
 
 
-@POLICIES.register("bernoulli")
-class BernoulliPolicy(Policy):
-    """logit [B, T] float, the last tile's, the glance's, ignored; capacity [B, T] int64. independent: what it
-    decides on a tile says nothing about another."""
+class TilePolicy(Policy):
+    """Of tiles that are kept or skipped, in selections that nobody has to list. capacity [B, T] int64; forced
+    [B, T] bool: the glance; free: every other tile that is no padding."""
 
-    options: ClassVar[tuple[str, ...]] = ("open_bias",)
     by_tile = True
     per_tile = True
+
+    def __init__(self, capacity: Tensor, actions: ActionSet, budget: BudgetRule) -> None:
+        self.capacity, self.actions, self.budget = capacity, actions, budget
+        glance = torch.arange(capacity.shape[-1], device=capacity.device) == capacity.shape[-1] - 1
+        self.forced = glance & (capacity > 0)
+        self.free = ~glance & (capacity > 0)
+
+    def never(self, selection: Tensor) -> Tensor:
+        """Which selections [B, K, T] bool keep padding, or not the glance, [B, K] bool."""
+        return (~self.free[:, None] & (selection != self.forced[:, None])).any(-1)
+
+    def fitting(self, wanted: Tensor, rank: Tensor, kept: Tensor, limit: Tensor) -> Tensor:
+        """Of the tiles that are wanted [B, T] bool, without the glance, those that are left when what matters
+        least has gone, one tile after the other, until the row has no more than limit [B] tokens with those
+        that are kept already [B, T] bool. rank [B, T]: the lowest goes first."""
+        tiles = torch.arange(wanted.shape[-1], device=wanted.device)
+        place = (later(rank) & wanted[:, None]).sum(-1)
+        keep = wanted[:, None] & (place[:, None] >= tiles[:, None])  # [B, tiles that have gone, T]
+        tokens = self.budget.tokens(keep | kept[:, None], self.capacity[:, None])
+        fits = (tokens.sum(-1) <= limit[:, None]) | (tiles == tiles[-1])
+        gone = fits.long().argmax(-1)
+        found: Tensor = keep[torch.arange(gone.shape[0], device=gone.device), gone]
+        return found
+
+    def decide(self, keep: Tensor) -> Decision:
+        """To keep these tiles [B, T] bool, and the glance; a tile that is padding is never kept."""
+        keep = (keep & self.free) | self.forced
+        action = self.actions.number(keep[:, :-1].long()) if self._enumerable else None
+        return Decision(self.budget.tokens(keep, self.capacity), action)
+
+    @property
+    def _enumerable(self) -> bool:
+        return self.actions.complete and not self.actions.ladder
+
+
+@POLICIES.register("bernoulli")
+class BernoulliPolicy(TilePolicy):
+    """logit [B, T] float, the last tile's, the glance's, ignored. independent: what it decides on a tile says
+    nothing about another."""
+
+    options: ClassVar[tuple[str, ...]] = ("open_bias",)
     independent: ClassVar[bool] = True
 
     def __init__(self, logit: Tensor, capacity: Tensor, actions: ActionSet, budget: BudgetRule) -> None:
-        self.logit, self.capacity, self.actions, self.budget = logit.float(), capacity, actions, budget
+        super().__init__(capacity, actions, budget)
+        self.logit = logit.float()
         self.rank = self.logit  # what is lowest goes first under a limit
-        glance = torch.arange(logit.shape[-1], device=logit.device) == logit.shape[-1] - 1
-        self.forced = glance & (capacity > 0)
-        self.free = ~glance & (capacity > 0)
 
     @classmethod
     def check(
@@ -58,7 +95,7 @@ class BernoulliPolicy(Policy):
         return torch.full((layout.tiles,), config.open_bias)
 
     @classmethod
-    def of(cls, outputs: Tensor, seen: Observation, gate: Deciding) -> "BernoulliPolicy":
+    def of(cls, outputs: Tensor, seen: Observation, gate: Deciding) -> TilePolicy:
         share = seen.capacity / seen.capacity.sum(-1, keepdim=True)
         return cls(outputs - gate.tilt * share, seen.capacity, gate.layout.actions, gate.layout.budget)
 
@@ -79,10 +116,6 @@ class BernoulliPolicy(Policy):
         log_prob = -F.binary_cross_entropy_with_logits(logit, selection.float(), reduction="none")
         found = (self.free[:, None] * log_prob).sum(-1)
         return found.masked_fill(self.never(selection), float("-inf"))
-
-    def never(self, selection: Tensor) -> Tensor:
-        """Which selections [B, K, T] bool keep padding, or not the glance, [B, K] bool."""
-        return (~self.free[:, None] & (selection != self.forced[:, None])).any(-1)
 
     def entropy(self) -> Tensor:
         p = self.logit.sigmoid()
@@ -105,27 +138,12 @@ class BernoulliPolicy(Policy):
         """What the mode keeps beside the glance without a limit, [B, T] bool."""
         return (self.logit > 0) & self.free
 
-    @property
-    def later(self) -> Tensor:
-        """Whether of two tiles the first goes later than the second, [B, T, T] bool: the lower rank goes
-        first, and of two that are alike the finer."""
-        tiles = torch.arange(self.rank.shape[-1], device=self.rank.device)
-        alike = (self.rank[:, None] == self.rank[:, :, None]) & (tiles < tiles[:, None])
-        return (self.rank[:, None] < self.rank[:, :, None]) | alike
-
     def mode(self, max_tokens: Limit = None) -> Decision:
         wanted = self.wanted
         if max_tokens is None:
             return self.decide(wanted)
-        # what matters least goes first, one tile after the other, until the row fits
-        tiles = torch.arange(wanted.shape[-1], device=wanted.device)
-        place = (self.later & wanted[:, None]).sum(-1)
-        keep = wanted[:, None] & (place[:, None] >= tiles[:, None])  # [B, tiles that have gone, T]
-        tokens = self.budget.tokens(keep | self.forced[:, None], self.capacity[:, None])
         limit = limit_of(max_tokens, self.logit)
-        fits = (tokens.sum(-1) <= limit[:, None]) | (tiles == tiles[-1])
-        gone = fits.long().argmax(-1)
-        return clip(self.decide(keep[torch.arange(gone.shape[0], device=gone.device), gone]), limit)
+        return clip(self.decide(self.fitting(wanted, self.rank, self.forced, limit)), limit)
 
     def margin(self, decision: Decision, max_tokens: Limit = None) -> Tensor:
         """By how much a tile is wanted or not; and, under a limit, the nearest two of which one has gone
@@ -152,16 +170,6 @@ class BernoulliPolicy(Policy):
         other.capacity = tokens
         return other
 
-    def decide(self, keep: Tensor) -> Decision:
-        """To keep these tiles [B, T] bool, and the glance; a tile that is padding is never kept."""
-        keep = (keep & self.free) | self.forced
-        action = self.actions.number(keep[:, :-1].long()) if self._enumerable else None
-        return Decision(self.budget.tokens(keep, self.capacity), action)
-
-    @property
-    def _enumerable(self) -> bool:
-        return self.actions.complete and not self.actions.ladder
-
 
 class DependentPolicy(BernoulliPolicy):
     """Of tiles that depend on each other: a selection's probability is no product."""
@@ -174,3 +182,11 @@ class DependentPolicy(BernoulliPolicy):
             return None
         selection = sent(self.actions.selection, self.logit.device)
         return self.log_probs(selection.expand(len(self.logit), -1, -1)).exp()
+
+
+def later(rank: Tensor) -> Tensor:
+    """Whether of two tiles the first goes later than the second, rank [B, T] -> [B, T, T] bool: the lower
+    rank goes first, and of two that are alike the finer."""
+    tiles = torch.arange(rank.shape[-1], device=rank.device)
+    alike = (rank[:, None] == rank[:, :, None]) & (tiles < tiles[:, None])
+    return (rank[:, None] < rank[:, :, None]) | alike

@@ -50,9 +50,9 @@ class Relaxed:
 class PolicyConfig:
     """policy: a registered policy. width: hidden units. Options, each of the policies that read it:
     temperature, of `utility`, in score; open_bias, of those that choose tile by tile: how much every tile's
-    keep logit starts above 0; looks, of `sequential`: whether it sees the encoded features of what it has
-    kept; share, of `topk`: of the tiles beside the glance those that it keeps, null: what it learns of each
-    question and price.
+    keep logit starts above 0; looks, of `sequential` and `quadtree`: whether it sees the encoded features of
+    what it has kept; share, of `topk`: of the tiles beside the glance those that it keeps, null:
+    what it learns of each question and price.
     """
 
     policy: str = "utility"

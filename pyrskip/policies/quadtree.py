@@ -6,22 +6,24 @@ Every set of tiles that is nested so is possible, as likely as exp(sum of its ti
 worth what it shows itself and what is worth keeping under it. That is a tree-structured random field, whose
 sums and maxima over all sets are exact, in one pass from the finest level up (Pearl 1988): the log-odds of a
 tile under its kept parent are its logit and, of every tile under it, softplus of that one's log-odds. The
-tiles of the coarsest level beside the glance lie under the glance, which is always kept.
+tiles of the coarsest level beside the glance lie under the glance, which is always kept. A gate that `looks`
+decides level by level instead (`pyrskip.policies.descent`).
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionConfig, ActionSet, Decision
 from pyrskip.errors import UserError
 from pyrskip.observation import Layout, Observation
-from pyrskip.policies.bernoulli import DependentPolicy
+from pyrskip.policies.bernoulli import DependentPolicy, TilePolicy
+from pyrskip.policies.descent import DescentPolicy, LevelHead
+from pyrskip.policies.nested import blocks, by_level, one_line, spread
 from pyrskip.policies.policy import POLICIES, Deciding, PolicyConfig, Relaxed
 from pyrskip.policies.sampling import gumbel_sigmoid, multilinear
 from pyrskip.transfer import sent
@@ -34,6 +36,8 @@ NEVER = -1e9
 class QuadtreePolicy(DependentPolicy):
     """logit [B, T] float, the last tile's, the glance's, ignored; grid: tiles a side of each level, finest
     first, each a multiple of the next."""
+
+    options = ("open_bias", "looks")
 
     def __init__(
         self, logit: Tensor, grid: tuple[int, ...], capacity: Tensor, actions: ActionSet, budget: BudgetRule
@@ -67,8 +71,20 @@ class QuadtreePolicy(DependentPolicy):
         return torch.cat([(config.open_bias - n * each).expand(g * g) for g, n in levels])
 
     @classmethod
-    def of(cls, outputs: Tensor, seen: Observation, gate: Deciding) -> "QuadtreePolicy":
+    def build_head(cls, config: PolicyConfig, layout: Layout) -> nn.Module:
+        check_nested(config, layout.grid)
+        return LevelHead(config, layout) if config.looks else super().build_head(config, layout)
+
+    @classmethod
+    def build_tile_head(cls, config: PolicyConfig, layout: Layout) -> nn.Module:
+        check_nested(config, layout.grid)
+        return LevelHead(config, layout) if config.looks else super().build_tile_head(config, layout)
+
+    @classmethod
+    def of(cls, outputs: Tensor, seen: Observation, gate: Deciding) -> TilePolicy:
         layout = gate.layout
+        if gate.config.looks:
+            return DescentPolicy.of(outputs, seen, gate)
         share = seen.capacity / seen.capacity.sum(-1, keepdim=True)
         return cls(outputs - gate.tilt * share, layout.grid, seen.capacity, layout.actions, layout.budget)
 
@@ -162,37 +178,3 @@ def check_nested(config: PolicyConfig, grid: tuple[int, ...]) -> None:
             "next coarser level, and these do not nest; allowed: each number a multiple of the next, such as "
             "[4, 2, 1]"
         )
-
-
-def by_level(values: Tensor, grid: Sequence[int]) -> list[Tensor]:
-    """[..., T] -> [..., G, G] of each level, finest first."""
-    parts = values.split([g * g for g in grid], dim=-1)
-    return [part.unflatten(-1, (g, g)) for part, g in zip(parts, grid, strict=True)]
-
-
-def blocks(fine: Tensor, side: int) -> Tensor:
-    """A level's tiles [..., G, G] by the tile of a coarser level that they lie under: [..., side, n, side,
-    n]."""
-    n = fine.shape[-1] // side
-    found: Tensor = fine.unflatten(-1, (side, n)).unflatten(-3, (side, n))
-    return found
-
-
-def spread(coarse: Tensor, side: int) -> Tensor:
-    """A level's tiles [..., G, G] for those of a finer level under them: [..., side, side]."""
-    n = side // coarse.shape[-1]
-    wide = coarse[..., :, None, :, None].expand(*coarse.shape[:-1], n, coarse.shape[-1], n)
-    return wide.flatten(-2).flatten(-3, -2)
-
-
-@cache
-def one_line(grid: tuple[int, ...]) -> Tensor:
-    """Whether of two tiles one is the other or lies under it, at any depth, [T, T] bool."""
-    corner = [(g, row, column) for g in grid for row in range(g) for column in range(g)]
-    under = [
-        [fine % g == 0 and row // (fine // g) == r and column // (fine // g) == c for g, r, c in corner]
-        for fine, row, column in corner
-    ]
-    tiles = torch.tensor(under)
-    # levels may be cut alike: of these the coarser is listed behind
-    return tiles | tiles.T

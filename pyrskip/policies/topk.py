@@ -17,7 +17,7 @@ from torch import Tensor
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet, Decision
 from pyrskip.observation import Layout, Observation
-from pyrskip.policies.bernoulli import DependentPolicy
+from pyrskip.policies.bernoulli import DependentPolicy, later
 from pyrskip.policies.policy import POLICIES, Deciding, PolicyConfig, Relaxed
 from pyrskip.policies.sampling import multilinear
 
@@ -95,7 +95,7 @@ class TopKPolicy(DependentPolicy):
     @property
     def wanted(self) -> Tensor:
         """The best tiles, as many as the likelier of the two numbers says."""
-        stay = (self.later.transpose(1, 2) & self.free[:, None]).sum(-1)
+        stay = (later(self.rank).transpose(1, 2) & self.free[:, None]).sum(-1)
         return self.free & (stay < self.count.round()[:, None])
 
     def nearest(self) -> Tensor:

@@ -4,7 +4,6 @@ Axes: B batch, S actions, T tiles. A batch is a Batch online and the rows of the
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -14,12 +13,13 @@ from torch import Tensor
 from pyrskip.budget import BudgetRule
 from pyrskip.decision import ActionSet, Decision, power
 from pyrskip.errors import UserError
-from pyrskip.gated import encode_glance, observe, reveal
+from pyrskip.gated import encode_glance, observe
 from pyrskip.models.native import NativeModel
 from pyrskip.models.tiers import Features
-from pyrskip.observation import Layout, Observation, Reveal
+from pyrskip.observation import Layout, Observation, Reveal, RevealLevel
 from pyrskip.policies import Policy, Relaxed
 from pyrskip.policies.bernoulli import BernoulliPolicy
+from pyrskip.policies.nested import levels_of, under
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.table import OUTSIDE, RolloutTable
 from pyrskip.sample import Batch
@@ -121,12 +121,22 @@ class TableEnvironment:
             cost=self.relative[rows],
             price=price,
             reveal=None if self.features is None else self._reveal(image),
+            reveal_level=None if self.table.shown is None else self._reveal_level(self.table.shown, image),
         )
 
     def _reveal(self, image: Tensor) -> Reveal:
         features = self.features
         assert features is not None
         return lambda tile, keep: features[image, tile] * keep[:, None]
+
+    def _reveal_level(self, shown: Tensor, image: Tensor) -> RevealLevel:
+        grid = self.layout.grid
+
+        def reveal(level: int, keep: Tensor) -> Tensor:
+            below = levels_of(grid) == level - 1
+            return shown[:, below][image] * under(keep, grid[level], grid[level - 1])[..., None]
+
+        return reveal
 
     def score(self, rows: Tensor, decision: Decision) -> Tensor:
         return self.table.score[rows, self.column(rows, decision)]
@@ -237,8 +247,8 @@ class ModelEnvironment:
 
     def observe(self, rows: Batch, price: Tensor) -> Observation:
         features = self.glance(rows)
-        seen = observe(self.model, self.layout, self.signals, rows, features, price, self.unit)
-        return replace(seen, reveal=partial(reveal, self.model, rows, partial(self.encode, rows)))
+        look = partial(self.encode, rows)
+        return observe(self.model, self.layout, self.signals, rows, features, price, self.unit, look)
 
     def glance(self, rows: Batch) -> Features:
         if rows is not self.batch:

@@ -42,6 +42,8 @@ class RolloutTable:
     tile's features with those of the next coarser level; image_of [N] and query_of [N]: rows of the images
     and texts; size [M, 2] rows and columns of the image; types, keys: N; texts: U; image_keys: M; origin: see
     `check_origin`. probability, similarity and agreement are None where the model shows too little of itself.
+    shown [M, T, C]: what the tile above each one shows at its place, for gates that look; None until a model
+    was asked.
     """
 
     actions: ActionSet
@@ -61,6 +63,7 @@ class RolloutTable:
     origin: Mapping[str, str] = field(default_factory=dict)
     drawn: Tensor | None = None
     agreement: Tensor | None = None
+    shown: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.score)

@@ -90,7 +90,8 @@ class GateModule(StepModule):
 
     default_policy: of gate.policy=auto; forms: of the reward; critic: whether it trains the one of an
     episodic policy; priced: whether what it learns depends on the price; listless: whether, asking the model,
-    it can teach selections that no list holds.
+    it can teach selections that no list holds; looks: whether it can train a gate that looks at what it has
+    kept.
     """
 
     config_class: ClassVar[type[RuleConfig]]
@@ -99,6 +100,7 @@ class GateModule(StepModule):
     critic: ClassVar[bool] = False
     priced: ClassVar[bool] = True
     listless: ClassVar[bool] = False
+    looks: ClassVar[bool] = False
     config: Any
 
     def __init__(
@@ -134,6 +136,14 @@ class GateModule(StepModule):
             raise UserError(
                 f"gate.policy={gate.policy!r} cannot be trained by rule.name={config.name!r}{beside}; "
                 f"allowed: auto, {', '.join(allowed)}"
+            )
+        if gate.looks and not cls.looks:
+            rules = ", ".join(
+                name for name, rule in RULES.items() if rule.looks and gate.policy in rule.policies()
+            )
+            raise UserError(
+                f"gate.looks=true cannot be trained by rule.name={config.name!r}: what the gate would see of "
+                f"a tile depends on a hard choice; allowed: gate.looks=false, or rule.name={rules}"
             )
         if gate.members > 1 and reward.mode == "target":
             raise UserError(

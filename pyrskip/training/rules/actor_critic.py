@@ -61,6 +61,7 @@ class ActorCriticModule(RewardModule):
     config_class = ActorCriticConfig
     default_policy = "sequential"
     critic = True
+    looks = True
     config: ActorCriticConfig
 
     @classmethod

@@ -58,6 +58,7 @@ class AwaresModule(ReinforceModule):
     forms = ("linear",)
     priced = False
     listless = False
+    looks = False
     config: AwaresConfig
 
     @classmethod

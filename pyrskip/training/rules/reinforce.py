@@ -42,6 +42,7 @@ class ReinforceModule(RewardModule):
     config_class = ReinforceConfig
     default_policy = "bernoulli"
     listless = True
+    looks = True
     config: ReinforceConfig
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
