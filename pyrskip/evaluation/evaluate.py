@@ -14,11 +14,11 @@ from pyrskip.evaluation.frontier import Frontier, frontier
 from pyrskip.evaluation.inference import Shown, answered, check_inference, shown
 from pyrskip.evaluation.inputs import Inputs
 from pyrskip.evaluation.pick import pick
-from pyrskip.evaluation.played import play
 from pyrskip.evaluation.scores import FILE as SCORES
 from pyrskip.evaluation.scores import save_scores
 from pyrskip.evaluation.summary import default_price, summary
 from pyrskip.evaluation.timing import device_name, measure
+from pyrskip.evaluation.unlisted import answer_unlisted
 from pyrskip.files import write_json
 from pyrskip.gated import Gated
 from pyrskip.gates import load_gate
@@ -121,7 +121,7 @@ def evaluate(
         flops = tables["test"].cost.flops[:, : len(actions)].mean(0)
         with progress("frontier, times of decisions", 1, "measurement"):
             timing = measure(model, one, batch, actions, budget, unit, flops, config.timing_seconds, pruners)
-    tables, played = play(model, tables, trained, seeds, config.prices, data, budget)
+    tables, unlisted = answer_unlisted(model, tables, trained, seeds, config.prices, data, budget)
     inputs = Inputs(
         tables=tables,
         pyramid=model.pyramid,
@@ -137,7 +137,7 @@ def evaluate(
         resamples=config.resamples,
         crossed=crossed,
         peers=peers or {},
-        played=played,
+        unlisted=unlisted,
     )
     result = frontier(inputs)
     lookup = lookup_accuracy(data, model.pyramid.size)

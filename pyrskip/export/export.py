@@ -63,7 +63,7 @@ def export_run(
             f"allowed: {NONE}"
         )
     run = Finished.of(config, seed)
-    model, gate, unit, told = run.model, run.gate, run.unit, run.told
+    model, gate, unit, summary = run.model, run.gate, run.unit, run.summary
     _check_gate(gate)
     rows = [row for row in read_result(run.root / "frontier.json") if row["seed"] in (None, run.seed)]
     prices = sorted({row["price"] for row in rows if row["method"] == "gate"})
@@ -74,8 +74,8 @@ def export_run(
     try:
         batch = collate([run.test[i] for i in range(min(SAMPLES, len(run.test)))], config.pyramid.size)
         own_flops = Gated(model, gate, unit).gate_flops(batch)
-        safe = None if config.model.served else safe_of(told, run.seed)
-        dial = prices_of(gate, config.reward, run.price, guaranteed(told, run.seed), safe)
+        safe = None if config.model.served else safe_of(summary, run.seed)
+        dial = prices_of(gate, config.reward, run.price, guaranteed(summary, run.seed), safe)
         made = _Made(config, gate, unit, own_flops, dial, batch, run.test, prices, run.price, part, say)
         plain, parity = _whole(model, made, native) if isinstance(model, NativeModel) else _alone(model, made)
         for result in parity:
@@ -84,11 +84,11 @@ def export_run(
             "seed": run.seed,
             "price": run.price,
             "parity": [asdict(result) for result in parity],
-            "summary": told,
+            "summary": summary,
             "frontier": rows,
         }
         (part / "metrics.json").write_text(json.dumps(metrics, indent=1))
-        (part / "README.md").write_text(card(config, plain, rows, parity, run.seed, told))
+        (part / "README.md").write_text(card(config, plain, rows, parity, run.seed, summary))
         write_checksums(part)
         if out.exists():
             out.rmdir()

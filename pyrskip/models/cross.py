@@ -154,8 +154,8 @@ class CrossBlock(Block):
         query = self.read_query(self.norm3(x.flatten(0, 1).index_select(0, readers.place)))
         out = torch.zeros_like(x).flatten(0, 1)
         if watch is not None:
-            asked = out.index_copy(0, readers.place, query.to(x.dtype)).view_as(x)
-            watch += [self._heads(asked), kv[0]]
+            put = out.index_copy(0, readers.place, query.to(x.dtype)).view_as(x)
+            watch += [self._heads(put), kv[0]]
         read = self._read_positions(query, readers, memory, kv)
         return out.index_copy(0, readers.place, read.to(x.dtype)).view_as(x)
 

@@ -376,8 +376,8 @@ class NativeModel(nn.Module):
         tokens, c, prompt_tokens = realised.sum(-1), self.config.cost, prompt_tokens.to(realised.device)
         words = prompt_tokens.view(-1, *[1] * (realised.ndim - 2))
         layer, read = replace(self.language.transformer, layers=1), self._read(tokens)
-        held = sum(read[1:], read[0]) + len(read) * (words + c.answer_tokens)
-        bytes_read = kv_bytes(layer, held, c.bytes_per_value)
+        cached = sum(read[1:], read[0]) + len(read) * (words + c.answer_tokens)
+        bytes_read = kv_bytes(layer, cached, c.bytes_per_value)
         encode = self.encode_flops(size).to(realised.device)
         return Cost(tokens, self.flops_of(realised, encode, prompt_tokens), bytes_read)
 

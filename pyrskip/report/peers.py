@@ -12,7 +12,7 @@ from pyrskip.evaluation.curves import curve
 from pyrskip.evaluation.frontier import Row
 from pyrskip.evaluation.methods import style_of
 from pyrskip.evaluation.style import BLACK, BLUE, GREY, Section
-from pyrskip.report.plots import DPI, LINES, MARKERS
+from pyrskip.report.plots import DPI, LINES, MARKERS, finish, legend_of, save
 from pyrskip.report.styles import CYCLE
 
 BASELINES = ("average", "uniform", "random")
@@ -52,17 +52,11 @@ def plot_peers(rows: Sequence[Row], path: Path) -> None:
             )
         axes.set_title(title, fontsize=12)
         axes.set_xlabel("FLOPs over the mean full pyramid's", fontsize=11)
-        axes.grid(color="0.92")
-        axes.spines[["top", "right"]].set_visible(False)
+        finish(axes)
     panels[0].set_ylabel("accuracy, %", fontsize=11)
     panels[0].set_xlim(left=0)
-    handles = {
-        label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=10, frameon=False, fontsize=10
-    )
-    figure.savefig(path, dpi=DPI)
+    legend_of(figure, panels, ncols=10)
+    save(figure, path, DPI)
 
 
 def _is_of(method: str, prefix: str) -> bool:

@@ -155,12 +155,12 @@ class RemoteModel:
             Request(self._scored(pictures, self.config.words(text), answer), scored=behind[answer])
             for pictures, text, answer in zip(shown, batch.texts, answers, strict=True)
         ]
-        told = torch.full((len(batch),), torch.nan)
+        loglik = torch.full((len(batch),), torch.nan)
         for row, reply in enumerate(self.client.ask(requests)):
             if isinstance(reply, Reply) and reply.logprobs:
                 # what a template writes behind the token that ends an answer is no part of it
-                told[row] = sum(reply.logprobs[: len(reply.logprobs) - max(ending - 1, 0)])
-        return told.to(asked.device)
+                loglik[row] = sum(reply.logprobs[: len(reply.logprobs) - max(ending - 1, 0)])
+        return loglik.to(asked.device)
 
     def _behind(self, answers: Sequence[str]) -> dict[str, int]:
         """Tokens of a prompt from each answer's first on."""
