@@ -120,7 +120,7 @@ def _further(group: str, config: Any) -> set[str]:
 
 
 def _keys(config: Any, group: str, path: str = "") -> Iterator[Key]:
-    """Of a dataclass and of those in it. path: what comes before its keys within the group."""
+    """Keys of a dataclass and of those in it. path: what comes before its keys within the group."""
     place = _groups()[group][1]
     described, hints = _entries(type(config)), get_type_hints(type(config))
     prefix = "" if group == "run" else f"{group.partition('.')[0]}."

@@ -178,8 +178,8 @@ def _load_gate(path: Path, table: RolloutTable) -> Gate:
 
 
 def tile_flops(model: GatedModel, size: Tensor) -> Tensor | None:
-    """Of encoding and projecting every tile whole, [M, T], in the cost model's unit; None where nothing looks
-    at every tile."""
+    """FLOPs of encoding and projecting every tile whole, [M, T], in the cost model's unit; None where nothing
+    looks at every tile."""
     encode = encode_flops(model, size)
     if encode is None or not isinstance(model, NativeModel):
         return None
@@ -188,7 +188,7 @@ def tile_flops(model: GatedModel, size: Tensor) -> Tensor | None:
 
 
 def encode_flops(model: GatedModel, size: Tensor) -> Tensor | None:
-    """Of encoding every tile, as `tile_flops`."""
+    """FLOPs of encoding every tile, as `tile_flops`."""
     if not isinstance(model, NativeModel):
         return None
     return model.encode_flops(size) * model.convention.per_mac / 2

@@ -31,7 +31,7 @@ from pyrskip.sample import Batch, Question
 Key = tuple[str, int, str]
 """Method, seed (0 where it has none) and split."""
 IMAGES = 25
-"""That the model is asked about at once."""
+"""Images that the model is asked about at once."""
 
 
 def answer_unlisted(

@@ -35,7 +35,7 @@ them cost."""
 SLIGHT = 0.001
 """How far such a formula may be off: towers that look through windows count those at a picture's edge."""
 NEAR = 0.01
-"""Of a decision's FLOPs, with all of that."""
+"""How far a decision's FLOPs may be off, with all of that."""
 
 
 def outside_of(

@@ -25,7 +25,7 @@ ARCHETYPES = 8
 CENTRE = (0.5, 0.1, 0.1, 0.25)
 """Where MEASURES of usual pictures lie; they differ by a tenth or so."""
 LEAST = 0.3
-"""Of the weights, that scores share evenly: one that counts for nothing learns nothing."""
+"""Share of the weight that is spread evenly over the scores: one without weight learns nothing."""
 EXPLORE, FOCUS = 0.02, 8.0
 """Where tensions start: a coin judges a tile in fifty, and a tile that is more relevant than another by a
 quarter has a logit that is higher by two."""

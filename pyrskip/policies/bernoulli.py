@@ -74,7 +74,7 @@ class BernoulliPolicy(Policy):
         return self.log_probs(decision.selection[:, None]).squeeze(1)
 
     def log_probs(self, selection: Tensor) -> Tensor:
-        """Of some selections, [B, K, T] bool -> [B, K]."""
+        """Log-probabilities of selections, [B, K, T] bool -> [B, K]."""
         logit = self.logit[:, None].expand(selection.shape)
         log_prob = -F.binary_cross_entropy_with_logits(logit, selection.float(), reduction="none")
         found = (self.free[:, None] * log_prob).sum(-1)
@@ -128,8 +128,8 @@ class BernoulliPolicy(Policy):
         return clip(self.decide(keep[torch.arange(gone.shape[0], device=gone.device), gone]), limit)
 
     def margin(self, decision: Decision, max_tokens: Limit = None) -> Tensor:
-        """By how much a tile is wanted or not; and, under a limit, the nearest two of which one has gone
-        first."""
+        """How far the nearest logit is from 0; under a limit also how close the closest two tiles are of
+        which one was dropped first."""
         nearest = self.nearest()
         if max_tokens is None:
             return nearest
@@ -143,7 +143,7 @@ class BernoulliPolicy(Policy):
         return self.logit.abs().masked_fill(~self.free, float("inf")).amin(-1)
 
     def exchangeable(self) -> Tensor:
-        """Of which two tiles either may go first, [T, T] bool."""
+        """Pairs of tiles of which either may be dropped first, [T, T] bool."""
         return ~torch.eye(self.rank.shape[-1], dtype=torch.bool, device=self.rank.device)
 
     def counting(self, tokens: Tensor) -> "BernoulliPolicy":
@@ -153,7 +153,7 @@ class BernoulliPolicy(Policy):
         return other
 
     def decide(self, keep: Tensor) -> Decision:
-        """To keep these tiles [B, T] bool, and the glance; a tile that is padding is never kept."""
+        """The decision to keep these tiles [B, T] bool and the glance; padding is never kept."""
         keep = (keep & self.free) | self.forced
         action = self.actions.number(keep[:, :-1].long()) if self._enumerable else None
         return Decision(self.budget.tokens(keep, self.capacity), action)
@@ -164,7 +164,7 @@ class BernoulliPolicy(Policy):
 
 
 class DependentPolicy(BernoulliPolicy):
-    """Of tiles that depend on each other: a selection's probability is no product."""
+    """Tiles depend on each other: a selection's probability is no product."""
 
     independent = False
 

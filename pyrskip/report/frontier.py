@@ -42,7 +42,7 @@ COLUMNS: tuple[tuple[Column, Callable[[Sequence[Row]], str | float | None]], ...
     (Column("tokens", ".1f"), lambda g: average(g, lambda r: r.tokens)),
     (Column("ms", ".2f"), lambda g: milliseconds(r.total_ms for r in g)),
 )
-"""Of a table of methods: each with its value, of rows that differ in their seed alone."""
+"""Columns of a table of methods, each with its value of rows that differ in their seed alone."""
 OF_TYPE = ("method", "price", "seeds", "accuracy %", "±", "low", "high", "x full")
 """Those that are known of a question type."""
 SORTS = {"method": "method", "price": "price", "accuracy": "accuracy %", "retention": "retention %"}
@@ -132,7 +132,7 @@ def _columns_of(table: Table, names: Sequence[str]) -> Table:
 
 
 def _sorted(table: Table, sort: str) -> Table:
-    """By a column, what has no figure in it last."""
+    """Sorted by a column; rows without a figure in it come last."""
     name, names = sort.removeprefix("-"), [column.name for column in table.columns]
     allowed = [key for key, column in SORTS.items() if column in names]
     if name not in allowed:

@@ -96,8 +96,8 @@ def report_faults(run: Run, split: str) -> None:
 
 
 def _more(run: Run) -> dict[str, Any]:
-    """Of a source that reads files, what they hold. Files that are gone are those that they were, and so are
-    those of a run that kept no digest."""
+    """What the files of a source hold. Files that are gone, and those of a run that kept no digest, count as
+    unchanged."""
     config, recorded = run.config.data, run.recorded(DATA)
     if config.source == "scenes":
         return {"the scenes' edition": EDITION}

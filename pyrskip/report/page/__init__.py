@@ -228,7 +228,7 @@ def _health(run: Finished) -> tuple[tuple[Column, ...], list[list[Any]]]:
 
 
 def _health_of_all(runs: Sequence[Finished]) -> tuple[tuple[Column, ...], list[list[Any]]]:
-    """Of runs with as many levels as the first; columns would not fit others."""
+    """Health of the runs with as many levels as the first; columns would not fit others."""
     found = {run.label: _health(run) for run in runs}
     columns = found[runs[0].label][0]
     return (Column("run"), *columns), [
