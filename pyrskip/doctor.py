@@ -117,7 +117,7 @@ def _lacking(extra: str) -> Iterator[str]:
 
 
 def _requirements(extra: str) -> Iterator[Requirement]:
-    """Of an extra and of those that it includes."""
+    """Requirements of an extra and of those that it includes."""
     try:
         listed = [Requirement(line) for line in requires("pyrskip") or ()]
     except PackageNotFoundError as error:

@@ -1,10 +1,13 @@
-"""Files that are whole or not there, and the lock of a directory that one process at a time may write."""
+"""Files that are whole or not there, their digests, and the lock of a directory that one process at a time
+may write."""
 
 import errno
+import hashlib
 import json
 import os
+import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +15,8 @@ from unicodedata import normalize
 
 from pyrskip.errors import UserError
 
+DIGITS = 12
+"""Digits of a digest."""
 PATIENCE = 20
 """Seconds that a process waits for what is left of a killed one to release a directory."""
 # what the system says where a disk takes no more
@@ -66,6 +71,38 @@ def write_whole(path: Path, content: bytes | str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """As `write_whole`."""
     write_whole(path, json.dumps(content, indent=1))
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """Where to write a directory that then takes the name `path`, which is empty or not there: all of it, or
+    never. Raises UserError where it cannot be written."""
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with writing(path):
+            part.mkdir(parents=True)
+            yield part
+            if path.exists():
+                path.rmdir()
+            part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def file_digest(path: Path) -> str:
+    """The first digits of a file's SHA-256. Raises UserError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def folder_digest(folder: Path, kinds: Collection[str]) -> str:
+    """One digest of a folder's files with these endings, as `file_digest`."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in kinds)
+    return hashlib.sha256("".join(f"{p.name} {file_digest(p)}" for p in files).encode()).hexdigest()[:DIGITS]
 
 
 @contextmanager

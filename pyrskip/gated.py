@@ -78,8 +78,8 @@ class Gated:
 
     @torch.no_grad()
     def gate_flops(self, rows: Batch, there: Collection[str] = ()) -> float:
-        """Of one decision, in the cost model's unit: the gate, and the signals that it reads; means over the
-        batch. there: sources whose signals are paid already."""
+        """FLOPs of one decision, in the cost model's unit: the gate and the signals that it reads; means over
+        the batch. there: sources whose signals are paid already."""
         own = self.gate.flops(self.observe(rows, self.glance(rows))) * self.model.convention.per_mac / 2
         size = rows.size[rows.image_of]
         read = (s for s in self.signals.values() if s.source not in there)

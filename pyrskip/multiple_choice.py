@@ -85,8 +85,8 @@ def right_labels(accepted: str, listed: Mapping[str, str]) -> set[str]:
     same = {of for of, text in listed.items() if plain(text) == plain(accepted)}
     if same or label in listed:
         return same or {label}
-    held = _held(accepted, listed)
-    return {held} if held else set()
+    named = _named_by(accepted, listed)
+    return {named} if named else set()
 
 
 def inferred(answer: str, listed: Mapping[str, str]) -> str | None:
@@ -110,8 +110,8 @@ def inferred(answer: str, listed: Mapping[str, str]) -> str | None:
     said = _SAID.search(bare)
     if said and said[1] in listed:
         return said[1]
-    if len(answer) <= 2 * sum(map(len, listed.values())) and (held := _held(answer, listed)):
-        return held
+    if len(answer) <= 2 * sum(map(len, listed.values())) and (label := _named_by(answer, listed)):
+        return label
     found = _labelled(answer)
     if not same and found and {*named, found[1].upper()} <= {found[1].upper()} & set(listed):
         same = [found[1].upper()]
@@ -133,11 +133,11 @@ def _labelled(answer: str) -> re.Match[str] | None:
     return _LABELLED.match(_TAG.sub(" ", answer))
 
 
-def _held(answer: str, listed: Mapping[str, str]) -> str | None:
+def _named_by(answer: str, listed: Mapping[str, str]) -> str | None:
     """The one option whose text is within an answer."""
     answer = " ".join(answer.lower().split())
-    held = [label for label, text in listed.items() if text and text.lower() in answer]
-    return held[0] if len(held) == 1 else None
+    named = [label for label, text in listed.items() if text and text.lower() in answer]
+    return named[0] if len(named) == 1 else None
 
 
 def _listed(question: str, pattern: re.Pattern[str], gaps: bool = False) -> list[_Mark]:
@@ -189,8 +189,8 @@ def _spread(question: str, marks: list[_Mark]) -> tuple[Option, ...]:
             begin = len(question) - len(question[mark.stop :].lstrip())
             line = question.find("\n", begin)
             stop = len(question) if line < 0 else line
-            told = _INSTRUCTION.search(question[begin:stop])
-            stop = begin + told.start() if told else stop
+            instruction = _INSTRUCTION.search(question[begin:stop])
+            stop = begin + instruction.start() if instruction else stop
         text = " ".join(question[mark.stop : stop].split()).strip("*").rstrip(_BETWEEN)
         for word in (" or", " and"):
             text = text.removesuffix(word).rstrip(_BETWEEN)

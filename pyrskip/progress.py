@@ -29,7 +29,7 @@ class Work:
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done = self.calls = 0
-        self.told = ""
+        self.detail = ""
         self.changed: Callable[[], None] = lambda: None
         self.began = self._looked = monotonic()
         self._marks: deque[tuple[float, int]] = deque(maxlen=WINDOW)
@@ -41,7 +41,7 @@ class Work:
         self.done, self.calls = done, self.calls + 1
         self._marks.append((now, done))  # the first step, which sets up what all use, is over
         if tell is not None and (now - self._looked >= 1 or done == self.total):
-            self.told, self._looked = tell(), now
+            self.detail, self._looked = tell(), now
         self.changed()
 
     def advance(self) -> None:
@@ -84,7 +84,7 @@ class Work:
         return f"{done}{self.total} {plural(self.unit)}"
 
     def _more(self) -> str:
-        return f"  {self.told}" if self.told else ""
+        return f"  {self.detail}" if self.detail else ""
 
 
 @contextmanager

@@ -120,9 +120,9 @@ def _further(group: str, config: Any) -> set[str]:
 
 
 def _keys(config: Any, group: str, path: str = "") -> Iterator[Key]:
-    """Of a dataclass and of those in it. path: what comes before its keys within the group."""
+    """Keys of a dataclass and of those in it. path: what comes before its keys within the group."""
     place = _groups()[group][1]
-    told, hints = _entries(type(config)), get_type_hints(type(config))
+    described, hints = _entries(type(config)), get_type_hints(type(config))
     prefix = "" if group == "run" else f"{group.partition('.')[0]}."
     for f in fields(config):
         value, inner = getattr(config, f.name), path + {"borrow": "from"}.get(f.name, f.name)
@@ -134,7 +134,7 @@ def _keys(config: Any, group: str, path: str = "") -> Iterator[Key]:
             continue
         name = prefix + inner
         comment = _comments(place).get(name if place == "train.yaml" else inner, "")
-        meaning = told.get(f.name) or comment or _clause(type(config), f.name)
+        meaning = described.get(f.name) or comment or _clause(type(config), f.name)
         default = OmegaConf.select(_composed(group), name, default=value)
         yield Key(name, _yaml(default), _allowed(config, f.name, hints[f.name]), meaning)
 

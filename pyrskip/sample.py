@@ -145,7 +145,7 @@ class Batch:
         return self._taken(torch.arange(low, high), of[index] - low, index)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """On another device."""
+        """The same on another device."""
         return self._mapped(lambda tensor: sent(tensor, torch.device(device)))
 
     def __reduce_ex__(self, protocol: Any) -> Any:

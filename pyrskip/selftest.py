@@ -24,7 +24,8 @@ from pyrskip.signals import shapes_of, signals_of
 
 SIDE, CLOSE = 64, 1e-3
 STEPS, RATE, APART = 25, 1e-2, 0.35
-"""Of the training; who knows that there are two answers, and not which is whose, has a loss of log 2."""
+"""Steps, learning rate and loss of the training; to know the two answers, but not which is right, has a loss
+of log 2."""
 ASKED, COLOURS = "what colour is it?", {"red": (220, 40, 40), "blue": (40, 60, 220)}
 
 
@@ -102,7 +103,7 @@ def alike(model: NativeModel, batch: Batch) -> str:
 
 @torch.no_grad()
 def loglik(model: NativeModel, batch: Batch) -> Tensor:
-    """Of the right answers, everything kept: [B], on the CPU."""
+    """Log-likelihood of the right answers with everything kept, [B], on the CPU."""
     features = model.encode(batch, whole(model, batch) > 0)
     return model.forced(batch, features, whole(model, batch)).loglik.cpu()
 

@@ -76,8 +76,7 @@ def results(arguments: Sequence[str]) -> None:
 def plot(arguments: Sequence[str]) -> None:
     """A picture of the frontiers of one or more runs, or of one run's dial."""
     from pyrskip.evaluation.runs import check_costs, load_all
-    from pyrskip.report.plots import plot_runs, run_colours
-    from pyrskip.report.styles import RULES
+    from pyrskip.report.plots import plot_runs
 
     if arguments[:1] == ["dial"]:
         _dial(arguments[1:])
@@ -91,8 +90,7 @@ def plot(arguments: Sequence[str]) -> None:
     runs = load_all(map(Path, places[1:]))
     check_costs(runs)
     out = Path(given.get("out", "frontier.svg"))
-    colours = run_colours({run.label: run.rule for run in runs}, RULES)
-    plot_runs({run.label: run.rows for run in runs}, colours, out, given.get("method", "gate"))
+    plot_runs({run.label: run.rows for run in runs}, out, given.get("method", "gate"))
     print(f"picture: {out}")
 
 

@@ -19,7 +19,7 @@ from pyrskip.cli import main
 from pyrskip.data.reader import ShardDataset
 from pyrskip.errors import UserError
 from pyrskip.evaluation.guarantee import Guarantee, said
-from pyrskip.evaluation.worth import said as said_of_worth
+from pyrskip.evaluation.verdict import said as said_of_worth
 from pyrskip.export.describe import describe, encode_flops, guaranteed, safe_of
 from pyrskip.export.export import _check_gate
 from pyrskip.export.parity import check

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pyrskip.errors import UserError
-from pyrskip.files import run_lock, whole_file, write_json, write_whole
+from pyrskip.files import run_lock, whole_directory, whole_file, write_json, write_whole
 
 
 def test_a_file_that_is_not_written_to_its_end_leaves_the_one_before(tmp_path: Path) -> None:
@@ -40,6 +40,25 @@ def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^{tmp_path}/file cannot be written: Is a directory$"):
         write_json(tmp_path / "file", {})
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_directory_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()  # an empty one is taken
+
+    def write(error: type[BaseException] | None) -> None:
+        with whole_directory(out) as part:
+            (part / "file").write_text("whole")
+            assert not list(out.iterdir())
+            if error:
+                raise error
+
+    for error, seen in ((KeyboardInterrupt, KeyboardInterrupt), (OSError, UserError)):
+        with pytest.raises(seen):
+            write(error)
+        assert [p.name for p in tmp_path.iterdir()] == ["out"] and not list(out.iterdir())
+    write(None)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and (out / "file").read_text() == "whole"
 
 
 def test_a_lock_is_released_whatever_ends_its_work(tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ def test_a_kept_tile_gives_what_the_processor_gives(vlm: HfVlm, batch: Batch) ->
     realised = vlm.realise(ASKED, batch.size[batch.image_of])
     kept = [[1, 0, 0, 1, 0, 1], [0, 0, 0, 0, 0, 1], [1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 1]]
     torch.testing.assert_close(realised, TOKENS * torch.tensor(kept))
-    assert vlm.tile_tokens((40, 24)) == [TOKENS, 0, TOKENS, 0, TOKENS, TOKENS]
+    every = vlm.realise(torch.ones(1, 6, dtype=torch.int64), torch.tensor([[40, 24]]))
+    assert every.tolist() == [[TOKENS, 0, TOKENS, 0, TOKENS, TOKENS]]
 
 
 def test_the_prompt_is_what_processor_and_model_make_of_the_same_images(vlm: HfVlm, batch: Batch) -> None:
@@ -318,7 +319,9 @@ def test_as_run_is_the_whole_image_through_the_processors_own_settings(batch: Ba
     inputs = own(images=[picture], text=[text], return_tensors="pt")
     # two pieces of 56 px and a thumbnail, where a tile of the same size is one look
     assert int((inputs["input_ids"] == own.image_token_id).sum()) == 12
-    assert box.as_run.realise(whole, one.size).tolist() == [[12]] and box.tile_tokens((56, 112))[4] == 4
+    assert box.as_run.realise(whole, one.size).tolist() == [[12]]
+    every = torch.ones(1, box.pyramid.tiles, dtype=torch.int64)
+    assert box.realise(every, one.size)[0, 4] == 4
     written = model.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=box.passes.ends)
     told = own.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert box.as_run.answer(one, whole) == [told[0].strip()]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 import pyrskip.progress as told
 from pyrskip.progress import duration, each, paced, progress, shown
 from pyrskip.reward import RewardConfig
-from pyrskip.training.progress import Told
+from pyrskip.training.progress import ShowProgress
 from tests.toys import batches, toy_module
 
 
@@ -117,7 +117,7 @@ def test_a_training_tells_loss_keep_rate_and_cost(
     module: Any = toy_module("supervised", "utility", RewardConfig(), steps=20)
     trainer = pl.Trainer(
         max_epochs=1,
-        callbacks=[Told("gate/seed-0")],
+        callbacks=[ShowProgress("gate/seed-0")],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -89,5 +89,5 @@ def test_only_so_many_recordings_are_kept(recording: type[StandIn]) -> None:
     for number in range(2 * recorded.KEPT):
         assert held.of(module, number, lambda: 1) is None
         assert held.of(module, number, lambda number=number: number) == number  # type: ignore[misc]
-    assert len(held.held) == recorded.KEPT
-    assert copy.deepcopy(held).held == {}
+    assert len(held.by_shape) == recorded.KEPT
+    assert copy.deepcopy(held).by_shape == {}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyrskip.config import Config
-from pyrskip.evaluation.played import play
+from pyrskip.evaluation.unlisted import answer_unlisted
 from pyrskip.gates import load_gate
 from pyrskip.gates.gate import Gate
 from pyrskip.models.native import NativeModel
@@ -62,9 +62,9 @@ def test_rollouts_to_learn_from_hold_selections_of_each_questions_own(run: Path,
 def test_what_is_played_is_what_the_model_answers_and_costs(parts: Any, run: Path) -> None:
     model, gate, tables = parts
     budget, test = gate.layout.budget, tables["test"]
-    played, columns = play(model, tables, {"gate": [gate]}, [0], PRICES, run / "data", budget)
-    table = played["test"]
-    assert table.drawn is not None and played["gate"] is tables["gate"]
+    extended, columns = answer_unlisted(model, tables, {"gate": [gate]}, [0], PRICES, run / "data", budget)
+    table = extended["test"]
+    assert table.drawn is not None and extended["gate"] is tables["gate"]
     unit, rows = tables["gate"].mean_full_flops, torch.arange(len(test))
     environment = TableEnvironment(table, model.pyramid, budget, unit)
     kept = {}
@@ -127,5 +127,5 @@ def test_a_quadtree_that_looks_learns_and_is_played_as_it_answers(run: Path) -> 
 def test_listed_decisions_are_not_played(parts: Any, run: Path, tmp_path: Path) -> None:
     model, _, tables = parts
     config: Config = tiny(tmp_path, "pyramid.grid=[2,2,1]")
-    played, columns = play(model, tables, {"gate": []}, [], PRICES, run / "data", config.budget)
-    assert not columns and all(played[split] is tables[split] for split in tables)
+    extended, columns = answer_unlisted(model, tables, {"gate": []}, [], PRICES, run / "data", config.budget)
+    assert not columns and all(extended[split] is tables[split] for split in tables)

@@ -17,12 +17,11 @@ from pyrskip.evaluation.methods import METHODS
 from pyrskip.evaluation.pick import pick
 from pyrskip.evaluation.results import headline
 from pyrskip.evaluation.runs import GALLERY, load_all, load_runs
-from pyrskip.evaluation.worth import said
+from pyrskip.evaluation.verdict import said
 from pyrskip.report.conclusion import conclusion
 from pyrskip.report.figures import frontier_figure, shares_by_type
 from pyrskip.report.page import write_report
-from pyrskip.report.plots import run_colours
-from pyrskip.report.styles import RULES
+from pyrskip.report.styles import CYCLE, in_turn
 from tests.runs import NASTY, write_run
 from tests.test_cli import refused
 from tests.test_frontier import computed, of_rungs
@@ -268,10 +267,9 @@ def test_a_method_looks_the_same_in_every_picture() -> None:
     assert drawn["gate"].y[point] == pytest.approx(100 * sum(r.accuracy for r in gate) / 3)
 
 
-def test_runs_keep_their_rules_colours_where_rules_differ() -> None:
-    assert run_colours({"a": "gumbel", "b": "exact"}, RULES) == {"a": RULES["gumbel"], "b": RULES["exact"]}
-    colours = run_colours({"a": "gumbel", "b": "gumbel"}, RULES)
-    assert len(set(colours.values())) == 2
+def test_runs_have_colours_in_turn() -> None:
+    assert in_turn(["a", "b", "a"]) == {"a": CYCLE[0], "b": CYCLE[1]}
+    assert in_turn(map(str, range(7)))["6"] == CYCLE[0]
 
 
 @pytest.mark.parametrize("ending", ["svg", "pdf", "png"])
@@ -282,8 +280,8 @@ def test_a_frontier_is_drawn_for_a_paper(ending: str, sweep: Path, tmp_path: Pat
     first = out.read_bytes()
     assert first[:4] == {"svg": b"<?xm", "pdf": b"%PDF", "png": b"\x89PNG"}[ending]
     if ending == "svg":
-        for word in ("rule=gumbel", "accuracy, %", RULES["gumbel"].lower()):
-            assert word in first.decode().replace(RULES["gumbel"], RULES["gumbel"].lower())
+        for word in ("rule=gumbel", "accuracy, %", CYCLE[1].lower()):
+            assert word in first.decode().replace(CYCLE[1], CYCLE[1].lower())
     main(["plot", "frontier", str(sweep), f"out={out}"])
     assert out.read_bytes() == first  # the same rows give the same file
 

@@ -12,7 +12,7 @@ from pyrskip.evaluation.bootstrap import Bootstrap
 from pyrskip.evaluation.frontier import Frontier, frontier, hull_at
 from pyrskip.evaluation.inputs import Inputs
 from pyrskip.evaluation.safe import LEVEL, RESAMPLES, best_fixed, chances_of_none, heights, safe
-from pyrskip.evaluation.worth import said, worth
+from pyrskip.evaluation.verdict import said, verdict
 from pyrskip.inference.safe import Safe
 from pyrskip.observation import Layout
 from pyrskip.rollouts.held_out import held_out
@@ -154,7 +154,7 @@ def test_a_gate_is_judged_by_held_out_images_alone() -> None:
 
 
 def test_the_summary_says_in_a_line_whether_a_gate_is_worth_having() -> None:
-    good, bad = worth(computed()), worth(of_wrong())
+    good, bad = verdict(computed()), verdict(of_wrong())
     assert (bad["above"], bad["gain"]) == (0, None)
     assert said(bad) == (
         "a gate is not worth having on this data: a fixed selection does as well, as far as 30 held-out "

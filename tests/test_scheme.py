@@ -19,7 +19,7 @@ from pyrskip.evaluation.summary import summary
 from pyrskip.launch import conf_directory
 from pyrskip.stages import run_stages
 from pyrskip.tracking.frontier import frontier_metrics
-from pyrskip.tracking.scheme import ANY_RULE, FLEX, FOREIGN, FRONTIER, METRICS, Metric, find, markdown
+from pyrskip.tracking.scheme import ANY_RULE, FLEX, FRONTIER, METRICS, Metric, find, markdown
 from pyrskip.tracking.workspaces import as_json
 from pyrskip.training.rules import RULES
 from tests.configs import TWO_STEPS
@@ -27,6 +27,8 @@ from tests.offline import history, offline_runs
 from tests.test_frontier import computed
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
+FOREIGN = ("epoch", "step", "trainer/global_step")
+"""Names that are Lightning's or the tracker's own."""
 # what must log a metric, of what there is: a rule that the scheme knows and RULES does not is nobody's yet
 EXISTING = (FLEX, FRONTIER, *RULES)
 OWED = [

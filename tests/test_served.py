@@ -32,7 +32,7 @@ from pyrskip.models.tiers import GatedModel
 from pyrskip.models.tiles import crops
 from pyrskip.models.vlm.hf import HfConfig, HfVlm
 from pyrskip.models.vlm.remote import RemoteModel, _png
-from pyrskip.models.vlm.served import build_served, identity
+from pyrskip.models.vlm.served import build_served
 from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.rollout import RolloutModule
 from pyrskip.rollouts.scoring import score_served
@@ -469,14 +469,15 @@ def test_other_weights_in_the_same_folder_are_another_model(
     folder = tmp_path / "llava"
     shutil.copytree(llava, folder)
     answerer = config(tmp_path, encoder, "model=hf", f"model.hf.path={folder}").model
-    before = identity(answerer)
-    assert before == identity(config(tmp_path, encoder, "model=hf", f"model.hf.path={llava}").model)
+    before = answerer.own.identity()
+    assert before == config(tmp_path, encoder, "model=hf", f"model.hf.path={llava}").model.own.identity()
     weights = folder / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
-    assert identity(answerer) != before
-    assert HfVlm.from_pretrained(HfConfig(str(folder)), PYRAMID).tile_tokens((64, 64)) == [9, 9, 9]
+    assert answerer.own.identity() != before
+    whole, size = torch.ones(1, 3, dtype=torch.int64), torch.tensor([[64, 64]])
+    assert HfVlm.from_pretrained(HfConfig(str(folder)), PYRAMID).realise(whole, size).tolist() == [[9, 9, 9]]
 
 
 def test_rollouts_encode_each_tile_once(

@@ -195,7 +195,7 @@ def test_who_compares_levels_has_encoded_them_all_and_who_foresees_it_has_not() 
     names = ("skip:redundant", "skip:foreseen", "skip:side", "arr_coc:top")
     inputs = Inputs(
         dict.fromkeys(("gate", "val", "test"), table), PYRAMID, BudgetRule(), {}, [0], [0.3], {}, {},
-        played={(name, 0, "test"): kept for name in names},
+        unlisted={(name, 0, "test"): kept for name in names},
     )  # fmt: skip
     found = {name: next(iter(METHODS[name].decisions(inputs, "test"))) for name in names}
     assert [found[name].encodes_all for name in names] == [True, False, False, True]

@@ -57,7 +57,7 @@ def convert(config: DataConfig, directory: Path) -> Index:
         _list(plan, form, config, directory)
         _write(plan, form, config, directory)
         splits = plan.written()
-        report, asked = _report(plan), plan.questions()
+        report, found = _report(plan), plan.questions()
     except sqlite3.OperationalError as error:
         raise UserError(f"{directory / PLAN} cannot be written: {error}") from error
     finally:
@@ -71,7 +71,7 @@ def convert(config: DataConfig, directory: Path) -> Index:
     (directory / PLAN).unlink()
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     kept = sum(shard.questions for shards in splits.values() for shard in shards)
-    for line in (*counted(splits), f"kept: {kept} of {asked} questions", *_told(report)):
+    for line in (*counted(splits), f"kept: {kept} of {found} questions", *_lines_of(report)):
         console.print(line, markup=False)
     return index
 
@@ -180,7 +180,7 @@ def _report(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _told(report: dict[str, Any]) -> Iterator[str]:
+def _lines_of(report: dict[str, Any]) -> Iterator[str]:
     for reason, rows in report["skipped"].items():
         yield f"skipped: {rows} x {reason}"
     if report["broken"]:

@@ -38,8 +38,8 @@ def label(lines: Path, images: Path, out: Path, config: RemoteConfig) -> tuple[i
     client.journal = Journal(place)
     rows: list[dict[str, Any]] = []
     faults: list[Fault] = []
-    asked = _asked(lines, images, faults)
-    while some := list(islice(asked, AT_ONCE * config.parallel)):
+    questions = _questions(lines, images, faults)
+    while some := list(islice(questions, AT_ONCE * config.parallel)):
         replies = client.ask(
             [Request(config.body([url], config.words(row["question"])), ()) for _, row, url in some]
         )
@@ -61,7 +61,7 @@ def label(lines: Path, images: Path, out: Path, config: RemoteConfig) -> tuple[i
     return len(rows), faults
 
 
-def _asked(lines: Path, images: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any], str]]:
+def _questions(lines: Path, images: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any], str]]:
     """Number, row and picture of each line that can be asked about; what cannot is added to faults."""
     try:
         content = lines.read_text(encoding="utf-8-sig")

@@ -21,7 +21,7 @@ from pyrskip.sample import Batch
 SIZES = (1, 8, 32)
 """Questions that are answered at once."""
 ROUNDS = 30
-"""That a time is the median of, at most."""
+"""Rounds that a time is the median of, at most."""
 LEAST = 3
 PHASES = ("encode", "gate", "prefill", "decode")
 

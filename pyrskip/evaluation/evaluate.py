@@ -14,11 +14,11 @@ from pyrskip.evaluation.frontier import Frontier, frontier
 from pyrskip.evaluation.inference import Shown, answered, check_inference, shown
 from pyrskip.evaluation.inputs import Inputs
 from pyrskip.evaluation.pick import pick
-from pyrskip.evaluation.played import look_at, play
 from pyrskip.evaluation.scores import FILE as SCORES
 from pyrskip.evaluation.scores import save_scores
 from pyrskip.evaluation.summary import default_price, summary
 from pyrskip.evaluation.timing import device_name, measure
+from pyrskip.evaluation.unlisted import answer_unlisted, look_at
 from pyrskip.files import write_json
 from pyrskip.gated import Gated
 from pyrskip.gates import load_gate
@@ -123,7 +123,7 @@ def evaluate(
             timing = measure(model, one, batch, actions, budget, unit, flops, config.timing_seconds, pruners)
     if any(gate.config.looks for of in trained.values() for gate in of):
         tables = {**tables, **{of: look_at(model, tables[of], data) for of in ("val", "test")}}
-    tables, played = play(model, tables, trained, seeds, config.prices, data, budget)
+    tables, unlisted = answer_unlisted(model, tables, trained, seeds, config.prices, data, budget)
     inputs = Inputs(
         tables=tables,
         pyramid=model.pyramid,
@@ -139,7 +139,7 @@ def evaluate(
         resamples=config.resamples,
         crossed=crossed,
         peers=peers or {},
-        played=played,
+        unlisted=unlisted,
     )
     result = frontier(inputs)
     lookup = lookup_accuracy(data, model.pyramid.size)
@@ -180,8 +180,8 @@ def _load_gate(path: Path, table: RolloutTable) -> Gate:
 
 
 def tile_flops(model: GatedModel, size: Tensor) -> Tensor | None:
-    """Of encoding and projecting every tile whole, [M, T], in the cost model's unit; None where nothing looks
-    at every tile."""
+    """FLOPs of encoding and projecting every tile whole, [M, T], in the cost model's unit; None where nothing
+    looks at every tile."""
     encode = encode_flops(model, size)
     if encode is None or not isinstance(model, NativeModel):
         return None
@@ -190,7 +190,7 @@ def tile_flops(model: GatedModel, size: Tensor) -> Tensor | None:
 
 
 def encode_flops(model: GatedModel, size: Tensor) -> Tensor | None:
-    """Of encoding every tile, as `tile_flops`."""
+    """FLOPs of encoding every tile, as `tile_flops`."""
     if not isinstance(model, NativeModel):
         return None
     return model.encode_flops(size) * model.convention.per_mac / 2

@@ -59,14 +59,14 @@ def guarantee(
     score [P, M] in [0, 1]: a setting's mean score on each image, the safest setting first, in an order that
     these scores did not choose; full [M]: full's; cost: P.
     """
-    held = 0
-    while held < len(score) and passes(score[held] - asked * full, asked, confidence):
-        held += 1
-    chosen = min(range(held), key=lambda i: cost[i], default=0)
-    needed = None if held else images_needed(score[0] - asked * full, asked, confidence)
+    passed = 0
+    while passed < len(score) and passes(score[passed] - asked * full, asked, confidence):
+        passed += 1
+    chosen = min(range(passed), key=lambda i: cost[i], default=0)
+    needed = None if passed else images_needed(score[0] - asked * full, asked, confidence)
     kept = float(score[chosen].sum() / full.sum()) if full.sum() else None
     most = largest(full, confidence)
-    return chosen, Guarantee(asked, confidence, held > 0, kept, len(full), needed, most)
+    return chosen, Guarantee(asked, confidence, passed > 0, kept, len(full), needed, most)
 
 
 def by_image(score: ArrayLike, image_of: ArrayLike, images: Sequence[int]) -> Floats:

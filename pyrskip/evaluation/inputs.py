@@ -31,9 +31,9 @@ class Inputs:
     and projecting each tile of each image, counted as the table's are; None where tables have no similarity.
     encode_flops: the same of encoding alone. asked_flops: of the gate's own decision, where the model has
     read the glance with the question anyway. crossed: 'gate', 'val' and 'test' of the same questions under
-    another flex seed, for oracle:cross. peers: 'val' and 'test' of the same questions behind pruners. played:
-    method, seed and split -> columns [P, N] of the table, of decisions that are not listed and that the model
-    was asked about (`pyrskip.evaluation.played`); seed 0 where the method has none.
+    another flex seed, for oracle:cross. peers: 'val' and 'test' of the same questions behind pruners.
+    unlisted: method, seed and split -> columns [P, N] of the table, of decisions that are not listed and
+    that the model was asked about (`pyrskip.evaluation.unlisted`); seed 0 where the method has none.
     """
 
     tables: Mapping[str, RolloutTable]
@@ -50,7 +50,7 @@ class Inputs:
     asked_flops: float = 0.0
     crossed: Mapping[str, RolloutTable] | None = None
     peers: Mapping[PrunerConfig, Mapping[str, RolloutTable]] = field(default_factory=dict)
-    played: Mapping[tuple[str, int, str], Tensor] = field(default_factory=dict)
+    unlisted: Mapping[tuple[str, int, str], Tensor] = field(default_factory=dict)
     _decided: dict[tuple[str, int, str], Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -85,8 +85,8 @@ class Inputs:
         """What a gate decides for every question of a split, columns of its table [P, N] by `prices_of`.
         Computed once."""
         key = (method, seed, split)
-        if key in self.played:
-            return self.played[key]
+        if key in self.unlisted:
+            return self.unlisted[key]
         if key not in self._decided:
             self._decided[key] = self.decide(method, seed, self.tables[split])
         return self._decided[key]

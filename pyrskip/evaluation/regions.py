@@ -42,8 +42,8 @@ def rules(tables: Mapping[str, RolloutTable], split: str, pyramid: Pyramid) -> I
         yield name, torch.stack(kept) & real
     if agreed is not None:
         there = pyramid.capacity(gate.size) > 0
-        told, fitted = (skipping.foreseen(of, known, agreed, there, pyramid) for of in (own, known))
-        kept = [skipping.unlike(told, fitted, share, pyramid) for share in skipping.KEPT]
+        predicted, fitted = (skipping.foreseen(of, known, agreed, there, pyramid) for of in (own, known))
+        kept = [skipping.unlike(predicted, fitted, share, pyramid) for share in skipping.KEPT]
         yield FORESEEN, torch.stack(kept) & real
     if table.similarity is None or gate.similarity is None:
         return

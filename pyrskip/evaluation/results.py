@@ -13,7 +13,7 @@ from pyrskip.evaluation.curves import accuracy, average, cost, curve, high, low,
 from pyrskip.evaluation.frontier import Row
 from pyrskip.evaluation.guarantee import said as guaranteed
 from pyrskip.evaluation.runs import Finished
-from pyrskip.evaluation.worth import said as worth_said
+from pyrskip.evaluation.verdict import said as verdict_said
 
 CURVES = ("gate", "random", "hull")
 """Methods whose curve a record holds."""
@@ -84,7 +84,7 @@ def record(run: Finished) -> Record:
         questions=sum(of["n"] for of in full.by_type.values()),
         target=float(target),
         guarantee=guaranteed(found) if found else "",
-        worth=worth_said(summary["worth"]) if "worth" in summary else "",
+        worth=verdict_said(summary["worth"]) if "worth" in summary else "",
         lines=tuple(lines(run)),
         curves={method: _curve([row for row in test if row.method == method]) for method in CURVES},
     )
@@ -107,12 +107,12 @@ def headline(summary: Mapping[str, Any]) -> str:
     lowest."""
     targets = summary["targets"]
     names: list[str] = sorted(targets, key=float)
-    held = [
+    kept = [
         name
         for name in names
         if all(seed.get("guarantee", {}).get("guaranteed") for seed in targets[name]["gate"]["seeds"])
     ]
-    return (held or names[:1])[-1]
+    return (kept or names[:1])[-1]
 
 
 def read_record(path: Path) -> Record:

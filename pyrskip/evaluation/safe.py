@@ -48,8 +48,8 @@ def best_fixed(inputs: Inputs) -> Iterator[tuple[float, str]]:
 
 
 def chances_of_none(inputs: Inputs, seed: int) -> list[float]:
-    """Of each of the gate's prices, the one-sided p-value of its being above the hull by nothing or less, by
-    paired bootstrap over the held-out images; 1 where there are none."""
+    """At each of the gate's prices, the one-sided p-value against its being above the hull, by paired
+    bootstrap over the held-out images; 1 where there are none."""
     action, table = inputs.decided("gate", seed, "val"), inputs.tables["val"]
     images = torch.tensor(held_out(table), dtype=torch.long)
     rows = torch.isin(table.image_of, images).nonzero().squeeze(1)

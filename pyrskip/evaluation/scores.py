@@ -60,7 +60,7 @@ class Scored:
 
 
 def save_scores(frontier: Frontier, path: Path) -> None:
-    """In half precision, without selections of single tiles, of which there may be thousands."""
+    """Write scores in half precision, without selections of single tiles, of which there may be thousands."""
     points = [p for p in frontier.points if p.row.split == "test" and not of_tiles(p.row)]
     table = frontier.inputs.tables["test"]
     score = torch.stack([frontier.score(point).half() for point in points])

@@ -10,7 +10,7 @@ import torch
 from pyrskip.evaluation.frontier import Frontier, Point, hull_at, hull_cost, regret
 from pyrskip.evaluation.guarantee import by_image, guarantee
 from pyrskip.evaluation.needs import doubt
-from pyrskip.evaluation.worth import worth
+from pyrskip.evaluation.verdict import verdict
 from pyrskip.rollouts.health import health
 from pyrskip.rollouts.held_out import held_out
 
@@ -40,7 +40,7 @@ def summary(
     cost_over_hull: over the mix of fixed selections that retains as much, None where none does.
     budget_weights: those that were learned, where actions are rungs. lookup: test
     accuracy of the majority answer of each question text among the training questions. doubt: see
-    `needs.doubt`; worth: see `worth.worth`.
+    `needs.doubt`; worth: see `verdict.verdict`.
     """
     result: dict[str, Any] = {
         "note": SHARED_MODEL,
@@ -53,7 +53,7 @@ def summary(
         result[method] = _figures(frontier, frontier.select(method, "test")[0])
     floors = {"question_only": result["question_only"]["accuracy"], "lookup_accuracy": lookup or 0.0}
     result["doubt"] = doubt(result["full"]["accuracy"], floors)
-    result["worth"] = worth(frontier)
+    result["worth"] = verdict(frontier)
     images, result["targets"] = held_out(frontier.inputs.tables["val"]), {}
     for target in (_Target(retention, confidence, images) for retention in targets):
         fixed = _fixed_at(frontier, target)
@@ -98,8 +98,8 @@ def _guaranteed(frontier: Frontier, points: Sequence[Point], target: _Target) ->
     chosen, found = guarantee(score, full, cost, target.retention, target.confidence)
     row = points[chosen].row
     point = frontier.select(row.method, "test", row.price, row.seed)[0]
-    asked = frontier.inputs.tables["test"].image_of.unique().tolist()
-    kept, full = scores([point], "test", asked).sum(-1).tolist()
+    tested = frontier.inputs.tables["test"].image_of.unique().tolist()
+    kept, full = scores([point], "test", tested).sum(-1).tolist()
     return point, asdict(found) | {"kept_on_test": kept / full if full else None}
 
 

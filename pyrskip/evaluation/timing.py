@@ -31,7 +31,7 @@ from pyrskip.sample import Batch
 
 GATED = "gated:"
 ROUNDS = 15
-"""That a time is the median of, at most."""
+"""Rounds that a time is the median of, at most."""
 TIMED = 16
 """Listed decisions that are timed, at most."""
 RECORDED = 4

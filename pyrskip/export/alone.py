@@ -24,7 +24,7 @@ from pyrskip.models.vlm.served import ServedModel
 from pyrskip.sample import Batch
 
 FLOPS = 0.01
-"""By how much of them a decision's FLOPs may differ: questions' tokens are counted by a rule."""
+"""Share by which a decision's FLOPs may differ: questions' tokens are counted by a rule."""
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any
 
 from pyrskip.config import Config, to_plain
 from pyrskip.evaluation.guarantee import said
-from pyrskip.evaluation.worth import said as worth_said
+from pyrskip.evaluation.verdict import said as verdict_said
 
 # sections of the run's config that made the weights
 TRAINED_BY = ("data", "pyramid", "vision", "text", "language", "flex", "budget", "gate", "rule", "reward")
@@ -109,7 +109,7 @@ def card(
     rows: Sequence[Mapping[str, Any]],
     parity: Sequence[object],
     seed: int,
-    told: Mapping[str, Any],
+    summary: Mapping[str, Any],
 ) -> str:
     """README.md. plain: config.json; parity: what the checks found, each a line; rows: the frontier's, of
     this seed and of methods without one; told: summary.json."""
@@ -144,12 +144,12 @@ def card(
             for row in rows
             if row["method"] == method and row["split"] == "test"
         ),
-        worth=safe and worth_said(told["worth"]) + ".",
+        worth=safe and verdict_said(summary["worth"]) + ".",
         played=safe and _ranges(safe["gate"]),
         guarantees="\n".join(
             f"* {of['guarantee']['asked']:.4g}: {said([of['guarantee']])}. Price {of['price']:g}, kept on "
             f"test: {_share(of['guarantee']['kept_on_test'])}."
-            for at in told["targets"].values()
+            for at in summary["targets"].values()
             for of in at["gate"]["seeds"]
             if of["seed"] == seed
         ),

@@ -163,9 +163,9 @@ def prices_of(
     return Prices(low, high, default, guaranteed, safe)
 
 
-def guaranteed(told: Mapping[str, Any], seed: int) -> tuple[Guaranteed, ...]:
+def guaranteed(summary: Mapping[str, Any], seed: int) -> tuple[Guaranteed, ...]:
     """The retentions that are guaranteed for a seed's gate, from summary.json."""
-    own = [of for at in told["targets"].values() for of in at["gate"]["seeds"] if of["seed"] == seed]
+    own = [of for at in summary["targets"].values() for of in at["gate"]["seeds"] if of["seed"] == seed]
     return tuple(
         Guaranteed(found["asked"], of["price"], found["confidence"], found["images"], found["kept_on_test"])
         for of in own
@@ -173,12 +173,12 @@ def guaranteed(told: Mapping[str, Any], seed: int) -> tuple[Guaranteed, ...]:
     )
 
 
-def safe_of(told: Mapping[str, Any], seed: int) -> Safe:
+def safe_of(summary: Mapping[str, Any], seed: int) -> Safe:
     """What is played in place of a seed's gate, from summary.json. Raises UserError where that does not say
     it."""
-    if "worth" not in told:
+    if "worth" not in summary:
         raise UserError(
             "the run's summary.json does not say where its gates are above fixed selections; draw the "
             "frontier again with pyrskip eval"
         )
-    return Safe.parse(next(of for of in told["worth"]["seeds"] if of["seed"] == seed))
+    return Safe.parse(next(of for of in summary["worth"]["seeds"] if of["seed"] == seed))

@@ -5,7 +5,6 @@ export.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +20,13 @@ from pyrskip.export.describe import describe, describe_alone, guaranteed, prices
 from pyrskip.export.outside import outside_of
 from pyrskip.export.parity import Parity, check
 from pyrskip.export.write import write_alone, write_parts
+from pyrskip.files import whole_directory
 from pyrskip.gated import Gated
 from pyrskip.gates.gate import Gate
 from pyrskip.inference import Engine, GateAlone
 from pyrskip.inference.bundle import SOURCES, Prices, write_checksums
 from pyrskip.models.native import NativeModel
-from pyrskip.models.vlm.served import ServedModel, identity
+from pyrskip.models.vlm.served import ServedModel
 from pyrskip.pruners import NONE
 from pyrskip.sample import Batch
 from pyrskip.signals import SIGNALS
@@ -63,19 +63,16 @@ def export_run(
             f"allowed: {NONE}"
         )
     run = Finished.of(config, seed)
-    model, gate, unit, told = run.model, run.gate, run.unit, run.told
+    model, gate, unit, summary = run.model, run.gate, run.unit, run.summary
     _check_gate(gate)
     rows = [row for row in read_result(run.root / "frontier.json") if row["seed"] in (None, run.seed)]
     prices = sorted({row["price"] for row in rows if row["method"] == "gate"})
 
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with whole_directory(out) as part:
         batch = collate([run.test[i] for i in range(min(SAMPLES, len(run.test)))], config.pyramid.size)
         own_flops = Gated(model, gate, unit).gate_flops(batch)
-        safe = None if config.model.served else safe_of(told, run.seed)
-        dial = prices_of(gate, config.reward, run.price, guaranteed(told, run.seed), safe)
+        safe = None if config.model.served else safe_of(summary, run.seed)
+        dial = prices_of(gate, config.reward, run.price, guaranteed(summary, run.seed), safe)
         made = _Made(config, gate, unit, own_flops, dial, batch, run.test, prices, run.price, part, say)
         plain, parity = _whole(model, made, native) if isinstance(model, NativeModel) else _alone(model, made)
         for result in parity:
@@ -84,19 +81,12 @@ def export_run(
             "seed": run.seed,
             "price": run.price,
             "parity": [asdict(result) for result in parity],
-            "summary": told,
+            "summary": summary,
             "frontier": rows,
         }
         (part / "metrics.json").write_text(json.dumps(metrics, indent=1))
-        (part / "README.md").write_text(card(config, plain, rows, parity, run.seed, told))
+        (part / "README.md").write_text(card(config, plain, rows, parity, run.seed, summary))
         write_checksums(part)
-        if out.exists():
-            out.rmdir()
-        part.rename(out)
-    except OSError as error:
-        raise UserError(f"out={out} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return out
 
 
@@ -138,7 +128,7 @@ def _whole(model: NativeModel, of: _Made, native: bool) -> tuple[dict[str, Any],
 def _alone(model: ServedModel, of: _Made) -> tuple[dict[str, Any], Sequence[GateParity]]:
     """Write a gate alone, and check it, as `_whole`."""
     of.say("measuring what the model gives a picture, and what that costs")
-    outside, tokenizer = outside_of(model.box, identity(of.config.model), of.some, of.say)
+    outside, tokenizer = outside_of(model.box, of.config.model.own.identity(), of.some, of.say)
     plain = describe_alone(model, of.config.vision, of.gate, of.unit, of.own_flops, of.dial, outside)
     of.say("tracing the graphs")
     write_alone(model, of.gate, outside, tokenizer, plain, of.part)

@@ -156,8 +156,9 @@ def _vision_example(stride: int, batch: Dim) -> Example:
 def _deciding_examples(
     model: GatedModel, gate: Gate, cells: int, query_words: Dim, vocabulary: int = 0
 ) -> dict[str, Example]:
-    """Of the signals' graphs, and of what the gate's reads in every kind of export. The numbers themselves do
-    not matter. cells: a side of the glance's map; vocabulary: of the language model, where it is there."""
+    """Example inputs of the signals' graphs, and of what the gate's graph reads in every kind of export;
+    their values do not matter. cells: a side of the glance's map; vocabulary: of the language model, where it
+    is there."""
     layout, side, batch = gate.layout, cells * model.vision.stride, Dim("batch")
     sources = {
         "question": tuple(_question().values()),
@@ -186,7 +187,7 @@ def _deciding_examples(
 
 @torch.no_grad()
 def _examples(model: NativeModel, gate: Gate, parts: Mapping[str, nn.Module]) -> dict[str, Example]:
-    """Of every graph of an export that holds its model."""
+    """Example inputs of every graph of an export that holds its model."""
     language = model.config.language
     batch, words = Dim("batch"), Dim("words", max=language.max_words)
     tokens, past, memory = map(Dim, ("tokens", "past", "memory"))

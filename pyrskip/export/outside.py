@@ -35,7 +35,7 @@ them cost."""
 SLIGHT = 0.001
 """How far such a formula may be off: towers that look through windows count those at a picture's edge."""
 NEAR = 0.01
-"""Of a decision's FLOPs, with all of that."""
+"""How far a decision's FLOPs may be off, with all of that."""
 
 
 def outside_of(
@@ -85,7 +85,7 @@ def _pictures(box: BlackBox, ask: int, say: Callable[[str], None], lone: bool) -
     own, where that differs."""
     tile = max(range(box.pyramid.tiles), key=lambda tile: box.pyramid.places[tile].side)
     side = box.pyramid.places[tile].side
-    tokens, places, measured = _looks(box, lone) if isinstance(box, HfVlm) else _asked(box, tile)
+    tokens, places, measured = _looks(box, lone) if isinstance(box, HfVlm) else _answers(box, tile)
 
     def encode(size: Ints) -> Floats:
         n = tokens(size)
@@ -118,7 +118,7 @@ def _looks(box: HfVlm, lone: bool) -> tuple[Measure, Measure, Measure]:
     )
 
 
-def _asked(box: BlackBox, tile: int) -> tuple[Measure, Measure, Measure]:
+def _answers(box: BlackBox, tile: int) -> tuple[Measure, Measure, Measure]:
     """The same of a model that takes a picture alike wherever it is, by decisions for a tile alone."""
     pyramid = box.pyramid
     level = pyramid.places[tile].level

@@ -109,11 +109,11 @@ def check(
 
 @dataclass(frozen=True)
 class _Reference:
-    """asked: price and limit -> decisions [B, T] and which of them are within MARGIN of another [B]; listed:
-    every listed decision by its name, [B, T]; at the price of the answers, without a limit: the gate's
-    outputs, logits [B, V] of the first token, texts [B]."""
+    """decisions: price and limit -> decisions [B, T] and which of them are within MARGIN of another [B];
+    listed: every listed decision by its name, [B, T]; at the price of the answers, without a limit: the
+    gate's outputs, logits [B, V] of the first token, texts [B]."""
 
-    asked: dict[tuple[float, int | None], tuple[NDArray[np.int64], NDArray[np.bool_]]]
+    decisions: dict[tuple[float, int | None], tuple[NDArray[np.int64], NDArray[np.bool_]]]
     listed: dict[str, NDArray[np.int64]]
     outputs: NDArray[np.float32]
     logits: NDArray[np.float32]
@@ -147,32 +147,34 @@ def _reference(
     outputs = gated.gate(gated.observe(batch, answers.seen))
     visual, _ = model.visual(batch, answers.seen, answers.decided.tokens)
     logits = model.language.prefill(visual, model.language.tokenize(batch.texts))[0]
-    asked = {}
+    decisions = {}
     for price, most in product(prices, (None, limit)):
         policy = gated.gate.policy(Gated(model, gated.gate, gated.unit, price).observe(batch, answers.seen))
         decision = policy.mode(most)
-        asked[price, most] = decision.tokens.numpy(), (policy.margin(decision, most) <= MARGIN).numpy()
+        decisions[price, most] = decision.tokens.numpy(), (policy.margin(decision, most) <= MARGIN).numpy()
     capacity, layout = model.pyramid.capacity(batch.size)[batch.image_of], gated.gate.layout
     tokens = layout.actions.tokens(capacity, layout.budget).numpy()
     listed = dict(zip(layout.actions.names, tokens.swapaxes(0, 1), strict=True))
-    return _Reference(asked, listed, outputs.numpy(), logits.numpy(), answers.texts)
+    return _Reference(decisions, listed, outputs.numpy(), logits.numpy(), answers.texts)
 
 
 def _compare(
     sums: _Sums, engine: Engine, samples: Sequence[Sample], batch: Batch, reference: _Reference, price: float
 ) -> None:
     pictures = [engine.picture(Image.fromarray(s.image.permute(1, 2, 0).numpy())) for s in samples]
-    asked = list(zip(batch.image_of.tolist(), batch.texts, strict=True))
-    sums.questions += len(asked)
+    questions = list(zip(batch.image_of.tolist(), batch.texts, strict=True))
+    sums.questions += len(questions)
     safe = engine.spec.prices.safe
     for first, action in () if safe is None else safe.fixed:
         number = engine.spec.action(action)
-        rows = [engine.row(pictures[image], text, first, action=number) for image, text in asked]
+        rows = [engine.row(pictures[image], text, first, action=number) for image, text in questions]
         decided = engine.decide(rows, engine.glance(rows))
         sums.fixed += len(rows)
         sums.fixed_differ += int((decided.asked != reference.listed[action]).any(-1).sum())
-    for (dial, most), (wanted, inside) in reference.asked.items():
-        rows = [engine.row(pictures[image], text, float(dial), most or UNLIMITED) for image, text in asked]
+    for (dial, most), (wanted, inside) in reference.decisions.items():
+        rows = [
+            engine.row(pictures[image], text, float(dial), most or UNLIMITED) for image, text in questions
+        ]
         if (dial, most) != (price, None):
             sums.decisions_of(engine.decide(rows, engine.glance(rows)), wanted, inside)
             continue

@@ -13,9 +13,9 @@ from pyrskip.inference.outside import BySize
 
 PROBES = 500
 FEW = 40
-"""In place of PROBES, where a server is asked about every size."""
+"""Probes where a server is asked about every size."""
 CLOSE = 1e-6
-"""Of FLOPs, which a model may compute in float32."""
+"""Relative tolerance of FLOPs, which a model may compute in float32."""
 THIN = 32
 """Pixels of the short side of pictures that are probed as well: processors treat what is less than a token
 in ways of their own."""
@@ -90,7 +90,7 @@ def every(side: int) -> Ints:
 
 
 def measured(measure: Measure, size: Ints) -> Floats:
-    """Of sizes [N, 2]; 0 for one that the model does not take."""
+    """The measure of each of sizes [N, 2]; 0 for one that the model does not take."""
     try:
         return measure(size)
     except (UserError, ValueError):

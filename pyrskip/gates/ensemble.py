@@ -24,7 +24,7 @@ class Ensemble(Gate):
 
     @classmethod
     def of(cls, config: GateConfig, trained: Sequence[Gate]) -> "Ensemble":
-        """Of trained members, as many as config says, which serve the same prices."""
+        """An ensemble of trained members, as many as config says, which serve the same prices."""
         gate = cls(config, trained[0].layout)
         for own, member in zip(gate.gates, trained, strict=True):
             own.load_state_dict(member.state_dict())

@@ -18,7 +18,7 @@ THRESHOLDS = (0.8, 0.5, 0.3)
 """Relevance from 0 to 1 above which level 0, 1 and 2 is looked at; no higher than the last, level 3
 (ARR-COC)."""
 TEMPERATURE = 0.1
-"""Of the softmax over a question's cosines with the levels."""
+"""Temperature of the softmax over a question's cosines with the levels."""
 
 
 def entropy(maps: Tensor, inside: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BINS = 16
-"""Of brightness, in a tile's histogram."""
+"""Bins of brightness in a tile's histogram."""
 NEAR, PARTS = 3, 4
 """Centre-surround: pixels a side of the centre, and as which part of the picture's side its surround."""
 MEASURES = ("entropy", "edges", "surround", "peak")

@@ -42,8 +42,8 @@ class RegionGate(Gate):
         glance, mask = seen["glance"], seen["glance_mask"]
         question = self.words(seen["query"], seen["query_mask"])
         cells = F.gelu(self.cells(cells_of(self.norm, glance)))
-        asked = cells * self.ask(question)[:, None]  # [B, N, D]
-        score = asked.sum(-1) * cells.shape[-1] ** -0.5
+        weighed = cells * self.ask(question)[:, None]  # [B, N, D]
+        score = weighed.sum(-1) * cells.shape[-1] ** -0.5
         attention = score.masked_fill(~mask.flatten(1), float("-inf")).softmax(-1)
         found = (attention[:, None] @ cells).squeeze(1)
         share = overlap(self.tile_box, *glance.shape[-2:]) * mask.flatten(1)[:, None]
@@ -51,7 +51,7 @@ class RegionGate(Gate):
         whole = torch.cat([found, question], dim=-1)[:, None].expand(-1, self.layout.tiles, -1)
         where = torch.cat([self.level(self.tile_level), self.tile_box], dim=-1)
         return torch.cat(
-            [share @ cells, share @ asked, whole, where.expand(question.shape[0], -1, -1)], dim=-1
+            [share @ cells, share @ weighed, whole, where.expand(question.shape[0], -1, -1)], dim=-1
         )
 
 

@@ -25,7 +25,7 @@ ARCHETYPES = 8
 CENTRE = (0.5, 0.1, 0.1, 0.25)
 """Where MEASURES of usual pictures lie; they differ by a tenth or so."""
 LEAST = 0.3
-"""Of the weights, that scores share evenly: one that counts for nothing learns nothing."""
+"""Share of the weight that is spread evenly over the scores: one without weight learns nothing."""
 EXPLORE, FOCUS = 0.02, 8.0
 """Where tensions start: a coin judges a tile in fifty, and a tile that is more relevant than another by a
 quarter has a logit that is higher by two."""
@@ -33,12 +33,12 @@ quarter has a logit that is higher by two."""
 
 @dataclass(frozen=True)
 class Read:
-    """cells [B, N, D] of the glance; question [B, D]; asked [B, N, D]: cells as the question weighs them;
+    """cells [B, N, D] of the glance; question [B, D]; weighed [B, N, D]: cells as the question weighs them;
     found [B, D]: what it finds anywhere; share [B, T, N]: of a tile's place, in each cell."""
 
     cells: Tensor
     question: Tensor
-    asked: Tensor
+    weighed: Tensor
     found: Tensor
     share: Tensor
 
@@ -153,12 +153,12 @@ class RelevanceGate(Gate):
         glance, mask = seen["glance"], seen["glance_mask"]
         question = self.words(seen["query"], seen["query_mask"])
         cells = F.gelu(self.cells(cells_of(self.norm, glance)))
-        asked = cells * self.ask(question)[:, None]
-        attention = asked.sum(-1) * cells.shape[-1] ** -0.5
+        weighed = cells * self.ask(question)[:, None]
+        attention = weighed.sum(-1) * cells.shape[-1] ** -0.5
         attention = attention.masked_fill(~mask.flatten(1), float("-inf")).softmax(-1)
         share = overlap(self.tile_box, *glance.shape[-2:]) * mask.flatten(1)[:, None]
         share = share / share.sum(-1, keepdim=True).clamp(min=1e-6)
-        return Read(cells, question, asked, (attention[:, None] @ cells).squeeze(1), share)
+        return Read(cells, question, weighed, (attention[:, None] @ cells).squeeze(1), share)
 
     def _context(self, read: Read) -> Tensor:
         """What the level of a tile is judged by, [B, T, inputs]: nothing of it tells one tile of a level from
@@ -178,10 +178,10 @@ class RelevanceGate(Gate):
             kind = read.share @ like.amax(-1, keepdim=True)
             logits.append(self.salience(torch.cat([statistics[..., 2:], kind], dim=-1)))
         if "coupling" in self.mixed:
-            own = torch.cat([read.share @ read.asked, read.share @ read.cells], dim=-1)
-            asked = read.question[:, None].expand(-1, own.shape[1], -1)
+            own = torch.cat([read.share @ read.weighed, read.share @ read.cells], dim=-1)
+            question = read.question[:, None].expand(-1, own.shape[1], -1)
             level = self.level(self.tile_level).expand(own.shape[0], -1, -1)
-            logits.append(self.coupling(torch.cat([own, asked, level], dim=-1)))
+            logits.append(self.coupling(torch.cat([own, question, level], dim=-1)))
         return torch.cat(logits, dim=-1).sigmoid()
 
     def _weights(self, read: Read, score: Tensor, seen: Observation) -> Tensor:

@@ -72,8 +72,8 @@ def named_side(texts: Sequence[str], pyramid: Pyramid) -> Tensor:
 
 
 def by_thresholds(relevance: Tensor, times: float, pyramid: Pyramid) -> Tensor:
-    """Of each place the tile of one level, by ARR-COC's thresholds (`measures.finest`). relevance [N, T] in
-    0..1, of which the finest level's counts."""
+    """One level's tile at each place, by ARR-COC's thresholds (`measures.finest`). relevance [N, T] in 0..1,
+    of which the finest level's counts."""
     g = pyramid.grid[0]
     level = finest(relevance[:, : g * g].flatten(), pyramid.levels, times).view(-1, g * g)
     centre = (pyramid.tile_box[: g * g, :2] + pyramid.tile_box[: g * g, 2:]) / 2
@@ -102,5 +102,5 @@ def ranks(values: Tensor, known: Tensor, pyramid: Pyramid) -> Tensor:
 
 
 def _glanced(kept: Tensor, pyramid: Pyramid) -> Tensor:
-    """With the glance."""
+    """A selection with the glance added."""
     return kept | (torch.arange(pyramid.tiles) == pyramid.glance)

@@ -24,7 +24,7 @@ from pyrskip.models.norm import RMSNorm
 from pyrskip.transfer import sent_together
 
 NOISE = 0.1
-"""Of the usual random weights, so much is added where reading starts as the identity."""
+"""Share of the usual random weights that is added where reading starts as the identity."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Memory:
     found: dict[tuple[int, int], "Readers"] = field(default_factory=dict)
 
     def readers(self, positions: int, queries: int) -> "Readers":
-        """Of the last `queries` of the text's positions, those that are no padding: the same for every
-        layer, and for every token of the answer."""
+        """Those of the text's last `queries` positions that are no padding: the same for every layer and
+        every token of the answer."""
         of, words = self.visual.of, self.visual.words
         words = torch.ones(len(of), 0, dtype=torch.bool) if words is None else words
         key = min(positions, words.shape[1] + queries), queries
@@ -154,8 +154,8 @@ class CrossBlock(Block):
         query = self.read_query(self.norm3(x.flatten(0, 1).index_select(0, readers.place)))
         out = torch.zeros_like(x).flatten(0, 1)
         if watch is not None:
-            asked = out.index_copy(0, readers.place, query.to(x.dtype)).view_as(x)
-            watch += [self._heads(asked), kv[0]]
+            put = out.index_copy(0, readers.place, query.to(x.dtype)).view_as(x)
+            watch += [self._heads(put), kv[0]]
         read = self._read_positions(query, readers, memory, kv)
         return out.index_copy(0, readers.place, read.to(x.dtype)).view_as(x)
 

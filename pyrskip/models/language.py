@@ -378,7 +378,7 @@ class Decoder(nn.Module):
         return self._embed(ids) + self.answer_position.weight[start : start + ids.shape[1]]
 
     def _embed(self, ids: Tensor) -> Tensor:
-        """Of unit variance, while the same matrix gives logits of unit variance."""
+        """Embeddings of unit variance, while the same matrix gives logits of unit variance."""
         embedded: Tensor = self.embed(ids) * self.width**0.5
         return embedded
 

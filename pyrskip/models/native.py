@@ -205,8 +205,8 @@ class NativeModel(nn.Module):
         return replace(visual, words=self.language.words_of(batch.texts)), tile
 
     def _salience(self, pruner: Pruner, features: Features, packing: Packing, cells: Tensor) -> Tensor:
-        """Of each token [U, N]: how much of the encoder's attention its cells receive on average, or the size
-        of its features, cells [V, C], where the encoder has none."""
+        """How much of the encoder's attention each token's cells receive on average, [U, N]; where the
+        encoder has none, the size of its features, cells [V, C]."""
         found = cells.detach().norm(dim=-1)
         if self.vision.attends and "salience" in pruner.needs and packing.shares:
             if not features.received:
@@ -350,8 +350,8 @@ class NativeModel(nn.Module):
         return logits
 
     def first_token_flops(self, texts: Sequence[str], size: Tensor) -> Tensor:
-        """Of `first_token`, in the cost model's unit: to project the glance and to read it with the question.
-        size [B, 2] of each text's image -> [B] float64."""
+        """FLOPs of `first_token`, in the cost model's unit: projecting the glance and reading it with the
+        question. size [B, 2] of each text's image -> [B] float64."""
         words = (self.language.words_of(texts).sum(-1) + 1).to(size.device)
         return self._reading_flops(self.realise(self._glance(size), size).sum(-1), words, 0)
 
@@ -376,8 +376,8 @@ class NativeModel(nn.Module):
         tokens, c, prompt_tokens = realised.sum(-1), self.config.cost, prompt_tokens.to(realised.device)
         words = prompt_tokens.view(-1, *[1] * (realised.ndim - 2))
         layer, read = replace(self.language.transformer, layers=1), self._read(tokens)
-        held = sum(read[1:], read[0]) + len(read) * (words + c.answer_tokens)
-        bytes_read = kv_bytes(layer, held, c.bytes_per_value)
+        cached = sum(read[1:], read[0]) + len(read) * (words + c.answer_tokens)
+        bytes_read = kv_bytes(layer, cached, c.bytes_per_value)
         encode = self.encode_flops(size).to(realised.device)
         return Cost(tokens, self.flops_of(realised, encode, prompt_tokens), bytes_read)
 
@@ -394,7 +394,7 @@ class NativeModel(nn.Module):
         return [tokens] * layers if self.pruner is None else self.pruner.read(tokens, layers)
 
     def _reading_flops(self, tokens: Tensor, words: Tensor, answer_tokens: int) -> Tensor:
-        """Of projecting and pruning visual tokens, reading what stays and the prompt, and writing the
+        """FLOPs of projecting and pruning visual tokens, reading what stays and the prompt, and writing the
         answer's tokens."""
         language = self.language.transformer
         read, how = self._read(tokens), self.convention

@@ -15,7 +15,7 @@ from pyrskip.pyramid import bins
 from pyrskip.transfer import sent
 
 FLOOR = 1e-3
-"""Of whitening, as a share of the features' mean variance: directions with less are noise."""
+"""Smallest variance that is whitened, as a share of the features' mean: directions with less are noise."""
 
 
 def pool(maps: Tensor, cells: Tensor, size: Tensor) -> Tensor:

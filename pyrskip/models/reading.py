@@ -80,14 +80,14 @@ class GrowingPlace:
 
     def __init__(self, cache: Cache, more: int) -> None:
         self.length = cache[0].shape[2]
-        self.held = [F.pad(of, (0, 0, 0, more)) for of in cache]
+        self.memory = [F.pad(of, (0, 0, 0, more)) for of in cache]
 
     def extend(self, *new: Tensor) -> Cache:
         end = self.length + new[0].shape[2]
-        for held, of in zip(self.held, new, strict=True):
-            held[:, :, self.length : end] = of
+        for room, of in zip(self.memory, new, strict=True):
+            room[:, :, self.length : end] = of
         self.length = end
-        keys, values = (held[:, :, :end] for held in self.held)
+        keys, values = (room[:, :, :end] for room in self.memory)
         return keys, values
 
 
@@ -105,8 +105,8 @@ class Slots:
     def fill(self, caches: Sequence[Cache]) -> None:
         """Begin with another prompt of the same shape."""
         for place, cache in zip(self.places, caches, strict=True):
-            for held, of in zip(place.held, cache, strict=True):
-                held[:, :, self.slots :].copy_(of)
+            for room, of in zip(place.memory, cache, strict=True):
+                room[:, :, self.slots :].copy_(of)
         for of_layer in self.keys:
             of_layer[:, : self.slots] = False
         self.at.fill_(-1)
@@ -122,12 +122,12 @@ class SlottedPlace:
     """One layer's keys and values. at [1]: the slot that is written next."""
 
     def __init__(self, cache: Cache, slots: int, at: Tensor) -> None:
-        self.held, self.at = [F.pad(of, (0, 0, slots, 0)) for of in cache], at
+        self.memory, self.at = [F.pad(of, (0, 0, slots, 0)) for of in cache], at
 
     def extend(self, *new: Tensor) -> Cache:
-        for held, of in zip(self.held, new, strict=True):
-            held.index_copy_(2, self.at, of.to(held.dtype))
-        keys, values = self.held
+        for room, of in zip(self.memory, new, strict=True):
+            room.index_copy_(2, self.at, of.to(room.dtype))
+        keys, values = self.memory
         return keys, values
 
 
@@ -148,8 +148,8 @@ class Replay:
         layers = language.layers_reading(memories)
 
         def read() -> Tensor:
-            for held, new in zip(memories, language.memorise(tokens), strict=True):
-                for to, of in zip(held, new, strict=True):
+            for room, new in zip(memories, language.memorise(tokens), strict=True):
+                for to, of in zip(room, new, strict=True):
                     to.copy_(of)
             logits, _, caches, _ = language.prefill(own, question, layers)
             rooms.fill(caches)

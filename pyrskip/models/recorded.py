@@ -52,7 +52,7 @@ class Recordings(Generic[T]):
     """Recordings of a module's work by shape, the latest KEPT of them. A copy begins with none."""
 
     def __init__(self) -> None:
-        self.held: OrderedDict[Hashable, T | None] = OrderedDict()
+        self.by_shape: OrderedDict[Hashable, T | None] = OrderedDict()
         self.parameters: list[nn.Parameter] = []
         self.state: Hashable = None
         self.weights: dict[nn.Linear, Tensor] = {}
@@ -74,22 +74,22 @@ class Recordings(Generic[T]):
         """The recording of a shape, which is made where it comes for the second time; None at the first. All
         are forgotten when the module's weights, or autocast's number format, are others."""
         self._refresh(module)
-        if shape not in self.held:
-            self.held[shape] = None
-        elif self.held[shape] is None and _has_room():
+        if shape not in self.by_shape:
+            self.by_shape[shape] = None
+        elif self.by_shape[shape] is None and _has_room():
             with self.half(module):
-                self.held[shape] = record()
-        self.held.move_to_end(shape)
-        while len(self.held) > KEPT:
-            self.held.popitem(last=False)
-        return self.held[shape]
+                self.by_shape[shape] = record()
+        self.by_shape.move_to_end(shape)
+        while len(self.by_shape) > KEPT:
+            self.by_shape.popitem(last=False)
+        return self.by_shape[shape]
 
     def _refresh(self, module: nn.Module) -> None:
         self.parameters = self.parameters or list(module.parameters())
         form = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         state = form, [(p.data_ptr(), p._version) for p in self.parameters]
         if state != self.state:
-            self.held.clear()
+            self.by_shape.clear()
             self.weights = {}
             self.state = state
 
@@ -123,13 +123,13 @@ class Replayed:
         found = self.recordings.of(module, (x.shape, x.dtype), lambda: self._record(function, x))
         if found is None:
             return function(x)
-        held, recording = found
-        held.copy_(x)
+        buffer, recording = found
+        buffer.copy_(x)
         return recording.replay().clone()
 
     def _record(self, function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Recording]:
-        held = x.clone()
-        return held, Recording(partial(function, held), self.recordings.pool)
+        buffer = x.clone()
+        return buffer, Recording(partial(function, buffer), self.recordings.pool)
 
 
 def _has_room() -> bool:

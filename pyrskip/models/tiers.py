@@ -115,5 +115,6 @@ class GatedModel(BlackBox, Protocol):
         ...
 
     def first_token_flops(self, texts: Sequence[str], size: Tensor) -> Tensor:
-        """Of `first_token`, in the cost model's unit. size [B, 2] of each text's image -> [B] float64."""
+        """FLOPs of `first_token`, in the cost model's unit. size [B, 2] of each text's image -> [B]
+        float64."""
         ...

@@ -111,7 +111,7 @@ class BernoulliPolicy(TilePolicy):
         return self.log_probs(decision.selection[:, None]).squeeze(1)
 
     def log_probs(self, selection: Tensor) -> Tensor:
-        """Of some selections, [B, K, T] bool -> [B, K]."""
+        """Log-probabilities of selections, [B, K, T] bool -> [B, K]."""
         logit = self.logit[:, None].expand(selection.shape)
         log_prob = -F.binary_cross_entropy_with_logits(logit, selection.float(), reduction="none")
         found = (self.free[:, None] * log_prob).sum(-1)
@@ -146,8 +146,8 @@ class BernoulliPolicy(TilePolicy):
         return clip(self.decide(self.fitting(wanted, self.rank, self.forced, limit)), limit)
 
     def margin(self, decision: Decision, max_tokens: Limit = None) -> Tensor:
-        """By how much a tile is wanted or not; and, under a limit, the nearest two of which one has gone
-        first."""
+        """How far the nearest logit is from 0; under a limit also how close the closest two tiles are of
+        which one was dropped first."""
         nearest = self.nearest()
         if max_tokens is None:
             return nearest
@@ -161,7 +161,7 @@ class BernoulliPolicy(TilePolicy):
         return self.logit.abs().masked_fill(~self.free, float("inf")).amin(-1)
 
     def exchangeable(self) -> Tensor:
-        """Of which two tiles either may go first, [T, T] bool."""
+        """Pairs of tiles of which either may be dropped first, [T, T] bool."""
         return ~torch.eye(self.rank.shape[-1], dtype=torch.bool, device=self.rank.device)
 
     def counting(self, tokens: Tensor) -> "BernoulliPolicy":
@@ -172,7 +172,7 @@ class BernoulliPolicy(TilePolicy):
 
 
 class DependentPolicy(BernoulliPolicy):
-    """Of tiles that depend on each other: a selection's probability is no product."""
+    """Tiles depend on each other: a selection's probability is no product."""
 
     independent = False
 

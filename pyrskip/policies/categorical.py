@@ -64,8 +64,8 @@ class CategoricalPolicy(Policy):
 
     @cached_property
     def merged(self) -> Tensor:
-        """Of every action, the logit of its decision [B, S]: actions that make the same one are likely
-        together."""
+        """The logit of each action's decision [B, S]: actions that make the same decision share their
+        probability."""
         weight, first = (self.logit - self.logit.amax(-1, keepdim=True)).exp(), self.candidates.first
         total = torch.zeros_like(weight).scatter_add(-1, first, weight).gather(-1, first)
         others = (total - weight) / weight.clamp(min=torch.finfo(weight.dtype).tiny)

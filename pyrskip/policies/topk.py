@@ -87,7 +87,7 @@ class TopKPolicy(DependentPolicy):
         return self._marginals(self.logit) + self.forced.float()
 
     def worth(self, selection: Tensor) -> Tensor:
-        """Of those that are nearest to the budget the sum of the logits."""
+        """The sum of the kept logits, of the selections nearest to the budget."""
         kept = selection & self.free[:, None]
         off = (kept.sum(-1) - self.count.round()[:, None]).abs()
         return (self.logit[:, None] * kept).sum(-1) + NEVER * off

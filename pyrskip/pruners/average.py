@@ -14,6 +14,8 @@ class AveragePruner(Pruner):
     pooling in one dimension, tile by tile. A tile has its share of K by its tokens, by largest remainder, the
     finer tile first; one that has none is left out."""
 
+    blind = True
+
     def prune(self, seen: Prunable) -> Kept:
         rows = []
         for row, stays in enumerate(self.stays(seen.real.sum(-1)).tolist()):

@@ -120,10 +120,11 @@ class Kept:
 
 class Pruner(ABC):
     """config_class: what it is configured by. needs: what it reads beside the tokens, names of BESIDE that a
-    model shows."""
+    model shows. blind: it looks at no token, a baseline of those that do."""
 
     config_class: ClassVar[type[PrunerConfig]] = PrunerConfig
     needs: ClassVar[tuple[str, ...]] = ()
+    blind: ClassVar[bool] = False
 
     def __init__(self, config: PrunerConfig) -> None:
         self.config = config

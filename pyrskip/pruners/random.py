@@ -10,6 +10,8 @@ from pyrskip.pruners.pruner import PRUNERS, KeepingPruner, Prunable
 class RandomPruner(KeepingPruner):
     """Tokens stay in a fixed pseudo-random order of their index in the row, whatever they hold."""
 
+    blind = True
+
     def keep(self, seen: Prunable) -> Tensor:
         index = torch.arange(seen.real.shape[1], device=seen.real.device)
         return self.highest(scrambled(index).double().expand(seen.real.shape), seen)

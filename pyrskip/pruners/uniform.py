@@ -12,6 +12,8 @@ class UniformPruner(KeepingPruner):
     """Of n tokens, in their order, K stay: the middles of K runs of equal length, places
     floor((2 i + 1) n / 2 K)."""
 
+    blind = True
+
     def keep(self, seen: Prunable) -> Tensor:
         count = seen.real.sum(-1, keepdim=True)
         stays = self.stays(count)

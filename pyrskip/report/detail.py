@@ -74,7 +74,7 @@ def draw_heat(score: Tensor, levels: Sequence[Tensor], pyramid: Pyramid, side: i
 
 
 def named(picture: Image.Image, name: str) -> Image.Image:
-    """With its name in the upper left corner."""
+    """A picture with its name in the upper left corner."""
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=11)
     pen.rectangle((0, 0, pen.textlength(name, font=font) + 4, 14), fill="white")
     pen.text((2, 1), name, fill="black", font=font)

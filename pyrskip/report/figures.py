@@ -13,7 +13,7 @@ from pyrskip.evaluation.curves import average, cost, groups, high, low, of_tiles
 from pyrskip.evaluation.frontier import Row
 from pyrskip.evaluation.methods import style_of
 from pyrskip.evaluation.style import BLUE
-from pyrskip.report.styles import DASHES, SYMBOLS
+from pyrskip.report.styles import DASHES, SYMBOLS, in_turn
 
 AXES = ("FLOPs over the mean full pyramid's", "accuracy, %")
 FIXED = "fixed selections"
@@ -34,11 +34,9 @@ def frontier_figure(rows: Sequence[Row]) -> go.Figure:
     return _finish(figure, *AXES)
 
 
-def runs_figure(
-    runs: Mapping[str, Sequence[Row]], colours: Mapping[str, str], method: str = "gate"
-) -> go.Figure:
+def runs_figure(runs: Mapping[str, Sequence[Row]], method: str = "gate") -> go.Figure:
     """One method's test curve of several runs, and behind them the first run's full pyramid and hull."""
-    figure = go.Figure()
+    figure, colours = go.Figure(), in_turn(runs)
     base = [r for r in next(iter(runs.values())) if r.split == "test"]
     for name in dict.fromkeys(r.method for group in groups(base) for r in group):
         if "runs" in style_of(name).panels:

@@ -16,7 +16,7 @@ from pyrskip.evaluation.frontier import Row
 from pyrskip.evaluation.guarantee import said
 from pyrskip.evaluation.methods import style_of
 from pyrskip.evaluation.runs import GALLERY
-from pyrskip.evaluation.worth import said as worth_said
+from pyrskip.evaluation.verdict import said as verdict_said
 from pyrskip.report.gallery import write_gallery
 from pyrskip.report.peers import plot_peers
 from pyrskip.report.plots import plot_frontier
@@ -42,7 +42,7 @@ COLUMNS: tuple[tuple[Column, Callable[[Sequence[Row]], str | float | None]], ...
     (Column("tokens", ".1f"), lambda g: average(g, lambda r: r.tokens)),
     (Column("ms", ".2f"), lambda g: milliseconds(r.total_ms for r in g)),
 )
-"""Of a table of methods: each with its value, of rows that differ in their seed alone."""
+"""Columns of a table of methods, each with its value of rows that differ in their seed alone."""
 OF_TYPE = ("method", "price", "seeds", "accuracy %", "±", "low", "high", "x full")
 """Those that are known of a question type."""
 SORTS = {"method": "method", "price": "price", "accuracy": "accuracy %", "retention": "retention %"}
@@ -132,7 +132,7 @@ def _columns_of(table: Table, names: Sequence[str]) -> Table:
 
 
 def _sorted(table: Table, sort: str) -> Table:
-    """By a column, what has no figure in it last."""
+    """Sorted by a column; rows without a figure in it come last."""
     name, names = sort.removeprefix("-"), [column.name for column in table.columns]
     allowed = [key for key, column in SORTS.items() if column in names]
     if name not in allowed:
@@ -154,16 +154,16 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         f"floor: {summary['lookup_accuracy']:.1%} by looking up the question alone; full pyramid "
         f"{summary['full']['accuracy']:.2%}"
     )
-    print(worth_said(summary["worth"]))
+    print(verdict_said(summary["worth"]))
     for target, at in summary["targets"].items():
         gate, fixed = at["gate"], at["fixed"]
-        asked = f"{float(target):.1%} of full asked, {said([seed['guarantee'] for seed in gate['seeds']])}"
+        promise = f"{float(target):.1%} of full asked, {said([seed['guarantee'] for seed in gate['seeds']])}"
         if "retention" not in gate:
-            print(f"{asked}: full is right on no test question")
+            print(f"{promise}: full is right on no test question")
             continue
         ratio, kept, cost = gate["cost_over_fixed"], gate["retention"], gate["relative_flops"]
         print(
-            f"{asked}: on test the gate keeps {kept['mean']:.2%} at {cost['mean']:.3f} of full's FLOPs, "
+            f"{promise}: on test the gate keeps {kept['mean']:.2%} at {cost['mean']:.3f} of full's FLOPs, "
             f"{ratio['mean']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}, {ratio['seeds']} seeds) of the "
             f"cheapest fixed selection's, held to the same ({fixed['method']}, {fixed['retention']:.2%} at "
             f"{fixed['relative_flops']:.3f}){_at_equal(gate)}"

@@ -12,11 +12,10 @@ from pyrskip.evaluation.curves import curve
 from pyrskip.evaluation.frontier import Row
 from pyrskip.evaluation.methods import style_of
 from pyrskip.evaluation.style import BLACK, BLUE, GREY, Section
-from pyrskip.report.plots import DPI, LINES, MARKERS
+from pyrskip.pruners import PRUNERS
+from pyrskip.report.plots import DPI, LINES, MARKERS, finish, legend_of, save
 from pyrskip.report.styles import CYCLE
 
-BASELINES = ("average", "uniform", "random")
-"""Pruners that look at nothing, drawn in grey."""
 PANELS = {
     "pruned:": "Pruners of the full pyramid",
     "gate+pruned:": "Pruners behind the gate",
@@ -27,7 +26,7 @@ PANELS = {
 
 def plot_peers(rows: Sequence[Row], path: Path) -> None:
     """Accuracy against relative FLOPs on the test split, as a PNG: the gate, the hull of fixed selections,
-    and every peer in a colour, a line and a marker of its own."""
+    and every peer in a colour, a line and a marker of its own, pruners that look at no token in grey."""
     rows = [r for r in rows if r.split == "test"]
     figure = Figure(figsize=(18, 7.2), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -35,10 +34,10 @@ def plot_peers(rows: Sequence[Row], path: Path) -> None:
     for axes, (prefix, title) in zip(panels, PANELS.items(), strict=True):
         _behind(axes, rows)
         names = dict.fromkeys(r.method for r in rows if _is_of(r.method, prefix))
-        learned = [name for name in names if name.removeprefix(prefix) not in BASELINES]
+        blind = [name for name in names if getattr(PRUNERS.get(name.removeprefix(prefix)), "blind", False)]
         for name in names:
-            grey = name not in learned
-            number = [n for n in names if (n not in learned) == grey].index(name)
+            grey = name in blind
+            number = [n for n in names if (n in blind) == grey].index(name)
             drawn = curve([r for r in rows if r.method == name])
             axes.plot(
                 drawn.x,
@@ -52,17 +51,11 @@ def plot_peers(rows: Sequence[Row], path: Path) -> None:
             )
         axes.set_title(title, fontsize=12)
         axes.set_xlabel("FLOPs over the mean full pyramid's", fontsize=11)
-        axes.grid(color="0.92")
-        axes.spines[["top", "right"]].set_visible(False)
+        finish(axes)
     panels[0].set_ylabel("accuracy, %", fontsize=11)
     panels[0].set_xlim(left=0)
-    handles = {
-        label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=10, frameon=False, fontsize=10
-    )
-    figure.savefig(path, dpi=DPI)
+    legend_of(figure, panels, ncols=10)
+    save(figure, path, DPI)
 
 
 def _is_of(method: str, prefix: str) -> bool:

@@ -1,6 +1,6 @@
 """The frontier as a picture that can be printed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pyrskip.evaluation.curves import groups, of_tiles
 from pyrskip.evaluation.frontier import Row
 from pyrskip.evaluation.methods import METHODS, style_of
 from pyrskip.evaluation.style import BLACK
-from pyrskip.report.styles import CYCLE, RULES
+from pyrskip.report.styles import in_turn
 
 DPI = 150
 FORMATS = (".svg", ".pdf", ".png")
@@ -51,38 +51,31 @@ def plot_frontier(rows: Sequence[Row], path: Path) -> None:
             _draw(axes, method, own)
         axes.set_title(title, fontsize=12)
         axes.set_xlabel("FLOPs over the mean full pyramid's", fontsize=11)
-        axes.grid(color="0.92")
         axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        finish(axes)
     panels[0].set_ylim(low, high)
     panels[0].set_xlim(0, 1.06 * max(r.relative_flops for r in rows))
     panels[0].set_ylabel("accuracy, %", fontsize=11)
     for axes in panels:
         _floor(axes, floor, low)
-    handles = {
-        label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=10
-    )
+    legend_of(figure, panels, ncols=5)
     figure.canvas.draw()
     full = {r.flops for r in rows if r.method == "full"}
     for axes, panel in zip(panels, PANELS, strict=True):
         ringed = [r for r in rows if _drawn(r, panel, "selections") and not of_tiles(r)]
         _label_fixed(axes, [r for r in ringed if r.flops not in full])
-    figure.savefig(path, dpi=DPI)
+    save(figure, path, DPI)
 
 
-def plot_runs(
-    runs: Mapping[str, Sequence[Row]], colours: Mapping[str, str], path: Path, method: str = "gate"
-) -> None:
+def plot_runs(runs: Mapping[str, Sequence[Row]], path: Path, method: str = "gate") -> None:
     """One method's test curve of several runs with 95 % intervals, one column of a paper wide.
 
-    runs: label -> rows; colours: label -> colour. What is drawn behind them, the full pyramid, the reference
-    and the hull of fixed selections, is the first run's. Raises UserError where a run has no such method, or
+    runs: label -> rows. What is drawn behind them, the full pyramid, the reference and the hull of fixed
+    selections, is the first run's. Raises UserError where a run has no such method, or
     the file's ending is none of FORMATS.
     """
     check_format(path)
+    colours = in_turn(runs)
     drawn = {
         label: [r for r in rows if r.split == "test" and r.method == method] for label, rows in runs.items()
     }
@@ -119,9 +112,9 @@ def plot_runs(
         axes.set_xlim(0, 1.06 * max(r.relative_flops for r in shown))
         axes.set_xlabel("FLOPs over the mean full pyramid's")
         axes.set_ylabel("accuracy, %")
-        _finish(axes)
+        finish(axes)
         axes.legend(frameon=False, fontsize=7, loc="lower right")
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_comparison(
@@ -143,8 +136,7 @@ def plot_comparison(
                 label, line = method if number == 0 else None, style_of(method).line
                 axes.plot(*zip(*curve, strict=True), line, color=BLACK, label=label, linewidth=0.8)
         policies = list(dict.fromkeys(e.policy for e in entries))
-        others = [rule for rule in dict.fromkeys(e.rule for e in entries) if rule not in RULES]
-        colours = RULES | {rule: CYCLE[i % len(CYCLE)] for i, rule in enumerate(others)}
+        colours = in_turn(e.rule for e in entries)
         for pair, of_pair in by_pair(entries).items():
             colour, line = colours[of_pair[0].rule], LINES[policies.index(of_pair[0].policy) % len(LINES)]
             drawn = band(of_pair)
@@ -157,9 +149,9 @@ def plot_comparison(
                 axes.scatter(x, y, s=12, color=colour, label=pair)
         axes.set_xlabel("FLOPs over the mean full pyramid's")
         axes.set_ylabel("accuracy over the full pyramid's")
-        _finish(axes)
+        finish(axes)
         axes.legend(frameon=False, fontsize=7, ncols=2, loc="lower right")
-        _save(figure, path)
+        save(figure, path)
 
 
 def check_format(path: Path) -> None:
@@ -170,27 +162,31 @@ def check_format(path: Path) -> None:
         )
 
 
-def _finish(axes: Axes) -> None:
+def legend_of(figure: Figure, panels: Iterable[Axes], ncols: int) -> None:
+    """One legend below all panels, each label once."""
+    handles = {
+        label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=ncols, frameon=False, fontsize=10
+    )
+
+
+def finish(axes: Axes) -> None:
+    """Faint grid, open frame."""
     axes.grid(color="0.92", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, dpi: int = 300) -> None:
+    """Raises UserError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # without a date the same rows give the same file
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-        figure.savefig(path, dpi=300, metadata=metadata)
+        figure.savefig(path, dpi=dpi, metadata=metadata)
     except OSError as error:
         raise UserError(f"out={path} cannot be written: {error}") from error
-
-
-def run_colours(rules: Mapping[str, str], of_rule: Mapping[str, str]) -> dict[str, str]:
-    """Label -> colour: the rule's own where every run has another rule, else in turn. rules: label -> rule's
-    name."""
-    if len(set(rules.values())) == len(rules) and all(rule in of_rule for rule in rules.values()):
-        return {label: of_rule[rule] for label, rule in rules.items()}
-    return {label: CYCLE[i % len(CYCLE)] for i, label in enumerate(rules)}
 
 
 def _of_panel(rows: Sequence[Row], panel: str) -> dict[str, list[Row]]:

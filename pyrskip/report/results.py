@@ -84,7 +84,7 @@ def _cells(line: Line) -> tuple[str, ...]:
 
 
 def _flops(number: float) -> str:
-    """With three digits and a unit."""
+    """A number with three digits and a unit."""
     for unit in ("", " K", " M", " G"):
         if number < 1000:
             return f"{number:#.3g}".rstrip(".") + unit

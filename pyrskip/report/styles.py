@@ -1,9 +1,9 @@
 """Looks that no method has of its own: runs beside each other, and matplotlib's names as plotly's."""
 
+from collections.abc import Iterable
+
 from pyrskip.evaluation.style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 
-RULES = {"supervised": BLUE, "gumbel": ORANGE, "reinforce": GREEN, "actor_critic": PURPLE, "exact": RED}
-"""Rule -> colour, where runs are compared that differ in their rule."""
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY)
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 """Matplotlib's lines -> plotly's."""
@@ -13,3 +13,8 @@ SYMBOLS = {
     **{"2": "y-up-open", "3": "y-left-open", "P": "cross", "*": "star", "D": "diamond", "X": "x"},
 }
 """Matplotlib's markers -> plotly's."""
+
+
+def in_turn(names: Iterable[str]) -> dict[str, str]:
+    """Name -> colour, in the order of their first mention; after the last colour comes the first."""
+    return {name: CYCLE[i % len(CYCLE)] for i, name in enumerate(dict.fromkeys(names))}

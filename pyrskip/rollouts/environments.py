@@ -29,7 +29,7 @@ Rows = TypeVar("Rows", contravariant=True)
 Reward = Callable[[Tensor, Tensor], Tensor]
 """(score, relative cost), [B] or [B, S] each -> the reward, of the same shape."""
 AT_ONCE, TILES_AT_ONCE = 4096, 2**17
-"""Rows that a gate decides on at once, and their tiles: a vector of each is held."""
+"""Rows that a gate decides on at once, and their tiles: a vector of each is in memory."""
 
 
 def in_parts(rows: Tensor, tiles: int) -> tuple[Tensor, ...]:
@@ -162,17 +162,17 @@ class TableEnvironment:
         T] bool; and its score, or the probability of the first accepted answer (soft), [B, S + K]."""
         listed, own = len(self.table.actions), self.table.drawn
         known = self._probability(rows) if soft else self.table.score[rows]
-        held = self.table.actions.selection.expand(len(rows), -1, -1)
-        held = held if own is None else torch.cat([held, own[rows]], dim=1)
-        return held, torch.cat([known[:, :listed], known[:, listed + len(OUTSIDE) :]], dim=1)
+        selection = self.table.actions.selection.expand(len(rows), -1, -1)
+        selection = selection if own is None else torch.cat([selection, own[rows]], dim=1)
+        return selection, torch.cat([known[:, :listed], known[:, listed + len(OUTSIDE) :]], dim=1)
 
     def decide(self, rows: Tensor, policy: Policy) -> Decision:
         mode = policy.mode()
         if mode.action is not None or not isinstance(policy, BernoulliPolicy):
             return mode
-        held, _ = self.tried(rows, soft=False)
-        best = policy.worth(held).argmax(-1)
-        kept = held[torch.arange(len(rows), device=best.device), best]
+        selection, _ = self.tried(rows, soft=False)
+        best = policy.worth(selection).argmax(-1)
+        kept = selection[torch.arange(len(rows), device=best.device), best]
         tokens = self.layout.budget.tokens(kept, self.capacity[self.table.image_of[rows]])
         return Decision(tokens, best + len(OUTSIDE) * (best >= len(self.table.actions)))
 

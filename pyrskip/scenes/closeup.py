@@ -19,7 +19,7 @@ from pyrskip.scenes.layout import Box
 from pyrskip.scenes.scene import Scene, Thing
 
 SIDE = 128
-"""Of a window, pixels: icons that need level 0, 1 or 2 fit, large objects and the larger signs do not."""
+"""Side of a window in pixels: icons that need level 0, 1 or 2 fit, large objects and larger signs do not."""
 TRIES = 12
 """Windows that are tried around a thing: most cut something in two. The first that does not is taken, so many
 hold one thing alone: its name is learned before anything has to be found."""

@@ -8,8 +8,7 @@ from pyrskip.scenes.questions import MIX, check_types
 
 SMALLEST, LARGEST, UNIT = 256, 2048, 64
 EDITION = 2
-"""Of what is drawn from the same config: shards of another edition are other images. 2: larger large
-objects."""
+"""What is drawn from the same config: shards of another edition are other images. 2: larger large objects."""
 
 
 @dataclass(frozen=True)

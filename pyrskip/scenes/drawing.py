@@ -17,10 +17,10 @@ OUTLINE = 0.03
 """Width of an icon's outline, as a share of its size; at least one pixel."""
 
 PITCH = 1.12
-"""Of icons that lie together: from one's middle to the next one's, over the largest one's longer side."""
+"""Distance of icons that lie together, middle to middle, over the largest one's longer side."""
 
 ROW = 3
-"""Of such icons, at most so many in a row."""
+"""Most of such icons in a row."""
 
 PLATES = (((250, 250, 250), (25, 25, 30)), ((250, 205, 45), (25, 25, 30)), ((35, 35, 45), (245, 245, 245)))
 """Colours of signs: plate, and text and rim."""

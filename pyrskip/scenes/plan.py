@@ -19,7 +19,7 @@ LARGE_DISTRACTOR = 0.3
 SIGN_LEVELS = (0.5, 0.3, 0.2)
 """How often the text of a sign needs level 0, 1, 2: there is no room for larger ones."""
 MOST = 5
-"""Of what is to be counted."""
+"""Most things that are to be counted."""
 GROUP_DISTRACTOR = 0.75
 """How often there is a group of icons that nothing is asked about."""
 
@@ -83,7 +83,7 @@ class Plan:
         return icon
 
     def any_level(self) -> int:
-        """Of an object that is neither large nor, on purpose, tiny."""
+        """The level of an object that is neither large nor, on purpose, tiny."""
         return int(self.rng.integers(self.top))
 
 
@@ -112,7 +112,7 @@ def _large_object(plan: Plan) -> None:
 
 
 def _object(plan: Plan) -> None:
-    """Of any level, the coarsest included: then it is the large object, if there is one."""
+    """Ask about an object of any level; at the coarsest it is the large object, if there is one."""
     level, name = int(plan.rng.integers(plan.top + 1)), "object"
     if level == plan.top and "large" in plan.wishes:
         name = "large"
@@ -123,7 +123,7 @@ def _object(plan: Plan) -> None:
 
 
 def _tiny_object(plan: Plan) -> None:
-    """With one or two others that are as tiny, but of another colour."""
+    """Ask about a tiny object beside one or two as tiny ones of another colour."""
     icon = plan.icons.pop()
     plan.wishes["tiny"] = Wish(icon, plan.reserved, 0, "tiny", free=False)
     for number in range(1 + int(plan.rng.integers(2))):
@@ -132,8 +132,8 @@ def _tiny_object(plan: Plan) -> None:
 
 
 def _count(plan: Plan) -> None:
-    """Of icons that lie together. Scattered ones small models never count: they come to know pictures by
-    heart instead."""
+    """Ask for the number of icons that lie together. Small models never learn to count scattered ones: they
+    learn pictures by heart instead."""
     number = 1 + int(plan.rng.integers(MOST))
     icon = plan.add("count", plan.any_level(), number=number)
     plan.asks.append(Ask("count", str(number), {"icons": vocabulary.plural(icon)}, ("count",)))

@@ -23,7 +23,7 @@ place."""
 PLAIN = 0.4
 """Share of plain photographs among the backgrounds that are not asked about."""
 DISTRACTORS = 4
-"""At most so many things lie below the others, beside those that a question type wishes for."""
+"""Most things that lie below the others, beside those that a question type wishes for."""
 
 
 @dataclass(frozen=True)

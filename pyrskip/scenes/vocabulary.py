@@ -56,7 +56,7 @@ DISTRACTORS: dict[str, str] = {
 """Likewise, of icons that are there but never asked about."""
 
 PLURALS = {"fish": "fish"}
-"""Of the icons whose plural does not end in s."""
+"""Plurals of icons that do not end in s."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 36, 40),
@@ -69,7 +69,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "black": (22, 22, 25),
     "white": (250, 250, 250),
 }
-"""Of objects."""
+"""Colours of objects."""
 
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "red": (172, 66, 62),

@@ -94,25 +94,25 @@ class Gated(lmms):  # type: ignore[misc]  # lmms-eval has an environment of its 
         are those of all its rounds; None where one was not counted."""
         texts: list[list[str]] = [[] for _ in requests]
         counts: list[list[TokenCounts | None]] = [[] for _ in requests]
-        told: list[Any] = [None for _ in requests]
+        info: list[Any] = [None for _ in requests]
         left = list(range(len(requests)))
         while left:
-            asked: dict[int, Instance] = {}
+            due: dict[int, Instance] = {}
             for row in left:
                 context, to_messages, options, number, task, split = requests[row].args
-                messages, told[row] = _round(
-                    to_messages, self.task_dict[task][split][number], texts[row], told[row]
+                messages, info[row] = _round(
+                    to_messages, self.task_dict[task][split][number], texts[row], info[row]
                 )
                 if messages is not None:
                     arguments = (context, lambda _, said=messages: said, options, number, task, split)
-                    asked[row] = replace(
+                    due[row] = replace(
                         requests[row], request_type="generate_until", arguments=arguments, resps=[]
                     )
-            for row, answer in zip(asked, self.generate_until(list(asked.values())), strict=True):
+            for row, answer in zip(due, self.generate_until(list(due.values())), strict=True):
                 text, count = unwrap_generation_output(answer)
                 texts[row].append(text)
                 counts[row].append(count)
-            left = list(asked)
+            left = list(due)
         return [GenerationResult(text, _summed(count)) for text, count in zip(texts, counts, strict=True)]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[Any]:
@@ -158,17 +158,17 @@ class Gated(lmms):  # type: ignore[misc]  # lmms-eval has an environment of its 
 
 
 def _round(
-    to_messages: Callable[..., Any], doc: Any, said: Sequence[str], told: Any
+    to_messages: Callable[..., Any], doc: Any, said: Sequence[str], info: Any
 ) -> tuple[list[dict[str, Any]] | None, Any]:
     """The messages of the round after these answers, None where there is none; and what the task wants to be
     told at the next."""
     if not said:
         return to_messages(doc), None
-    made = to_messages(doc, round_idx=len(said), previous_output=list(said), previous_round_info=told)
+    made = to_messages(doc, round_idx=len(said), previous_output=list(said), previous_round_info=info)
     if not isinstance(made, tuple):  # a task of one round
         return None, None
-    messages, ended, _, told = made
-    return (None if ended else messages), told
+    messages, ended, _, info = made
+    return (None if ended else messages), info
 
 
 def _summed(counts: Sequence[TokenCounts | None]) -> TokenCounts | None:

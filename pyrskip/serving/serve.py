@@ -117,9 +117,9 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
     async def ask(body: Ask, request: Request, answer: bool) -> Answer | Selection | None:
         """None where the client has gone."""
         dial = body.price, body.max_tokens, body.retention, body.safe
-        asked = Question(body.image, body.question, *dial)
+        question = Question(body.image, body.question, *dial)
         try:
-            result = service.batcher.submit(asked, engine.answer_rows if answer else engine.select_rows)
+            result = service.batcher.submit(question, engine.answer_rows if answer else engine.select_rows)
         except BusyError:
             raise HTTPException(
                 503, "too many requests wait; try again later", {"Retry-After": "1"}
@@ -140,7 +140,7 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
             result.cancel()
             gone.cancel()
 
-    def told(selection: Selection) -> dict[str, Any]:
+    def described(selection: Selection) -> dict[str, Any]:
         metrics.tokens.inc(selection.tokens)
         metrics.cost.inc(selection.cost)
         return vars(selection)
@@ -149,7 +149,9 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
     async def select(body: Ask, request: Request) -> Response:
         """What to look at."""
         result = await ask(body, request, answer=False)
-        return JSONResponse(told(result)) if isinstance(result, Selection) else Response(status_code=GONE)
+        return (
+            JSONResponse(described(result)) if isinstance(result, Selection) else Response(status_code=GONE)
+        )
 
     @app.post("/answer", response_model=Answered, responses=errors)
     async def answer(body: Ask, request: Request) -> Response:
@@ -157,7 +159,7 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
         result = await ask(body, request, answer=True)
         if not isinstance(result, Answer):
             return Response(status_code=GONE)
-        return JSONResponse({"answer": result.text, **told(result.selection)})
+        return JSONResponse({"answer": result.text, **described(result.selection)})
 
     return app
 

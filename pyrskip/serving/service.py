@@ -106,8 +106,8 @@ class Service:
     async def health(self) -> Response:
         """Whether requests are taken."""
         ready = self.running is not None and not self.running.closing
-        told = {"status": "ok" if ready else "stopping", "export": self.decider.digest}
-        return JSONResponse(told, 200 if ready else 503)
+        state = {"status": "ok" if ready else "stopping", "export": self.decider.digest}
+        return JSONResponse(state, 200 if ready else 503)
 
     async def tell(self) -> Response:
         """Counters for Prometheus."""

@@ -50,8 +50,8 @@ def run_stages(
     ActionSet.of(pyramid, config.budget, config.actions).tokens(pyramid.capacity(largest), config.budget)
     if config.model.served:
         config.check_served()
-    asked = [s for s in (ROLLOUTS, PEERS) if s in stages and s.name in config.stages]
-    if config.model.name == "hf" and not all(map(run.done, asked)):
+    rolling = [s for s in (ROLLOUTS, PEERS) if s in stages and s.name in config.stages]
+    if config.model.name == "hf" and not all(map(run.done, rolling)):
         check_layout(config.model.hf, pyramid, (config.pruner, *config.peers.configs()))
     if DATA.name in config.stages and not run.done(DATA):
         check_source(config.data)

@@ -59,8 +59,8 @@ def check_source(config: DataConfig) -> None:
 
 def check_splits(run: Run, splits: Iterable[str]) -> None:
     """Refuse data of which one of these splits has no image. Raises UserError."""
-    held = parse_index(run.directory(DATA)).splits
-    images = {split: sum(shard.samples for shard in held[split]) for split in SPLITS if split != "close"}
+    listed = parse_index(run.directory(DATA)).splits
+    images = {split: sum(shard.samples for shard in listed[split]) for split in SPLITS if split != "close"}
     empty = [split for split in splits if not images[split]]
     if empty:
         shares = ["data.gate_fraction", "data.val_fraction"]
@@ -96,8 +96,8 @@ def report_faults(run: Run, split: str) -> None:
 
 
 def _more(run: Run) -> dict[str, Any]:
-    """Of a source that reads files, what they hold. Files that are gone are those that they were, and so are
-    those of a run that kept no digest."""
+    """What the files of a source hold. Files that are gone, and those of a run that kept no digest, count as
+    unchanged."""
     config, recorded = run.config.data, run.recorded(DATA)
     if config.source == "scenes":
         return {"the scenes' edition": EDITION}

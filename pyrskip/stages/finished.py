@@ -24,20 +24,20 @@ from pyrskip.stages.run import Run
 
 @dataclass(frozen=True)
 class Finished:
-    """seed: of the gate; price: its own where none is given; told: summary.json; test: the test split; unit:
-    FLOPs of relative cost 1."""
+    """seed: of the gate; price: its own where none is given; summary: summary.json; test: the test split;
+    unit: FLOPs of relative cost 1."""
 
     root: Path
     model: NativeModel | ServedModel
     gate: Gate
     seed: int
     price: float
-    told: Mapping[str, Any]
+    summary: Mapping[str, Any]
     test: ShardDataset
 
     @property
     def unit(self) -> float:
-        return float(self.told["unit_flops"])
+        return float(self.summary["unit_flops"])
 
     @classmethod
     def of(cls, config: Config, seed: int | None = None) -> "Finished":
@@ -53,14 +53,14 @@ class Finished:
         allowed = range(config.seed, config.seed + config.seeds)
         if seed not in allowed:
             raise UserError(f"seed={seed} was not trained; allowed: {', '.join(map(str, allowed))}")
-        told = read_result(run.root / "summary.json")
+        summary = read_result(run.root / "summary.json")
         return cls(
             root=run.root,
             model=model_of(run),
             gate=load_gate(gate_directory(run.root, "gate", seed)),
             seed=seed,
-            price=default_price(told, seed),
-            told=told,
+            price=default_price(summary, seed),
+            summary=summary,
             test=ShardDataset(run.directory(DATA), "test", config.pyramid.size),
         )
 

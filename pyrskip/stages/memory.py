@@ -1,4 +1,4 @@
-"""More tiles than memory allows: what grows with tiles and selections, held against what there is before any
+"""More tiles than memory allows: what grows with tiles and selections, compared with what there is before any
 work.
 
 Of what a run allocates these grow fastest with T, the tiles, and with the decisions of a question, S listed,
@@ -32,7 +32,7 @@ float64 that rows and columns are computed with (`pyrskip.decision.realise`)."""
 TOLD = 32
 """Bytes of a decision's score, probability and three costs in a rollout table."""
 WRITTEN = 2
-"""How often a table is held while it is written: in the parts that it is joined from, and joined."""
+"""How often a table is in memory while it is written: in the parts that it is joined from, and joined."""
 COMPARED = 8
 """Bytes of a decision's relative cost, twice, where a gate learns from a table."""
 
@@ -61,11 +61,11 @@ def check_memory(run: Run) -> None:
     actions = count(pyramid_of(config), config.budget, config.actions)
     if actions > MAX_ACTIONS:
         return  # too many to be listed, whatever the memory
-    held = parse_index(run.directory(DATA)).splits if run.done(DATA) else {}
+    listed = parse_index(run.directory(DATA)).splits if run.done(DATA) else {}
     splits = {
-        split: (sum(s.samples for s in held[split]), sum(s.questions for s in held[split]))
+        split: (sum(s.samples for s in listed[split]), sum(s.questions for s in listed[split]))
         for split in ROLLED
-        if split in held
+        if split in listed
     }
     if ROLLOUTS.name in config.stages and not run.done(ROLLOUTS):
         _check(rolled_out(config, actions, splits), machine(), "this machine")
@@ -84,21 +84,21 @@ def rolled_out(config: Config, actions: int, splits: dict[str, tuple[int, int]])
     columns = actions + len(OUTSIDE) + drawn
     each = max((questions / max(1, images) for images, questions in splits.values()), default=1.0)
     images = config.loader.rollout_images
-    asked = each * images * ranks
+    questions = each * images * ranks
     ways = _ways(config, actions)
     yield Need(
-        f"a pass of the rollouts, {columns} decisions on {tiles} tiles for each of {asked:.0f} questions",
-        asked * columns * tiles * REALISED,
+        f"a pass of the rollouts, {columns} decisions on {tiles} tiles for each of {questions:.0f} questions",
+        questions * columns * tiles * REALISED,
         (("loader.rollout_images", images, 0), *ways),
     )
     tried = {split: 0 if split == "test" else drawn for split in splits}  # nothing learns from test
-    told = {split: splits[split][1] * _told(actions, of, tiles) for split, of in tried.items()}
-    if told:
-        split = max(told, key=lambda name: told[name])
+    tables = {split: splits[split][1] * _row(actions, of, tiles) for split, of in tried.items()}
+    if tables:
+        split = max(tables, key=lambda name: tables[name])
         yield Need(
             f"a table of the rollouts, {actions + len(OUTSIDE) + tried[split]} decisions on {tiles} tiles "
             f"for each of {splits[split][1]} questions of {split}",
-            told[split] * WRITTEN,
+            tables[split] * WRITTEN,
             ways,
         )
 
@@ -117,7 +117,7 @@ def learned(config: Config, actions: int, splits: dict[str, tuple[int, int]]) ->
     questions = sum(splits[split][1] for split in ("gate", "val") if split in splits)
     yield Need(
         f"a gate that learns from {columns} decisions on {tiles} tiles for each of {questions} questions",
-        questions * (_told(actions, drawn, tiles) + columns * COMPARED),
+        questions * (_row(actions, drawn, tiles) + columns * COMPARED),
         _ways(config, actions),
     )
 
@@ -139,7 +139,7 @@ def machine(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cg
     return min(found)
 
 
-def _told(actions: int, drawn: int, tiles: int) -> int:
+def _row(actions: int, drawn: int, tiles: int) -> int:
     """Bytes of a question's row of a rollout table: what comes of its decisions, and those drawn."""
     return (actions + len(OUTSIDE) + drawn) * TOLD + drawn * tiles
 

@@ -29,7 +29,7 @@ SCORER = "scorer.safetensors"
 
 
 def train_pruner(run: Run) -> None:
-    """On images that flex never saw, as gates are."""
+    """Train a pruner on images that flex never saw, as gates are."""
     config, directory, learned = run.config, run.root / PRUNER.name, learned_by(run.config)
     assert learned is not None
     model = NativeModel.load(run.directory(FLEX), config.cost)

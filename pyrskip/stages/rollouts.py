@@ -14,12 +14,12 @@ from pyrskip.data.shards import read_index
 from pyrskip.decision import ActionSet
 from pyrskip.errors import UserError
 from pyrskip.evaluation.needs import doubt, lists_levels, needs_of
-from pyrskip.files import write_json
+from pyrskip.files import file_digest, write_json
 from pyrskip.gates.gate import GATES
 from pyrskip.models.native import NativeModel
 from pyrskip.models.vlm.journal import Journal, by_decision, remove
 from pyrskip.models.vlm.remote import RemoteModel
-from pyrskip.models.vlm.served import ServedModel, file_digest, identity
+from pyrskip.models.vlm.served import ServedModel
 from pyrskip.pruners import PrunerConfig
 from pyrskip.pruners.visionselector import SelectorConfig
 from pyrskip.report.rollouts import print_needs
@@ -160,7 +160,7 @@ def origins_of(run: Run, splits: Sequence[str], pruner: PrunerConfig) -> dict[st
     pyramid = pyramid_of(config)
     actions = ActionSet.of(pyramid, config.budget, config.actions)
     if config.model.served:
-        model, longest = identity(config.model), config.model.max_answer
+        model, longest = config.model.own.identity(), config.model.own.max_answer
         vision = f"{config.vision.backbone} map {config.vision.out_index} {config.vision.weights}"
     else:
         model = f"native {file_digest(run.directory(FLEX) / 'model.safetensors')}"

@@ -12,13 +12,13 @@ from pathlib import Path
 from statistics import mean
 
 from rich.console import Console
-from rich.table import Table
 
 from pyrskip.evaluation.frontier import Row
 from pyrskip.evaluation.runs import load_runs
 from pyrskip.files import write_whole
 from pyrskip.report.plots import plot_runs
 from pyrskip.report.styles import CYCLE
+from pyrskip.report.tables import Column, Table, print_table
 from pyrskip.sweeps.jobs import STATES, Job
 
 TABLE, FIGURE = "sweep.csv", "sweep.png"
@@ -97,16 +97,14 @@ def print_status(jobs: Sequence[Job], console: Console) -> None:
     """Every job by what varies, with its state and what it reached on validation; then the directories of
     those that failed or were given up, with the last line of why."""
     keys = list(dict.fromkeys(override.split("=")[0] for job in jobs for override in job.varied))
-    table = Table(title=counted(jobs), box=None, title_justify="left")
-    for column in (*keys, "state", "val accuracy", "val cost", ""):
-        table.add_column(column, overflow="fold")
+    rows = []
     for job in jobs:
         own = dict(override.split("=", 1) for override in job.varied)
         point = point_of(job)
-        reached = [f"{point[0]:.2%}", f"{point[1]:.3f}"] if point else ["", ""]
         silent = f"silent for {job.silent / 60:.0f} min" if job.state == "running" else ""
-        table.add_row(*(own.get(key, "") for key in keys), job.state, *reached, silent)
-    console.print(table, markup=False)
+        rows.append([*(own.get(key, "") for key in keys), job.state, *(point or ("", "")), silent])
+    columns = [*map(Column, (*keys, "state")), Column("val accuracy", ".2%"), Column("val cost", ".3f")]
+    print_table(Table(counted(jobs), [*columns, Column("")], rows), console)
     for job in jobs:
         if job.why:
             console.print(f"{job.directory} {job.state}: {job.why}", markup=False, highlight=False)
@@ -114,16 +112,13 @@ def print_status(jobs: Sequence[Job], console: Console) -> None:
 
 def print_points(points: Sequence[Point], console: Console) -> None:
     """The points that nothing of the sweep beats on validation, as they came out on test."""
-    table = Table(box=None)
-    for column in ("the sweep's front", "price", "gates", "accuracy", "95 %", "cost"):
-        table.add_column(column, overflow="fold")
-    for p in points:
-        if p.front:
-            interval = f"{p.low:.2%} to {p.high:.2%}"
-            table.add_row(
-                p.line, f"{p.price:.3g}", str(p.gates), f"{p.accuracy:.2%}", interval, f"{p.cost:.3f}"
-            )
-    console.print(table, markup=False)
+    names = {"": None, "price": ".3g", "gates": "d", "accuracy": ".2%", "95 %": "", "cost": ".3f"}
+    rows = [
+        [p.line, p.price, p.gates, p.accuracy, f"{p.low:.2%} to {p.high:.2%}", p.cost]
+        for p in points
+        if p.front
+    ]
+    print_table(Table("the sweep's front", [Column(*of) for of in names.items()], rows), console)
 
 
 def counted(jobs: Sequence[Job]) -> str:
@@ -146,8 +141,7 @@ def write_overview(sweep: Path, jobs: Sequence[Job]) -> list[Point]:
     write_whole(sweep / TABLE, table.getvalue())
     # those with most points on the front, of more than can be told apart
     best = sorted(lines, key=lambda line: -sum(p.front for p in points if p.line == line))[:DRAWN]
-    colours = {line: CYCLE[i] for i, line in enumerate(best)}
-    plot_runs({line: lines[line] for line in best}, colours, sweep / FIGURE)
+    plot_runs({line: lines[line] for line in best}, sweep / FIGURE)
     return points
 
 

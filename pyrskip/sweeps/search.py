@@ -49,7 +49,7 @@ def search(
     study = optuna.create_study(
         study_name="pareto",
         storage=JournalStorage(JournalFileBackend(str(directory / STUDY))),
-        sampler=TPESampler(seed=seed + _asked(directory), constant_liar=True),
+        sampler=TPESampler(seed=seed + _number_of_trials(directory), constant_liar=True),
         directions=["maximize", "minimize"],
         load_if_exists=True,
     )
@@ -73,7 +73,7 @@ def _count(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False))
 
 
-def _asked(directory: Path) -> int:
+def _number_of_trials(directory: Path) -> int:
     """A search that goes on must not draw again what it drew first."""
     path = directory / STUDY
     return path.stat().st_size if path.exists() else 0

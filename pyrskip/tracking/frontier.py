@@ -18,8 +18,8 @@ def frontier_metrics(summary: dict[str, Any]) -> dict[str, float]:
         for key in ("retention", "relative_flops", "cost_over_fixed", "cost_over_hull"):
             if key in figures["gate"]:
                 metrics[f"frontier/{target}/{key}"] = float(figures["gate"][key]["mean"])
-        held = [seed["guarantee"]["guaranteed"] for seed in figures["gate"]["seeds"]]
-        metrics[f"frontier/{target}/guaranteed"] = sum(held) / len(held)
+        guaranteed = [seed["guarantee"]["guaranteed"] for seed in figures["gate"]["seeds"]]
+        metrics[f"frontier/{target}/guaranteed"] = sum(guaranteed) / len(guaranteed)
     return metrics
 
 

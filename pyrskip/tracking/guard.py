@@ -20,7 +20,7 @@ class Guard(Logger):
         super().__init__()
         self.inner, self.key, self.lasting = inner, key, lasting
         self._failures = 0
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     @property
     def name(self) -> str | None:
@@ -79,8 +79,8 @@ class Guard(Logger):
                 self._tell(name, f"{name} is {float(value)} at step {step}; training goes on, said once")
 
     def _tell(self, what: str, line: str) -> None:
-        if what not in self._told:
-            self._told.add(what)
+        if what not in self._warned:
+            self._warned.add(what)
             tell(line)
 
 

@@ -213,9 +213,6 @@ METRICS: tuple[Metric, ...] = (
     Metric("media/frontier", "accuracy against cost, one curve a method", "", (FRONTIER,), media=True),
 )
 
-# names that are Lightning's or the tracker's own
-FOREIGN = ("epoch", "step", "trainer/global_step")
-
 
 def find(name: str) -> Metric | None:
     """The metric that a logged name is of, or None."""

@@ -88,11 +88,11 @@ class Best(Callback):
         learnt = module.config.batch * module.optimizer_config.steps // max(1, self.validations)
         # a gate that is given the price is asked about each question at one of them, then at the next
         rounds = len(prices) if gate.dial else 1
-        asked = torch.arange(min(max(LEAST, learnt // SHARE), rounds * questions), device=device)
+        validated = torch.arange(min(max(LEAST, learnt // SHARE), rounds * questions), device=device)
         if of.mode == "target":
-            module.calibrate(self.environment, self.order[: len(asked)])
+            module.calibrate(self.environment, self.order[: len(validated)])
         rewards = []
-        for some in asked.split(CHUNK):
+        for some in validated.split(CHUNK):
             place, turn = some % questions, some // questions
             rows = self.order[place]
             price = prices[(place + turn) % len(prices)]

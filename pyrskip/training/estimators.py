@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrskip.registry import Registry
 
 FLOOR = 1e-4
-"""Of a standard deviation that is divided by."""
+"""Smallest standard deviation that is divided by."""
 
 
 def missed_cross_entropy(missed: Tensor, right: Tensor) -> Tensor:

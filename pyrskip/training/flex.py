@@ -124,6 +124,7 @@ class FlexModule(StepModule):
         loss = -torch.stack([r.loglik for r in results]).mean()
         accuracy = torch.stack([r.greedy.float() for r in results]).mean()
         if self.logs(batch_idx):  # ranks wait for each other
-            loss_told, accuracy_told = self.over_ranks(torch.stack([loss, accuracy]))
-            self.log_dict({"train/loss": loss_told, "train/accuracy": accuracy_told}, batch_size=len(batch))
+            reported = self.over_ranks(torch.stack([loss, accuracy]))
+            values = {"train/loss": reported[0], "train/accuracy": reported[1]}
+            self.log_dict(values, batch_size=len(batch))
         return loss

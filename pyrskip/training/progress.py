@@ -25,7 +25,7 @@ def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
     return shown | ({"keep": sum(kept) / len(kept)} if kept else {})
 
 
-class Told(Callback):
+class ShowProgress(Callback):
     """Says how far the first rank is. title: what is trained, or predicted of a split."""
 
     def __init__(self, title: str) -> None:
@@ -43,7 +43,7 @@ class Told(Callback):
             return
         if self._work.calls + 1 == FIRST and trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()  # Python runs ahead of the device, which tells how long a step takes
-        self._work.reach(batch_idx + 1, lambda: told(trainer.callback_metrics))
+        self._work.reach(batch_idx + 1, lambda: _line(trainer.callback_metrics))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._end()
@@ -82,5 +82,5 @@ class Told(Callback):
         self._work = None
 
 
-def told(metrics: Mapping[str, Any]) -> str:
+def _line(metrics: Mapping[str, Any]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in figures(metrics).items())

@@ -74,6 +74,7 @@ class SelectorModule(StepModule):
         done = batch_idx / max(1, self.config.steps - 1)
         loss = miss + (PULL + (self.config.pull - PULL) * done) * soft.gap
         if self.logs(batch_idx):
-            told = self.over_ranks(torch.stack([miss.double(), soft.gap]))
-            self.log_dict({"train/loss": told[0], "train/gap": told[1]}, prog_bar=True, batch_size=len(batch))
+            reported = self.over_ranks(torch.stack([miss.double(), soft.gap]))
+            values = {"train/loss": reported[0], "train/gap": reported[1]}
+            self.log_dict(values, prog_bar=True, batch_size=len(batch))
         return loss

@@ -26,7 +26,7 @@ from pyrskip.identity import HOW
 from pyrskip.training.checkpoint import BetweenSteps, PatientIO
 from pyrskip.training.clock import Clock
 from pyrskip.training.preemption import Stop, after_the_step, answer_signals
-from pyrskip.training.progress import Told
+from pyrskip.training.progress import ShowProgress
 
 CHECKPOINT = "last.ckpt"
 # how each starts its ranks: `popen` runs the same command again
@@ -85,7 +85,7 @@ def build_trainer(
     title: of its progress. sharded: whether trainer.strategy=fsdp may share out the module's
     weights.
     """
-    progress: list[Callback] = [] if config.quiet else [Told(title)]
+    progress: list[Callback] = [] if config.quiet else [ShowProgress(title)]
     checkpoint = BetweenSteps(
         dirpath=directory,
         filename=Path(CHECKPOINT).stem,

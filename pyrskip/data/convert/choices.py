@@ -82,7 +82,7 @@ class Choices:
         raise ValueError(f"the answer {text!r} is the number of one option and the text of another")
 
 
-def asked(text: str, options: Mapping[str, str], hint: object = None) -> str:
+def with_options(text: str, options: Mapping[str, str], hint: object = None) -> str:
     """A question with its hint above it and its options below, a line 'A. text' each, as VLMEvalKit's prompts
     have them; without those that it has already."""
     if not options and hint is None:

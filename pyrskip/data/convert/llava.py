@@ -113,7 +113,7 @@ class Llava(Format):
             raise TypeError("conversations is no list, and neither is messages")
         questions: list[Question] = []
         faults: list[Fault] = []
-        asked, metric = None, self.files.metric
+        question, metric = None, self.files.metric
 
         for turn in (*turns, END):
             # what nearly all turns are
@@ -122,18 +122,18 @@ class Llava(Format):
             if side is None or type(value) is not str:
                 side, value = _said(turn)
             if side is HUMAN:
-                if asked:
-                    faults.append(Fault(source, where, f"there is no answer to {asked[:40]!r}"))
-                asked = value.replace(SHOWN, "").strip()
+                if question:
+                    faults.append(Fault(source, where, f"there is no answer to {question[:40]!r}"))
+                question = value.replace(SHOWN, "").strip()
             elif side is GPT:
                 value = value.strip()
-                if asked and value:
-                    questions.append(Question(asked, (value,), kind, metric=metric))
-                elif asked:
-                    faults.append(Fault(source, where, f"there is no answer to {asked[:40]!r}"))
+                if question and value:
+                    questions.append(Question(question, (value,), kind, metric=metric))
+                elif question:
+                    faults.append(Fault(source, where, f"there is no answer to {question[:40]!r}"))
                 elif value and turn is not turns[0]:
                     faults.append(Fault(source, where, f"there is no question to the answer {value[:40]!r}"))
-                asked = None
+                question = None
         if not questions:
             raise ValueError("no human turn has an answer")
         return tuple(questions), tuple(faults)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyrskip.data.convert.answers import listed, missing, text_of
-from pyrskip.data.convert.choices import Choices, Later, asked
+from pyrskip.data.convert.choices import Choices, Later, with_options
 from pyrskip.data.convert.config import FilesConfig
 from pyrskip.data.convert.format import FORMATS, Format
 from pyrskip.data.convert.rows import SEVERAL, WITHOUT, Found, Row, Skipped, content_key, image_key
@@ -92,7 +92,7 @@ class Parquet(Format):
             raise ValueError(f"question={text!r} is no text")
         options = choices.options(row)
         return Question(
-            asked(text.strip(), options, row.get("hint")),
+            with_options(text.strip(), options, row.get("hint")),
             choices.answers(listed(_reach(row, named["answers"])), options, last),
             _kind(_reach(row, named["type"]) if named["type"] else None),
             metric=self.files.metric,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pyrskip.data.convert.answers import NOTHING, list_in, listed, missing
-from pyrskip.data.convert.choices import Choices, Later, asked
+from pyrskip.data.convert.choices import Choices, Later, with_options
 from pyrskip.data.convert.format import FORMATS, Format
 from pyrskip.data.convert.rows import SEVERAL, WITHOUT, Found, Row, Skipped, content_key
 from pyrskip.data.convert.text import MARK, decode, encoding_of, lines
@@ -112,7 +112,7 @@ class _Table:
                 raise ValueError("there is no question")
             options = self._choices.options(row)
             question = Question(
-                asked(row[self._question], options, row.get("hint")),
+                with_options(row[self._question], options, row.get("hint")),
                 self._choices.answers(listed(row.get(self._answers)), options, last),
                 row.get(self._type, "all"),
                 metric=self._metric,

@@ -38,8 +38,8 @@ def random(inputs: Inputs, split: str) -> Iterator[Decisions]:
     """The mean over permutations of the gate's own decisions dealt out to other questions, at exactly what
     they cost where the gate took them; one permutation, at what it costs, where decisions are not listed."""
     table = inputs.tables[split]
-    yield from _played("random", inputs, split)
-    if _is_played(inputs, split):
+    yield from _unlisted("random", inputs, split)
+    if _is_unlisted(inputs, split):
         return
     for seed in inputs.seeds if "gate" in inputs.gates else ():
         orders = _orders(seed, len(table))
@@ -63,11 +63,11 @@ def _at_cost_of(action: Tensor, dealt: Tensor, table: RolloutTable) -> Decisions
 
 
 def shuffled_query(inputs: Inputs, split: str) -> Iterator[Decisions]:
-    """The gate decides for another sample's question and the model's confidence there; what is paid and
+    """The gate decides for another sample's question and how sure the model is there; what is paid and
     answered stays the sample's own."""
     table = inputs.tables[split]
-    yield from _played("gate:shuffled_query", inputs, split)
-    if _is_played(inputs, split):
+    yield from _unlisted("gate:shuffled_query", inputs, split)
+    if _is_unlisted(inputs, split):
         return
     for seed in inputs.seeds if "gate" in inputs.gates else ():
         prices = inputs.prices_of("gate", seed)
@@ -82,18 +82,18 @@ def shuffled_query(inputs: Inputs, split: str) -> Iterator[Decisions]:
 def random_tiles(inputs: Inputs, split: str) -> Iterator[Decisions]:
     """As many tiles of each level as the gate keeps for the question, anywhere; none where a level is a
     tile."""
-    yield from _played("random:tiles", inputs, split)
+    yield from _unlisted("random:tiles", inputs, split)
 
 
-def _is_played(inputs: Inputs, split: str) -> bool:
+def _is_unlisted(inputs: Inputs, split: str) -> bool:
     """Whether the gate's decisions are not listed, so that the model itself was asked."""
-    return any(("gate", seed, split) in inputs.played for seed in inputs.seeds)
+    return any(("gate", seed, split) in inputs.unlisted for seed in inputs.seeds)
 
 
-def _played(name: str, inputs: Inputs, split: str) -> Iterator[Decisions]:
-    """What was played in the gate's place, a point a seed and price."""
+def _unlisted(name: str, inputs: Inputs, split: str) -> Iterator[Decisions]:
+    """Unlisted decisions of a method, a point a seed and price."""
     for seed in inputs.seeds:
-        columns = inputs.played.get((name, seed, split), ())
+        columns = inputs.unlisted.get((name, seed, split), ())
         prices = inputs.prices_of("gate", seed) if len(columns) else ()
         for price, column in zip(prices, columns, strict=True):
             yield Decisions(column, price=price, seed=seed, gate="gate")

@@ -15,7 +15,7 @@ from pyrskip.rollouts.table import RolloutTable
 TIMES = (0.25, 0.5, 1.0, 1.4, 2.5, 4.0)
 """How many times as many images as the published thresholds let through are looked at closely."""
 SHARES = (0.3, 0.5, 0.7, 0.9)
-"""Of the question's attention, that the levels which are kept get."""
+"""Shares of the question's attention that the kept levels get."""
 WEIGHTS = {"entropy": 0.3, "salience": 0.3, "coupling": 0.4}
 """ARR-COC's, of information, salience and query-content coupling."""
 

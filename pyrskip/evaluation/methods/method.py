@@ -71,7 +71,7 @@ class Method:
     """A method, under the name that it is registered by.
 
     decisions: (inputs, split) -> what it decides there, a `Decisions` for each of its points; none where it
-    does not apply. `inputs.tables[split]` is the table that it plays on. candidate: `pyrskip above` tests
+    does not apply. `inputs.tables[split]` is the table that it decides on. candidate: `pyrskip above` tests
     whether it is above the full pyramid. variants: its decisions have one each.
     """
 

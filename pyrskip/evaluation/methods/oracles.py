@@ -39,7 +39,7 @@ def cross(inputs: Inputs, split: str) -> Iterator[Decisions]:
 def by_boxes(inputs: Inputs, split: str) -> Iterator[Decisions]:
     """The tiles, of the coarsest level that shows the answer, in which it lies; where a data set knows them,
     and decisions are not listed."""
-    for column in inputs.played.get(("oracle:boxes", 0, split), ()):
+    for column in inputs.unlisted.get(("oracle:boxes", 0, split), ()):
         yield Decisions(column)
 
 

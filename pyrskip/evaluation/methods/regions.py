@@ -9,11 +9,11 @@ from pyrskip.evaluation.regions import NAMES, REDUNDANT
 from pyrskip.evaluation.style import BLUE, GREEN, ORANGE, PURPLE, SKY, Section, Style
 
 
-def played(name: str, inputs: Inputs, split: str) -> Iterator[Decisions]:
+def by_rule(name: str, inputs: Inputs, split: str) -> Iterator[Decisions]:
     """What the model was asked about. What neighbouring levels have in common is known once both are encoded;
     ARR-COC's scores read every tile's tokens, so that it projects them all as well."""
     projects = name.startswith("arr_coc")
-    for column in inputs.played.get((name, 0, split), ()):
+    for column in inputs.unlisted.get((name, 0, split), ()):
         yield Decisions(column, encodes_all=projects or name == REDUNDANT, projects_all=projects)
 
 
@@ -26,4 +26,4 @@ for _place, (_name, _colour, _marker) in enumerate(
     )
 ):
     _style = Style(_colour, "-.", _marker, panels=(), section=Section.HEURISTICS, place=8 + _place)
-    METHODS.register(_name, Method(partial(played, _name), _style))
+    METHODS.register(_name, Method(partial(by_rule, _name), _style))

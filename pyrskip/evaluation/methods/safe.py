@@ -15,13 +15,13 @@ from pyrskip.inference.safe import Safe
 
 def never_worse(inputs: Inputs, split: str) -> Iterator[Decisions]:
     """A fixed selection runs no gate, and pays for none."""
-    table, played = inputs.tables[split], dict[int, Safe]()
+    table, choices = inputs.tables[split], dict[int, Safe]()
     for of in gate("gate", inputs, split):
         assert of.seed is not None
         assert of.price is not None
-        if of.seed not in played:
-            played[of.seed] = safe(inputs, of.seed)
-        fixed = played[of.seed].at(of.price)
+        if of.seed not in choices:
+            choices[of.seed] = safe(inputs, of.seed)
+        fixed = choices[of.seed].at(of.price)
         yield (
             of if fixed is None else replace(always(table, table.column(fixed)), price=of.price, seed=of.seed)
         )

@@ -16,7 +16,7 @@ from pyrskip.rollouts import router
 from pyrskip.rollouts.labels import log_ratio
 
 RATES = (0.1, 0.25, 0.5, 0.75, 0.9)
-"""Of the images, that have a tile whole."""
+"""Shares of the images that have a tile whole."""
 
 
 def routed(inputs: Inputs, split: str) -> Iterator[Decisions]:

@@ -13,7 +13,7 @@ from pyrskip.evaluation.methods.method import METHODS, Decisions, Method
 from pyrskip.evaluation.style import GREEN, RED, Section, Style
 from pyrskip.gates.asking import threshold
 
-CONFIDENCE = "answer_stats"
+SURE = "answer_stats"
 """The signal whose first number is how sure the model is of its first answer: it stands for the request that
 published models are trained to write."""
 
@@ -23,12 +23,12 @@ def whole_picture(inputs: Inputs, split: str) -> Iterator[Decisions]:
     arXiv:2507.13348)."""
     if not _tells(inputs):
         return
-    asked = {
+    second = {
         name: torch.full((len(inputs.tables[name]),), inputs.tables[name].column("0"))
         for name in {"val", split}
     }
     for price in inputs.prices:
-        yield replace(two_turns(inputs, split, price, asked), price=price)
+        yield replace(two_turns(inputs, split, price, second), price=price)
 
 
 def part(inputs: Inputs, split: str) -> Iterator[Decisions]:
@@ -37,44 +37,44 @@ def part(inputs: Inputs, split: str) -> Iterator[Decisions]:
     for seed in inputs.seeds if _tells(inputs) and "gate" in inputs.gates else ():
         decided = {name: inputs.decided("gate", seed, name) for name in {"val", split}}
         for number, price in enumerate(inputs.prices_of("gate", seed)):
-            asked = {name: of[number] for name, of in decided.items()}
-            of = two_turns(inputs, split, price, asked)
+            second = {name: of[number] for name, of in decided.items()}
+            of = two_turns(inputs, split, price, second)
             yield replace(of, price=price, seed=seed, gate="gate")
 
 
-def two_turns(inputs: Inputs, split: str, price: float, asked: Mapping[str, Tensor]) -> Decisions:
-    """asked: what a second turn looks at, columns [N] of 'val' and the split. It is asked for where the first
-    answer is no surer than is best on validation at the price."""
-    least = threshold(_sure(inputs, "val"), _gain(inputs, price, asked["val"]))
-    low, own = inputs.tables[split].column("glance"), asked[split]
+def two_turns(inputs: Inputs, split: str, price: float, second: Mapping[str, Tensor]) -> Decisions:
+    """second: what a second turn looks at, columns [N] of 'val' and the split. It is asked for where the
+    first answer is no surer than is best on validation at the price."""
+    least = threshold(_sure(inputs, "val"), _gain(inputs, price, second["val"]))
+    low, own = inputs.tables[split].column("glance"), second[split]
     asks = (_sure(inputs, split) <= least) & _shows_more(inputs, split, own)
     return Decisions(own.where(asks, low), first=torch.where(asks, low, -1))
 
 
-def _gain(inputs: Inputs, price: float, asked: Tensor) -> Tensor:
+def _gain(inputs: Inputs, price: float, second: Tensor) -> Tensor:
     """What a second turn adds to each of validation's questions, in score, for what it costs; nothing where
     it shows nothing more, for then there is none."""
     table = inputs.tables["val"]
-    low = torch.full_like(asked, table.column("glance"))
-    better = Decisions(asked).mean(table.score) - Decisions(low).mean(table.score)
-    dearer = Decisions(asked).mean(table.cost.flops) - inputs.encoded_twice("val", low, asked)
-    return (better - price * dearer / inputs.unit).where(_shows_more(inputs, "val", asked), 0.0)
+    low = torch.full_like(second, table.column("glance"))
+    better = Decisions(second).mean(table.score) - Decisions(low).mean(table.score)
+    dearer = Decisions(second).mean(table.cost.flops) - inputs.encoded_twice("val", low, second)
+    return (better - price * dearer / inputs.unit).where(_shows_more(inputs, "val", second), 0.0)
 
 
-def _shows_more(inputs: Inputs, split: str, asked: Tensor) -> Tensor:
+def _shows_more(inputs: Inputs, split: str, second: Tensor) -> Tensor:
     """Whether a decision keeps anything beside the glance, [N] bool."""
     table = inputs.tables[split]
-    return table.steps(torch.arange(len(table)), asked)[:, :-1].any(-1)
+    return table.steps(torch.arange(len(table)), second)[:, :-1].any(-1)
 
 
 def _sure(inputs: Inputs, split: str) -> Tensor:
     """The probability of the first answer's first token, [N]."""
-    return inputs.tables[split].signals["question"][CONFIDENCE][:, 0]
+    return inputs.tables[split].signals["question"][SURE][:, 0]
 
 
 def _tells(inputs: Inputs) -> bool:
     """Whether the model tells how sure it is, and there is more to ask for."""
-    return CONFIDENCE in inputs.tables["val"].signals["question"] and inputs.pyramid.levels > 1
+    return SURE in inputs.tables["val"].signals["question"] and inputs.pyramid.levels > 1
 
 
 _style = partial(Style, panels=(), section=Section.PEERS)

@@ -49,8 +49,8 @@ class Request:
     @cached_property
     def key(self) -> str:
         """A digest of what is asked, wherever it is sent to."""
-        asked = json.dumps([self.body, self.scored], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(asked.encode()).hexdigest()[:32]
+        content = json.dumps([self.body, self.scored], sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -162,22 +162,22 @@ class Client:
     def _send(self, request: Request, stream: Mapping[str, Any]) -> Reply | UserError:
         import httpx
 
-        asked = 0
+        tries = 0
         while True:
-            asked += 1
+            tries += 1
             try:
                 return self._post(request, stream)
             except httpx.RequestError as error:
                 fault = NoAnswerError(f"{type(error).__name__}: {error}")
             except NoAnswerError as error:
                 fault = error
-            if asked > (min(self.retries, 1) if fault.once else self.retries):
+            if tries > (min(self.retries, 1) if fault.once else self.retries):
                 break
-            wait = 0.5 * 2 ** (asked - 1) if fault.wait is None else fault.wait
+            wait = 0.5 * 2 ** (tries - 1) if fault.wait is None else fault.wait
             time.sleep(min(LONGEST_WAIT, wait))
         if fault.once:
             return UserError(f"{self.address} refused a request with {fault}")
-        said = f"{self.address} gave no answer in {asked} tries ({fault})"
+        said = f"{self.address} gave no answer in {tries} tries ({fault})"
         if request is self.greeting:
             raise UserError(
                 f"model.remote.url: {said}; what was answered is kept, so run the same command again once "

@@ -64,18 +64,18 @@ def counts_of(
 
     Raises UserError where they differ, where two pictures do not add up, and where neither counts.
     """
-    asked: list[Sequence[Size]] = [(), sizes[:1], sizes[1:], sizes]
-    replies = client.ask([ask(some, PROBE) for some in asked])
+    probes: list[Sequence[Size]] = [(), sizes[:1], sizes[1:], sizes]
+    replies = client.ask([ask(some, PROBE) for some in probes])
     for reply in replies:
         if isinstance(reply, UserError):
             raise reply
-    told = [reply.tokens for reply in replies if isinstance(reply, Reply)]
-    if None in told and processor is None:
+    counted = [reply.tokens for reply in replies if isinstance(reply, Reply)]
+    if None in counted and processor is None:
         raise UserError(
             f"model.remote.url: {client.address} does not count prompt tokens (usage), so nothing says what "
             "a picture costs; allowed: model.remote.processor=<a folder with the model's processor>"
         )
-    by_server = None if None in told else [(n or 0) - (told[0] or 0) for n in told[1:]]
+    by_server = None if None in counted else [(n or 0) - (counted[0] or 0) for n in counted[1:]]
     added = by_server or []
     if processor is not None:
         added = [*processor.pictures(sizes), processor.together(sizes)]
@@ -95,7 +95,7 @@ def counts_of(
         )
     if processor is not None:
         return processor
-    heard[PROBE] = told[0] or 0
+    heard[PROBE] = counted[0] or 0
     return ServerTokens(client, ask, heard, dict(zip(sizes, added, strict=False)))
 
 

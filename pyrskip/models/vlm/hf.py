@@ -22,7 +22,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -31,8 +32,9 @@ from torch import Tensor, nn
 from pyrskip.cost import Cost, Transformer, measured_flops
 from pyrskip.decision import one_picture
 from pyrskip.errors import UserError, unknown_name
+from pyrskip.files import folder_digest
 from pyrskip.identity import HOW
-from pyrskip.models.native import CostConfig
+from pyrskip.models.native import CostConfig, NativeModel
 from pyrskip.models.tiles import crops
 from pyrskip.models.vlm.layout import check_pyramid, check_room
 from pyrskip.models.vlm.measured import (
@@ -62,8 +64,14 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class HfConfig:
     """path: a folder or a hub id. max_answer: tokens of an answer, its end included. instruction: a line
     after every question, such as 'Answer in one word.'. dtype: of the weights, 'auto' as they are stored.
-    at_once: questions in a pass."""
+    at_once: questions in a pass.
 
+    prunable: what pruners may read beside visual tokens, of which a family may have less; probability: of
+    given answers is told.
+    """
+
+    prunable: ClassVar[frozenset[str] | None] = NativeModel.prunable
+    probability: ClassVar[bool] = True
     path: str = ""
     max_answer: int = 16
     instruction: str = ""
@@ -77,6 +85,19 @@ class HfConfig:
             )
         if self.dtype not in DTYPES:
             raise unknown_name("model.hf.dtype", self.dtype, DTYPES)
+
+    def check(self) -> None:
+        """Raises UserError unless a model is named."""
+        if not self.path:
+            raise UserError(
+                "model.hf.path is missing; allowed: a folder in the Hugging Face format, or a hub id"
+            )
+
+    def identity(self) -> str:
+        """What tells its model from another: the weights' digest where they are files, else its name."""
+        kinds, folder = (".safetensors", ".json", ".jinja"), Path(self.path)
+        weights = folder_digest(folder, kinds) if folder.is_dir() else self.path
+        return f"hf {weights} {self.dtype}, {self.instruction!r}"
 
 
 class HfVlm(nn.Module):
@@ -170,12 +191,6 @@ class HfVlm(nn.Module):
     @property
     def encoded(self) -> int:
         return self.passes.encoded
-
-    def tile_tokens(self, size: tuple[int, int]) -> list[int]:
-        """Visual tokens that every tile of an image of so many rows and columns gives when it is kept, [T]; 0
-        for padding. Where a family counts a lone picture otherwise, beside others."""
-        pixels = self.pyramid.pixels(torch.tensor([size]))[0].tolist()
-        return [self.prompts.look((r, c), lone=False).tokens if r else 0 for r, c in pixels]
 
     def realise(self, asked: Tensor, size: Tensor) -> Tensor:
         """asked [..., T], size [..., 2] image rows and columns -> realised tokens [..., T].

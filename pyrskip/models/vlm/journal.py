@@ -90,8 +90,8 @@ def by_decision(directory: Path) -> dict[tuple[int, ...], dict[str, float | None
 
 
 def _median(of: list[dict[str, Any]], name: str) -> float | None:
-    told = [entry[name] for entry in of if entry[name] is not None]
-    return median(told) if told else None
+    known = [entry[name] for entry in of if entry[name] is not None]
+    return median(known) if known else None
 
 
 def _reply(entry: dict[str, Any]) -> Reply:

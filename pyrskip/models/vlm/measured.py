@@ -125,8 +125,8 @@ def _layers_run(
     finally:
         for hook in hooks:
             hook.remove()
-    held = [_values(layer) for layer in written.past_key_values.layers]
-    return [(spent[layer][0], spent[layer][1], values) for layer, values in zip(layers, held, strict=True)]
+    cached = [_values(layer) for layer in written.past_key_values.layers]
+    return [(spent[layer][0], spent[layer][1], values) for layer, values in zip(layers, cached, strict=True)]
 
 
 def measure_language(model: Any, token: int) -> LanguageCost:

@@ -29,6 +29,7 @@ from pyrskip.models.vlm.client import Client, Reply, Request
 from pyrskip.models.vlm.counts import PROBE, Counts, counts_of
 from pyrskip.models.vlm.remote_config import RemoteConfig
 from pyrskip.models.vlm.tokens import ProcessorTokens, Size
+from pyrskip.pruners import Pruner
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
 
@@ -37,8 +38,12 @@ class RemoteModel:
     """A black-box model (pyrskip.models.tiers). `encoded` counts the tiles that have been drawn for requests.
 
     counted: prompt tokens that the server has counted so far; taken: what costs take them for; unlike: how
-    many of `compared` replies say another number than that.
+    many of `compared` replies say another number than that. pruner: none prunes behind a server; as_run: the
+    model as its users run it is `reference`, a selection.
     """
+
+    pruner: Pruner | None = None
+    as_run: None = None
 
     def __init__(self, config: RemoteConfig, pyramid: Pyramid, cost: CostConfig | None = None) -> None:
         config.check()
@@ -155,12 +160,12 @@ class RemoteModel:
             Request(self._scored(pictures, self.config.words(text), answer), scored=behind[answer])
             for pictures, text, answer in zip(shown, batch.texts, answers, strict=True)
         ]
-        told = torch.full((len(batch),), torch.nan)
+        loglik = torch.full((len(batch),), torch.nan)
         for row, reply in enumerate(self.client.ask(requests)):
             if isinstance(reply, Reply) and reply.logprobs:
                 # what a template writes behind the token that ends an answer is no part of it
-                told[row] = sum(reply.logprobs[: len(reply.logprobs) - max(ending - 1, 0)])
-        return told.to(asked.device)
+                loglik[row] = sum(reply.logprobs[: len(reply.logprobs) - max(ending - 1, 0)])
+        return loglik.to(asked.device)
 
     def _behind(self, answers: Sequence[str]) -> dict[str, int]:
         """Tokens of a prompt from each answer's first on."""

@@ -1,13 +1,15 @@
 """What is asked of a model behind a server, and what its costs are computed from."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pyrskip.cost import Transformer
 from pyrskip.errors import UserError, unknown_name
+from pyrskip.files import folder_digest
 from pyrskip.identity import HOW
 
 SIZES = ("layers", "width", "heads", "kv_heads", "mlp", "vocab")
@@ -34,6 +36,7 @@ class RemoteConfig:
     for a visual token.
     """
 
+    prunable: ClassVar[frozenset[str] | None] = None  # visual tokens are not shown
     url: str = field(default="", metadata=HOW)
     model: str = ""
     key: str = field(default="", metadata=HOW)
@@ -101,6 +104,19 @@ class RemoteConfig:
             )
         if not self.processor:
             _ = self.transformer
+
+    def identity(self) -> str:
+        """What tells its model from another, without the address, since the same model may be served
+        elsewhere; with the fields of its requests, and what its tokens are counted by."""
+        words = [f"remote {self.model}, {self.instruction!r}"]
+        words += [
+            f"{name} {json.dumps(fields, sort_keys=True)}"
+            for name, fields in (("extra", self.extra), ("picture", self.picture))
+            if fields
+        ]
+        if self.processor:
+            words.append(f"counted by {folder_digest(Path(self.processor), ('.json', '.jinja'))}")
+        return ", ".join(words)
 
     def body(self, pictures: Sequence[str], words: str, most: int | None = None) -> dict[str, Any]:
         """A request for an answer to words about pictures, data URLs; most: its tokens, or max_answer."""

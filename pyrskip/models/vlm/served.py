@@ -6,11 +6,9 @@ the gate looks at the glance through an image encoder and at the question throug
 for both.
 """
 
-import hashlib
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +28,12 @@ from pyrskip.pruners import Pruner
 from pyrskip.pyramid import Pyramid
 from pyrskip.sample import Batch
 
-MODELS = ("native", "hf", "remote")
-DIGITS = 12
+BOXES: dict[str, Callable[[Any, Pyramid, CostConfig], HfVlm | RemoteModel]] = {
+    "hf": HfVlm.from_pretrained,
+    "remote": RemoteModel,
+}
+"""Name -> the black box of the config under that name, a pyramid and what counts."""
+MODELS = ("native", *BOXES)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,14 @@ class AnswererConfig:
 
     @property
     def served(self) -> bool:
-        return self.name != "native"
+        return self.name in BOXES
+
+    @property
+    def own(self) -> HfConfig | RemoteConfig:
+        """The config of a served model."""
+        assert self.served
+        config: HfConfig | RemoteConfig = getattr(self, self.name)
+        return config
 
     @property
     def sources(self) -> frozenset[str]:
@@ -61,19 +70,13 @@ class AnswererConfig:
 
     @property
     def prunable(self) -> frozenset[str] | None:
-        """What pruners may read beside visual tokens; None where the model does not show those. A family of
-        model=hf may have less: `HfVlm` says so."""
-        return None if self.name == "remote" else NativeModel.prunable
+        """What pruners may read beside visual tokens; None where the model does not show those."""
+        return self.own.prunable if self.served else NativeModel.prunable
 
     @property
     def probable(self) -> bool:
         """Whether it tells the probability of a given answer."""
-        return self.name != "remote" or self.remote.probability
-
-    @property
-    def max_answer(self) -> int:
-        """Tokens of a served model's answer."""
-        return self.hf.max_answer if self.name == "hf" else self.remote.max_answer
+        return not self.served or self.own.probability
 
 
 class ServedModel(nn.Module):
@@ -105,18 +108,17 @@ class ServedModel(nn.Module):
 
     @property
     def pruner(self) -> Pruner | None:
-        """Of the black box; none prunes behind a server."""
-        return self.box.pruner if isinstance(self.box, HfVlm) else None
+        """Of the black box."""
+        return self.box.pruner
 
     @pruner.setter
     def pruner(self, pruner: Pruner | None) -> None:
-        if isinstance(self.box, HfVlm):
-            self.box.pruner = pruner
+        self.box.pruner = pruner
 
     @property
     def as_run(self) -> HfVlm | None:
         """The model as its users run it, a box of one tile; None where that is `reference`, a selection."""
-        return self.box.as_run if isinstance(self.box, HfVlm) else None
+        return self.box.as_run
 
     def encode(self, batch: Batch, keep: Tensor) -> Features:
         return encode_tiles(self.vision, self.pyramid, batch, keep)
@@ -154,10 +156,7 @@ class ServedModel(nn.Module):
 
 def check_served(config: AnswererConfig, vision: VisionConfig, text: TextConfig) -> None:
     """Refuse what a gate for a served model cannot be trained with, without loading anything."""
-    if config.name == "hf" and not config.hf.path:
-        raise UserError("model.hf.path is missing; allowed: a folder in the Hugging Face format, or a hub id")
-    if config.name == "remote":
-        config.remote.check()
+    config.own.check()
     if text.name == "embedding":
         raise UserError(
             f"text.name=embedding reads the native model's words, and model.name={config.name} has none to "
@@ -170,48 +169,6 @@ def check_served(config: AnswererConfig, vision: VisionConfig, text: TextConfig)
         )
 
 
-def identity(config: AnswererConfig) -> str:
-    """What tells one served model from another: its weights' digest where they are files, else its name.
-
-    The words that it is asked in belong to it. Raises UserError where a folder's files cannot be read.
-    """
-    if config.name == "remote":
-        return _remote_identity(config.remote)
-    folder = Path(config.hf.path)
-    if not folder.is_dir():
-        return f"hf {config.hf.path} {config.hf.dtype}, {config.hf.instruction!r}"
-    digest = _folder_digest(folder, (".safetensors", ".json", ".jinja"))
-    return f"hf {digest} {config.hf.dtype}, {config.hf.instruction!r}"
-
-
-def _remote_identity(config: RemoteConfig) -> str:
-    """Without the address, since the same model may be served elsewhere; with the fields of its requests, and
-    what its tokens are counted by."""
-    words = [f"remote {config.model}, {config.instruction!r}"]
-    words += [
-        f"{name} {json.dumps(fields, sort_keys=True)}"
-        for name, fields in (("extra", config.extra), ("picture", config.picture))
-        if fields
-    ]
-    if config.processor:
-        words.append(f"counted by {_folder_digest(Path(config.processor), ('.json', '.jinja'))}")
-    return ", ".join(words)
-
-
-def _folder_digest(folder: Path, kinds: Collection[str]) -> str:
-    files = sorted(p for p in folder.iterdir() if p.suffix in kinds)
-    return hashlib.sha256("".join(f"{p.name} {file_digest(p)}" for p in files).encode()).hexdigest()[:DIGITS]
-
-
-def file_digest(path: Path) -> str:
-    """The first digits of a file's SHA-256. Raises UserError where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
 def build_served(
     config: AnswererConfig, pyramid: PyramidConfig, vision: VisionConfig, text: TextConfig, cost: CostConfig
 ) -> ServedModel:
@@ -219,9 +176,4 @@ def build_served(
     check_served(config, vision, text)
     sight = VisionEncoder(vision)
     geometry = Pyramid(pyramid.size, pyramid.levels, sight.stride, tuple(pyramid.grid))
-    box = (
-        HfVlm.from_pretrained(config.hf, geometry, cost)
-        if config.name == "hf"
-        else RemoteModel(config.remote, geometry, cost)
-    )
-    return ServedModel(box, sight, MiniLmText(text.path))
+    return ServedModel(BOXES[config.name](config.own, geometry, cost), sight, MiniLmText(text.path))

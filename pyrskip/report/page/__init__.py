@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from pyrskip.evaluation.curves import groups
 from pyrskip.evaluation.methods import style_of
 from pyrskip.evaluation.runs import GALLERY, Finished, load_runs
-from pyrskip.evaluation.worth import said
+from pyrskip.evaluation.verdict import said
 from pyrskip.files import write_whole
 from pyrskip.report.figures import frontier_figure, heat_map, lines_figure, runs_figure
 from pyrskip.report.frontier import method_table
@@ -35,8 +35,6 @@ from pyrskip.report.page.words import (
     SWEEP_NOTE,
     TARGETS_NOTE,
 )
-from pyrskip.report.plots import run_colours
-from pyrskip.report.styles import RULES
 from pyrskip.report.tables import Column, Table
 
 
@@ -65,7 +63,7 @@ def page(runs: Sequence[Finished], title: str) -> str:
 
 def _run_sections(run: Finished) -> list[dict[str, Any]]:
     return [
-        {"kind": "cards", "cards": _cards(run), "note": _worth(run)},
+        {"kind": "cards", "cards": _cards(run), "note": _verdict(run)},
         _plot("Frontier", frontier_figure(run.rows), FRONTIER_NOTE, FRONTIER_HINT, tall=True),
         _table(method_table(run.rows, "Every method", METHODS_NOTE)),
         _table(Table("Guarantees", GUARANTEE_COLUMNS, _guarantees(run), GUARANTEE_NOTE)),
@@ -85,12 +83,11 @@ def _run_sections(run: Finished) -> list[dict[str, Any]]:
 
 
 def _sweep_sections(runs: Sequence[Finished]) -> list[dict[str, Any]]:
-    rules = {run.label: run.rule for run in runs}
     rows = {run.label: run.rows for run in runs}
     targets = [row for run in runs for row in _target_rows(run)]
     types = [[run.label, *row] for run in runs for row in _type_rows(run)]
     return [
-        _plot("Frontier", runs_figure(rows, run_colours(rules, RULES)), SWEEP_NOTE, SWEEP_HINT, tall=True),
+        _plot("Frontier", runs_figure(rows), SWEEP_NOTE, SWEEP_HINT, tall=True),
         _table(Table("Runs", SWEEP_COLUMNS, targets, TARGETS_NOTE)),
         _table(Table("Health of the gates", *_health_of_all(runs), HEALTH_NOTE)),
         _table(Table("By question type", (Column("run"), *TYPE_COLUMNS), types)),
@@ -127,7 +124,7 @@ SWEEP_COLUMNS = _columns(
 )
 
 
-def _worth(run: Finished) -> str:
+def _verdict(run: Finished) -> str:
     """Whether a gate is worth having, as a sentence; nothing of a run that does not say it."""
     if "worth" not in run.summary:
         return ""
@@ -169,11 +166,11 @@ def _guarantees(run: Finished) -> list[list[Any]]:
                     kept, held_out = (
                         None if of[key] is None else 100 * of[key] for key in ("kept_on_test", "kept")
                     )
-                    told = "yes" if of["guaranteed"] else "no"
+                    guaranteed = "yes" if of["guaranteed"] else "no"
                     rows.append(
                         [
                             *(100 * float(target), 100 * of["confidence"], one.get("method", method)),
-                            *(one.get("seed"), told, one.get("price"), kept, held_out),
+                            *(one.get("seed"), guaranteed, one.get("price"), kept, held_out),
                             *(of["images"], of["images_needed"], 100 * of["largest"]),
                         ]
                     )
@@ -231,7 +228,7 @@ def _health(run: Finished) -> tuple[tuple[Column, ...], list[list[Any]]]:
 
 
 def _health_of_all(runs: Sequence[Finished]) -> tuple[tuple[Column, ...], list[list[Any]]]:
-    """Of runs with as many levels as the first; columns would not fit others."""
+    """Health of the runs with as many levels as the first; columns would not fit others."""
     found = {run.label: _health(run) for run in runs}
     columns = found[runs[0].label][0]
     return (Column("run"), *columns), [

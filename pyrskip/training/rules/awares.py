@@ -24,10 +24,10 @@ from pyrskip.training.rules.reinforce import ReinforceConfig, ReinforceModule
 @dataclass(frozen=True)
 class AwaresConfig(ReinforceConfig):
     """margin: by how much the full pyramid's score may be better and the glance still do. Costs, in score:
-    missed, of asking for nothing where the glance does not do; asked, of asking; area, of asking for all, and
-    in proportion for less. The paper's by default (arXiv:2603.16932), but for the margin: there a judge says
-    what is right or tied, here the metric. It writes 0.01 x area, which is read in per cent: as a share, the
-    full picture would cost 0.0075 more than a quadrant, and no reward would tell crops apart."""
+    missed, of asking for nothing where the glance does not do; request, of asking; area, of asking for all,
+    and in proportion for less. The paper's by default (arXiv:2603.16932), but for the margin: there a judge
+    says what is right or tied, here the metric. It writes 0.01 x area, which is read in per cent: as a share,
+    the full picture would cost 0.0075 more than a quadrant, and no reward would tell crops apart."""
 
     name: str = "awares"
     samples: int = 8
@@ -35,14 +35,14 @@ class AwaresConfig(ReinforceConfig):
     entropy: float = 0.5
     margin: float = 0.1
     missed: float = 2.0
-    asked: float = 0.25
+    request: float = 0.25
     area: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.margin <= 1 or min(self.missed, self.asked, self.area) < 0:
+        if not 0 <= self.margin <= 1 or min(self.missed, self.request, self.area) < 0:
             raise UserError(
-                f"rule.margin={self.margin}, missed={self.missed}, asked={self.asked}, area={self.area}: "
+                f"rule.margin={self.margin}, missed={self.missed}, request={self.request}, area={self.area}: "
                 "allowed: margin 0 to 1, costs at least 0"
             )
 
@@ -78,13 +78,13 @@ class AwaresModule(ReinforceModule):
 
         def earns(decision: Decision) -> Tensor:
             area = decision.tokens[:, :-1].sum(-1) / whole
-            spent = cost(area, needed, c.missed, c.asked, c.area)
+            spent = cost(area, needed, c.missed, c.request, c.area)
             return weight * (self.score(rows, decision) - counts * spent)
 
         return earns
 
 
-def cost(area: Tensor, needed: Tensor, missed: float, asked: float, whole: float) -> Tensor:
+def cost(area: Tensor, needed: Tensor, missed: float, request: float, whole: float) -> Tensor:
     """What a decision costs, in score, [B]. area [B]: the share that is asked for of what there is beside the
     glance, 0 to 1; needed [B] bool: whether the glance does not do."""
-    return torch.where(area > 0, asked + whole * area, missed * needed)
+    return torch.where(area > 0, request + whole * area, missed * needed)

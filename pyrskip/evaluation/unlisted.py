@@ -1,7 +1,7 @@
 """Decisions that no table lists, such as a region gate's: the model is asked what comes of them.
 
-Axes: N questions, D decisions of a question, K of them that differ, T tiles, P prices. What is played is kept
-with a table as selections of each question's own, so that all that reads tables reads it too.
+Axes: N questions, D decisions of a question, K of them that differ, T tiles, P prices. What they come to is
+kept with a table as selections of each question's own, so that all that reads tables reads it too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,10 +31,10 @@ from pyrskip.sample import Batch, Question
 Key = tuple[str, int, str]
 """Method, seed (0 where it has none) and split."""
 IMAGES = 25
-"""That the model is asked about at once."""
+"""Images that the model is asked about at once."""
 
 
-def play(
+def answer_unlisted(
     model: GatedModel,
     tables: Mapping[str, RolloutTable],
     gates: Mapping[str, Sequence[Gate]],
@@ -61,7 +61,7 @@ def play(
         if boxes is not None:
             decided["oracle:boxes", 0] = boxes[None]
         drawn, place = _distinct(torch.cat(list(decided.values())).transpose(0, 1))
-        extended[split] = _asked(model, table, drawn, questions, budget)
+        extended[split] = _answered(model, table, drawn, questions, budget)
         parts = (table.first_drawn + place.T).split([len(of) for of in decided.values()])
         columns |= {(*key, split): part for key, part in zip(decided, parts, strict=True)}
     return extended, columns
@@ -179,7 +179,7 @@ def _distinct(selection: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _asked(
+def _answered(
     model: GatedModel, table: RolloutTable, drawn: Tensor, questions: ShardDataset, budget: BudgetRule
 ) -> RolloutTable:
     """The table with selections drawn [N, K, T] of each question's own in place of those that it had."""
@@ -188,7 +188,7 @@ def _asked(
     columns = {
         name: torch.zeros(len(table), own, dtype=torch.float64) for name in (*COSTS, "score", "chance")
     }
-    told = table.probability is not None
+    probable = table.probability is not None
     starts = range(0, len(questions), IMAGES)
     for start in each(starts, f"frontier, asking the model of {table.split}", "batch"):
         samples = [questions[i] for i in range(start, min(start + IMAGES, len(questions)))]
@@ -203,7 +203,7 @@ def _asked(
         cost = model.cost(
             model.realise(asked, size[:, None].expand(-1, own, -1)), size, model.prompt_tokens(batch)
         )
-        told = told and chance is not None
+        probable = probable and chance is not None
         found = {name: getattr(cost, name) for name in COSTS} | {"score": score, "chance": chance}
         for name, value in found.items():
             if value is not None:
@@ -215,7 +215,9 @@ def _asked(
     return replace(
         table,
         score=joined(table.score, "score"),
-        probability=joined(table.probability, "chance") if told and table.probability is not None else None,
+        probability=joined(table.probability, "chance")
+        if probable and table.probability is not None
+        else None,
         cost=Cost(*(joined(getattr(table.cost, name), name) for name in COSTS)),
         drawn=drawn,
     )
