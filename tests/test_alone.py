@@ -30,6 +30,7 @@ from pyrskip.inference import GateAlone, Request
 from pyrskip.inference.bundle import DECIDES, read_bundle, write_checksums
 from pyrskip.inference.modules import counting
 from pyrskip.inference.outside import BySize, Prompt
+from pyrskip.inference.processor import cut as cut_views
 from pyrskip.models.tiles import crops
 from pyrskip.models.vlm.remote import RemoteModel
 from pyrskip.models.vlm.served import ServedModel
@@ -134,6 +135,21 @@ def test_what_is_sent_is_what_the_model_was_asked_with(
             assert np.abs(np.asarray(picture) - crop).max() <= 0.51
         whole = int(box.realise(PYRAMID.capacity(batch.size), batch.size)[image, 4])
         assert of.saved == whole - of.selection.tokens
+
+
+def test_pictures_are_cut_once_and_by_who_asks_for_them(
+    gate: GateAlone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts: list[Any] = []
+
+    def counted(*of: Any) -> Any:
+        cuts.append(of)
+        return cut_views(*of)
+
+    monkeypatch.setattr("pyrskip.inference.alone.cut", counted)
+    (found,) = gate.decide_many(requests(tiny_batch((1,)), price=0.0))
+    assert not cuts
+    assert found.pictures is found.pictures and len(cuts) == 1
 
 
 def test_a_limit_is_one_of_the_models_own_tokens(gate: GateAlone) -> None:

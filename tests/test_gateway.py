@@ -26,6 +26,7 @@ import pyrskip
 from pyrskip.errors import UserError
 from pyrskip.gates.gate import Gate
 from pyrskip.inference import GateAlone, load_engine
+from pyrskip.inference.processor import data_url
 from pyrskip.models.native import NativeModel
 from pyrskip.models.vlm.served import ServedModel
 from pyrskip.serving.gateway import CHAT, GatewayConfig, create_app
@@ -147,8 +148,13 @@ def test_every_picture_is_decided_on_its_own_and_by_its_own_turn(
     one, two, three = server.got
     assert one.messages()[1] == two.messages()[0] == three.messages()[0]
     assert two.messages()[2] == three.messages()[2] and three.messages()[4]["content"] == "?"
-    wanted = [gate.decide(base64.b64decode(PICTURE.split(",")[1]), TEXTS[0]), gate.decide(other, TEXTS[0])]
-    assert len(one.urls()) == sum(len(of.pictures) for of in wanted)
+    wanted = [
+        gate.decide(base64.b64decode(PICTURE.split(",")[1]), TEXTS[0]),
+        gate.decide(other, TEXTS[0]),
+        gate.decide(other, TEXTS[1]),
+    ]
+    assert two.urls() == [data_url(picture) for of in wanted for picture in of.pictures]
+    assert two.body == json.dumps(json.loads(two.body)).encode()
     assert three.body.startswith(two.body[: two.body.rindex(b"}]")])
 
 

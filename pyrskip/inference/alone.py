@@ -4,7 +4,8 @@ Axes: B requests, T tiles.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -25,6 +26,7 @@ from pyrskip.inference.images import Source
 from pyrskip.inference.outside import Outside
 from pyrskip.inference.processor import View, cut, views_of
 from pyrskip.picture import Mipmaps
+from pyrskip.pyramid import Pyramid
 from pyrskip.words import encoded
 
 
@@ -36,8 +38,14 @@ class Replacement:
 
     selection: Selection
     views: tuple[View, ...]
-    pictures: tuple[Image.Image, ...]
     saved: int
+    pyramid: Pyramid = field(repr=False)
+    levels: Mipmaps = field(repr=False, compare=False)
+
+    @cached_property
+    def pictures(self) -> tuple[Image.Image, ...]:
+        """Cut when they are first asked for, by whoever asks: a service's engine decides on the next."""
+        return tuple(cut(self.pyramid, self.levels, self.views))
 
 
 class OutsideDecider(Decider):
@@ -99,8 +107,7 @@ class OutsideDecider(Decider):
             views = views_of(pyramid, picture.size, pooled)
             whole = int(pictures_of_one.tokens(pyramid.pixels(picture.size[None])[0, self.whole]).round())
             assert isinstance(picture.levels, Mipmaps), "the whole image is at hand"
-            pictures = tuple(cut(pyramid, picture.levels, views))
-            found.append(Replacement(selection, views, pictures, whole - selection.tokens))
+            found.append(Replacement(selection, views, whole - selection.tokens, pyramid, picture.levels))
         return found
 
 

@@ -1,4 +1,4 @@
-"""Batching across requests: one thread runs the engine, on whatever has come in while it was busy; a few
+"""Batching across requests: one thread runs the engine, on whatever has been opened while it was busy; a few
 others open the images of those that wait.
 
 Nothing waits for a batch to fill: a lone request runs at once, and under load batches grow by themselves.
@@ -79,12 +79,16 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while True:
             batch: list[Job] = []
-            while self.jobs and len(batch) < self.most:
+            # of those whose images are open once the first one's is: none waits for what came behind it
+            while self.jobs and len(batch) < self.most and (not batch or self.jobs[0].prepared.done()):
                 job = self.jobs.popleft()
-                if not job.result.done():
-                    batch.append(job)
-                else:
+                if job.result.done():
                     job.prepared.cancel()
+                    continue
+                if not batch:
+                    # what is wrong with it is told by _answer
+                    await asyncio.gather(asyncio.wrap_future(job.prepared), return_exceptions=True)
+                batch.append(job)
             if batch:
                 for job, result in zip(
                     batch, await loop.run_in_executor(self.thread, self._run, batch), strict=True

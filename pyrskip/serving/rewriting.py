@@ -14,6 +14,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import Any, Literal
 
 from pyrskip.errors import UserError
@@ -84,16 +85,22 @@ class Rewriter:
             return Rewritten(raw, [])
         places = list(_places(body))
         found = await asyncio.gather(*(self._decide(place, dial, batcher) for place in places))
+        mark = token_hex()
+        urls: list[str] = []
         for place, sent in zip(places, found, strict=True):
             if isinstance(sent, Sent):
                 at = next(i for i, part in enumerate(place.content) if part is place.part)
-                place.content[at : at + 1] = [_part(place.part, url) for url in sent.urls]
-        if not any(isinstance(sent, Sent) for sent in found):
+                place.content[at : at + 1] = [_part(place.part, mark)] * len(sent.urls)
+                urls += sent.urls
+        if not urls:
             return Rewritten(raw, found)
         try:
-            return Rewritten(json.dumps(self.extra | body).encode(), found)
+            first, *others = json.dumps(self.extra | body).split(mark)
         except RecursionError:  # read, but nested too deeply to be written
             return Rewritten(raw, ["error"] * len(found))
+        # JSON's writer looks at every character: the pictures, which need no escape, are put in behind it
+        parts = (part for pair in zip(urls, others, strict=True) for part in pair)
+        return Rewritten("".join((first, *parts)).encode(), found)
 
     async def _decide(self, place: _Place, dial: Dial, batcher: Batcher) -> Sent | Unchanged:
         picture = place.part["image_url"]
@@ -116,7 +123,8 @@ class Rewriter:
             asked = Request(image, place.question, dial.price, dial.max_tokens, dial.retention)
             async with asyncio.timeout(self.timeout):
                 kept = await batcher.submit(asked, self.gate.decider.replace_rows)
-                sent = await asyncio.get_running_loop().run_in_executor(batcher.helpers, _sent, kept)
+                # not by the helpers, where it would wait behind every picture that is to be opened
+                sent = await asyncio.to_thread(_sent, kept)
         except (UserError, binascii.Error, ValueError):
             return "image"
         except BusyError:
