@@ -101,10 +101,10 @@ def test_status_has_a_column_for_each_key_that_varies_and_names_what_failed_by_i
             )
         )
     main(["sweep", "status", str(tmp_path)])
-    title, columns, *rows = capsys.readouterr().out.splitlines()
+    title, _, columns, _, *rows = capsys.readouterr().out.splitlines()
     assert title.strip() == "12 jobs: 11 waiting, 1 failed"
-    assert columns.split()[:4] == ["gate", "reward.price", "seed", "state"]
-    assert rows[9].split() == ["sequential", "0.05", "1", "failed"]
+    assert columns.replace("┃", "").split()[:4] == ["gate", "reward.price", "seed", "state"]
+    assert rows[9].replace("│", "").split() == ["sequential", "0.05", "1", "failed"]
     assert f"{tmp_path}/gate=sequential,reward.price=0.05,seed=1 failed: {why}" in rows
 
 
