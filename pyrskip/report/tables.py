@@ -41,7 +41,8 @@ def print_table(table: Table, console: Console | None = None) -> None:
     """As wide as the terminal is; where it is written to a file, as wide as it needs."""
     grid = Grid(title=table.title, caption=table.note)
     for column in table.columns:
-        grid.add_column(column.name, justify="left" if column.format is None else "right", no_wrap=True)
+        text = column.format is None  # of numbers no digit goes to another line
+        grid.add_column(column.name, justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for number, row in enumerate(table.rows):
         if number in table.rules:
             grid.add_section()
