@@ -92,7 +92,7 @@ class Rewriter:
                 at = next(i for i, part in enumerate(place.content) if part is place.part)
                 place.content[at : at + 1] = [_part(place.part, mark)] * len(sent.urls)
                 urls += sent.urls
-        if not urls:
+        if not any(isinstance(sent, Sent) for sent in found):
             return Rewritten(raw, found)
         try:
             first, *others = json.dumps(self.extra | body).split(mark)
