@@ -40,9 +40,8 @@ class Gated:
     ) -> None:
         self.model, self.gate, self.unit, self.price, self.max_tokens = model, gate, unit, price, max_tokens
         self.signals = signals_of(model, gate.config.needs)
-        self.looked: tuple[Features, Features] | None = (
-            None  # a glance, and that with what the gate looked at
-        )
+        # a glance, and that with what the gate looked at
+        self.looked: tuple[Features, Features] | None = None
 
     def glance(self, rows: Batch) -> Features:
         return encode_glance(self.model, rows)
@@ -57,7 +56,7 @@ class Gated:
             return found
 
         decision = self.gate.policy(self.observe(rows, seen, look)).mode(self.max_tokens)
-        self.looked = seen, found
+        self.looked = None if found is seen else (seen, found)
         return decision
 
     def look(self, rows: Batch, seen: Features, decided: Decision) -> Features:

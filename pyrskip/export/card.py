@@ -112,7 +112,7 @@ def card(
     summary: Mapping[str, Any],
 ) -> str:
     """README.md. plain: config.json; parity: what the checks found, each a line; rows: the frontier's, of
-    this seed and of methods without one; told: summary.json."""
+    this seed and of methods without one; summary: summary.json."""
     sections = to_plain(config)
     pyramid, outside = plain["pyramid"], plain.get("outside")
     levels = len(pyramid["grid"])
