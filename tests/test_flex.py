@@ -64,6 +64,7 @@ def test_features_are_dropped_in_training_alone() -> None:
     seen: list[Tensor] = []
     model.projector.gate_up.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     for training in (True, False):
-        model.projector.train(training)(features, torch.zeros(1, 500, 2), torch.zeros(1, 500, 2), 0)
+        nowhere, level = torch.zeros(1, 500, 2), torch.zeros(500, dtype=torch.int64)
+        model.projector.train(training)(features, nowhere, nowhere, level)
     assert abs(float((seen[0] == 0).float().mean()) - 0.3) < 0.03
     assert seen[1].equal(features)

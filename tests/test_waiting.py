@@ -20,6 +20,7 @@ from pyrskip.models.reading import Launched
 from pyrskip.reward import RewardConfig
 from pyrskip.rollouts.environments import TableEnvironment
 from pyrskip.sample import Batch
+from pyrskip.signals import SIGNALS, read, signals_of
 from pyrskip.training.flex import FlexConfig, FlexModule
 from pyrskip.training.rules import RULES, rule_config, valid_pairs
 from tests.models import tiny_batch, tiny_model
@@ -79,6 +80,16 @@ def test_a_gate_step_waits_for_nothing(pair: tuple[str, str]) -> None:
     for step in range(2):
         with NoWaiting():
             module.training_step(torch.arange(32, device="meta"), step).backward()
+
+
+def test_signals_go_where_their_model_has_gone() -> None:
+    model = tiny_model((2, 1, 1))
+    # meta tensors have no autocast, which reading the first token turns off
+    signals = signals_of(model, [name for name, of in SIGNALS.items() if of.source != "first_token"])
+    model.to("meta")
+    batch = elsewhere()
+    found = read(signals, model, batch, encode_glance(model, batch))
+    assert found and all(of.is_meta for of in found.values())
 
 
 @pytest.mark.parametrize("language", ["decoder", "cross"])

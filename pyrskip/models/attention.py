@@ -56,7 +56,7 @@ class Sight:
         of_prompt, prompt = q.shape[2] - self.tail, self.real.shape[1]
         if q.device.type == "cpu" or not self.tail:
             return attention(q, k, v, None if self.whole and not self.tail else self.rows(q.shape[2]))
-        parts = [attention(q[:, :, of_prompt:], k, v, self._tail_rows())]
+        parts = [attention(q[:, :, of_prompt:], k, v, self._tail_rows)]
         if of_prompt:
             real = None if self.whole else self.real[:, None, None]
             parts.insert(0, attention(q[:, :, :of_prompt], k[:, :, :prompt], v[:, :, :prompt], real))
@@ -66,6 +66,7 @@ class Sight:
         """`mask` of so many last positions, for all heads: [B, 1, queries or 1, K]."""
         return self.mask[:, None, -queries:]
 
+    @cached_property
     def _tail_rows(self) -> Tensor | None:
         if self.tail == 1:
             return None if self.whole else self.keys[:, None, None]

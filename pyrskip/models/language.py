@@ -13,7 +13,9 @@ its batch mates.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -209,12 +211,13 @@ class Decoder(nn.Module):
 
     def _pad(self, ids: list[list[int]]) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """(ids, mask) on the model's device, and the mask on the CPU."""
-        longest = max(map(len, ids), default=1)
-        padded = torch.tensor([row + [PAD] * (longest - len(row)) for row in ids]).view(len(ids), longest)
-        lengths = torch.tensor([len(row) for row in ids])
-        mask = torch.arange(longest) < lengths[:, None]
-        device = self.embed.weight.device
-        return (sent(padded, device), sent(mask, device)), mask
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        longest = int(lengths.max(initial=1))
+        mask = np.arange(longest) < lengths[:, None]
+        padded = np.full(mask.shape, PAD)
+        padded[mask] = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths.sum()))
+        device, real = self.embed.weight.device, torch.from_numpy(mask)
+        return (sent(torch.from_numpy(padded), device), sent(real, device)), real
 
     def logits(
         self, visual: Visual, weight: Tensor | None, question: tuple[Tensor, Tensor], answer: Tensor

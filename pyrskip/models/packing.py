@@ -10,6 +10,7 @@ differ once pooled, V cells of all of them.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,25 +75,33 @@ class Packing:
         return torch.cat(parts)
 
 
+def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """torch.unique over rows, of a kind that has no tensor a row. rows [n, k] int64 on the CPU, k at least 1
+    -> one row of each kind [U], in the order of their columns, and each row's kind [n]."""
+    # as bytes that sort as the numbers do
+    codes = (rows.numpy() ^ np.int64(-(2**63))).astype(">i8").view(f"V{8 * rows.shape[1]}").ravel()
+    _, first, kind = np.unique(codes, return_index=True, return_inverse=True)
+    return torch.from_numpy(first), torch.from_numpy(kind)
+
+
 def pack(pyramid: Pyramid, batch: Batch, asked: Tensor, device: torch.device) -> Packing:
     """asked [B, T] on the CPU; device: of the maps."""
     image_size_I2, image_of_B = batch.on_cpu
     pixels_IT2, cells_IT2 = pyramid.pixels(image_size_I2), pyramid.cells(image_size_I2)
     size_BT2 = realise(asked, cells_IT2[image_of_B])
     # those who see nothing of any image see the same
-    image_B1 = image_of_B.where((size_BT2 > 0).any(-1).any(-1), -1)[:, None]
-    view_UX, of_B = torch.unique(
-        torch.cat([image_B1, size_BT2.flatten(1)], dim=1), dim=0, return_inverse=True
-    )
-    size_UT2 = view_UX[:, 1:].unflatten(1, (-1, 2))
+    image_B = image_of_B.where((size_BT2 > 0).any(-1).any(-1), -1)
+    first_U, of_B = distinct(torch.cat([image_B[:, None], size_BT2.flatten(1)], dim=1))
+    size_UT2, image_U = size_BT2[first_U], image_B[first_U]
     count_UT = size_UT2.prod(-1)
     end_UT, total_U = count_UT.cumsum(-1), count_UT.sum(-1)
     longest = int(total_U.amax()) if len(total_U) else 0
 
     view_P, tile_P = count_UT.nonzero(as_tuple=True)
-    pair_P4 = torch.cat([tile_P[:, None], view_UX[view_P, :1], size_UT2[view_P, tile_P]], dim=1)
-    map_K4, map_of_P = torch.unique(pair_P4, dim=0, return_inverse=True)  # in the order of their tiles
-    tile_K, image_K, size_K2 = map_K4[:, 0], map_K4[:, 1], map_K4[:, 2:]
+    tile_of_P = torch.cat([tile_P[:, None], image_U[view_P, None], size_UT2[view_P, tile_P]], dim=1)
+    first_K, map_of_P = distinct(tile_of_P)
+    tile_K, image_K, size_K2 = tile_of_P[first_K].tensor_split((1, 2), dim=1)
+    tile_K, image_K = tile_K.squeeze(1), image_K.squeeze(1)
     count_K = size_K2.prod(-1)
     end_K = count_K.cumsum(0)
     start_K = end_K - count_K

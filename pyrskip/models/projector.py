@@ -66,7 +66,7 @@ class Projector(nn.Module):
         angle = (centre[..., None] * frequency).flatten(-2)
         where = torch.cat([angle.sin(), angle.cos(), extent], dim=-1).to(features.dtype)
         seen = self.norm(self.down(F.silu(gate) * up))
-        tokens: Tensor = self.out_norm(seen + self.position(where) + self.level.weight[level])
+        tokens: Tensor = self.out_norm(seen + self.position(where) + self.level(level))
         return tokens
 
     @torch.no_grad()

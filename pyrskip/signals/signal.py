@@ -107,11 +107,12 @@ def signals_of(model: GatedModel, names: Collection[str] | None = None) -> dict[
 def read(
     signals: Mapping[str, Signal], model: GatedModel, batch: Batch, features: Features
 ) -> dict[str, Tensor]:
-    """Every tensor of the signals, [B, ...], of a batch whose glance is encoded."""
+    """Every tensor of the signals, [B, ...], of a batch whose glance is encoded. They go where the model
+    is."""
     sources = {name: SOURCES[name](model, batch, features) for name in {s.source for s in signals.values()}}
     found: dict[str, Tensor] = {}
     for signal in signals.values():
-        found |= zip(signal.shapes, signal(*sources[signal.source]), strict=True)
+        found |= zip(signal.shapes, signal.to(model.device)(*sources[signal.source]), strict=True)
     return found
 
 

@@ -72,7 +72,11 @@ class StepModule(pl.LightningModule):
         return 1 if self._trainer is None else self.trainer.world_size
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(step_seed(self.seed, batch_idx, 1 + self.global_rank))
+        seed = step_seed(self.seed, batch_idx, 1 + self.global_rank)
+        # of torch.manual_seed what is used: it asks every kind of device, milliseconds a step
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
         if self.ranks > 1:
             rows = torch.tensor(float(len(batch)), device=self.device)
             self.share = len(batch) / float(self.trainer.strategy.reduce(rows, reduce_op="mean"))
