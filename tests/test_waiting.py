@@ -28,7 +28,8 @@ from tests.tables import synthetic_pyramid, synthetic_table
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses copies to the device that the CPU would wait for, also of what indexes a tensor there."""
+    """Refuses copies to the device that the CPU would wait for, also of what indexes a tensor there; and the
+    gradient of an index, whose sums a GPU makes one behind the other."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out, kwargs = func(*args, **(kwargs or {})), kwargs or {}
@@ -38,8 +39,10 @@ class NoWaiting(TorchDispatchMode):
                 assert not _on_cpu(args[0]) or kwargs.get("non_blocking"), "a copy is waited for"
             if name == "aten::copy_":
                 assert not _on_cpu(args[1]) or (len(args) > 2 and args[2]), "a copy is waited for"
-            if name in ("aten::index", "aten::index_put", "aten::index_put_"):
+            if name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
                 assert not any(map(_on_cpu, args[1])), "a tensor there is indexed from the CPU"
+                summed = len(args) > 3 and args[3]
+                assert not summed, "what falls to one row is added up one by one: embedding or index_select"
         return out
 
 

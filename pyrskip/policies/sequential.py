@@ -289,4 +289,4 @@ class SequentialPolicy(Policy):
             total = (total[..., None] + self.head.logits(state, tile).log_softmax(-1)).flatten(1)
             chosen = chosen.repeat_interleave(choices, dim=0)
             chosen[:, tile] = torch.arange(choices, device=chosen.device).repeat(len(chosen) // choices)
-        return total[:, (chosen * self.radix).sum(-1).argsort()]
+        return total.index_select(1, (chosen * self.radix).sum(-1).argsort())
