@@ -99,4 +99,5 @@ CACHE = Stage(
     keys=("pyramid", "vision"),
     passes=True,  # cached maps are what the encoder gives
     applies=lambda config: config.data.cache == "run",
+    without="data.cache=null",
 )

@@ -34,7 +34,7 @@ class Stage:
 
     keys: groups and single keys of the config that it depends on, beside the stages that it follows; more:
     what else identifies it. passes: nothing that follows depends on what it left. applies: whether a run of
-    this config has it. alone: the first rank works alone. borrowed: other runs may take it over; once: a
+    this config has it; without: what to write for one that has it not. alone: the first rank works alone. borrowed: other runs may take it over; once: a
     sweep's jobs must not each make the same one. replans: it may go on with other ranks, with loader.replan.
     reads: splits of the data that must hold an image. whole: whether all that it left can be read; lacks:
     what a config needs of a finished one in a directory and does not find there, '' where it finds all.
@@ -47,6 +47,7 @@ class Stage:
     more: Callable[["Run"], dict[str, Any]] = lambda run: {}
     passes: bool = False
     applies: Callable[[Config], bool] = lambda config: True
+    without: str = ""
     alone: bool = False
     borrowed: bool = True
     once: bool = False
@@ -176,9 +177,10 @@ class Run:
         """Every earlier stage must be finished, or among the stages that this run will do."""
         for before in stage.before(self.config):
             if before.name not in wanted and not self.done(before):
+                without = f", or do without: {before.without}" if before.without else ""
                 raise UserError(
                     f"stage {stage.name} needs {self.root / before.name}, which is not finished; "
-                    f"add {before.name} to stages, or borrow it with from=<run>"
+                    f"add {before.name} to stages, or borrow it with from=<run>{without}"
                 )
 
     def keep_config(self) -> None:
