@@ -327,6 +327,18 @@ def test_the_model_trains_under_autocast(native: NativeModel) -> None:
     assert gates.grad is not None and gates.grad.dtype == torch.float32 and gates.grad.isfinite().all()
 
 
+def test_a_question_that_was_answered_in_inference_mode_can_be_learned_from(native: NativeModel) -> None:
+    """What its decision came to is remembered, and a tensor of inference mode cannot be saved for a
+    gradient."""
+    batch = tiny_batch().rows([0])
+    asked = native.pyramid.capacity(batch.size)[batch.image_of]
+    with torch.inference_mode():
+        wanted = native.loss(batch, native.encode(batch, asked > 0), asked)
+    loss = native.loss(batch, native.encode(batch, asked > 0), asked)
+    loss.sum().backward()
+    assert torch.equal(loss.detach(), wanted)
+
+
 def test_a_trained_encoder_gets_gradients_and_keeps_the_model_one_function() -> None:
     model = tiny_model(vision=replace(BACKBONE, frozen=False)).double().train()
     batch = tiny_batch()

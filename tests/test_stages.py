@@ -391,7 +391,9 @@ def test_a_gate_that_cannot_be_read_is_trained_again_and_ends_with_the_same_weig
 
 def test_a_finished_run_goes_on_without_its_cache(copied_run: Path) -> None:
     again = "name=more", f"from={copied_run / 'done'}", "stages=[gate]"
-    with pytest.raises(UserError, match="more/cache, which is not finished; .*, or do without: data.cache=null"):
+    with pytest.raises(
+        UserError, match="more/cache, which is not finished; .*, or do without: data.cache=null"
+    ):
         run_stages(tiny(copied_run, *again, "data.cache=run"), {})
     run_stages(tiny(copied_run, *again, "data.cache=null"), {})
 

@@ -9,6 +9,7 @@ differ once pooled, V cells of all of them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from pyrskip.decision import realise
 from pyrskip.models.projector import pool
+from pyrskip.models.recorded import KEPT
 from pyrskip.pyramid import Pyramid, located
 from pyrskip.sample import Batch
 from pyrskip.transfer import sent_together
@@ -86,7 +88,25 @@ def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def pack(pyramid: Pyramid, batch: Batch, asked: Tensor, device: torch.device) -> Packing:
     """asked [B, T] on the CPU; device: of the maps."""
-    image_size_I2, image_of_B = batch.on_cpu
+    size, image_of = batch.on_cpu
+    if len(asked) != 1 or len(size) != 1:
+        return _pack(pyramid, size, image_of, asked, device)
+    # a tensor of inference mode is of no use to a training step
+    mode = torch.is_inference_mode_enabled()
+    return _of_one(pyramid, tuple(size[0].tolist()), tuple(asked[0].tolist()), device, mode)
+
+
+@lru_cache(maxsize=KEPT)
+def _of_one(
+    pyramid: Pyramid, size: tuple[int, ...], asked: tuple[int, ...], device: torch.device, inference: bool
+) -> Packing:
+    """Of a single question. Remembered, for few differ, and they take Python longer than their tokens take a
+    GPU."""
+    return _pack(pyramid, torch.tensor([size]), torch.tensor([0]), torch.tensor([asked]), device)
+
+
+def _pack(pyramid: Pyramid, size: Tensor, image_of: Tensor, asked: Tensor, device: torch.device) -> Packing:
+    image_size_I2, image_of_B = size, image_of
     pixels_IT2, cells_IT2 = pyramid.pixels(image_size_I2), pyramid.cells(image_size_I2)
     size_BT2 = realise(asked, cells_IT2[image_of_B])
     # those who see nothing of any image see the same

@@ -34,10 +34,11 @@ class Stage:
 
     keys: groups and single keys of the config that it depends on, beside the stages that it follows; more:
     what else identifies it. passes: nothing that follows depends on what it left. applies: whether a run of
-    this config has it; without: what to write for one that has it not. alone: the first rank works alone. borrowed: other runs may take it over; once: a
-    sweep's jobs must not each make the same one. replans: it may go on with other ranks, with loader.replan.
-    reads: splits of the data that must hold an image. whole: whether all that it left can be read; lacks:
-    what a config needs of a finished one in a directory and does not find there, '' where it finds all.
+    this config has it; without: what to write for one that has it not. alone: the first rank works alone.
+    borrowed: other runs may take it over; once: a sweep's jobs must not each make the same one. replans: it
+    may go on with other ranks, with loader.replan. reads: splits of the data that must hold an image. whole:
+    whether all that it left can be read; lacks: what a config needs of a finished one in a directory and does
+    not find there, '' where it finds all.
     """
 
     name: str
