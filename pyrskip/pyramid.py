@@ -13,10 +13,11 @@ torch computes with this file, so torch is imported where it is needed alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, wraps
 from math import lcm
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Array = TypeVar("Array", "NDArray[Any]", "Tensor")
+Method = TypeVar("Method", bound=Callable[..., Any])
+SIZES = 256
+"""Of single images, for which geometry is remembered."""
 
 
 class Place(NamedTuple):
@@ -39,6 +43,25 @@ class Place(NamedTuple):
     row: int
     column: int
     side: int
+
+
+def _remembered(method: Method) -> Method:
+    """A method of sizes [I, 2] that keeps what it gave for a single one, as a tensor on the CPU: single
+    questions ask for the same again and again, in arithmetic of a few numbers that takes dozens of calls."""
+
+    @lru_cache(maxsize=SIZES)
+    def of_one(pyramid: Pyramid, rows: int, columns: int) -> Any:
+        import torch
+
+        return method(pyramid, torch.tensor([[rows, columns]]))
+
+    @wraps(method)
+    def of(self: Pyramid, size: Any) -> Any:
+        if isinstance(size, np.ndarray) or len(size) != 1 or size.device.type != "cpu":
+            return method(self, size)
+        return of_one(self, *size[0].tolist()).clone()
+
+    return cast(Method, of)
 
 
 @dataclass(frozen=True)
@@ -148,6 +171,7 @@ class Pyramid:
         """Side of one tile of this level, in that level's pixels."""
         return self.size // (1 << level) // self.grid[level]
 
+    @_remembered
     def pixels(self, size: Array) -> Array:
         """Valid rows and columns of every tile, in its level's pixels. size [I, 2] int64 -> [I, T, 2], 0 in
         padding."""
@@ -157,6 +181,7 @@ class Pyramid:
         valid: Array = pixels * (pixels > 0).all(-1)[..., None]
         return valid
 
+    @_remembered
     def window(self, size: Array) -> Array:
         """What is encoded for every tile, its halo included, in its level's pixels: first row and column,
         valid rows and columns. size [I, 2] int64 -> [I, T, 4], no rows nor columns in padding."""
@@ -167,10 +192,12 @@ class Pyramid:
         found: Array = _joined(start + 0 * end, (end - start) * (self.pixels(size) > 0))
         return found
 
+    @_remembered
     def cells(self, size: Array) -> Array:
         """Valid rows and columns of every tile's feature map. size [I, 2] int64 -> [I, T, 2]."""
         return -(-self.pixels(size) // self.stride)
 
+    @_remembered
     def capacity(self, size: Array) -> Array:
         """Tokens every tile can give. size [I, 2] int64 -> [I, T]; 0 where a tile is padding."""
         capacity: Array = self.cells(size).prod(-1)

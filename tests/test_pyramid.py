@@ -78,6 +78,19 @@ def test_cells_and_capacity_count_the_cells_with_any_valid_pixel(
     assert capacity[pyramid.glance] >= 1
 
 
+@pytest.mark.parametrize("method", ["pixels", "window", "cells", "capacity"])
+def test_what_is_remembered_of_a_single_size_is_its_own(method: str) -> None:
+    pyramid, halo = Pyramid(64, 3, 8), Pyramid(64, 3, 8, halo=1)
+    sizes = torch.tensor([[64, 64], [64, 40], [40, 64]])
+    for of in (pyramid, halo):
+        wanted = getattr(of, method)(sizes)
+        for _ in range(2):
+            for row in range(len(sizes)):
+                found = getattr(of, method)(sizes[row : row + 1])
+                assert found.equal(wanted[row : row + 1])
+                found.zero_()  # nobody else's
+
+
 def test_images_of_a_batch_do_not_share_their_geometry() -> None:
     pyramid = PYRAMIDS[1]
     size = torch.tensor([[64, 64], [3, 60], [33, 1]])
