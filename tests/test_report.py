@@ -6,10 +6,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from pyrskip.cli import main
 from pyrskip.errors import UserError
@@ -22,6 +24,7 @@ from pyrskip.report.conclusion import conclusion
 from pyrskip.report.figures import frontier_figure, shares_by_type
 from pyrskip.report.page import write_report
 from pyrskip.report.styles import CYCLE, in_turn
+from pyrskip.report.tables import Column, Table, print_table
 from tests.runs import NASTY, write_run
 from tests.test_cli import refused
 from tests.test_frontier import computed, of_rungs
@@ -166,6 +169,27 @@ def test_methods_are_filtered_and_sorted(run: Path, capsys: pytest.CaptureFixtur
     assert accuracy == sorted(accuracy, reverse=True)
     assert sum(row[0] == "gate" for row in found) == len({r.price for r in rows if r.method == "gate"})
     assert [row[0] for row in shown(capsys, run, "method=fixed:0,1")] == ["fixed:0,1"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120])
+def test_in_a_narrow_terminal_every_figure_stands_beside_what_it_is_of(width: int) -> None:
+    columns = [Column("method"), Column("price", "g"), *(Column(f"number {i}", ".2f") for i in range(8))]
+    methods = ["full", "gate:shuffled_query", "gate/glance_only:shuffled_query"]
+    rows = [[name, 0.25 + row, *(10 * row + i for i in range(8))] for row, name in enumerate(methods)]
+    rows[1][5] = None
+    console = Console(file=StringIO(), width=width, force_terminal=True, color_system=None)
+    print_table(Table("title", columns, rows, "a note", names=2), console)
+    assert isinstance(console.file, StringIO)
+    printed = console.file.getvalue()
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    found: dict[str, list[str]] = {}
+    for name, price, *cells in lines:
+        if price:  # not where a name goes on
+            found.setdefault(price, []).extend(cells)
+            assert name and methods[int(float(price))].startswith(name)
+    wanted = {f"{row[1]:g}": ["" if of is None else f"{of:.2f}" for of in row[2:]] for row in rows}
+    assert found == wanted
+    assert max(map(len, printed.splitlines())) <= width
 
 
 def test_a_question_type_has_its_own_figures(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

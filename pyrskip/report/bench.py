@@ -17,4 +17,4 @@ def print_bench(rows: Sequence[Timed], title: str) -> None:
         cells = [[*cell, r.memory] for cell, r in zip(cells, rows, strict=True)]
     starts = frozenset(i for i, row in enumerate(rows) if i and row.questions != rows[i - 1].questions)
     note = "milliseconds a question: medians, and the 90th percentile of the total"
-    print_table(Table(title, columns, cells, note, starts))
+    print_table(Table(title, columns, cells, note, starts, names=2))

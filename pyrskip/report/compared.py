@@ -112,6 +112,7 @@ def print_comparison(entries: Sequence[Entry], low: float, high: float) -> None:
         note="means over prices and gates, ± the standard deviation between gates, in points of accuracy; "
         "random: the same decisions dealt out to other questions; hull: fixed selections mixed at the same "
         "cost; regret: to oracle:type; points: gates x prices that cost this much",
+        names=2,
     )
     print_table(table)
 

@@ -112,7 +112,7 @@ def method_table(rows: Sequence[Row], title: str, note: str) -> Table:
             rules.add(len(lines))
         last = section
         lines.append([value(group) for _, value in COLUMNS])
-    return Table(title, [column for column, _ in COLUMNS], lines, note, frozenset(rules))
+    return Table(title, [column for column, _ in COLUMNS], lines, note, frozenset(rules), names=2)
 
 
 def _of_type(rows: Sequence[Row], kind: str) -> list[Row]:

@@ -104,7 +104,7 @@ def print_status(jobs: Sequence[Job], console: Console) -> None:
         silent = f"silent for {job.silent / 60:.0f} min" if job.state == "running" else ""
         rows.append([*(own.get(key, "") for key in keys), job.state, *(point or ("", "")), silent])
     columns = [*map(Column, (*keys, "state")), Column("val accuracy", ".2%"), Column("val cost", ".3f")]
-    print_table(Table(counted(jobs), [*columns, Column("")], rows), console)
+    print_table(Table(counted(jobs), [*columns, Column("")], rows, names=len(keys) or 1), console)
     for job in jobs:
         if job.why:
             console.print(f"{job.directory} {job.state}: {job.why}", markup=False, highlight=False)
