@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -97,6 +98,16 @@ def realise(asked: Tensor, cells: Tensor) -> Tensor:
     rows = torch.where(by_columns, behind[..., 1:], side[..., :1])
     columns = torch.where(by_columns, side[..., 1:], behind[..., :1])
     return torch.cat([rows, columns], dim=-1) * on
+
+
+def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """As torch.unique over rows of whole numbers, which makes two tensors of every row: [n, k] int64 on the
+    CPU, k at least 1 -> a row's number for each kind of them [U], sorted by their columns, and each row's
+    kind [n]."""
+    # as bytes that sort as the numbers do
+    codes = (rows.numpy() ^ np.int64(-(2**63))).astype(">i8").view(f"V{8 * rows.shape[1]}").ravel()
+    _, first, kind = np.unique(codes, return_index=True, return_inverse=True)
+    return torch.from_numpy(first), torch.from_numpy(kind)
 
 
 @dataclass(frozen=True)

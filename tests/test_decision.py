@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyrskip.budget import BudgetRule
-from pyrskip.decision import ActionConfig, ActionSet, Candidates, blind, one_picture, realise, reference
+from pyrskip.decision import (
+    ActionConfig,
+    ActionSet,
+    Candidates,
+    blind,
+    distinct,
+    one_picture,
+    realise,
+    reference,
+)
 from pyrskip.errors import UserError
 from pyrskip.pyramid import Pyramid
 
@@ -294,3 +303,11 @@ def test_crops_that_a_pyramid_does_not_have_are_refused() -> None:
             ActionSet.of(pyramid, budget, ActionConfig("crop"))
     with pytest.raises(UserError, match=r"actions\.sample=4 with actions\.unit=crop"):
         ActionConfig("crop", sample=4)
+
+
+@given(rows=st.lists(st.tuples(st.integers(-3, 3), st.integers(-(2**62), 2**62)), max_size=20))
+def test_distinct_rows_are_those_of_torch(rows: list[tuple[int, int]]) -> None:
+    all_rows = torch.tensor(rows, dtype=torch.int64).view(-1, 2)
+    first, kind = distinct(all_rows)
+    wanted, of = torch.unique(all_rows, dim=0, return_inverse=True)
+    assert all_rows[first].equal(wanted) and kind.equal(of)

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pyrskip.decision import realise
+from pyrskip.decision import distinct, realise
 from pyrskip.models.projector import pool
 from pyrskip.models.recorded import KEPT
 from pyrskip.pyramid import Pyramid, located
@@ -75,15 +74,6 @@ class Packing:
             place = (image * rows + self.row[here]) * columns + self.column[here]
             parts.append(of.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, place))
         return torch.cat(parts)
-
-
-def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """torch.unique over rows, of a kind that has no tensor a row. rows [n, k] int64 on the CPU, k at least 1
-    -> one row of each kind [U], in the order of their columns, and each row's kind [n]."""
-    # as bytes that sort as the numbers do
-    codes = (rows.numpy() ^ np.int64(-(2**63))).astype(">i8").view(f"V{8 * rows.shape[1]}").ravel()
-    _, first, kind = np.unique(codes, return_index=True, return_inverse=True)
-    return torch.from_numpy(first), torch.from_numpy(kind)
 
 
 def pack(pyramid: Pyramid, batch: Batch, asked: Tensor, device: torch.device) -> Packing:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from pyrskip.decision import distinct
 from pyrskip.models.tiers import Features
 from pyrskip.models.vision import VisionEncoder
 from pyrskip.pyramid import Pyramid, mipmaps
@@ -97,10 +98,12 @@ def _encode_tile(
     side = pyramid.side(int(pyramid.tile_level[tile])) // vision.stride
     out = level.new_zeros(len(level), vision.channels + vision.attends, side, side)
     encode = vision.watched if vision.attends else vision
-    kinds = torch.cat([window[:, :2], -(-window[:, 2:] // vision.stride), cells], dim=1)
-    for kind in torch.unique(kinds[wanted], dim=0):
+    kept = wanted.nonzero().squeeze(1)
+    kinds = torch.cat([window[:, :2], -(-window[:, 2:] // vision.stride), cells], dim=1)[kept]
+    first, kind_of = distinct(kinds)
+    for number, kind in enumerate(kinds[first]):
         top, left, rows, columns = kind[:4].tolist()
-        images = sent((wanted & (kinds == kind).all(-1)).nonzero().squeeze(1), level.device)
+        images = sent(kept[kind_of == number], level.device)
         end = top + rows * vision.stride, left + columns * vision.stride
         own = pyramid.inner(encode(level[images, :, top : end[0], left : end[1]]), tile, kind[4:])
         out = out.to(own.dtype)
