@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pyrskip.cli import main
 from pyrskip.errors import UserError
 from pyrskip.evaluation.methods import METHODS
 from pyrskip.evaluation.pick import pick
-from pyrskip.evaluation.results import headline
+from pyrskip.evaluation.results import headline, record
 from pyrskip.evaluation.runs import GALLERY, load_all, load_runs
 from pyrskip.evaluation.verdict import said
 from pyrskip.report.conclusion import conclusion
@@ -137,6 +138,19 @@ def test_a_run_is_summed_up_in_a_screen(run: Path) -> None:
     assert said(finished.summary["worth"]) in lines
     assert f"report:       pyrskip report {run}" in lines  # there is none yet
     assert lines[-1] == f"next:         pyrskip export run={run} out=exports/one"
+
+
+def test_it_is_said_where_the_test_pictures_are_of_another_size(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = load_runs(run)[0]
+    assert not any("times as many FLOPs" in line for line in conclusion(finished))
+    of = record(finished)
+    other = [replace(line, of_full=1.7) if line.name == "full" else line for line in of.lines]
+    monkeypatch.setattr("pyrskip.report.conclusion.record", lambda _: replace(of, lines=tuple(other)))
+    assert any(
+        "those of the test split take 1.70 times as many FLOPs" in line for line in conclusion(finished)
+    )
 
 
 @pytest.mark.parametrize(

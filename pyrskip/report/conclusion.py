@@ -7,6 +7,8 @@ from pyrskip.evaluation.results import Record, record
 from pyrskip.evaluation.runs import Finished
 
 HEADINGS = ("on the test split", "accuracy", "FLOPs, x full", "ms an answer")
+UNLIKE = 0.02
+"""How far the test split's full pyramid may be from the mean of what gates learn from without a word."""
 REPORT = "report.html"
 """In a run's directory."""
 
@@ -14,7 +16,12 @@ REPORT = "report.html"
 def conclusion(run: Finished) -> list[str]:
     """Its lines, about a dozen."""
     of, place, report = record(run), run.directory, run.directory / REPORT
-    lines = [*table(of), ""]
+    lines, full = [*table(of), ""], of.line("full").of_full
+    if abs(full - 1) > UNLIKE:
+        lines.append(
+            f"x full: over the full pyramid's mean on the pictures that gates learn from; those of the test "
+            f"split take {full:.2f} times as many FLOPs"
+        )
     if run.summary.get("doubt"):
         lines.append(run.summary["doubt"])
     if of.worth:
