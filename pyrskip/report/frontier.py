@@ -94,8 +94,8 @@ def print_methods(
     note = (
         "±: standard deviation over seeds; low, high: 95 %, paired bootstrap over images, averaged over "
         "seeds; x full: FLOPs over the full pyramid's mean on what gates learn from; x ref: over the model's "
-        "without pyrskip; ms: one answer at batch 1, gate included; method=<names> and type=<name> show every "
-        "price"
+        "without pyrskip; ms: one answer at batch 1, gate included; method=<names> and type=<name> show "
+        "every price"
     )
     table = method_table(shown, f"Accuracy and cost on the test split{of}", note)
     if kind:
