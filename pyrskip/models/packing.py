@@ -96,6 +96,7 @@ def _of_one(
 
 
 def _pack(pyramid: Pyramid, size: Tensor, image_of: Tensor, asked: Tensor, device: torch.device) -> Packing:
+    """As `pack`. size [I, 2] and image_of [B] as of `Batch.on_cpu`."""
     image_size_I2, image_of_B = size, image_of
     pixels_IT2, cells_IT2 = pyramid.pixels(image_size_I2), pyramid.cells(image_size_I2)
     size_BT2 = realise(asked, cells_IT2[image_of_B])
@@ -108,9 +109,9 @@ def _pack(pyramid: Pyramid, size: Tensor, image_of: Tensor, asked: Tensor, devic
     longest = int(total_U.amax()) if len(total_U) else 0
 
     view_P, tile_P = count_UT.nonzero(as_tuple=True)
-    tile_of_P = torch.cat([tile_P[:, None], image_U[view_P, None], size_UT2[view_P, tile_P]], dim=1)
-    first_K, map_of_P = distinct(tile_of_P)
-    tile_K, image_K, size_K2 = tile_of_P[first_K].tensor_split((1, 2), dim=1)
+    pair_P4 = torch.cat([tile_P[:, None], image_U[view_P, None], size_UT2[view_P, tile_P]], dim=1)
+    first_K, map_of_P = distinct(pair_P4)
+    tile_K, image_K, size_K2 = pair_P4[first_K].tensor_split((1, 2), dim=1)
     tile_K, image_K = tile_K.squeeze(1), image_K.squeeze(1)
     count_K = size_K2.prod(-1)
     end_K = count_K.cumsum(0)

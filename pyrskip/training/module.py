@@ -73,7 +73,7 @@ class StepModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         seed = step_seed(self.seed, batch_idx, 1 + self.global_rank)
-        # of torch.manual_seed what is used: it asks every kind of device, milliseconds a step
+        # torch.manual_seed seeds every kind of device that torch knows, which takes milliseconds
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
