@@ -23,7 +23,7 @@ setup: $(READY)  ## make .venv with the pinned versions of constraints.txt (abou
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 train: $(READY)  ## set up, prepare easy-VQA, train a model and its gates, and show the frontier
@@ -34,7 +34,7 @@ test: $(READY)  ## all tests but the slow ones, on two cores
 
 test-slow: $(READY)  ## the slow tests: several ranks, kills, a wheel installed elsewhere
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow -n 2 --dist loadfile --durations=15 $(FORKS:%=--ignore=%)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow $(FORKS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow -n 2 --dist loadfile $(FORKS)
 
 test-gpu:  ## the tests that take a device, on a GPU, and the clock of run=<directory>; without .venv on what is installed
 	$(OWN) -m pytest -q -rs -m 'slow or not slow' --device cuda tests/test_device.py tests/test_waiting.py

@@ -23,11 +23,18 @@ PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
-SCENES = ["data.scenes.size=256", "pyramid.size=256", "pyramid.levels=3", "ablations=[]"]
+SCENES = ["data.scenes.size=256", "pyramid.size=256", "pyramid.levels=3"]
 OWN = ["language.heads=4", "data.files.workers=0"]
 GATES = ("gate.", "rule.", "evaluation.", "trainer.")
 SMALL = [override for override in TWO_STEPS if not override.startswith(("seeds=", "evaluation.prices="))]
 EASY = "python train.py experiment=easy_vqa"
+SHARED = {
+    EASY: "runs/easy_vqa",
+    "python train.py experiment=regions": "runs/regions",
+    "python train.py experiment=scenes": "runs/scenes",
+    "pyrskip export run=runs/easy_vqa out=exports/easy_vqa": "exports/easy_vqa",
+}
+"""Commands of several pages, which run once, and what they make."""
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -64,14 +71,29 @@ def test_every_make_target_that_is_named_exists() -> None:
                 assert command.split()[1] in targets, (page.name, command)
 
 
+class Shared:
+    """Makes what SHARED's commands make, at `root`, each when it is first asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "train.py").symlink_to(REPOSITORY / "train.py")
+
+    def made(self, line: str) -> Path:
+        place = self.root / SHARED[line]
+        if not place.exists():
+            if "run=runs/easy_vqa" in line:
+                self.made(EASY)
+            small = SMALL if line.startswith("python") else []
+            if line.endswith("=scenes"):
+                small = small + SCENES
+            done = run([*shlex.split(line), *small], self.root, ENVIRONMENT, 1800)
+            assert done.returncode == 0, f"{line}\n{done.stderr[-4000:]}"
+        return place
+
+
 @pytest.fixture(scope="module")
-def easy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that most pages begin with."""
-    root = tmp_path_factory.mktemp("easy")
-    (root / "train.py").symlink_to(REPOSITORY / "train.py")
-    done = run([*shlex.split(EASY), *SMALL], root, ENVIRONMENT, 1800)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return root / "runs/easy_vqa"
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    return Shared(tmp_path_factory.mktemp("shared"))
 
 
 @pytest.mark.slow
@@ -80,14 +102,16 @@ def easy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [p for p in PAGES if any(c.startswith(RUNNERS) for c in commands(p)) or code(p)],
     ids=lambda p: p.name,
 )
-def test_every_command_and_block_of_the_page_runs(page: Path, easy: Path, tmp_path: Path) -> None:
+def test_every_command_and_block_of_the_page_runs(page: Path, shared: Shared, tmp_path: Path) -> None:
     environment, small = ENVIRONMENT, list(SMALL)
     for name in ("train.py", "eval.py"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     if page.name == "extending.md":
         shutil.copytree(REPOSITORY / "tests/toys_outside", tmp_path, dirs_exist_ok=True)
-    if page.name == "sweeps.md":
+    if page.name in ("scenes.md", "sweeps.md"):
         small += SCENES
+    if page.name == "sweeps.md":
+        small.append("ablations=[]")
     if page.name in ("README.md", "your-data.md"):
         write_llava(tmp_path, images=60)
     if page.name == "your-data.md":
@@ -97,12 +121,16 @@ def test_every_command_and_block_of_the_page_runs(page: Path, easy: Path, tmp_pa
         (tmp_path / "textvqa").mkdir()
         write_parquet(tmp_path / "textvqa" / "train-0.parquet", rows)
     lines = [c for c in commands(page) if c.startswith(RUNNERS)]
+    alike = set(SHARED) & set(lines)
     if page.name == "peers.md":
-        assert lines[0] == EASY
+        alike.remove(EASY)
         small.remove("language.layers=1")  # some prune between layers
-    elif any(line == EASY or "runs/easy_vqa" in line for line in lines):
-        shutil.copytree(easy, tmp_path / "runs/easy_vqa")
-        lines = [line for line in lines if line != EASY]
+        small.append("peers.ratios=[0.5]")  # of three
+    elif any("runs/easy_vqa" in line for line in lines):
+        alike.add(EASY)
+    for line in alike:
+        shutil.copytree(shared.made(line), tmp_path / SHARED[line])
+    lines = [line for line in lines if line not in alike]
     if any("my-vlm" in line for line in lines):
         pytest.importorskip("transformers")
         from tests.vlm import save_llava, save_qwen
@@ -131,7 +159,7 @@ def test_every_command_and_block_of_the_page_runs(page: Path, easy: Path, tmp_pa
             } & set(words)
             if composes:
                 lent = {"experiment=compare_rules", "experiment=peers"} & set(words)
-                own = GATES if lent else ""  # the rest is the lender's
+                own = (*GATES, "peers.") if lent else ""  # the rest is the lender's
                 mine = OWN if "experiment=your_data" in words else []
                 words += [o for o in small + mine if o.split("=")[0] not in given and o.startswith(own)]
             done = run(words, tmp_path, environment, 1800)

@@ -22,12 +22,13 @@ from pyrskip.evaluation.guarantee import Guarantee, said
 from pyrskip.evaluation.verdict import said as said_of_worth
 from pyrskip.export.describe import describe, encode_flops, guaranteed, safe_of
 from pyrskip.export.export import _check_gate
+from pyrskip.export.graphs import trace, write_native
 from pyrskip.export.parity import check
 from pyrskip.export.write import write_parts
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import Gate, GateConfig
 from pyrskip.inference import Engine
-from pyrskip.inference.bundle import Guaranteed, Prices, read_bundle
+from pyrskip.inference.bundle import NATIVE, Guaranteed, Prices, read_bundle, write_checksums
 from pyrskip.inference.hub import push_to_hub
 from pyrskip.inference.safe import Safe
 from pyrskip.models.native import NativeModel
@@ -203,11 +204,14 @@ def test_a_question_encoder_of_its_own_is_exported(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_packages_answer_as_the_model_does(tmp_path: Path) -> None:
+def test_compiled_packages_answer_as_the_model_does(
+    exported: tuple[Path, NativeModel, Gate], tmp_path: Path
+) -> None:
     program("g++")
-    model = tiny_model()
-    gate = tiny_gate(model)
-    write_parts(model, gate, describe(model, gate, UNIT, 1.0, Prices(0.0, inf, 0.3)), tmp_path, native=True)
+    directory, model, gate = exported
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    write_native(trace(model, gate, UNIT), tmp_path / NATIVE)
+    write_checksums(tmp_path)
     batch = tiny_batch()
     eager, native = (pyrskip.load(tmp_path, "torch", allow_native=allow) for allow in (False, True))
     assert [a.text for a in native.answer_many(requests(batch))] == [

@@ -4,7 +4,7 @@ Axes: B questions, T tiles.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -21,6 +21,7 @@ from pyrskip.inference.alone import OutsideDecider
 from pyrskip.inference.decider import UNLIMITED
 from pyrskip.inference.modules import counting
 from pyrskip.models.vlm.served import ServedModel
+from pyrskip.observation import Observation
 from pyrskip.sample import Batch
 
 FLOPS = 0.01
@@ -59,6 +60,7 @@ class GateParity:
         )
 
 
+@torch.no_grad()
 def check_alone(
     model: ServedModel,
     gate: Gate,
@@ -75,8 +77,10 @@ def check_alone(
     for samples in chunks(data):
         batch = Batch.collate(samples, model.pyramid.size)
         pictures = [Image.fromarray(sample.image.permute(1, 2, 0).numpy()) for sample in samples]
+        gated = Gated(model, gate, unit)
+        seen = gated.observe(batch, gated.glance(batch))
         wanted = {
-            asked: _decided(model, gate, unit, batch, *asked) for asked in product(prices, (None, limit))
+            asked: _decided(model, gate, batch, seen, *asked) for asked in product(prices, (None, limit))
         }
         for name, decider in deciders.items():
             _compare(results[name], decider, pictures, batch, wanted)
@@ -97,12 +101,10 @@ class _Decided:
     inside: NDArray[np.bool_]
 
 
-@torch.no_grad()
 def _decided(
-    model: ServedModel, gate: Gate, unit: float, batch: Batch, price: float, limit: int | None
+    model: ServedModel, gate: Gate, batch: Batch, seen: Observation, price: float, limit: int | None
 ) -> _Decided:
-    gated = Gated(model, gate, unit, price)
-    seen = gated.observe(batch, gated.glance(batch))
+    seen = replace(seen, price=torch.full_like(seen.price, price))
     outputs, size = gate(seen), batch.size[batch.image_of]
     capacity = model.pyramid.capacity(size)
     # a limit is one of the model's own tokens
@@ -124,12 +126,11 @@ def _compare(
     wanted: Mapping[tuple[float, int | None], _Decided],
 ) -> None:
     opened = [decider.picture(picture) for picture in pictures]
-    result.questions += len(batch)
+    questions = zip(batch.image_of.tolist(), batch.texts, strict=True)
+    asked = [decider.row(opened[image], text, 0.0) for image, text in questions]
+    result.questions += len(asked)
     for (price, limit), of in wanted.items():
-        rows = [
-            decider.row(opened[image], text, price, limit or UNLIMITED)
-            for image, text in zip(batch.image_of.tolist(), batch.texts, strict=True)
-        ]
+        rows = [replace(row, price=price, max_tokens=limit or UNLIMITED) for row in asked]
         found = decider.decide(rows, decider.glance(rows))
         differ = (found.asked != of.tokens).any(-1)
         result.decisions += len(rows)

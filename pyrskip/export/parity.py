@@ -4,8 +4,7 @@ Both answer by `pyrskip.answering.answer`. Axes: B questions, T tiles, V vocabul
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -144,14 +143,17 @@ def _reference(
 ) -> _Reference:
     """gated: the model with its gate at the price of the answers."""
     answers = answer(gated, batch)
-    outputs = gated.gate(gated.observe(batch, answers.seen))
+    observed = gated.observe(batch, answers.seen)
+    outputs = gated.gate(observed)
     visual, _ = model.visual(batch, answers.seen, answers.decided.tokens)
     logits = model.language.prefill(visual, model.language.tokenize(batch.texts))[0]
     decisions = {}
-    for price, most in product(prices, (None, limit)):
-        policy = gated.gate.policy(Gated(model, gated.gate, gated.unit, price).observe(batch, answers.seen))
-        decision = policy.mode(most)
-        decisions[price, most] = decision.tokens.numpy(), (policy.margin(decision, most) <= MARGIN).numpy()
+    for price in prices:
+        policy = gated.gate.policy(replace(observed, price=torch.full_like(observed.price, price)))
+        for most in (None, limit):
+            decision = policy.mode(most)
+            inside = (policy.margin(decision, most) <= MARGIN).numpy()
+            decisions[price, most] = decision.tokens.numpy(), inside
     capacity, layout = model.pyramid.capacity(batch.size)[batch.image_of], gated.gate.layout
     tokens = layout.actions.tokens(capacity, layout.budget).numpy()
     listed = dict(zip(layout.actions.names, tokens.swapaxes(0, 1), strict=True))
@@ -162,19 +164,18 @@ def _compare(
     sums: _Sums, engine: Engine, samples: Sequence[Sample], batch: Batch, reference: _Reference, price: float
 ) -> None:
     pictures = [engine.picture(Image.fromarray(s.image.permute(1, 2, 0).numpy())) for s in samples]
-    questions = list(zip(batch.image_of.tolist(), batch.texts, strict=True))
-    sums.questions += len(questions)
+    questions = zip(batch.image_of.tolist(), batch.texts, strict=True)
+    asked = [engine.row(pictures[image], text, price) for image, text in questions]
+    sums.questions += len(asked)
     safe = engine.spec.prices.safe
     for first, action in () if safe is None else safe.fixed:
         number = engine.spec.action(action)
-        rows = [engine.row(pictures[image], text, first, action=number) for image, text in questions]
+        rows = [replace(row, price=first, action=number) for row in asked]
         decided = engine.decide(rows, engine.glance(rows))
         sums.fixed += len(rows)
         sums.fixed_differ += int((decided.asked != reference.listed[action]).any(-1).sum())
     for (dial, most), (wanted, inside) in reference.decisions.items():
-        rows = [
-            engine.row(pictures[image], text, float(dial), most or UNLIMITED) for image, text in questions
-        ]
+        rows = [replace(row, price=float(dial), max_tokens=most or UNLIMITED) for row in asked]
         if (dial, most) != (price, None):
             sums.decisions_of(engine.decide(rows, engine.glance(rows)), wanted, inside)
             continue
