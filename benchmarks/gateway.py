@@ -6,17 +6,19 @@ python benchmarks/gateway.py <bundle> latency|rate|soak [requests]
 larger   write a bundle of an untrained gate with the sentence encoder and the image encoder that gates are
          trained with, on 512 px and 4 levels; only its time means anything
 latency  one request at a time, direct and through the gateway in turn: what it adds, by the clock, by its own
-         count and in processor time; at two prices, so that it sends little and much
+         count and in processor time; at two prices, so that it sends little and much, and with a question of
+         its own each or one for all
 rate     16 clients before a server that takes 100 ms a request and 4 at a time: requests a second, direct and
          through
 soak     requests (10,000 by default), a fifth of them bad, of pictures that mostly differ: none lost, none
          mixed up, memory flat
-Every request has a picture of its own, but in `soak`. Machines differ, and the clients and the server share
-this one.
+Every request has a picture of its own, but in `soak`, and in `rate` a question of its own. Machines differ,
+and the clients and the server share this one.
 """
 
 import asyncio
 import base64
+import heapq
 import io
 import json
 import os
@@ -28,6 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -55,16 +58,14 @@ def picture(seed: int, width: int = 640, height: int = 480) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def body_of(number: int, url: str) -> dict[str, Any]:
-    content = [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": "What is on the sign?"},
-    ]
+def body_of(number: int, url: str, question: str = "What is on the sign?") -> dict[str, Any]:
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
     return {"model": "m", "user": str(number), "messages": [{"role": "user", "content": content}]}
 
 
 async def stand_in(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """An ASGI application that takes SECONDS, SLOTS requests at a time, and says whose request it was."""
+    """An ASGI application that takes SECONDS, SLOTS requests at a time, and says whose request it was. What
+    else it has to do costs no slot's time, as where a GPU is what is waited for."""
     if scope["type"] == "lifespan":
         while True:
             kind = (await receive())["type"].removeprefix("lifespan.")
@@ -76,9 +77,10 @@ async def stand_in(scope: dict[str, Any], receive: Any, send: Any) -> None:
         message = await receive()
         parts.append(message.get("body", b""))
         more = message.get("more_body", False)
-    seconds, slots = float(os.environ["STAND_IN_SECONDS"]), scope["app_slots"]
-    async with slots:
-        await asyncio.sleep(seconds)
+    free = scope["free"]
+    done = max(time.monotonic(), heapq.heappop(free)) + float(os.environ["STAND_IN_SECONDS"])
+    heapq.heappush(free, done)
+    await asyncio.sleep(done - time.monotonic())
     try:
         status, said = 200, json.dumps({"user": json.loads(b"".join(parts))["user"]}).encode()
     except (ValueError, KeyError, TypeError):
@@ -91,10 +93,10 @@ async def stand_in(scope: dict[str, Any], receive: Any, send: Any) -> None:
 def run_stand_in() -> None:
     import uvicorn
 
-    slots = asyncio.Semaphore(int(os.environ["STAND_IN_SLOTS"]))
+    free = [0.0] * int(os.environ["STAND_IN_SLOTS"])
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        await stand_in(scope | {"app_slots": slots}, receive, send)
+        await stand_in(scope | {"free": free}, receive, send)
 
     uvicorn.run(app, port=SERVER, log_level="warning", access_log=False)
 
@@ -129,8 +131,10 @@ def both(bundle: str, seconds: float, slots: int, *keys: str) -> Any:
 
 
 def latency(bundle: str, count: int = 100) -> None:
-    for price in ("0.3", "0.02"):
-        bodies = [json.dumps(body_of(i, picture(i))).encode() for i in range(count)]
+    urls = [picture(i) for i in range(count)]
+    for price, own_question in product(("0.3", "0.02"), (True, False)):
+        asked = ["What is on sign " + ("?" if not own_question else f"{i}?") for i in range(count)]
+        bodies = [json.dumps(body_of(i, *of)).encode() for i, of in enumerate(zip(urls, asked, strict=True))]
         with both(bundle, 0.0, CLIENTS, f"price={price}") as gateway, httpx.Client(timeout=60) as http:
             direct, through, own = list[float](), list[float](), list[float]()
             kept = Counter[str]()
@@ -146,7 +150,8 @@ def latency(bundle: str, count: int = 100) -> None:
             spent = 1000 * (processor_seconds(gateway.pid) - before) / (count - WARM)
         added = sorted(a - b for a, b in list(zip(through, direct, strict=True))[WARM:])
         print(
-            f"price {price}, levels {dict(kept)}, {count} requests of {len(bodies[0]) / 1000:.0f} kB: it "
+            f"price {price}, {'a question each' if own_question else 'one question'}, levels {dict(kept)}, "
+            f"{count} requests of {len(bodies[0]) / 1000:.0f} kB: it "
             f"adds {median(added):.1f} ms (90% below {added[int(0.9 * len(added))]:.1f}), by its own count "
             f"{median(own):.1f} ms, in processor time {spent:.1f} ms"
         )
@@ -157,8 +162,8 @@ def processor_seconds(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def rate(bundle: str, count: int = 480) -> None:
-    bodies = [json.dumps(body_of(i, picture(i))).encode() for i in range(count)]
+def rate(bundle: str, count: int = 960) -> None:
+    bodies = [json.dumps(body_of(i, picture(i), f"What is on sign {i}?")).encode() for i in range(count)]
     with both(bundle, SECONDS, SLOTS, "cache_bytes=0"):
         found: dict[int, list[float]] = {SERVER: [], GATEWAY: []}
         for turn in range(3):

@@ -7,6 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +29,9 @@ from pyrskip.export.outside import outside_of, prompt_of
 from pyrskip.export.sizes import by_size
 from pyrskip.gated import Gated
 from pyrskip.gates.gate import Gate
-from pyrskip.inference import GateAlone, Request
+from pyrskip.inference import GateAlone, Request, decider
 from pyrskip.inference.bundle import DECIDES, read_bundle, write_checksums
+from pyrskip.inference.decider import Arrays, Backend, Inputs
 from pyrskip.inference.modules import counting
 from pyrskip.inference.outside import BySize, Prompt
 from pyrskip.inference.processor import cut as cut_views
@@ -473,3 +477,55 @@ def test_requests_of_many_kinds_are_decided_together(gate: GateAlone) -> None:
         gate.decide_many([r])[0].selection.tiles for r in asked
     ]
     assert gate.decide_many([]) == []
+
+
+class Counting:
+    """A backend that notes of each graph how many rows it was given, and fails where it is told to."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend, self.rows, self.broken = backend, defaultdict[str, list[int]](list), False
+
+    def run(self, graph: str, inputs: Inputs) -> Arrays:
+        if self.broken:
+            raise MemoryError
+        self.rows[graph].append(len(next(of for of in inputs.values() if not isinstance(of, Mapping))))
+        return self.backend.run(graph, inputs)
+
+
+@pytest.fixture
+def counted(copied: Path) -> tuple[GateAlone, Counting]:
+    gate = loaded(copied)
+    gate.decider.backend = backend = Counting(gate.decider.backend)
+    return gate, backend
+
+
+def test_a_question_that_is_asked_again_is_not_read_again(
+    counted: tuple[GateAlone, Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, backend = counted
+    [graph] = (of.graph for of in gate.spec.signals.values() if of.source == "question")
+    assert graph is not None
+    pictures = images(tiny_batch())
+    wanted = [gate.decide(image, "what colour?").selection.tiles for image in pictures]
+    together = gate.decide_many([Request(image, "what colour?") for image in pictures])
+    assert [of.selection.tiles for of in together] == wanted
+    assert backend.rows[graph] == [1]
+    several = [Request(image, text) for image in pictures for text in ("a shape ?", "is it red ?")]
+    gate.decide_many(several)
+    assert backend.rows[graph] == [1, 2]
+    monkeypatch.setattr(decider, "REMEMBERED", 1)
+    for text in ("a shape ?", "what colour?"):
+        gate.decide(pictures[0], text)
+    assert backend.rows[graph] == [1, 2, 1, 1] and len(gate.decider.read) == 1, "the oldest is forgotten"
+
+
+def test_a_question_that_is_read_ahead_is_read_once(counted: tuple[GateAlone, Counting]) -> None:
+    gate, backend = counted
+    backend.broken = True
+    with pytest.raises(MemoryError):
+        gate.decider.read_ahead("what colour?")
+    backend.broken = False
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(gate.decider.read_ahead, ["what colour?"] * 8))
+    gate.decide(images(tiny_batch())[0], "what colour?")
+    assert [len(of) for name, of in backend.rows.items() if name.startswith("signal")] == [1]

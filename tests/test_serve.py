@@ -94,6 +94,22 @@ def ask(text: str = TEXTS[0]) -> Request:
     return Request(IMAGE, text, price=0.1)
 
 
+def test_a_lone_question_is_read_while_its_image_is_opened(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(engine, "read_ahead", read.append)
+
+    async def three() -> None:
+        async with running(engine) as batcher:
+            for asked in (("what ?",), ("a shape ?", "is it red ?"), ("blue ?",)):
+                await asyncio.sleep(0.01)  # until it has nothing to do
+                await asyncio.gather(*(batcher.submit(ask(text), engine.answer_rows) for text in asked))
+
+    asyncio.run(three())
+    assert read == ["what ?", "a shape ?", "blue ?"], "those that come together are read together"
+
+
 def test_the_service_answers_as_the_engine_does(client: TestClient, engine: Engine) -> None:
     wanted = engine.answer(IMAGE, TEXTS[0], price=0.1)
     got = client.post("/answer", json=GOOD)

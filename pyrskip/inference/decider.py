@@ -8,10 +8,12 @@ A batch is decided together, and no request's decision depends on the others.
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +31,8 @@ MOST_TILES = 64
 """Tiles encoded in one run of the vision graph: bounds the memory of a large batch."""
 UNLIMITED = 2**53
 """More tokens than any image gives."""
+REMEMBERED = 128
+"""Questions whose tensors are kept, the latest that were read alone."""
 
 Array = NDArray[Any]
 Arrays = list[Array]
@@ -116,12 +120,14 @@ class Decider(ABC):
     pictures hold what has been seen of them. `encoded` counts the tiles that went through the vision encoder;
     digest: of the export's checksums.
 
-    Two threads must not use one at once, but for `prepare`.
+    Two threads must not use one at once, but for `prepare` and `read_ahead`.
     """
 
     def __init__(self, spec: Spec, query_tokenizer: Tokenizer | None, backend: Backend, digest: str) -> None:
         self.spec, self.query_tokenizer, self.backend, self.digest = spec, query_tokenizer, backend, digest
         self.encoded = 0
+        self.read = OrderedDict[tuple[int, ...], Future[dict[str, Array]]]()
+        self.reading = Lock()
 
     def prepare(self, requests: Sequence[Request]) -> list[Prepared]:
         """Check requests and open their images, each once. Raises UserError for the first that is wrong."""
@@ -292,21 +298,61 @@ class Decider(ABC):
 
     def _signals(self, rows: Sequence[Prepared], seen: Sequence[Picture]) -> dict[str, Array]:
         """Every tensor that the gate reads, [B, ...]."""
-        sources: dict[str, tuple[Array, ...]] = {}
+        signals = self._of_questions(rows)
+        for source in dict.fromkeys(of.source for of in self.spec.signals.values()):
+            if source != "question":
+                signals |= self._computed(source, self._source(source, rows, seen))
+        return signals
+
+    def read_ahead(self, question: str) -> None:
+        """Read a question that is about to be decided on alone, while its image is opened elsewhere. Raises
+        UserError as `row` does."""
+        self._read_alone(tuple(self.row(Picture(np.zeros(2, np.int64), {}), question, 0.0).query))
+
+    def _of_questions(self, rows: Sequence[Prepared]) -> dict[str, Array]:
+        """The tensors that are computed from questions. Each question is read once; one that every row asks,
+        and that is remembered, not at all."""
+        asked = [tuple(row.query) for row in rows]
+        place = {text: i for i, text in enumerate(dict.fromkeys(asked))}
+        first, *others = place
+        found = self._computed("question", pad_ids(list(place))) if others else self._read_alone(first)
+        at = [place[text] for text in asked]
+        return {name: of[at] for name, of in found.items()}
+
+    def _read_alone(self, text: tuple[int, ...]) -> dict[str, Array]:
+        """The tensors that are computed from one question, [1, ...]; of a thread that reads it just now, what
+        that finds."""
+        with self.reading:
+            known = self.read.get(text)
+            mine = known is None
+            if known is None:
+                known = self.read[text] = Future()
+                if len(self.read) > REMEMBERED:
+                    self.read.popitem(last=False)
+            else:
+                self.read.move_to_end(text)
+        if mine:
+            try:
+                known.set_result(self._computed("question", pad_ids([text])))
+            except BaseException as error:
+                with self.reading:
+                    self.read.pop(text, None)
+                known.set_exception(error)
+        return known.result()
+
+    def _computed(self, source: str, given: tuple[Array, ...]) -> dict[str, Array]:
+        """The tensors of every signal that reads a source, from what that gives."""
         signals: dict[str, Array] = {}
         for of in self.spec.signals.values():
-            if of.source not in sources:
-                sources[of.source] = self._source(of.source, rows, seen)
-            found: Sequence[Array] = sources[of.source]
-            if of.graph is not None:
-                found = self.backend.run(of.graph, dict(zip(("value", "mask"), found, strict=False)))
-            signals |= zip(of.tensors, found, strict=True)
+            if of.source == source:
+                found: Sequence[Array] = given
+                if of.graph is not None:
+                    found = self.backend.run(of.graph, dict(zip(("value", "mask"), given, strict=False)))
+                signals |= zip(of.tensors, found, strict=True)
         return signals
 
     def _source(self, name: str, rows: Sequence[Prepared], seen: Sequence[Picture]) -> tuple[Array, ...]:
-        """What pyrskip.signals.SOURCES gives of a model."""
-        if name == "question":
-            return pad_ids([row.query for row in rows])
+        """What pyrskip.signals.SOURCES gives of a model, beside questions."""
         pyramid = self.spec.pyramid
         side, glance = pyramid.places[pyramid.glance].side, pyramid.glance
         if name == "glance":

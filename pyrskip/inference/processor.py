@@ -20,6 +20,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -161,14 +162,14 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     np.subtract(flat[:, 3:], flat[:, :-3], out=rows[:, 4:])
     parts = {
         b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
-        b"IDAT": _deflated(rows.tobytes()),
+        b"IDAT": _deflated(rows.data),
         b"IEND": b"",
     }
-    chunks = (struct.pack(">I", len(of)) + kind + of + _sum(kind + of) for kind, of in parts.items())
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    chunks = ((struct.pack(">I", len(of)), kind, of, _sum(kind, of)) for kind, of in parts.items())
+    return b"".join((b"\x89PNG\r\n\x1a\n", *chain.from_iterable(chunks)))
 
 
-def _deflated(content: bytes) -> bytes:
+def _deflated(content: memoryview) -> bytes:
     try:
         from isal.isal_zlib import compress
     except ImportError:  # three times as slow, and an even picture becomes twelve times as large
@@ -177,8 +178,8 @@ def _deflated(content: bytes) -> bytes:
     return compress(content, 1)
 
 
-def _sum(content: bytes) -> bytes:
-    return struct.pack(">I", zlib.crc32(content))
+def _sum(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
 
 
 def _levels(engine: Decider, image: Image.Image) -> Mipmaps:

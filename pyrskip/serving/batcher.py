@@ -47,7 +47,7 @@ class Batcher:
         self.engine, self.most, self.waiting, self.observe = engine, most, waiting, observe
         self.jobs: deque[Job] = deque()
         self.wake = asyncio.Event()
-        self.closing = False
+        self.closing = self.idle = False
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self.helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="helper")
         self.task: asyncio.Task[None] | None = None
@@ -69,6 +69,9 @@ class Batcher:
         before its batch starts is never computed. Raises BusyError."""
         if self.closing or len(self.jobs) >= self.waiting:
             raise BusyError
+        if self.idle:  # the questions of many are read together, which is cheaper
+            self.idle = False
+            self.helpers.submit(self.engine.read_ahead, request.question)
         prepared = self.helpers.submit(self.engine.prepare_one, request, {})
         job = Job(prepared, run, asyncio.get_running_loop().create_future())
         self.jobs.append(job)
@@ -98,6 +101,7 @@ class Batcher:
             if self.closing:
                 return
             self.wake.clear()
+            self.idle = True
             await self.wake.wait()
 
     def _run(self, batch: list[Job]) -> list[Any]:
