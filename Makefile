@@ -21,6 +21,7 @@ help:  ## list the targets
 
 setup: $(READY)  ## make .venv with the pinned versions of constraints.txt (about 3 minutes, 7 GB)
 
+# modules are compiled when they are first imported, which most never are
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(EXTRAS)]'

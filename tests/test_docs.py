@@ -121,16 +121,16 @@ def test_every_command_and_block_of_the_page_runs(page: Path, shared: Shared, tm
         (tmp_path / "textvqa").mkdir()
         write_parquet(tmp_path / "textvqa" / "train-0.parquet", rows)
     lines = [c for c in commands(page) if c.startswith(RUNNERS)]
-    alike = set(SHARED) & set(lines)
+    common = set(SHARED) & set(lines)
     if page.name == "peers.md":
-        alike.remove(EASY)
+        common.remove(EASY)
         small.remove("language.layers=1")  # some prune between layers
         small.append("peers.ratios=[0.5]")  # of three
     elif any("runs/easy_vqa" in line for line in lines):
-        alike.add(EASY)
-    for line in alike:
+        common.add(EASY)
+    for line in common:
         shutil.copytree(shared.made(line), tmp_path / SHARED[line])
-    lines = [line for line in lines if line not in alike]
+    lines = [line for line in lines if line not in common]
     if any("my-vlm" in line for line in lines):
         pytest.importorskip("transformers")
         from tests.vlm import save_llava, save_qwen
