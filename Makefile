@@ -43,7 +43,7 @@ test-gpu:  ## the tests that take a device, on a GPU, and the clock of run=<dire
 
 test-slurm: $(READY)  ## tests on a SLURM of two nodes on this machine, from Debian's packages (needs root)
 	command -v slurmd munged >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends slurm-wlm munge; }
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slurm tests/test_slurm.py
 
 test-ray: $(RAY)/.ready  ## tests on Ray, in .venv-ray: its launcher wants older versions of two packages
 	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -q -rs -m slow tests/test_ray.py

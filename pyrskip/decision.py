@@ -71,6 +71,12 @@ class Candidates:
         least = torch.full_like(order, actions).scatter_reduce(1, group, order, "amin")
         return torch.empty_like(order).scatter(1, order, least.gather(1, group))
 
+    def of(self, rows: Tensor) -> "Candidates":
+        """Those of some rows [N], of which `first` is known as well."""
+        some = Candidates(self.tokens[rows])
+        vars(some)["first"] = self.first[rows]
+        return some
+
     def take(self, action: Tensor) -> Decision:
         """The decision of action [B]."""
         rows = torch.arange(action.shape[0], device=action.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrskip.budget import BudgetRule
 from pyrskip.cost import Cost
-from pyrskip.decision import ActionSet, Decision, blind, reference
+from pyrskip.decision import ActionConfig, ActionSet, Candidates, Decision, blind, reference
 from pyrskip.errors import UserError
 from pyrskip.gates import build_gate
 from pyrskip.gates.gate import GateConfig
@@ -21,6 +21,7 @@ from pyrskip.observation import Observation
 from pyrskip.policies import Relaxed
 from pyrskip.policies.bernoulli import BernoulliPolicy
 from pyrskip.policies.sampling import multilinear
+from pyrskip.pyramid import Pyramid
 from pyrskip.rollouts.environments import ModelEnvironment, TableEnvironment
 from pyrskip.rollouts.rollout import RolloutModule
 from pyrskip.rollouts.table import OUTSIDE, RolloutTable
@@ -28,6 +29,7 @@ from pyrskip.sample import Batch
 from pyrskip.signals import SIGNALS
 from tests.decisions import of_every_action
 from tests.models import mixed_decisions, taught_model, tiny_batch, tiny_model
+from tests.tables import synthetic_table
 
 WHOLE = BudgetRule()
 NEEDS = ("query", "glance")
@@ -110,6 +112,31 @@ def test_the_gate_sees_the_same_online_and_offline(world: World) -> None:
     for name, value in flat(online).items():
         assert flat(offline)[name].dtype == value.dtype
         assert torch.allclose(flat(offline)[name].float(), value.float(), atol=1e-5), name
+
+
+@pytest.mark.parametrize("budget", [WHOLE, BudgetRule(total=40, floor=2)], ids=["whole", "shared"])
+def test_listed_decisions_are_those_of_each_image(
+    budget: BudgetRule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyramid = Pyramid(64, 3, 8, (2, 1, 1))
+    size = torch.tensor([[64, 16], [64, 64], [20, 64]]).repeat(4, 1)  # on narrow ones tiles are padding
+    table = replace(
+        synthetic_table(images=12), size=size, actions=ActionSet.of(pyramid, budget, ActionConfig("tile"))
+    )
+    rows, price = torch.tensor([5, 0, 35, 2, 0]), torch.zeros(5)
+    kept = TableEnvironment(table, pyramid, budget, 1.0).observe(rows, price).candidates
+    monkeypatch.setattr("pyrskip.rollouts.environments.KNOWN", 0)
+    assert TableEnvironment(table, pyramid, budget, 1.0).observe(rows, price).candidates is None
+    expected = Candidates(table.actions.tokens(pyramid.capacity(size)[table.image_of[rows]], budget))
+    assert kept is not None
+    assert kept.tokens.equal(expected.tokens) and kept.first.equal(expected.first)
+    assert (expected.first != torch.arange(len(table.actions))).any(1).tolist() == [
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_the_gate_sees_the_glance_where_the_image_is(world: World) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrskip.budget import BudgetRule
-from pyrskip.decision import ActionSet, Decision, power
+from pyrskip.decision import ActionSet, Candidates, Decision, distinct, power
 from pyrskip.errors import UserError
 from pyrskip.gated import encode_glance, observe
 from pyrskip.models.native import NativeModel
@@ -30,6 +30,8 @@ Reward = Callable[[Tensor, Tensor], Tensor]
 """(score, relative cost), [B] or [B, S] each -> the reward, of the same shape."""
 AT_ONCE, TILES_AT_ONCE = 4096, 2**17
 """Rows that a gate decides on at once, and their tiles: a vector of each is in memory."""
+KNOWN = 2**23
+"""Numbers that the listed decisions of all kinds of images may take, to be kept."""
 
 
 def in_parts(rows: Tensor, tiles: int) -> tuple[Tensor, ...]:
@@ -104,12 +106,19 @@ class TableEnvironment:
         self.relative, self.relative_of_column = every[:, : len(actions)], every
         # tables that keep every tile's mean features [M, T, C] let a gate look at what it has kept
         self.features: Tensor | None = getattr(table, "features", None)
+        # images of few sizes have few kinds of decisions, which are found once
+        kinds, self.kind = distinct(self.capacity)
+        self.candidates: Candidates | None = None
+        if len(kinds) * actions.selection.numel() <= KNOWN:
+            self.candidates = Candidates(actions.tokens(self.capacity[kinds], budget))
 
     def to(self, device: torch.device) -> None:
         self.table = self.table.to(device)
         self.capacity, self.relative = self.capacity.to(device), self.relative.to(device)
         self.relative_of_column = self.relative_of_column.to(device)
         self.features = None if self.features is None else self.features.to(device)
+        if self.candidates is not None:
+            self.kind, self.candidates = self.kind.to(device), Candidates(self.candidates.tokens.to(device))
 
     def observe(self, rows: Tensor, price: Tensor) -> Observation:
         t = self.table
@@ -122,6 +131,7 @@ class TableEnvironment:
             price=price,
             reveal=None if self.features is None else self._reveal(image),
             reveal_level=None if self.table.shown is None else self._reveal_level(self.table.shown, image),
+            candidates=None if self.candidates is None else self.candidates.of(self.kind[image]),
         )
 
     def _reveal(self, image: Tensor) -> Reveal:
