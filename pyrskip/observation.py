@@ -53,17 +53,17 @@ class Observation:
             )
         return self.signals[name]
 
-    def first(self) -> "Observation":
-        """The first row alone, with nothing to look at."""
+    def head(self, rows: int) -> "Observation":
+        """The first rows alone, with nothing to look at."""
         return replace(
             self,
             reveal=None,
             reveal_level=None,
-            signals={name: value[:1] for name, value in self.signals.items()},
-            capacity=self.capacity[:1],
-            cost=self.cost[:1],
-            price=self.price[:1],
-            candidates=None if self.candidates is None else Candidates(self.candidates.tokens[:1]),
+            signals={name: value[:rows] for name, value in self.signals.items()},
+            capacity=self.capacity[:rows],
+            cost=self.cost[:rows],
+            price=self.price[:rows],
+            candidates=None if self.candidates is None else Candidates(self.candidates.tokens[:rows]),
         )
 
 

@@ -124,6 +124,13 @@ CHANGED = {
 
 
 @every
+def test_a_gate_reads_blocks_that_differ_in_price_as_it_does_each_row(name: str, policy: str) -> None:
+    gate, seen = gate_of(name, policy), pick(observation(3), [0, 1, 2] * 4)
+    seen = replace(seen, price=torch.rand(12))
+    assert torch.allclose(gate.of_blocks(seen, 4), gate(seen), atol=1e-5)
+
+
+@every
 @pytest.mark.parametrize("more", [(), ("answer_stats",)], ids=["", "answer_stats"])
 def test_a_gate_sees_the_signals_that_it_needs_and_nothing_else(
     name: str, policy: str, more: tuple[str, ...]

@@ -137,6 +137,16 @@ class Gate(nn.Module, ABC):
         """Raw head outputs [B, ...] float32: what the policy is made of."""
         return self.weigh(self.look(seen), seen)
 
+    @in_float32
+    def of_blocks(self, seen: Observation, blocks: int) -> Tensor:
+        """The same for rows that are so many blocks, alike but for their prices: the trunk, which is not told
+        the price, reads one of them."""
+        if type(self).forward is not Gate.forward:  # it is not known to do so
+            outputs: Tensor = self(seen)
+            return outputs
+        looked = self.look(seen.head(len(seen.price) // blocks))
+        return self.weigh(looked.repeat(blocks, *[1] * (looked.ndim - 1)), seen)
+
     def weigh(self, looked: Tensor, seen: Observation) -> Tensor:
         """What the head makes of what the trunk read, `looked`."""
         capacity = (1.0 + seen.capacity.float()).log() / 8
@@ -179,7 +189,7 @@ class Gate(nn.Module, ABC):
 
     def flops(self, seen: Observation) -> int:
         """Measured FLOPs of one decision, on the first row of an observation."""
-        first = seen.first()
+        first = seen.head(1)
         if self.config.looks:  # what it looks at is encoded for the answer anyway
             empty = torch.zeros(1, self.layout.width("glance", 0), device=first.price.device)
             first = replace(

@@ -83,7 +83,7 @@ class ActorCriticModule(RewardModule):
         else:
             rows, price = self.memory["rows"].to(self.device), self.memory["price"].to(self.device)
         seen = self.environment.observe(rows, price)
-        policy = self.gate.policy(seen)
+        policy = self.gate.policy(seen, self.gate.of_blocks(seen, 1 if c.online else c.samples))
         assert isinstance(policy, SequentialPolicy)
         if fresh:
             self.memory = self.episodes(rows, price, policy, batch_idx)
