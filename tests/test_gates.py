@@ -124,10 +124,11 @@ CHANGED = {
 
 
 @every
-def test_a_gate_reads_blocks_that_differ_in_price_as_it_does_each_row(name: str, policy: str) -> None:
-    gate, seen = gate_of(name, policy), pick(observation(3), [0, 1, 2] * 4)
-    seen = replace(seen, price=torch.rand(12))
-    assert torch.allclose(gate.of_blocks(seen, 4), gate(seen), atol=1e-5)
+def test_a_gate_says_at_several_prices_what_it_says_at_each(name: str, policy: str) -> None:
+    gate, seen = gate_of(name, policy), observation()
+    prices = torch.rand(3, 5) + 0.01
+    at_each = torch.stack([gate(replace(seen, price=price)) for price in prices])
+    assert gate.of_prices(seen, prices).equal(at_each)
 
 
 @every

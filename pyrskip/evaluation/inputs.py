@@ -120,11 +120,10 @@ def modes_of(gate: Gate, environment: TableEnvironment, prices: Sequence[float])
     gate.eval()
     chunks = []
     for rows in in_parts(torch.arange(len(environment.table)), environment.layout.tiles):
-        seen = environment.observe(rows, torch.zeros(len(rows)))
-        # a utility gate predicts scores, which no price changes: one pass serves all
-        outputs = None if gate.dial else gate(seen)
-        priced = [replace(seen, price=torch.full((len(rows),), float(price))) for price in prices]
-        chunks.append([gate.policy(s, outputs).mode() for s in priced])
+        priced = torch.tensor(prices, dtype=torch.float32)[:, None].expand(-1, len(rows))
+        seen = environment.observe(rows, priced[0])
+        every = zip(priced, gate.of_prices(seen, priced), strict=True)
+        chunks.append([gate.policy(replace(seen, price=at), outputs).mode() for at, outputs in every])
     return [list(of) for of in zip(*chunks, strict=True)]
 
 

@@ -148,8 +148,9 @@ def _reference(
     visual, _ = model.visual(batch, answers.seen, answers.decided.tokens)
     logits = model.language.prefill(visual, model.language.tokenize(batch.texts))[0]
     decisions = {}
-    for price in prices:
-        policy = gated.gate.policy(replace(observed, price=torch.full_like(observed.price, price)))
+    priced = torch.tensor(prices, dtype=torch.float32)[:, None].expand(-1, len(observed.price))
+    for price, at, of in zip(prices, priced, gated.gate.of_prices(observed, priced), strict=True):
+        policy = gated.gate.policy(replace(observed, price=at), of)
         for most in (None, limit):
             decision = policy.mode(most)
             inside = (policy.margin(decision, most) <= MARGIN).numpy()

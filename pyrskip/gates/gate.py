@@ -138,14 +138,17 @@ class Gate(nn.Module, ABC):
         return self.weigh(self.look(seen), seen)
 
     @in_float32
-    def of_blocks(self, seen: Observation, blocks: int) -> Tensor:
-        """The same for rows that are so many blocks, alike but for their prices: the trunk, which is not told
-        the price, reads one of them."""
-        if type(self).forward is not Gate.forward:  # it is not known to do so
+    def of_prices(self, seen: Observation, prices: Tensor) -> Tensor:
+        """The same at each of prices [P, B] in place of the observation's: [P, B, ...]. The trunk, which is
+        not told the price, reads the rows once."""
+        if not self.dial:
             outputs: Tensor = self(seen)
-            return outputs
-        looked = self.look(seen.head(len(seen.price) // blocks))
-        return self.weigh(looked.repeat(blocks, *[1] * (looked.ndim - 1)), seen)
+            return outputs.expand(len(prices), *outputs.shape)
+        asks = [replace(seen, price=price) for price in prices]
+        if type(self).forward is not Gate.forward:  # it may tell its trunk more
+            return torch.stack([self(ask) for ask in asks])
+        looked = self.look(seen)
+        return torch.stack([self.weigh(looked, ask) for ask in asks])
 
     def weigh(self, looked: Tensor, seen: Observation) -> Tensor:
         """What the head makes of what the trunk read, `looked`."""

@@ -83,7 +83,9 @@ class ActorCriticModule(RewardModule):
         else:
             rows, price = self.memory["rows"].to(self.device), self.memory["price"].to(self.device)
         seen = self.environment.observe(rows, price)
-        policy = self.gate.policy(seen, self.gate.of_blocks(seen, 1 if c.online else c.samples))
+        prices = price.unflatten(0, (1 if c.online else c.samples, -1))
+        outputs = self.gate.of_prices(seen.head(prices.shape[1]), prices).flatten(0, 1)
+        policy = self.gate.policy(seen, outputs)
         assert isinstance(policy, SequentialPolicy)
         if fresh:
             self.memory = self.episodes(rows, price, policy, batch_idx)
