@@ -72,10 +72,9 @@ def test_a_crop_earns_the_answers_score_less_the_cost_of_asking_for_it() -> None
 
 
 def test_a_crop_of_padding_alone_asks_for_nothing() -> None:
-    environment = of_crops()
-    environment.table.size[:] = torch.tensor([64, 32])
-    environment.capacity = PYRAMID.capacity(environment.table.size)
-    found = earned(module_of(environment))
+    table = of_crops().table
+    table.size[:] = torch.tensor([64, 32])
+    found = earned(module_of(TableEnvironment(table, PYRAMID, BudgetRule(), table.mean_full_flops)))
     assert found["corner"]["0.right"] == -2.0 and found["easy"]["0.right"] == 1.0
     # the picture is the left half of its canvas: a corner is half of it
     assert found["corner"]["0.top-left"] == pytest.approx(1 - 0.75)
