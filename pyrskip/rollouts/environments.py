@@ -107,7 +107,8 @@ class TableEnvironment:
         # tables that keep every tile's mean features [M, T, C] let a gate look at what it has kept
         self.features: Tensor | None = getattr(table, "features", None)
         # images of few sizes have few kinds of decisions, which are found once
-        kinds, self.kind = distinct(self.capacity)
+        kinds, kind = distinct(self.capacity.cpu())
+        self.kind = kind.to(self.capacity.device)
         self.candidates: Candidates | None = None
         if len(kinds) * actions.selection.numel() <= KNOWN:
             self.candidates = Candidates(actions.tokens(self.capacity[kinds], budget))
